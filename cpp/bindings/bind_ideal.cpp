@@ -1,0 +1,188 @@
+#include "arrays.hpp"
+#include "bindings.hpp"
+#include "fairsteer/errors.hpp"
+#include "fairsteer/gaussian.hpp"
+#include "fairsteer/ideal.hpp"
+
+namespace fairsteer::bindings {
+namespace {
+
+DoubleArray to_array(const std::vector<Matrix>& matrices) {
+  const auto n = static_cast<Index>(matrices.size());
+  const Index d = matrices.empty() ? 0 : matrices[0].rows();
+  DoubleArray array({n, d, d});
+  for (Index i = 0; i < n; ++i)  // written row by row: NumPy's order
+    Eigen::Map<Matrix>(array.mutable_data() + i * d * d, d, d) = matrices[i].transpose();
+  return array;
+}
+
+DoubleArray to_array(const std::vector<Vector>& vectors) {
+  const auto n = static_cast<Index>(vectors.size());
+  const Index d = vectors.empty() ? 0 : vectors[0].size();
+  DoubleArray array({n, d});
+  for (Index i = 0; i < n; ++i) Eigen::Map<Vector>(array.mutable_data() + i * d, d) = vectors[i];
+  return array;
+}
+
+// (rows, columns) in row-major order
+DoubleArray to_array(const Matrix& matrix) {
+  DoubleArray array({matrix.rows(), matrix.cols()});
+  Eigen::Map<Matrix>(array.mutable_data(), matrix.cols(), matrix.rows()) = matrix.transpose();
+  return array;
+}
+
+DoubleArray to_array(const Vector& vector) {
+  DoubleArray array(vector.size());
+  Eigen::Map<Vector>(array.mutable_data(), vector.size()) = vector;
+  return array;
+}
+
+CovarianceModel model_of(const DoubleArray& covariances, Index K, Index G, Index d,
+                         const std::string& name) {
+  if (name == "tied") {
+    check_shape("covariances", covariances, {G, d, d});
+    return CovarianceModel::tied;
+  }
+  if (name == "full") {
+    check_shape("covariances", covariances, {K, G, d, d});
+    return CovarianceModel::full;
+  }
+  if (name == "diagonal") {
+    check_shape("covariances", covariances, {K, G, d});
+    return CovarianceModel::diagonal;
+  }
+  throw std::invalid_argument("covariance must be 'tied', 'full' or 'diagonal', not '" + name +
+                              "'");
+}
+
+py::dict project(const std::string& covariance, const DoubleArray& weights,
+                 const DoubleArray& means, const DoubleArray& covariances,
+                 const std::string& intervention, Index reference, const std::string& alignment,
+                 Index max_iter, double tol) {
+  if (means.ndim() != 3)
+    throw std::invalid_argument("means must have 3 dimensions, not " +
+                                std::to_string(means.ndim()));
+  const Index K = means.shape(0), G = means.shape(1), d = means.shape(2);
+  if (K < 1 || G < 1 || d < 1)
+    throw std::invalid_argument("means must have no empty dimension, not shape " +
+                                shape_text(means.shape(), 3));
+  check_shape("weights", weights, {K, G});
+  Subgroups subgroups{model_of(covariances, K, G, d, covariance),
+                      K,
+                      G,
+                      d,
+                      Matrix(K, G),
+                      means.data(),
+                      covariances.data()};
+  for (Index k = 0; k < K; ++k)
+    for (Index a = 0; a < G; ++a) subgroups.weight(k, a) = weights.at(k, a);
+  if (!(subgroups.weight.minCoeff() >= 0) || !(subgroups.weight.colwise().sum().minCoeff() > 0) ||
+      !(subgroups.weight.rowwise().sum().minCoeff() > 0))
+    throw std::invalid_argument(
+        "weights must be non-negative, with a positive sum for every class and every group");
+  subgroups.weight /= subgroups.weight.sum();
+
+  IdealOptions options;
+  if (intervention == "affirmative") {
+    options.intervention = Intervention::affirmative;
+    if (reference < 0 || reference >= G)
+      throw std::invalid_argument("reference must lie in [0, " + std::to_string(G) + "), not " +
+                                  std::to_string(reference));
+    options.reference = reference;
+  } else if (intervention != "all_subgroups") {
+    throw std::invalid_argument("intervention must be 'all_subgroups' or 'affirmative', not '" +
+                                intervention + "'");
+  }
+  if (alignment == "symmetric")
+    options.alignment = Alignment::symmetric;
+  else if (alignment != "affine")
+    throw std::invalid_argument("alignment must be 'affine' or 'symmetric', not '" + alignment +
+                                "'");
+  options.max_iter = max_iter;
+  options.tol = tol;
+
+  IdealResult result;
+  {
+    const py::gil_scoped_release release;  // arrays are read through plain pointers
+    result = nearest_ideal(subgroups, options);
+  }
+  py::dict out;
+  out["class_prior"] = to_array(result.class_prior);
+  out["group_prior"] = to_array(result.group_prior);
+  out["cell_divergence"] = to_array(result.cell_divergence);
+  out["kl_divergence"] = result.divergence;
+  out["linear"] = to_array(result.linear);
+  out["offset"] = to_array(result.offset);
+  out["inverse_linear"] = to_array(result.inverse_linear);
+  out["inverse_offset"] = to_array(result.inverse_offset);
+  out["canonical_means"] = to_array(Matrix(result.canonical_mean.transpose()));
+  if (subgroups.model == CovarianceModel::diagonal)
+    out["canonical_covariances"] = to_array(Matrix(result.canonical_covariance[0].transpose()));
+  else
+    out["canonical_covariances"] = to_array(result.canonical_covariance);
+  out["objective_path"] = DoubleArray(static_cast<py::ssize_t>(result.objective_path.size()),
+                                      result.objective_path.data());
+  out["n_iter"] = result.n_iter;
+  out["converged"] = result.converged;
+  return out;
+}
+
+py::array_t<Index> floor_spectra(DoubleArray& covariances, const DoubleArray& scale, double floor) {
+  if (covariances.ndim() != 3)
+    throw std::invalid_argument("covariances must have 3 dimensions, not " +
+                                std::to_string(covariances.ndim()));
+  const Index n = covariances.shape(0), d = covariances.shape(1);
+  check_shape("covariances", covariances, {n, d, d});
+  check_shape("scale", scale, {d});
+  py::array_t<Index> ranks(n);
+  double* data = covariances.mutable_data();
+  Index* rank = ranks.mutable_data();
+  const VectorView scales(scale.data(), d);
+  {
+    const py::gil_scoped_release release;
+    for (Index i = 0; i < n; ++i)
+      rank[i] = floor_spectrum(Eigen::Map<Matrix>(data + i * d * d, d, d), scales, floor);
+  }
+  return ranks;
+}
+
+DoubleArray transport(const DoubleArray& source, const DoubleArray& target) {
+  if (source.ndim() != 2)
+    throw std::invalid_argument("source must have 2 dimensions, not " +
+                                std::to_string(source.ndim()));
+  const Index d = source.shape(0);
+  check_shape("source", source, {d, d});
+  check_shape("target", target, {d, d});
+  Matrix map;
+  {
+    const py::gil_scoped_release release;
+    map = transport_map(MatrixView(source.data(), d, d), MatrixView(target.data(), d, d));
+  }
+  return to_array(map);
+}
+
+}  // namespace
+
+void bind_ideal(py::module_& m) {
+  static py::exception<NumericalError> error(m, "NumericalError", PyExc_ArithmeticError);
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const NumericalError& e) {
+      PyErr_SetObject(error.ptr(), py::make_tuple(e.what(), e.class_index, e.group_index).ptr());
+    }
+  });
+  m.def(
+      "nearest_ideal", &project, py::arg("covariance"), py::arg("weights").noconvert(),
+      py::arg("means").noconvert(), py::arg("covariances").noconvert(), py::arg("intervention"),
+      py::arg("reference"), py::arg("alignment"), py::arg("max_iter"), py::arg("tol"),
+      "The nearest ideal distribution of K x G Gaussians; covariances must be positive definite.");
+  m.def(
+      "floor_spectra", &floor_spectra, py::arg("covariances").noconvert(),
+      py::arg("scale").noconvert(), py::arg("floor"),
+      "Lift eigenvalues below `floor` (after division by `scale`), in place; the effective ranks.");
+  m.def("transport_map", &transport, py::arg("source").noconvert(), py::arg("target").noconvert(),
+        "The symmetric W with W source W = target.");
+}
+
+}  // namespace fairsteer::bindings

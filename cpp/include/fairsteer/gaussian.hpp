@@ -1,0 +1,31 @@
+// What is done with one or two covariance matrices.
+#pragma once
+
+#include "fairsteer/types.hpp"
+
+namespace fairsteer {
+
+/// Lower Cholesky factor, H H^T = covariance. Throws NumericalError (cell unknown) when the matrix
+/// is not positive definite.
+Matrix cholesky(const ConstMatrixRef& covariance);
+
+/// Lifts the eigenvalues of a covariance to at least `floor`, measured after dividing every feature
+/// by `scale`, so that neither units nor a dominant feature decide. Leaves the matrix untouched
+/// when nothing lies below. Returns the number of eigenvalues above the floor (the effective rank).
+Index floor_spectrum(MatrixRef covariance, const ConstVectorRef& scale, double floor);
+
+/// The symmetric W with W source W = target: the linear part of the optimal-transport map between
+/// centred Gaussians (theory: Knott and Smith 1984).
+Matrix transport_map(const ConstMatrixRef& source, const ConstMatrixRef& target);
+
+/// The orthogonal matrix O that maximises tr(O^T matrix).
+Matrix polar_factor(const ConstMatrixRef& matrix);
+
+/// Symmetric positive-definite square root and its inverse.
+struct SquareRoot {
+  Matrix root;
+  Matrix inverse;
+};
+SquareRoot square_root(const ConstMatrixRef& covariance);
+
+}  // namespace fairsteer

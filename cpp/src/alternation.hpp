@@ -1,0 +1,207 @@
+// The alternation of theory section 7, the same for every covariance model.
+//
+// A model holds the problem data, and a State: the canonical family and one map per group.
+//   void start(State&, Index group)                    canonical := that group's own family
+//   bool has_class(State, Index k)                     whether the canonical family knows class k
+//   void fit_group(State&, Index a, Vector w, tol)     best map of group a; w sums to one
+//   void fit_canonical(State&, Matrix q, mask)         best family for the masked classes
+//   double divergence(State, Index k, Index a)         KL of one cell, nats
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fairsteer/ideal.hpp"
+
+namespace fairsteer::detail {
+
+using Mask = std::vector<char>;
+
+struct Priors {
+  Vector p;
+  Vector r;
+};
+
+// An empty cell takes the weight that independence gives it: it then says nothing about the priors.
+inline Matrix complete_weights(const Subgroups& subgroups) {
+  Matrix q = subgroups.weight;
+  const Vector classes = q.rowwise().sum();
+  const Vector groups = q.colwise().sum();
+  for (Index k = 0; k < q.rows(); ++k)
+    for (Index a = 0; a < q.cols(); ++a)
+      if (!subgroups.seen(k, a)) q(k, a) = classes[k] * groups[a];
+  return q / q.sum();
+}
+
+/// Priors of the classes of one group, those it has no row of left out; sums to one, or is zero.
+inline Vector class_weights(const Subgroups& subgroups, const Vector& p, Index a) {
+  const Vector w = (subgroups.weight.col(a).array() > 0).select(p, 0.0);
+  const double total = w.sum();
+  return total > 0 ? Vector(w / total) : w;
+}
+
+inline Vector softmax(const Vector& logits) {
+  const Vector shifted = (logits.array() - logits.maxCoeff()).exp();
+  return shifted / shifted.sum();
+}
+
+template <class State>
+struct Solution {
+  State state;
+  Priors priors;
+  Matrix cells;
+  double objective = std::numeric_limits<double>::infinity();
+  std::vector<double> path;
+  Index n_iter = 0;
+  bool converged = false;
+};
+
+template <class Model>
+class Alternation {
+ public:
+  using State = typename Model::State;
+
+  Alternation(const Model& model, const Subgroups& subgroups, const IdealOptions& options)
+      : model_(model), subgroups_(subgroups), options_(options), q_(complete_weights(subgroups)) {}
+
+  Solution<State> affirmative() const {
+    auto solution = begin(options_.reference);
+    if (!solution) throw std::invalid_argument("a group shares no class with the reference group");
+    evaluate(*solution);
+    solution->converged = true;
+    solution->n_iter = 1;
+    solution->path = {solution->objective};
+    return *std::move(solution);
+  }
+
+  /// The best of the alternations from each group's own family, and from `extra`.
+  Solution<State> all_subgroups(std::optional<Solution<State>> extra = std::nullopt) const {
+    Solution<State> best;
+    const auto keep_better = [&](std::optional<Solution<State>> solution) {
+      if (!solution) return;
+      evaluate(*solution);
+      iterate(*solution);
+      if (solution->objective < best.objective) best = *std::move(solution);
+    };
+    for (const Index group : starts()) keep_better(begin(group));
+    keep_better(std::move(extra));
+    if (!std::isfinite(best.objective))
+      throw std::invalid_argument("no group shares a class with every other group");
+    return best;
+  }
+
+ private:
+  // Every group's own family is a start; of many groups the heaviest.
+  std::vector<Index> starts() const {
+    std::vector<Index> order(subgroups_.n_groups);
+    std::iota(order.begin(), order.end(), Index{0});
+    const Vector weight = subgroups_.weight.colwise().sum();
+    std::stable_sort(order.begin(), order.end(),
+                     [&](Index a, Index b) { return weight[a] > weight[b]; });
+    order.resize(std::min<std::size_t>(order.size(), 8));
+    return order;
+  }
+
+  // The canonical family of one group and the best map of every group into it: the affirmative
+  // solution with that reference.
+  std::optional<Solution<State>> begin(Index reference) const {
+    Solution<State> solution;
+    solution.priors.p = q_.col(reference) / q_.col(reference).sum();
+    solution.priors.r = q_.colwise().sum();
+    model_.start(solution.state, reference);
+    for (Index a = 0; a < subgroups_.n_groups; ++a) {
+      const auto w = weights(solution, a);
+      if (!w) return std::nullopt;
+      if (a != reference) model_.fit_group(solution.state, a, *w, 0.0);
+    }
+    // Classes that the reference lacks follow from the other groups, through maps that the classes
+    // they share have decided.
+    Mask missing(subgroups_.n_classes, 0);
+    for (Index k = 0; k < subgroups_.n_classes; ++k)
+      missing[k] = !model_.has_class(solution.state, k);
+    if (std::count(missing.begin(), missing.end(), 1) > 0)
+      model_.fit_canonical(solution.state, target(solution.priors), missing);
+    return solution;
+  }
+
+  void iterate(Solution<State>& solution) const {
+    solution.path = {solution.objective};
+    const Mask all(subgroups_.n_classes, 1);
+    double previous_step = 0;
+    for (solution.n_iter = 1; solution.n_iter <= options_.max_iter; ++solution.n_iter) {
+      fit_priors(solution);
+      model_.fit_canonical(solution.state, target(solution.priors), all);
+      const double scale = std::max(1.0, std::abs(solution.objective));
+      for (Index a = 0; a < subgroups_.n_groups; ++a)
+        model_.fit_group(solution.state, a, *weights(solution, a), 0.01 * options_.tol * scale);
+      const double before = solution.objective;
+      evaluate(solution);
+      solution.path.push_back(solution.objective);
+      // The steps shrink geometrically: what is left is a geometric series.
+      const double step = before - solution.objective;
+      const double rate = previous_step > 0 ? std::min(step / previous_step, 0.9999) : 0.9999;
+      const double left = step * rate / (1 - rate);
+      previous_step = step;
+      if (solution.n_iter > 1 && left <= options_.tol * scale) {
+        solution.converged = true;
+        return;
+      }
+    }
+    solution.n_iter = options_.max_iter;
+  }
+
+  // w[k] of one group: the priors of the classes that it and the canonical family both have.
+  std::optional<Vector> weights(const Solution<State>& solution, Index a) const {
+    Vector p = solution.priors.p;
+    for (Index k = 0; k < p.size(); ++k)
+      if (!model_.has_class(solution.state, k)) p[k] = 0;
+    const Vector w = class_weights(subgroups_, p, a);
+    if (w.sum() <= 0) return std::nullopt;
+    return w;
+  }
+
+  // q~ on the cells that were seen, 0 elsewhere.
+  Matrix target(const Priors& priors) const {
+    return (subgroups_.weight.array() > 0).select(priors.p * priors.r.transpose(), 0.0);
+  }
+
+  void evaluate(Solution<State>& solution) const {
+    const Index K = subgroups_.n_classes, G = subgroups_.n_groups;
+    solution.cells.resize(K, G);
+    for (Index k = 0; k < K; ++k)
+      for (Index a = 0; a < G; ++a)
+        solution.cells(k, a) =
+            subgroups_.seen(k, a) ? std::max(0.0, model_.divergence(solution.state, k, a)) : 0.0;
+    const Array weight = (solution.priors.p * solution.priors.r.transpose()).array();
+    solution.objective = 0;
+    for (Index k = 0; k < K; ++k)
+      for (Index a = 0; a < G; ++a)
+        if (weight(k, a) > 0)
+          solution.objective +=
+              weight(k, a) * (std::log(weight(k, a) / q_(k, a)) + solution.cells(k, a));
+  }
+
+  void fit_priors(Solution<State>& solution) const {
+    const Matrix energy = q_.array().log().matrix() - solution.cells;
+    Priors& priors = solution.priors;
+    for (int round = 0; round < 1000; ++round) {
+      const Vector before = priors.p;
+      priors.p = softmax(energy * priors.r);
+      priors.r = softmax(energy.transpose() * priors.p);
+      if ((priors.p - before).lpNorm<1>() < 1e-15) break;
+    }
+  }
+
+  const Model& model_;
+  const Subgroups& subgroups_;
+  const IdealOptions& options_;
+  Matrix q_;
+};
+
+}  // namespace fairsteer::detail

@@ -1,0 +1,132 @@
+#include "diagonal.hpp"
+
+namespace fairsteer::detail {
+
+void DiagonalModel::start(State& state, Index group) const {
+  const Index d = subgroups_.n_features, K = subgroups_.n_classes;
+  const Index G = subgroups_.n_groups;
+  state.nu = Matrix::Zero(d, K);
+  state.C = Matrix::Ones(d, K);
+  state.known.assign(K, 0);
+  for (Index k = 0; k < K; ++k) {
+    if (!subgroups_.seen(k, group)) continue;
+    state.known[k] = 1;
+    state.nu.col(k) = subgroups_.mean(k, group);
+    state.C.col(k) = subgroups_.variance(k, group);
+  }
+  state.B.assign(G, Vector::Ones(d));
+  state.m.assign(G, Vector::Zero(d));
+}
+
+void DiagonalModel::fit_group(State& state, Index a, const Vector& w, double /*tol*/) const {
+  const Index d = subgroups_.n_features;
+  Eigen::ArrayXd total = Eigen::ArrayXd::Zero(d), nu_mean = total, mu_mean = total;
+  for (Index k = 0; k < w.size(); ++k) {
+    if (w[k] <= 0) continue;
+    const Eigen::ArrayXd precision = w[k] / subgroups_.variance(k, a).array();
+    total += precision;
+    nu_mean += precision * state.nu.col(k).array();
+    mu_mean += precision * subgroups_.mean(k, a).array();
+  }
+  nu_mean /= total;
+  mu_mean /= total;
+  // f(B) = A B^2 / 2 - b B - log|B|
+  Eigen::ArrayXd A = Eigen::ArrayXd::Zero(d), b = A;
+  for (Index k = 0; k < w.size(); ++k) {
+    if (w[k] <= 0) continue;
+    const Eigen::ArrayXd precision = w[k] / subgroups_.variance(k, a).array();
+    const Eigen::ArrayXd nu = state.nu.col(k).array() - nu_mean;
+    A += precision * (state.C.col(k).array() + nu.square());
+    b += precision * nu * (subgroups_.mean(k, a).array() - mu_mean);
+  }
+  // Both roots are stationary; the one on the side of b is nearer. "symmetric" keeps orientation.
+  const Eigen::ArrayXd root = (b.square() + 4 * A).sqrt();
+  Eigen::ArrayXd B;
+  if (alignment_ == Alignment::affine)
+    B = (b < 0).select((b - root) / (2 * A), (b + root) / (2 * A));
+  else
+    // (b + root) / (2 A), written so that a large negative b does not cancel
+    B = (b < 0).select(2 / (root - b), (b + root) / (2 * A));
+  state.B[a] = B.matrix();
+  state.m[a] = (mu_mean - B * nu_mean).matrix();
+}
+
+void DiagonalModel::fit_canonical(State& state, const Matrix& weight, const Mask& classes) const {
+  const Index d = subgroups_.n_features;
+  for (Index k = 0; k < subgroups_.n_classes; ++k) {
+    if (!classes[k]) continue;
+    state.known[k] = 1;
+    Eigen::ArrayXd A = Eigen::ArrayXd::Zero(d), b = A;
+    for (Index a = 0; a < subgroups_.n_groups; ++a) {
+      const double w = weight(k, a);
+      if (w <= 0) continue;
+      const Eigen::ArrayXd B = state.B[a].array();
+      const Eigen::ArrayXd precision = w / subgroups_.variance(k, a).array();
+      A += precision * B.square();
+      b += precision * B * (subgroups_.mean(k, a) - state.m[a]).array();
+    }
+    const double total = weight.row(k).sum();
+    if (total <= 0) continue;
+    state.nu.col(k) = (b / A).matrix();
+    state.C.col(k) = (total / A).matrix();
+  }
+}
+
+double DiagonalModel::divergence(const State& state, Index k, Index a) const {
+  const Eigen::ArrayXd variance = subgroups_.variance(k, a).array();
+  const Eigen::ArrayXd ratio = state.B[a].array().square() * state.C.col(k).array() / variance;
+  const Eigen::ArrayXd residual = state.m[a].array() +
+                                  state.B[a].array() * state.nu.col(k).array() -
+                                  subgroups_.mean(k, a).array();
+  return 0.5 * (ratio - 1 - ratio.log() + residual.square() / variance).sum();
+}
+
+void DiagonalModel::lift(const Solution<State>& solution, Index reference,
+                         IdealResult& result) const {
+  const Index d = subgroups_.n_features, K = subgroups_.n_classes, G = subgroups_.n_groups;
+  const State& state = solution.state;
+  // The frame u = F z + f that moves points least, feature by feature: F = cov(x, z) / var(z).
+  Eigen::ArrayXd F = Eigen::ArrayXd::Ones(d), f = Eigen::ArrayXd::Zero(d);
+  if (reference < 0) {
+    Eigen::ArrayXd x_mean = f, z_mean = f, xz = f, zz = f;
+    const auto each_cell = [&](auto visit) {
+      for (Index a = 0; a < G; ++a)
+        for (Index k = 0; k < K; ++k) {
+          if (!subgroups_.seen(k, a)) continue;
+          const Eigen::ArrayXd x = subgroups_.mean(k, a).array();
+          visit(subgroups_.weight(k, a), x, ((x - state.m[a].array()) / state.B[a].array()).eval(),
+                subgroups_.variance(k, a).array().eval(), state.B[a].array().eval());
+        }
+    };
+    each_cell([&](double w, const auto& x, const auto& z, const auto&, const auto&) {
+      x_mean += w * x;
+      z_mean += w * z;
+    });
+    each_cell([&](double w, const auto& x, const auto& z, const auto& variance, const auto& B) {
+      xz += w * (variance / B + (x - x_mean) * (z - z_mean));
+      zz += w * (variance / B.square() + (z - z_mean).square());
+    });
+    F = xz / zz;
+    // Reflected groups can cancel; then the heaviest group's coordinates serve.
+    Index anchor = 0;
+    subgroups_.weight.colwise().sum().maxCoeff(&anchor);
+    const Eigen::ArrayXd B = state.B[anchor].array();
+    F = (F.abs() > 1e-8 * B.abs()).select(F, B);
+    f = x_mean - F * z_mean;
+  }
+  for (Index a = 0; a < G; ++a) {
+    const bool still = a == reference;
+    const Eigen::ArrayXd linear =
+        still ? Eigen::ArrayXd::Ones(d).eval() : (F / state.B[a].array()).eval();
+    const Eigen::ArrayXd offset =
+        still ? Eigen::ArrayXd::Zero(d).eval() : (f - linear * state.m[a].array()).eval();
+    result.linear.push_back(linear.matrix().asDiagonal());
+    result.offset.push_back(offset.matrix());
+    result.inverse_linear.push_back(linear.inverse().matrix().asDiagonal());
+    result.inverse_offset.push_back((-offset / linear).matrix());
+  }
+  result.canonical_mean = ((state.nu.array().colwise() * F).colwise() + f).matrix();
+  result.canonical_covariance = {(state.C.array().colwise() * F.square()).matrix()};
+}
+
+}  // namespace fairsteer::detail

@@ -1,0 +1,36 @@
+// Independent features: the one-dimensional problem of theory section 8, feature by feature,
+// coupled by the priors alone.
+#pragma once
+
+#include <vector>
+
+#include "alternation.hpp"
+
+namespace fairsteer::detail {
+
+class DiagonalModel {
+ public:
+  struct State {
+    Matrix nu;              // (d, K) canonical means
+    Matrix C;               // (d, K) canonical variances
+    std::vector<Vector> B;  // scale of every feature; negative: a reflection
+    std::vector<Vector> m;
+    Mask known;
+  };
+
+  DiagonalModel(const Subgroups& subgroups, Alignment alignment)
+      : subgroups_(subgroups), alignment_(alignment) {}
+
+  void start(State& state, Index group) const;
+  bool has_class(const State& state, Index k) const { return state.known[k] != 0; }
+  void fit_group(State& state, Index a, const Vector& w, double tol) const;
+  void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
+  double divergence(const State& state, Index k, Index a) const;
+  void lift(const Solution<State>& solution, Index reference, IdealResult& result) const;
+
+ private:
+  const Subgroups& subgroups_;
+  Alignment alignment_;
+};
+
+}  // namespace fairsteer::detail

@@ -1,0 +1,48 @@
+// One covariance a subgroup (theory sections 4, 6 and 7), all invertible maps or symmetric ones;
+// and the symmetric maps of the tied model, which is the same problem with one shared precision.
+#pragma once
+
+#include <vector>
+
+#include "alternation.hpp"
+#include "group_problem.hpp"
+
+namespace fairsteer::detail {
+
+class FullModel {
+ public:
+  struct State {
+    Matrix nu;              // (d, K)
+    std::vector<Matrix> C;  // canonical covariances: K, tied: 1
+    std::vector<Matrix> B;  // (G)
+    std::vector<Vector> m;
+    std::vector<char> fitted;
+    Index pinned = -1;  // symmetric: the class whose canonical covariance is the identity
+    Mask known;
+  };
+
+  FullModel(const Subgroups& subgroups, const IdealOptions& options);
+
+  void start(State& state, Index group) const;
+  bool has_class(const State& state, Index k) const { return state.known[k] != 0; }
+  void fit_group(State& state, Index a, const Vector& w, double tol) const;
+  void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
+  double divergence(const State& state, Index k, Index a) const;
+  void lift(const Solution<State>& solution, Index reference, IdealResult& result) const;
+
+ private:
+  bool tied() const { return subgroups_.model == CovarianceModel::tied; }
+  // Covariances are stored once a group when tied, once a subgroup otherwise.
+  std::size_t cell(Index k, Index a) const { return tied() ? a : k * subgroups_.n_groups + a; }
+  std::size_t canonical(Index k) const { return tied() ? 0 : k; }
+
+  Matrix affine_start(const State& state, const GroupProblem& problem, const Matrix& C_mean,
+                      const Matrix& Sigma_mean, const Matrix& between, const Matrix& cross) const;
+
+  const Subgroups& subgroups_;
+  const IdealOptions& options_;
+  std::vector<Matrix> precision_;
+  std::vector<double> log_det_;  // of the covariances
+};
+
+}  // namespace fairsteer::detail

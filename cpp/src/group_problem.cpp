@@ -1,0 +1,179 @@
+#include "group_problem.hpp"
+
+#include <limits>
+
+#include "fairsteer/errors.hpp"
+#include "fairsteer/gaussian.hpp"
+
+namespace fairsteer::detail {
+namespace {
+
+// f over symmetric positive-definite S. The Hessian at an ideal distribution is close to
+// D -> 2 S^{-1} D S^{-1}, whose inverse is the preconditioner.
+class SymmetricObjective {
+ public:
+  explicit SymmetricObjective(const GroupProblem& problem) : problem_(problem) {}
+
+  double value(const Matrix& S) {
+    const Eigen::LLT<Matrix> factor(S);
+    if (factor.info() != Eigen::Success) return std::numeric_limits<double>::infinity();
+    problem_.quadratic(S, quadratic_);
+    const double log_det = 2 * factor.matrixLLT().diagonal().array().log().sum();
+    return 0.5 * inner(S, quadratic_) - inner(S, problem_.linear()) - log_det;
+  }
+  void linearise(const Matrix& S) {
+    S_ = S;
+    inverse_ = S.llt().solve(Matrix::Identity(S.rows(), S.cols()));
+    inverse_ = 0.5 * (inverse_ + inverse_.transpose()).eval();
+    problem_.quadratic(S, quadratic_);
+    gradient_ = quadratic_ - problem_.linear();
+    gradient_ = (0.5 * (gradient_ + gradient_.transpose()) - inverse_).eval();
+  }
+  const Matrix& gradient() const { return gradient_; }
+  void product(const Matrix& D, Matrix& out) {
+    problem_.quadratic(D, out);
+    out = (0.5 * (out + out.transpose())).eval();
+    scratch_.noalias() = inverse_ * D;
+    out.noalias() += scratch_ * inverse_;
+  }
+  void precondition(const Matrix& R, Matrix& out) {
+    scratch_.noalias() = S_ * R;
+    out.noalias() = 0.5 * scratch_ * S_;
+  }
+
+ private:
+  const GroupProblem& problem_;
+  Matrix S_, inverse_, gradient_, quadratic_, scratch_;
+};
+
+// f over invertible X, in coordinates where sum_k P_k = I and the average of S_k is I, so that the
+// tied model's Hessian D -> D + X^{-T} D^T X^{-T} is close. In the singular basis of X it falls
+// apart into 2 x 2 blocks; directions that are flat there (rotations) are lifted.
+class AffineObjective {
+ public:
+  explicit AffineObjective(const GroupProblem& problem) : problem_(problem) {}
+
+  double value(const Matrix& X) {
+    const auto diagonal = Eigen::PartialPivLU<Matrix>(X).matrixLU().diagonal().cwiseAbs().array();
+    if (!(diagonal.minCoeff() > 0)) return std::numeric_limits<double>::infinity();
+    problem_.quadratic(X, quadratic_);
+    return 0.5 * inner(X, quadratic_) - inner(X, problem_.linear()) - diagonal.log().sum();
+  }
+  void linearise(const Matrix& X) {
+    const Eigen::BDCSVD<Matrix> svd(X, Eigen::ComputeFullU | Eigen::ComputeFullV);
+    U_ = svd.matrixU();
+    V_ = svd.matrixV();
+    const Vector inverse = svd.singularValues().cwiseInverse();
+    inverse_transpose_ = U_ * inverse.asDiagonal() * V_.transpose();
+    coupling_ = inverse * inverse.transpose();
+    problem_.quadratic(X, quadratic_);
+    gradient_ = quadratic_ - problem_.linear() - inverse_transpose_;
+  }
+  const Matrix& gradient() const { return gradient_; }
+  void product(const Matrix& D, Matrix& out) {
+    problem_.quadratic(D, out);
+    scratch_.noalias() = inverse_transpose_ * D.transpose();
+    out.noalias() += scratch_ * inverse_transpose_;
+  }
+  void precondition(const Matrix& R, Matrix& out) {
+    scratch_.noalias() = U_.transpose() * R;
+    const Matrix rotated = scratch_ * V_;
+    const Array symmetric = 0.5 * (rotated + rotated.transpose()).array() / (1 + coupling_.array());
+    const Array skew =
+        0.5 * (rotated - rotated.transpose()).array() / (1 - coupling_.array()).max(kFlat);
+    scratch_.noalias() = U_ * (symmetric + skew).matrix();
+    out.noalias() = scratch_ * V_.transpose();
+  }
+
+ private:
+  static constexpr double kFlat = 0.1;
+  const GroupProblem& problem_;
+  Matrix U_, V_, inverse_transpose_, coupling_, gradient_, quadratic_, scratch_;
+};
+
+}  // namespace
+
+GroupProblem::GroupProblem(std::vector<Term> terms, Matrix linear, Vector target)
+    : terms_(std::move(terms)), J_(std::move(linear)), target_(std::move(target)) {
+  total_ = Matrix::Zero(J_.rows(), J_.cols());
+  for (const Term& term : terms_) total_ += term.precision;
+  factor_.compute(total_);
+  if (factor_.info() != Eigen::Success)
+    throw NumericalError("the precisions of a group do not sum to a positive definite matrix", -1,
+                         -1);
+}
+
+GroupProblem GroupProblem::transformed(const Matrix& R) const {
+  std::vector<Term> terms;
+  for (const Term& term : terms_)
+    terms.push_back({term.precision, R * term.second_moment * R.transpose(), R * term.nu});
+  return {std::move(terms), J_ * R.transpose(), target_};
+}
+
+Vector GroupProblem::shift(const Matrix& B) const {
+  Vector sum = target_;
+  for (const Term& term : terms_) sum -= term.precision * (B * term.nu);
+  return factor_.solve(sum);
+}
+
+void GroupProblem::quadratic(const Matrix& B, Matrix& out) const {
+  const Index d = J_.rows();
+  const auto n = static_cast<Index>(terms_.size());
+  out.setZero(d, d);
+  Vector sum = Vector::Zero(d);
+  Matrix product(d, d);
+  for (Index k = 0; k < n; ++k) {
+    const Term& term = terms_[k];
+    product.noalias() = B * term.second_moment;
+    out.noalias() += term.precision * product;
+    sum.noalias() += term.precision * (B * term.nu);
+  }
+  const Vector delta = -factor_.solve(sum);
+  for (const Term& term : terms_) out.noalias() += (term.precision * delta) * term.nu.transpose();
+}
+
+double GroupProblem::value(const Matrix& B) const { return AffineObjective(*this).value(B); }
+
+NewtonResult GroupProblem::minimise_symmetric(Matrix& B, const NewtonOptions& options) const {
+  SymmetricObjective objective(*this);
+  return minimise(objective, B, options);
+}
+
+NewtonResult GroupProblem::minimise_affine(Matrix& B, const NewtonOptions& options) const {
+  // X = L_p B L_s with L_p^T L_p = sum_k P_k and L_s L_s^T the average second moment.
+  const Index d = J_.rows();
+  Matrix average = Matrix::Zero(d, d);
+  double weight = 0;
+  for (const Term& term : terms_) {
+    const double w = term.precision.trace();
+    average += w * term.second_moment;
+    weight += w;
+  }
+  const Matrix L_s = cholesky(average / weight);
+  const Matrix L_p = factor_.matrixL();  // its transpose is the whitener
+  const auto lower_s = L_s.triangularView<Eigen::Lower>();
+  const auto lower_p = L_p.triangularView<Eigen::Lower>();
+  const auto congruence = [](const auto& lower, const Matrix& M) {
+    Matrix half = lower.solve(M);
+    Matrix whole = lower.solve(half.transpose());
+    return Matrix(0.5 * (whole + whole.transpose()));
+  };
+  std::vector<Term> terms;
+  for (const Term& term : terms_)
+    terms.push_back({congruence(lower_p, term.precision), congruence(lower_s, term.second_moment),
+                     lower_s.solve(term.nu)});
+  // L_p^{-1} J L_s^{-T}
+  const Matrix half = lower_s.solve(J_.transpose());
+  const Matrix linear = lower_p.solve(half.transpose());
+  const GroupProblem whitened(std::move(terms), linear, lower_p.solve(target_));
+  Matrix X = lower_p.transpose() * B;
+  X = X * lower_s;
+  AffineObjective objective(whitened);
+  NewtonResult result = minimise(objective, X, options);
+  // B = L_p^{-T} X L_s^{-1}
+  const Matrix right = lower_s.transpose().solve(X.transpose());
+  B = lower_p.transpose().solve(right.transpose());
+  return result;
+}
+
+}  // namespace fairsteer::detail

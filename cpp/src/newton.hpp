@@ -1,0 +1,112 @@
+// Trust-region Newton-CG over square matrices (Steihaug 1983; Nocedal and Wright, algorithms 4.1
+// and 7.2), in the norm of the preconditioner.
+//
+// A problem offers
+//   double value(X)              +infinity outside its domain
+//   void linearise(X)            called at every accepted point before the three below
+//   Matrix gradient()            at the last linearised point
+//   void product(D, out)         Hessian times D
+//   void precondition(R, out)    the inverse of a positive-definite approximation of the Hessian
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "fairsteer/types.hpp"
+
+namespace fairsteer::detail {
+
+struct NewtonOptions {
+  Index max_iter;
+  double tol;  ///< stop when the model promises to gain less, in the units of the objective
+};
+
+struct NewtonResult {
+  double value;
+  Index n_iter = 0;
+  Index n_products = 0;
+  bool converged = false;
+};
+
+inline double inner(const Matrix& a, const Matrix& b) { return a.cwiseProduct(b).sum(); }
+
+template <class Problem>
+NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options) {
+  NewtonResult result;
+  result.value = problem.value(X);
+  double radius = std::sqrt(static_cast<double>(X.size()));
+  const double floor = 1e-14 * std::max(1.0, std::abs(result.value));  // what double can resolve
+  const Index max_products = 10 * X.rows() + 50;
+  Matrix step, residual, direction, preconditioned, curved;
+  problem.linearise(X);
+  Matrix gradient = problem.gradient();
+  for (; result.n_iter < options.max_iter; ++result.n_iter) {
+    problem.precondition(gradient, preconditioned);
+    const double decrement = inner(gradient, preconditioned);  // about twice what is left to gain
+    if (!(decrement > 2 * std::max(options.tol, floor))) {
+      result.converged = true;
+      break;
+    }
+    // Minimise the quadratic model inside the trust region. |.|_M is the preconditioner's norm; the
+    // recurrences keep |step|^2, <step, direction> and |direction|^2 in it.
+    step.setZero(X.rows(), X.cols());
+    residual = gradient;
+    direction = -preconditioned;
+    double rz = decrement, step_norm = 0, step_direction = 0, direction_norm = rz;
+    double promised = 0;
+    bool at_boundary = false;
+    const double forcing = std::min(0.25, std::sqrt(std::sqrt(decrement)));
+    for (Index j = 0; j < max_products; ++j) {
+      problem.product(direction, curved);
+      ++result.n_products;
+      const double curvature = inner(direction, curved);
+      const double alpha = rz / curvature;
+      const double next_norm =
+          step_norm + 2 * alpha * step_direction + alpha * alpha * direction_norm;
+      if (!(curvature > 0) || next_norm >= radius * radius) {
+        // To the boundary along the direction.
+        const double gap = radius * radius - step_norm;
+        const double tau =
+            gap /
+            (step_direction + std::sqrt(step_direction * step_direction + direction_norm * gap));
+        promised += -tau * inner(residual, direction) - 0.5 * tau * tau * curvature;
+        step += tau * direction;
+        at_boundary = true;
+        break;
+      }
+      step += alpha * direction;
+      promised += 0.5 * alpha * rz;
+      residual += alpha * curved;
+      problem.precondition(residual, preconditioned);
+      const double next_rz = inner(residual, preconditioned);
+      if (next_rz <= forcing * forcing * decrement) break;
+      const double beta = next_rz / rz;
+      step_norm = next_norm;
+      step_direction = beta * (step_direction + alpha * direction_norm);
+      direction_norm = next_rz + beta * beta * direction_norm;
+      direction = beta * direction - preconditioned;
+      rz = next_rz;
+    }
+    const double value = problem.value(X + step);
+    const double gained = result.value - value;
+    // Near the optimum the difference of two values is rounding; there the model is trusted.
+    const double ratio = promised > 100 * floor ? gained / promised : 1.0;
+    if (!(ratio > 0.1) && at_boundary)
+      radius *= 0.25;
+    else if (!(ratio > 0.1))
+      radius = 0.25 * std::sqrt(step_norm + 1e-300);
+    else if (ratio > 0.75 && at_boundary)
+      radius *= 2;
+    if (ratio > 1e-4 && std::isfinite(value)) {
+      X += step;
+      result.value = value;
+      problem.linearise(X);
+      gradient = problem.gradient();
+    } else if (radius < 1e-12) {
+      break;  // no step of any length helps: rounding has the last word
+    }
+  }
+  return result;
+}
+
+}  // namespace fairsteer::detail

@@ -1,0 +1,63 @@
+// Tied covariances, all invertible maps: theory section 5 in closed form, section 7 by alternation.
+//
+// With Sigma_a = H_a H_a^T, everything that depends on the classes lies in the span Q_a (d x r) of
+// the whitened mean differences H_a^{-1}(mu_ka - mu_ja), r <= min(d, K-1). The problem is solved
+// there, at a cost that does not depend on d; outside of it any isometry is optimal, and the lift
+// to d dimensions takes the one that moves points least.
+#pragma once
+
+#include <vector>
+
+#include "alternation.hpp"
+
+namespace fairsteer::detail {
+
+/// B solves min over B of 1/2 |B|^2_T - <B, M> - log|det B|, T = L_t L_t^T:
+/// with M L_t^{-T} = U diag(l) V^T,  B = U diag((l + sqrt(l^2 + 4)) / 2) V^T L_t^{-1}.
+struct ClosedForm {
+  Matrix U;
+  Matrix V;
+  Vector l;
+  Vector x;
+  Matrix L_t;
+
+  ClosedForm(const ConstMatrixRef& T, const ConstMatrixRef& M);
+  Matrix map() const;
+};
+
+class TiedModel {
+ public:
+  struct State {
+    Matrix nu;              // (r, K) canonical means
+    Matrix C;               // (r, r) canonical covariance
+    std::vector<Matrix> B;  // maps within the spans
+    std::vector<Vector> m;
+    Mask known;  // classes of the canonical family
+  };
+
+  explicit TiedModel(const Subgroups& subgroups);
+
+  void start(State& state, Index group) const;
+  bool has_class(const State& state, Index k) const { return state.known[k] != 0; }
+  void fit_group(State& state, Index a, const Vector& w, double tol) const;
+  void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
+  double divergence(const State& state, Index k, Index a) const;
+
+  /// Maps in d dimensions and the canonical family, with the free isometries chosen to move points
+  /// least towards the frame: that of `reference`, or, when negative, the least-squares one.
+  void lift(const Solution<State>& solution, Index reference, IdealResult& result) const;
+
+ private:
+  struct Group {
+    Matrix H;                           // (d, d) lower
+    Eigen::HouseholderQR<Matrix> span;  // Q_a and its complement
+    Matrix means;                       // (r, K) whitened class means within the span, centred
+    Vector centre;                      // (d) in the coordinates of the features
+  };
+
+  const Subgroups& subgroups_;
+  Index rank_;
+  std::vector<Group> groups_;
+};
+
+}  // namespace fairsteer::detail

@@ -1,0 +1,39 @@
+"""Types of the C++ core. Arrays are checked, never converted: exact dtype, C order unless said."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Arrays that cross the border, named as in cpp/bindings/arrays.hpp.
+DoubleArray = NDArray[np.float64]
+CodeArray = NDArray[np.int64]
+RowArray = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.float64]  # any strides, read-only allowed
+
+class NumericalError(ArithmeticError): ...
+
+def build_info() -> dict[str, str]: ...
+def update_moments(
+    covariance: str,
+    sums: tuple[DoubleArray, ...],
+    X: NDArray[Any],
+    codes: CodeArray,
+    weights: DoubleArray | None = None,
+) -> None: ...
+def merge_moments(
+    covariance: str, sums: tuple[DoubleArray, ...], other: tuple[DoubleArray, ...], cells: CodeArray
+) -> None: ...
+def nearest_ideal(
+    covariance: str,
+    weights: DoubleArray,
+    means: DoubleArray,
+    covariances: DoubleArray,
+    intervention: str,
+    reference: int,
+    alignment: str,
+    max_iter: int,
+    tol: float,
+) -> dict[str, Any]: ...
+def floor_spectra(covariances: DoubleArray, scale: DoubleArray, floor: float) -> NDArray[np.int64]: ...
+def transport_map(source: DoubleArray, target: DoubleArray) -> DoubleArray: ...
+def apply_maps(X: NDArray[Any], codes: CodeArray, A: DoubleArray, b: DoubleArray, out: NDArray[Any]) -> None: ...

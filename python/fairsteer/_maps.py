@@ -1,0 +1,91 @@
+"""Affine maps of rows, one for each code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fairsteer import _core
+from fairsteer._input import Codes, Floats
+
+Doubles = npt.NDArray[np.float64]
+
+
+class AffineMaps(NamedTuple):
+    """Maps ``x -> A[c] @ x + b[c]`` of rows with code ``c``, between identity and full strength."""
+
+    A: Doubles
+    """Matrices, (n_codes, d, d)."""
+    b: Doubles
+    """Shifts, (n_codes, d)."""
+    moves: npt.NDArray[np.bool_]
+    """Whether a map is anything but the identity, (n_codes,)."""
+
+    @classmethod
+    def at_strength(cls, maps: Sequence[tuple[Doubles, Doubles]], strength: float) -> AffineMaps:
+        """Fold the strength into maps: ``A_s = (1 - s) I + s A``, ``b_s = s b``."""
+        A = strength * np.stack([A for A, _ in maps])
+        b = strength * np.stack([b for _, b in maps])
+        eye = np.eye(b.shape[1])
+        A += (1 - strength) * eye
+        return cls(A, b, (eye != A).any(axis=(1, 2)) | (b != 0).any(axis=1))
+
+    def inverse(self, labels: Sequence[Any]) -> AffineMaps:
+        """Invert every map; `labels` name them in the error that a singular one raises."""
+        # Partial strength can cancel a reflection; what is left is rounding of the parts, so compare with those.
+        parts = 1 + np.linalg.norm(self.A - np.eye(self.A.shape[1]), ord=2, axis=(1, 2))
+        smallest = np.linalg.svd(self.A, compute_uv=False)[:, -1]
+        singular = np.flatnonzero(smallest <= self.A.shape[1] * np.finfo(np.float64).eps * parts)
+        if singular.size:
+            msg = (
+                f"The map of group {labels[singular[0]]!r} is singular at this strength (smallest singular value "
+                f"{smallest[singular[0]]:.1e}), so its rows cannot be recovered. Another strength has an inverse."
+            )
+            raise ValueError(msg)
+        A = np.linalg.inv(self.A)
+        return AffineMaps(A, -np.einsum("cij,cj->ci", A, self.b), self.moves)
+
+    def apply(
+        self, rows: Floats, codes: Codes, proba: Callable[[Doubles], Doubles] | None = None
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Map rows.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n, d)
+            Rows in any floating-point type and memory layout.
+        codes : ndarray of shape (n,)
+            Map of each row; a negative code asks for the combination of all maps, weighted by `proba`.
+        proba : callable, default=None
+            Gives weights (m, n_codes) for rows (m, d); needed if there are negative codes.
+
+        Returns
+        -------
+        mapped : ndarray of shape (n, d)
+            New C-contiguous array of the type of `rows`; rows that do not move are the same bit for bit.
+        moved : ndarray of shape (n,)
+            Whether a row was mapped by anything but the identity.
+        """
+        mixed = codes < 0
+        moved = np.where(mixed, self.moves.any(), self.moves[codes])
+        mapped = np.empty(rows.shape, rows.dtype) if moved.all() else np.array(rows, order="C")
+        single = moved & ~mixed
+        if single.any():
+            _core.apply_maps(rows, np.where(single, codes, -1), self.A, self.b, mapped)
+        if proba is not None:
+            positions = np.flatnonzero(moved & mixed)
+            for chunk in row_chunks(len(positions)):
+                some = rows[positions[chunk]].astype(np.float64)
+                weight = proba(some)
+                mapped[positions[chunk]] = sum(
+                    weight[:, [c]] * (some @ A.T + b) for c, (A, b) in enumerate(zip(self.A, self.b, strict=True))
+                )
+        return mapped, moved
+
+
+def row_chunks(n_rows: int) -> Iterator[slice]:
+    """Slices of rows for work that takes several times the memory of its rows."""
+    return (slice(start, start + 4096) for start in range(0, n_rows, 4096))

@@ -1,0 +1,174 @@
+"""The commands and their options; every job is in `_jobs`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd  # noqa: F401  (missing pandas is reported by `main`, like missing typer)
+import typer
+
+from ._errors import UsageError
+from ._jobs import SteerOptions, apply_map, steer_file
+from ._jobs import demo as run_demo
+from ._report import Reporter
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Steer features of sensitive groups to the nearest distribution on which Bayes classifiers are exactly fair.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class Intervention(str, Enum):
+    """Which groups move."""
+
+    all_subgroups = "all_subgroups"
+    affirmative = "affirmative"
+
+
+class Alignment(str, Enum):
+    """Which ideal distributions compete."""
+
+    affine = "affine"
+    symmetric = "symmetric"
+
+
+class Covariance(str, Enum):
+    """How many covariances are fitted."""
+
+    tied = "tied"
+    full = "full"
+    diagonal = "diagonal"
+
+
+class UnknownGroup(str, Enum):
+    """What happens to rows of groups the map does not know."""
+
+    error = "error"
+    infer = "infer"
+
+
+Columns = list[str]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow --out to be the input file.")]
+
+
+@app.command()
+def demo() -> None:
+    """Steer scikit-learn's diabetes data (nothing to download) and print a table before and after."""
+    run_demo(Reporter())
+
+
+@app.command(
+    help="Print a table before and after on held-out rows; with --out, write the steered rows.\n\n"
+    "Categorical columns become 0/1 columns named column=value, missing numbers the column's median. Columns that give "
+    "the target away must be left out with --drop: nothing else can know them."
+)
+def steer(
+    file: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
+    target: Annotated[str, typer.Option(help="Column of the classes.")],
+    sensitive: Annotated[Columns, typer.Option(help="Column of the groups; again for intersections.")],
+    out: Annotated[Path | None, typer.Option(help="Write the steered rows to this .csv or .parquet file.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Write the map to this .safetensors file.")] = None,
+    drop: Annotated[Columns | None, typer.Option(help="Leave this column out (leaks, splits); repeatable.")] = None,
+    keep: Annotated[Columns | None, typer.Option(help="Not a feature, but copied to --out (ids); repeatable.")] = None,
+    positive: Annotated[str | None, typer.Option(help="The positive class; by default the larger label.")] = None,
+    intervention: Annotated[
+        Intervention, typer.Option(help="Move all groups, or all but the reference group.")
+    ] = Intervention.all_subgroups,
+    reference_group: Annotated[
+        str | None,
+        typer.Option(help="With affirmative: the group left as it is; by default the largest."),
+    ] = None,
+    alignment: Annotated[Alignment, typer.Option(help="Any affine map, or no rotation.")] = Alignment.affine,
+    covariance: Annotated[
+        Covariance,
+        typer.Option(help="One covariance per group, per class and group, or diagonal ones."),
+    ] = Covariance.tied,
+    shrinkage: Annotated[str, typer.Option(help="ledoit_wolf, oas, none or a number in [0, 1].")] = "ledoit_wolf",
+    strength: Annotated[float, typer.Option(help="0 leaves rows as they are, 1 steers fully.")] = 1.0,
+    test_size: Annotated[float, typer.Option(help="Share of rows held out for the table.")] = 0.3,
+    max_categories: Annotated[int, typer.Option(help="Most 0/1 columns per categorical column.")] = 50,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Check the options and run the job."""
+    _check_range("--test-size", test_size, 0.0, 1.0, inclusive=False)
+    _check_range("--strength", strength, 0.0, 1.0)
+    if max_categories < 1:
+        raise UsageError(f"--max-categories must be at least 1, not {max_categories}.")
+    parameters = {
+        "intervention": intervention.value,
+        "alignment": alignment.value,
+        "covariance": covariance.value,
+        "shrinkage": _shrinkage(shrinkage),
+        "strength": strength,
+    }
+    options = SteerOptions(
+        file=file,
+        target=target,
+        sensitive=sensitive,
+        drop=drop or [],
+        keep=keep or [],
+        out=out,
+        model=model,
+        overwrite=overwrite,
+        positive=positive,
+        reference_group=reference_group,
+        steering=parameters,
+        test_size=test_size,
+        max_categories=max_categories,
+    )
+    steer_file(options, Reporter())
+
+
+@app.command()
+def apply(
+    model: Annotated[Path, typer.Argument(metavar="MAP", help="A map written by steer --model.")],
+    file: Annotated[Path, typer.Argument(help="A .csv or .parquet file with the columns of the fit.")],
+    out: Annotated[Path, typer.Option(help="Write the steered rows to this .csv or .parquet file.")],
+    unknown_group: Annotated[
+        UnknownGroup,
+        typer.Option(help="Rows of groups the map does not know: refuse, or infer the group."),
+    ] = UnknownGroup.error,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Steer new rows with a saved map. The target column is not needed."""
+    apply_map(
+        model,
+        file,
+        out,
+        overwrite=overwrite,
+        infer=unknown_group is UnknownGroup.infer,
+        report=Reporter(),
+    )
+
+
+@app.command()
+def versions() -> None:
+    """Print the versions of fairsteer, of what it runs on, and how it was compiled."""
+    from fairsteer import show_versions
+
+    show_versions()
+
+
+def _shrinkage(text: str) -> Any:
+    if text in ("ledoit_wolf", "oas"):
+        return text
+    if text == "none":
+        return None
+    try:
+        amount = float(text)
+    except ValueError:
+        raise UsageError(f"--shrinkage must be ledoit_wolf, oas, none or a number in [0, 1], not {text!r}.") from None
+    _check_range("--shrinkage", amount, 0.0, 1.0)
+    return amount
+
+
+def _check_range(option: str, value: float, low: float, high: float, *, inclusive: bool = True) -> None:
+    inside = low <= value <= high if inclusive else low < value < high
+    if not inside:
+        raise UsageError(f"{option} must be a number {'in [0, 1]' if inclusive else 'between 0 and 1'}, not {value:g}.")

@@ -1,0 +1,24 @@
+"""The sentences below the tables, one line per paragraph: the terminal wraps them."""
+
+from __future__ import annotations
+
+__all__ = ["HOW_TO_READ", "NOISE", "WHERE_NEXT"]
+
+HOW_TO_READ = (
+    "A gap is the largest difference between two groups in a rate. Demographic parity: how often the class is "
+    "predicted. Equal opportunity: how often it is recognised among those who have it. Equalized odds: the worse of "
+    "that and of false alarms. 0 is fair.\n\n"
+    "The divergence says how far the fitted distribution is from the nearest ideal one, on which all gaps are 0. The "
+    "certificate bounds the gaps, on the fitted Gaussians, of a classifier that is fair on the ideal distribution. "
+    "Real rows are not Gaussian, and the map does not know their class: a gap remains.\n"
+)
+
+NOISE = (
+    "Noise is the standard error that a gap would have if there were no true gap (for accuracy, its own). Differences "
+    "below twice the noise show nothing, and the largest gap among many groups exceeds it by chance.\n"
+)
+
+WHERE_NEXT = (
+    "Next: fairsteer steer FILE --target COLUMN --sensitive COLUMN does the same for a csv or parquet file, and in "
+    "Python there is FairSteeringTransformer."
+)

@@ -1,0 +1,323 @@
+"""Labels of sensitive groups to integer codes: the one place that knows what a column of labels may look like."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MISSING", "UNSEEN", "GroupEncoder", "select_columns"]
+
+#: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
+MISSING = -1
+#: Code of a row whose label was not there at ``fit``.
+UNSEEN = -2
+
+# With more distinct fractional values than this a float column is a measurement, not a label.
+_MAX_FRACTIONAL_LABELS = 20
+
+
+class GroupEncoder:
+    """Turn the labels of sensitive groups into integer codes.
+
+    Labels are compared by value, as NumPy compares them, and never turned into strings: ``1``, ``1.0`` and
+    ``True`` are one label, ``"1"`` is another. Several columns stand for their intersections, whose labels are
+    tuples. A row with a missing value (``None``, ``NaN``, ``pd.NA``, ``NaT``) in any column has no group.
+
+    Attributes
+    ----------
+    groups_ : ndarray of shape (n_groups,)
+        The labels in sorted order; position ``c`` holds the label of code ``c``. One column of strings, integers,
+        floats or booleans gives an array of that type, anything else an object array (of tuples where there are
+        several columns).
+    column_names_ : list of str or None
+        Names of the columns at ``fit`` where the input had any.
+    n_columns_ : int
+        Number of columns at ``fit``.
+
+    Examples
+    --------
+    >>> from fairsteer.groups import GroupEncoder
+    >>> encoder = GroupEncoder().fit(["f", "m", None, "m"])
+    >>> encoder.groups_
+    array(['f', 'm'], dtype='<U1')
+    >>> encoder.encode(["m", "f", "x", None])
+    array([ 1,  0, -2, -1])
+
+    >>> encoder = GroupEncoder().fit([["f", 0], ["m", 1], ["m", 0]])
+    >>> encoder.groups_.tolist()
+    [('f', 0), ('m', 0), ('m', 1)]
+    """
+
+    groups_: npt.NDArray[Any]
+    column_names_: list[str] | None
+    n_columns_: int
+
+    def fit(self, sensitive_features: Any) -> GroupEncoder:
+        """Learn the labels, forgetting any from before.
+
+        Parameters
+        ----------
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Discrete labels: a list, a NumPy array, or a pandas, polars or pyarrow column or table.
+
+        Returns
+        -------
+        GroupEncoder
+            The encoder itself.
+
+        Raises
+        ------
+        ValueError
+            If there is no label at all, or a column holds dates, durations or a continuous
+            measurement (more than 20 distinct fractional values).
+        TypeError
+            If a label cannot be hashed.
+        """
+        return self._learn(sensitive_features, known=[])
+
+    def partial_fit(self, sensitive_features: Any) -> GroupEncoder:
+        """Add the labels of another batch to those known already.
+
+        Parameters
+        ----------
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Discrete labels, in as many columns as before.
+
+        Returns
+        -------
+        GroupEncoder
+            The encoder itself. Codes may change, since ``groups_`` stays in sorted order.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for ``fit`` and ``encode``.
+        """
+        if not hasattr(self, "groups_"):
+            return self.fit(sensitive_features)
+        return self._learn(sensitive_features, known=self.groups_.tolist())
+
+    def _learn(self, sensitive_features: Any, known: list[Any]) -> GroupEncoder:
+        columns, names = _split_columns(sensitive_features)
+        if known:
+            self._check_columns(columns, names)
+        factors = [_factorise(column) for column in columns]
+        for j, (labels, _) in enumerate(factors):
+            _check_discrete(labels, f" {names[j]!r}" if names else "")
+        labels, codes = _intersect(factors)
+        present = [label for label in labels if label is not None]
+        if not present:
+            msg = f"No row has a group: sensitive_features is missing in all of its {len(codes)} rows."
+            raise ValueError(msg)
+        self.groups_ = _label_array(_sorted_labels(list(dict.fromkeys([*known, *present]))))
+        if not known:
+            self.n_columns_, self.column_names_ = len(columns), names
+        return self
+
+    def encode(self, sensitive_features: Any) -> npt.NDArray[np.intp]:
+        """Code of every row.
+
+        Parameters
+        ----------
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Labels in as many columns as at ``fit``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype intp
+            Positions in ``groups_``; ``-1`` for a missing label, ``-2`` for one that was not there at ``fit``.
+
+        Raises
+        ------
+        ValueError
+            If the number of columns, or the names of several columns or their order, differ from ``fit``.
+        """
+        labels, codes = self._factorise_like_fit(sensitive_features)
+        table = {label: code for code, label in enumerate(self.groups_.tolist())}
+        table[None] = MISSING
+        return np.array([table.get(label, UNSEEN) for label in labels], dtype=np.intp)[codes]
+
+    def unknown_counts(self, sensitive_features: Any) -> dict[Any, int]:
+        """Rows by label among those that ``encode`` finds missing or unseen.
+
+        Parameters
+        ----------
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Labels in as many columns as at ``fit``.
+
+        Returns
+        -------
+        dict
+            Number of rows of each label that was not there at ``fit``; the key ``None`` counts missing labels.
+        """
+        labels, codes = self._factorise_like_fit(sensitive_features)
+        known = set(self.groups_.tolist())
+        counts: dict[Any, int] = {}
+        for label, count in zip(labels, np.bincount(codes, minlength=len(labels)).tolist(), strict=True):
+            if count and label not in known:
+                counts[label] = counts.get(label, 0) + count
+        return counts
+
+    def _factorise_like_fit(self, sensitive_features: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
+        columns, names = _split_columns(sensitive_features)
+        self._check_columns(columns, names)
+        return _intersect([_factorise(column) for column in columns])
+
+    def _check_columns(self, columns: list[Any], names: list[str] | None) -> None:
+        fitted = self.n_columns_ if self.column_names_ is None else f"{self.n_columns_} ({self.column_names_})"
+        if len(columns) != self.n_columns_:
+            msg = f"sensitive_features has {len(columns)} column(s), but the groups were fitted on {fitted}."
+            raise ValueError(msg)
+        # The name of a single column says nothing that its values do not; two exchanged columns would go unnoticed.
+        if len(columns) > 1 and names and self.column_names_ and names != self.column_names_:
+            msg = (
+                f"The columns of sensitive_features are {names}, but the groups were fitted on "
+                f"{self.column_names_}. Pass the same columns in the same order."
+            )
+            raise ValueError(msg)
+
+
+def select_columns(table: Any, positions: list[int]) -> Any:
+    """Select columns of a table, in the container they came in (lists become object arrays).
+
+    Parameters
+    ----------
+    table : array-like or dataframe of shape (n_samples, n_columns)
+        A list of rows, a NumPy array, or a pandas, polars or pyarrow table.
+    positions : list of int
+        Which columns.
+
+    Returns
+    -------
+    array or dataframe of shape (n_samples, len(positions))
+        The columns, in the order of `positions`.
+    """
+    if hasattr(table, "iloc"):  # pandas
+        return table.iloc[:, positions]
+    if hasattr(table, "get_columns"):  # polars
+        return table[:, positions]
+    if hasattr(table, "column_names"):  # pyarrow
+        return table.select(positions)
+    # As objects, a list of mixed rows stays what it is; NumPy would turn numbers into strings.
+    array = np.asarray(table, dtype=object) if isinstance(table, Sequence) else np.asarray(table)
+    return array[:, positions]
+
+
+def _split_columns(data: Any) -> tuple[list[Any], list[str] | None]:
+    """Columns of any supported container, and their names where it has any."""
+    columns: list[Any]
+    names: list[str] | None = None
+    if hasattr(data, "column_names"):  # pyarrow Table, RecordBatch
+        columns, names = list(data.columns), list(data.column_names)
+    elif hasattr(data, "get_columns"):  # polars DataFrame
+        columns, names = data.get_columns(), list(data.columns)
+    elif hasattr(data, "iloc") and data.ndim == 2:  # pandas DataFrame
+        columns, names = [data.iloc[:, j] for j in range(data.shape[1])], list(data.columns)
+    elif hasattr(data, "to_list") or hasattr(data, "to_pylist"):  # pandas, polars Series; pyarrow Array
+        columns = [data]
+    else:
+        # NumPy would turn a list of mixed labels into strings; as objects they stay what they are.
+        array = np.asarray(data, dtype=object) if isinstance(data, Sequence) else np.asarray(data)
+        if isinstance(data, (str, bytes)) or array.ndim not in (1, 2):
+            got = f"shape {array.shape}" if array.ndim else repr(data)
+            msg = f"sensitive_features must have one or two dimensions (rows, columns), got {got}."
+            raise ValueError(msg)
+        columns = [array] if array.ndim == 1 else list(array.T)
+    if not columns:
+        msg = "sensitive_features has no columns."
+        raise ValueError(msg)
+    return columns, names
+
+
+def _factorise(column: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
+    """Distinct values of one column and each row's position among them; position 0 stands for missing (None)."""
+    values: list[Any]
+    if hasattr(column, "to_pylist"):
+        if hasattr(column.type, "index_type"):  # a pyarrow dictionary would be decoded row by row
+            column = column.cast(column.type.value_type)
+        values = column.to_pylist()
+    elif hasattr(column, "to_list"):
+        values = column.to_list()
+    else:
+        if column.dtype.kind not in "biufcUSTO":
+            msg = (
+                f"sensitive_features must hold discrete labels (strings, integers, booleans), got dtype "
+                f"{column.dtype}. Group the values first, for example by pandas.cut."
+            )
+            raise ValueError(msg)
+        values = column.tolist()
+    labels: list[Any] = [None]
+    positions: dict[Any, int] = {}
+    # Everything done once a row is a loop in C (fromkeys, map); Python sees the distinct values only.
+    try:
+        distinct = dict.fromkeys(values)
+    except TypeError as error:
+        msg = f"sensitive_features must hold labels that can be hashed: {error}."
+        raise TypeError(msg) from error
+    for value in distinct:
+        if _is_missing(value):
+            positions[value] = 0
+        else:
+            positions[value] = len(labels)
+            labels.append(value.item() if isinstance(value, np.generic) else value)
+    return labels, np.fromiter(map(positions.__getitem__, values), dtype=np.intp, count=len(values))
+
+
+def _intersect(factors: list[tuple[list[Any], npt.NDArray[np.intp]]]) -> tuple[list[Any], npt.NDArray[np.intp]]:
+    """Distinct rows of several factorised columns: tuples, or None where a part is missing."""
+    labels, codes = factors[0]
+    if len(factors) == 1:
+        return labels, codes
+    rows: list[tuple[Any, ...]] = [(label,) for label in labels]
+    for more, column_codes in factors[1:]:
+        if len(column_codes) != len(codes):
+            msg = f"The columns of sensitive_features have {len(codes)} and {len(column_codes)} rows."
+            raise ValueError(msg)
+        # Renumbered at every step, so the product of the numbers of labels cannot overflow.
+        pairs, codes = np.unique(codes * len(more) + column_codes, return_inverse=True)
+        rows = [(*rows[pair // len(more)], more[pair % len(more)]) for pair in pairs.tolist()]
+    return [None if any(part is None for part in row) else row for row in rows], codes
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None:
+        return True
+    try:
+        return bool(value != value)  # NaN and NaT are the values that do not equal themselves
+    except TypeError:
+        return True  # pd.NA, whose comparison with anything is neither true nor false
+
+
+def _check_discrete(labels: list[Any], name: str) -> None:
+    dates = [label for label in labels if isinstance(label, (dt.date, dt.time, dt.timedelta))]
+    if dates:
+        msg = (
+            f"The sensitive feature{name} holds dates, times or durations (such as {dates[0]!r}), not labels. "
+            "Group them first, for example by year."
+        )
+        raise ValueError(msg)
+    fractions = [label for label in labels if isinstance(label, float) and not label.is_integer()]
+    if len(fractions) > _MAX_FRACTIONAL_LABELS:
+        msg = (
+            f"The sensitive feature{name} looks continuous: {len(fractions)} distinct fractional values, such as "
+            f"{fractions[0]!r}. Groups are discrete; cut it into ranges first, for example by pandas.cut."
+        )
+        raise ValueError(msg)
+
+
+def _sorted_labels(labels: list[Any]) -> list[Any]:
+    try:
+        return sorted(labels)
+    except TypeError:  # labels of several types: any order will do that does not depend on the order of the rows
+        return sorted(labels, key=lambda label: (type(label).__name__, repr(label)))
+
+
+def _label_array(labels: list[Any]) -> npt.NDArray[Any]:
+    kinds = {type(label) for label in labels}
+    if kinds <= {bool} or kinds <= {int} or kinds <= {float} or kinds <= {str}:
+        return np.array(labels)
+    return np.fromiter(labels, dtype=object, count=len(labels))  # np.array would make tuples a second axis

@@ -1,0 +1,452 @@
+"""The nearest ideal distribution, on which every cost-sensitive Bayes classifier is exactly fair."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+from scipy.special import logsumexp
+from sklearn.exceptions import ConvergenceWarning
+
+from fairsteer import _core
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from fairsteer.moments import CovarianceModel, SubgroupMoments
+
+    FloatArray = NDArray[np.float64]
+    AffineMap = tuple[FloatArray, FloatArray]
+
+Intervention = Literal["all_subgroups", "affirmative"]
+Alignment = Literal["affine", "symmetric"]
+
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What nearness to an ideal distribution promises about the distribution itself.
+
+    Bounds for every classifier that is exactly fair on the ideal distribution when it is used on the fitted one
+    (Pinsker 1964; Bretagnolle and Huber 1979). They are statements about the fitted Gaussians, not about data.
+
+    Attributes
+    ----------
+    total_variation : ndarray of shape (n_classes, n_groups)
+        Bound on the total variation between a subgroup and its ideal, in [0, 1].
+    equal_opportunity : ndarray of shape (n_classes,)
+        For every class, a bound on the difference of prediction rates between any two groups given that class,
+        in [0, 1].
+    accuracy : float
+        Bound on the difference of the error rates on the two distributions, in [0, 1].
+    """
+
+    total_variation: FloatArray
+    equal_opportunity: FloatArray
+    accuracy: float
+
+    @property
+    def equalized_odds(self) -> float:
+        """Largest of the bounds over the classes."""
+        return float(self.equal_opportunity.max())
+
+
+def _total_variation_bound(kl: Any) -> Any:
+    """min(sqrt(KL/2), sqrt(1 - exp(-KL))): theory of Pinsker, and of Bretagnolle and Huber."""
+    kl = np.maximum(kl, 0.0)
+    return np.minimum(np.sqrt(kl / 2), np.sqrt(-np.expm1(-kl)))
+
+
+@dataclass(frozen=True)
+class IdealDistribution:
+    """The ideal distribution D~ nearest to a distribution D, and the maps that lead to it.
+
+    Returned by `nearest_ideal`; arrays are read-only.
+
+    Attributes
+    ----------
+    classes, groups : ndarray
+        Labels of the classes and groups.
+    intervention, alignment, covariance : str
+        As asked for.
+    reference_group : object
+        Label of the group that was left alone; None unless "affirmative".
+    class_prior : ndarray of shape (n_classes,)
+        P(y) on the ideal distribution, the same in every group.
+    group_prior : ndarray of shape (n_groups,)
+        P(a) on the ideal distribution.
+    means : ndarray of shape (n_classes, n_groups, n_features)
+        Subgroup means of the ideal distribution.
+    canonical_means : ndarray of shape (n_classes, n_features)
+        Class means in the common frame, into which `maps` lead.
+    canonical_covariances : ndarray of shape (d, d), (n_classes, d, d) or (n_classes, d)
+        Class covariances in the common frame for "tied", "full" and "diagonal".
+    kl_divergence : float
+        KL(D~ || D) in nats.
+    cell_divergence : ndarray of shape (n_classes, n_groups)
+        KL divergence of every subgroup in nats; 0 where no row was seen.
+    maps : dict
+        Group label to ``(A, b)``: rows of that group go to ``A @ x + b`` in the common frame, whatever their class.
+    inverse_maps : dict
+        Group label to ``(B, m)`` with ``x = B @ u + m``.
+    objective_path : ndarray
+        KL divergence after every round of the alternation, never increasing.
+    n_iter : int
+        Rounds that were needed (1 for "affirmative").
+    converged : bool
+        Whether they ended because of `tol`.
+    """
+
+    classes: NDArray[Any]
+    groups: NDArray[Any]
+    intervention: str
+    reference_group: Any
+    alignment: str
+    covariance: str
+    class_prior: FloatArray
+    group_prior: FloatArray
+    canonical_means: FloatArray
+    canonical_covariances: FloatArray
+    kl_divergence: float
+    cell_divergence: FloatArray
+    objective_path: FloatArray
+    n_iter: int
+    converged: bool
+    source_weights: FloatArray
+    source_means: FloatArray
+    source_covariances: FloatArray
+    linear: FloatArray
+    offset: FloatArray
+    inverse_linear: FloatArray
+    inverse_offset: FloatArray
+
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+
+    @cached_property
+    def weights(self) -> FloatArray:
+        """Probability of every subgroup on the ideal distribution, (n_classes, n_groups): class times group prior."""
+        return np.outer(self.class_prior, self.group_prior)
+
+    @cached_property
+    def sample_weight(self) -> FloatArray:
+        """What turns rows of D into rows of D~, (n_classes, n_groups): the ratio of weights; 0 for an empty cell."""
+        seen = self.source_weights > 0
+        return np.divide(self.weights, self.source_weights, out=np.zeros_like(self.weights), where=seen)
+
+    @cached_property
+    def maps(self) -> dict[Any, AffineMap]:
+        """Group label to (A, b), label-free, into the common frame."""
+        return {g: (self.linear[a], self.offset[a]) for a, g in enumerate(self.groups.tolist())}
+
+    @cached_property
+    def inverse_maps(self) -> dict[Any, AffineMap]:
+        """Group label to (B, m), from the common frame back."""
+        return {g: (self.inverse_linear[a], self.inverse_offset[a]) for a, g in enumerate(self.groups.tolist())}
+
+    @cached_property
+    def means(self) -> FloatArray:
+        """Subgroup means of the ideal distribution, (n_classes, n_groups, n_features)."""
+        return np.einsum("aij,kj->kai", self.inverse_linear, self.canonical_means) + self.inverse_offset
+
+    @cached_property
+    def covariances(self) -> FloatArray:
+        """Subgroup covariances of the ideal distribution, in the shape that the moments have."""
+        B, C = self.inverse_linear, self.canonical_covariances
+        if self.covariance == "diagonal":
+            scale = np.diagonal(B, axis1=1, axis2=2)
+            return scale[None] ** 2 * C[:, None]
+        if self.covariance == "tied":
+            return B @ C @ np.swapaxes(B, 1, 2)
+        return B[None] @ C[:, None] @ np.swapaxes(B, 1, 2)[None]
+
+    @cached_property
+    def subgroup_maps(self) -> dict[tuple[Any, Any], AffineMap]:
+        """(class, group) to (A, b): the optimal-transport map of a subgroup to its ideal, for labelled rows.
+
+        Subgroups without rows have none.
+        """
+        maps = {}
+        transports: dict[int, FloatArray] = {}
+        for a, group in enumerate(self.groups.tolist()):
+            for k, label in enumerate(self.classes.tolist()):
+                if self.source_weights[k, a] == 0:
+                    continue
+                if self.covariance == "diagonal":
+                    A = np.diag(np.sqrt(self.covariances[k, a] / self.source_covariances[k, a]))
+                elif self.covariance == "full":
+                    A = self._transport(self.source_covariances[k, a], self.covariances[k, a])
+                else:
+                    if a not in transports:
+                        transports[a] = self._transport(self.source_covariances[a], self.covariances[a])
+                    A = transports[a]
+                if group == self.reference_group and self.intervention == "affirmative":
+                    A = np.eye(len(A))
+                    maps[label, group] = A, np.zeros(len(A))
+                    continue
+                maps[label, group] = A, self.means[k, a] - A @ self.source_means[k, a]
+        return maps
+
+    @staticmethod
+    def _transport(source: FloatArray, target: FloatArray) -> FloatArray:
+        return _core.transport_map(np.ascontiguousarray(source), np.ascontiguousarray((target + target.T) / 2))
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """Bounds that the divergence puts on fairness gaps and on accuracy (theory of Pinsker and others)."""
+        bound = _total_variation_bound(self.cell_divergence)
+        if bound.shape[1] < 2:
+            gaps = np.zeros(len(bound))
+        else:
+            gaps = np.sort(bound, axis=1)[:, -2:].sum(axis=1)
+        return Certificate(bound, np.minimum(gaps, 1.0), float(_total_variation_bound(self.kl_divergence)))
+
+    def log_posterior(self, U: ArrayLike) -> FloatArray:
+        """Log P(y | u) of rows in the common frame, the same for every group.
+
+        Parameters
+        ----------
+        U : array-like of shape (n_samples, n_features)
+            Rows that `maps` have led into the common frame.
+
+        Returns
+        -------
+        log_posterior : ndarray of shape (n_samples, n_classes)
+            In nats; every row's exponentials sum to one.
+        """
+        rows = np.asarray(U, dtype=np.float64)
+        K = len(self.classes)
+        with np.errstate(divide="ignore"):
+            log_prior = np.log(self.class_prior)
+        out = np.empty((len(rows), K))
+        C = self.canonical_covariances
+        factor = cholesky(C, lower=True) if self.covariance == "tied" else None
+        for k in range(K):
+            if self.covariance == "full":
+                factor = cholesky(C[k], lower=True)
+            for start in range(0, len(rows), _CHUNK):
+                centred = rows[start : start + _CHUNK] - self.canonical_means[k]
+                if factor is None:
+                    distance = (centred**2 / C[k]).sum(axis=1)
+                    log_det = np.log(C[k]).sum()
+                else:
+                    distance = (solve_triangular(factor, centred.T, lower=True) ** 2).sum(axis=0)
+                    log_det = 2 * np.log(np.diag(factor)).sum()
+                out[start : start + _CHUNK, k] = log_prior[k] - 0.5 * (distance + log_det)
+        return out - logsumexp(out, axis=1, keepdims=True)
+
+
+def nearest_ideal(
+    moments: SubgroupMoments,
+    *,
+    intervention: Intervention = "all_subgroups",
+    reference_group: Any = None,
+    alignment: Alignment = "affine",
+    covariance: CovarianceModel = "tied",
+    max_iter: int = 200,
+    tol: float = 1e-6,
+) -> IdealDistribution:
+    """Project a distribution onto the ideal ones: the nearest in Kullback-Leibler divergence.
+
+    A distribution is ideal when every cost-sensitive Bayes-optimal classifier on it is exactly fair: demographic
+    parity, equal opportunity and equalized odds hold with gap 0 [1]_. Among Gaussians that is so when the groups
+    are one family of class-conditionals seen through one invertible affine map each, with class and group
+    independent.
+
+    Parameters
+    ----------
+    moments : SubgroupMoments
+        Weight, mean and covariance of every subgroup, taken as they are (call `SubgroupMoments.shrink` first).
+        Directions in which a group does not vary are lifted to a relative floor.
+    intervention : {"all_subgroups", "affirmative"}, default="all_subgroups"
+        Whether every group may move, or all but the reference group.
+    reference_group : object, default=None
+        With "affirmative", the label of the group that is left alone; None takes the one of the largest weight.
+    alignment : {"affine", "symmetric"}, default="affine"
+        The nearest of all ideal distributions; or the nearest reached by symmetric maps, the convex program of
+        Theorem 4.1 in [1]_ (with the heaviest class as its class i).
+    covariance : {"tied", "full", "diagonal"}, default="tied"
+        The model. "tied" pools the covariances of full moments; "full" and "diagonal" need moments of that kind.
+        "diagonal" maps every feature for itself.
+    max_iter : int, default=200
+        Most rounds of the alternation ("all_subgroups"), and most steps of an inner Newton iteration.
+    tol : float, default=1e-6
+        Stop when the divergence is estimated to be this near to its limit, in nats, relative to max(1, KL).
+
+    Returns
+    -------
+    ideal : IdealDistribution
+        Frozen.
+
+    Raises
+    ------
+    ValueError
+        When a group has no row at all, or shares no class with the reference group; when the reference group is
+        not among the groups; when the moments do not fit `covariance`.
+    numpy.linalg.LinAlgError
+        When a factorisation fails.
+
+    Warns
+    -----
+    UserWarning
+        When a subgroup is empty in a group that has others: those decide, and it takes the weight of independence.
+    sklearn.exceptions.ConvergenceWarning
+        When `max_iter` rounds did not suffice.
+
+    References
+    ----------
+    .. [1] Sharma, Deshpande, Bhattacharyya, Shah. "On Optimal Steering to Achieve Exact Fairness". NeurIPS 2025.
+       arXiv:2509.15759.
+
+    Examples
+    --------
+    >>> from fairsteer import SubgroupMoments, nearest_ideal
+    >>> moments = SubgroupMoments.from_statistics(
+    ...     weights=[[3, 1], [2, 4]],
+    ...     means=[[[0.0], [1.0]], [[2.0], [4.0]]],
+    ...     covariances=[[[1.0]], [[4.0]]],
+    ...     groups=["F", "M"],
+    ... )
+    >>> ideal = nearest_ideal(moments, intervention="affirmative", reference_group="F")
+    >>> round(ideal.kl_divergence, 3)
+    0.194
+    >>> ideal.maps["F"]
+    (array([[1.]]), array([0.]))
+    """
+    for name, value, choices in (
+        ("intervention", intervention, ("all_subgroups", "affirmative")),
+        ("alignment", alignment, ("affine", "symmetric")),
+        ("covariance", covariance, ("tied", "full", "diagonal")),
+    ):
+        if value not in choices:
+            msg = f"{name} must be one of {choices}, not {value!r}."
+            raise ValueError(msg)
+    if max_iter < 1:
+        msg = f"max_iter must be at least 1, not {max_iter}."
+        raise ValueError(msg)
+    if not tol >= 0:
+        msg = f"tol must not be negative, not {tol}."
+        raise ValueError(msg)
+    if covariance == "tied":
+        moments = moments.tie()
+    elif moments.covariance != covariance:
+        msg = (
+            f"covariance={covariance!r} needs moments of that kind, not {moments.covariance!r}; accumulate them with "
+            f"SubgroupMoments(..., covariance={covariance!r})."
+        )
+        raise ValueError(msg)
+
+    weights = moments.weights
+    empty_groups = [label for label, w in zip(moments.groups.tolist(), weights.sum(axis=0), strict=True) if w == 0]
+    if empty_groups:
+        msg = f"group {empty_groups[0]!r} has no row of any class; drop it. Cells:\n{moments.cell_table()}"
+        raise ValueError(msg)
+    reference = -1
+    if intervention == "affirmative":
+        reference = _reference(moments, reference_group)
+    elif reference_group is not None:
+        msg = (
+            f"reference_group={reference_group!r} is read with intervention='affirmative' only; "
+            "pass that, or leave it out."
+        )
+        raise ValueError(msg)
+    # A class that nobody belongs to has no part in the problem.
+    present = weights.sum(axis=1) > 0
+    weights, means = weights[present], moments.means[present]
+    covariances, _ = moments._positive_definite()
+    if covariance != "tied":
+        covariances = covariances[present]
+    if moments.n_groups == 1:
+        reference = 0  # one group is ideal as it is
+    elif (weights == 0).any():
+        _warn_of_empty_cells(moments)
+    try:
+        result = _core.nearest_ideal(
+            covariance,
+            np.ascontiguousarray(weights),
+            np.ascontiguousarray(means),
+            np.ascontiguousarray(covariances),
+            "affirmative" if moments.n_groups == 1 else intervention,
+            reference,
+            alignment,
+            max_iter,
+            tol,
+        )
+    except _core.NumericalError as error:
+        raise np.linalg.LinAlgError(_numerical_message(error, moments)) from error
+    except ValueError as error:
+        msg = f"{error}. Cells:\n{moments.cell_table()}"
+        raise ValueError(msg) from error
+    if not result["converged"]:
+        path = result["objective_path"]
+        warnings.warn(
+            f"The divergence was still falling after max_iter={max_iter} rounds: {path[-2]:.6g} to {path[-1]:.6g} "
+            "nats in the last one; raise max_iter or tol.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return IdealDistribution(
+        classes=moments.classes[present],
+        groups=moments.groups.copy(),
+        intervention=intervention,
+        reference_group=moments.groups.tolist()[reference] if intervention == "affirmative" else None,
+        alignment=alignment,
+        covariance=covariance,
+        class_prior=result["class_prior"],
+        group_prior=result["group_prior"],
+        canonical_means=result["canonical_means"],
+        canonical_covariances=(
+            result["canonical_covariances"][0] if covariance == "tied" else result["canonical_covariances"]
+        ),
+        kl_divergence=float(result["kl_divergence"]),
+        cell_divergence=result["cell_divergence"],
+        objective_path=np.asarray(result["objective_path"]),
+        n_iter=int(result["n_iter"]),
+        converged=bool(result["converged"]),
+        source_weights=weights / weights.sum(),
+        source_means=np.array(means),
+        source_covariances=np.array(covariances),
+        linear=result["linear"],
+        offset=result["offset"],
+        inverse_linear=result["inverse_linear"],
+        inverse_offset=result["inverse_offset"],
+    )
+
+
+def _reference(moments: SubgroupMoments, reference_group: Any) -> int:
+    if reference_group is None:
+        return int(moments.weights.sum(axis=0).argmax())
+    groups = moments.groups.tolist()
+    if reference_group not in groups:
+        msg = f"reference_group={reference_group!r} is not among the groups {groups}."
+        raise ValueError(msg)
+    return groups.index(reference_group)
+
+
+def _warn_of_empty_cells(moments: SubgroupMoments) -> None:
+    empty = [
+        f"({moments.classes.tolist()[k]!r}, {moments.groups.tolist()[a]!r})"
+        for k, a in np.argwhere(moments.weights == 0)
+        if moments.weights[k].any()
+    ]
+    listed = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+    warnings.warn(
+        f"No row of the subgroups (class, group) {listed}: the other classes decide the maps of these groups. "
+        f"Cells:\n{moments.cell_table()}",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _numerical_message(error: Exception, moments: SubgroupMoments) -> str:
+    what, k, a = error.args
+    where = "" if a < 0 else f" of group {moments.groups.tolist()[a]!r}"
+    where += "" if k < 0 else f", class {moments.classes.tolist()[k]!r}"
+    return f"{what}{where}; shrink the moments (for example SubgroupMoments.shrink('ledoit_wolf')) and try again."

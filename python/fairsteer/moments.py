@@ -1,0 +1,634 @@
+"""Weight, mean and covariance of every subgroup (class x group): one pass, mergeable."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+from sklearn.base import clone
+
+from fairsteer import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import ArrayLike, NDArray
+
+    FloatArray = NDArray[np.float64]
+    CodeArray = NDArray[np.int64]
+
+CovarianceModel = Literal["tied", "full", "diagonal"]
+
+# Eigenvalues of a covariance are lifted to this share of the features' variances: below it they are rounding
+# error, and a map that trusted them would stretch rounding error to the size of the data.
+_RELATIVE_FLOOR = 1e-10
+
+# Rows whose log-densities are evaluated at a time.
+_CHUNK = 8192
+
+
+def _scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
+    return {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[covariance]
+
+
+def label_array(labels: Iterable[Any]) -> NDArray[Any]:
+    """Labels as a one-dimensional array that keeps their types: an object array unless all are of one type."""
+    listed = list(labels)
+    if len({type(label) for label in listed}) == 1 and isinstance(listed[0], (bool, int, float, str, np.generic)):
+        return np.asarray(listed)
+    array = np.empty(len(listed), dtype=object)
+    array[:] = listed
+    return array
+
+
+def _labels(labels: ArrayLike | None, n: int, name: str) -> NDArray[Any]:
+    """Checked labels, 0 to n - 1 when None."""
+    if labels is None:
+        return np.arange(n)
+    array = labels if isinstance(labels, np.ndarray) and labels.ndim == 1 else label_array(labels)  # type: ignore[arg-type]
+    if array.shape != (n,):
+        msg = f"{name} must hold {n} labels, not {array.shape[0]}."
+        raise ValueError(msg)
+    if len(set(array.tolist())) != n:
+        msg = f"{name} must be distinct, but some label occurs twice: {array.tolist()}."
+        raise ValueError(msg)
+    return array
+
+
+class SubgroupMoments:
+    """Weight, mean and covariance of every subgroup (class k, group a) of the data.
+
+    The sums are accumulated in double precision about each subgroup's own mean, whatever the dtype and the layout
+    of the rows, and two accumulators merge into that of the union (Chan, Golub and LeVeque 1979): fitting is one
+    pass that can be streamed and distributed.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of features d, at least 1.
+    classes : array-like of shape (n_classes,)
+        Distinct class labels; `y_codes` index into them.
+    groups : array-like of shape (n_groups,)
+        Distinct group labels; `group_codes` index into them. Tuples name intersections.
+    covariance : {"tied", "full", "diagonal"}, default="tied"
+        One covariance a group, about the means of its classes; one a subgroup; or one variance a feature and
+        subgroup.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n_classes, n_groups)
+        Sum of the sample weights; 0 where no row was seen.
+    means : ndarray of shape (n_classes, n_groups, n_features)
+        Weighted means; zeros where no row was seen.
+    covariances : ndarray of shape (n_groups, d, d), (n_classes, n_groups, d, d) or (n_classes, n_groups, d)
+        For "tied", "full" and "diagonal". Maximum-likelihood estimates: the denominator is the weight sum, not one
+        less.
+    classes, groups : ndarray
+        The labels.
+
+    See Also
+    --------
+    fairsteer.nearest_ideal : The nearest ideal distribution of such moments.
+
+    Notes
+    -----
+    Sample weights count as repetitions of rows, so an integer weight equals that many copies and a weight of zero
+    equals removal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fairsteer import SubgroupMoments
+    >>> X = np.array([[0.0], [2.0], [4.0], [8.0]])
+    >>> moments = SubgroupMoments(1, classes=["no", "yes"], groups=["F", "M"], covariance="full")
+    >>> moments = moments.update(X, y_codes=[0, 0, 1, 1], group_codes=[0, 0, 0, 1])
+    >>> moments.weights
+    array([[2., 0.],
+           [1., 1.]])
+    >>> moments.means[0, 0], moments.covariances[0, 0]
+    (array([1.]), array([[1.]]))
+    """
+
+    def __init__(
+        self, n_features: int, *, classes: ArrayLike, groups: ArrayLike, covariance: CovarianceModel = "tied"
+    ) -> None:
+        if covariance not in ("tied", "full", "diagonal"):
+            msg = f"covariance must be 'tied', 'full' or 'diagonal', not {covariance!r}."
+            raise ValueError(msg)
+        if n_features < 1:
+            msg = f"n_features must be at least 1, not {n_features}."
+            raise ValueError(msg)
+        n_classes, n_groups = len(classes), len(groups)  # type: ignore[arg-type]
+        if n_classes == 0 or n_groups == 0:
+            msg = f"There must be at least one class and one group, not {n_classes} and {n_groups}."
+            raise ValueError(msg)
+        self.n_features = int(n_features)
+        self.classes = _labels(classes, n_classes, "classes")
+        self.groups = _labels(groups, n_groups, "groups")
+        self.covariance: CovarianceModel = covariance
+        self._shrunk: FloatArray | None = None
+        K, G, d = n_classes, n_groups, self.n_features
+        diagonal = covariance == "diagonal"
+        self.weights: FloatArray = np.zeros((K, G))
+        self._weight_squares: FloatArray = np.zeros((K, G))
+        self.means: FloatArray = np.zeros((K, G, d))
+        self._scatters: FloatArray = np.zeros(_scatter_shape(covariance, K, G, d))
+        # Third and fourth moments, for the Ledoit-Wolf intensity.
+        self._cubics: FloatArray = np.zeros((K, G, d))
+        self._quartics: FloatArray = np.zeros((K, G, d) if diagonal else (K, G))
+
+    @classmethod
+    def from_statistics(
+        cls,
+        weights: ArrayLike,
+        means: ArrayLike,
+        covariances: ArrayLike,
+        *,
+        classes: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> SubgroupMoments:
+        """Moments of someone who has statistics and no rows.
+
+        Parameters
+        ----------
+        weights : array-like of shape (n_classes, n_groups)
+            Non-negative weight of every subgroup; only ratios matter to the projection, sizes to shrinkage.
+        means : array-like of shape (n_classes, n_groups, d)
+            Means; those of a subgroup of weight 0 are ignored.
+        covariances : array-like
+            Of shape (n_groups, d, d) for the tied model, (n_classes, n_groups, d, d) for the full, and
+            (n_classes, n_groups, d) variances for the diagonal one. Symmetric, positive semi-definite.
+        classes, groups : array-like, default=None
+            Labels; 0, 1, ... when not given.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            They merge with others and accept rows. Ledoit-Wolf, which needs fourth moments, takes those of a
+            Gaussian.
+
+        Raises
+        ------
+        ValueError
+            When shapes do not agree, or a number is not finite, or a weight or variance is negative.
+        """
+        weights = np.array(weights, dtype=np.float64, order="C")
+        means = np.array(means, dtype=np.float64, order="C")
+        covariances = np.array(covariances, dtype=np.float64, order="C")
+        if weights.ndim != 2 or 0 in weights.shape:
+            msg = f"weights must have shape (n_classes, n_groups), not {weights.shape}."
+            raise ValueError(msg)
+        K, G = weights.shape
+        if means.ndim != 3 or means.shape[:2] != (K, G) or means.shape[2] == 0:
+            msg = f"means must have shape ({K}, {G}, n_features) to go with the weights, not {means.shape}."
+            raise ValueError(msg)
+        d = means.shape[2]
+        shapes = {name: _scatter_shape(name, K, G, d) for name in ("tied", "full", "diagonal")}
+        matching = [name for name, shape in shapes.items() if covariances.shape == shape]
+        if not matching:
+            msg = (
+                f"covariances must have shape {shapes['tied']} (tied), {shapes['full']} (full) or "
+                f"{shapes['diagonal']} (diagonal), not {covariances.shape}."
+            )
+            raise ValueError(msg)
+        # (G, d, d) and (K, G, d) coincide when K = G = d: symmetry tells.
+        covariance = matching[0]
+        if len(matching) > 1 and not np.allclose(covariances, np.swapaxes(covariances, -1, -2)):
+            covariance = "diagonal"
+        for name, array in (("weights", weights), ("means", means), ("covariances", covariances)):
+            if not np.isfinite(array).all():
+                msg = f"{name} must be finite."
+                raise ValueError(msg)
+        if (weights < 0).any():
+            msg = f"weights must not be negative; the smallest is {weights.min()}."
+            raise ValueError(msg)
+        variances = covariances if covariance == "diagonal" else np.diagonal(covariances, axis1=-2, axis2=-1)
+        if (variances < 0).any():
+            msg = f"variances must not be negative; the smallest is {variances.min()}."
+            raise ValueError(msg)
+        if covariance != "diagonal":
+            transposed = np.swapaxes(covariances, -1, -2)
+            if not np.allclose(covariances, transposed, rtol=1e-8, atol=1e-12 * variances.max(initial=0)):
+                msg = "covariances must be symmetric."
+                raise ValueError(msg)
+            covariances = (covariances + transposed) / 2
+        moments = cls(
+            d,
+            classes=_labels(classes, K, "classes"),
+            groups=_labels(groups, G, "groups"),
+            covariance=covariance,  # type: ignore[arg-type]
+        )
+        moments.weights[:] = weights
+        moments._weight_squares[:] = weights  # as if every row had weight one
+        moments.means[weights > 0] = means[weights > 0]
+        moments._scatters[:] = covariances * moments._scatter_weights()
+        # Fourth moments of a Gaussian: E|y|^4 = tr(S)^2 + 2 tr(S^2), feature by feature 3 var^2.
+        if covariance == "diagonal":
+            moments._quartics[:] = 3 * weights[..., None] * covariances**2
+        else:
+            trace = np.trace(covariances, axis1=-2, axis2=-1)
+            fourth = trace**2 + 2 * (covariances**2).sum(axis=(-2, -1))
+            moments._quartics[:] = weights * fourth
+        return moments
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return len(self.groups)
+
+    def _sums(self) -> tuple[FloatArray, ...]:
+        return self.weights, self._weight_squares, self.means, self._scatters, self._cubics, self._quartics
+
+    def _scatter_weights(self) -> FloatArray:
+        """Weight sum behind every scatter, shaped to broadcast against them."""
+        if self.covariance == "tied":
+            return self.weights.sum(axis=0)[:, None, None]
+        return self.weights.reshape(self.weights.shape + (1,) * (self._scatters.ndim - 2))
+
+    @property
+    def covariances(self) -> FloatArray:
+        """Covariances; the denominator is the weight sum (maximum likelihood)."""
+        if self._shrunk is not None:
+            return self._shrunk
+        weights = self._scatter_weights()
+        return np.divide(self._scatters, weights, out=np.zeros_like(self._scatters), where=weights > 0)
+
+    def update(
+        self, X: ArrayLike, y_codes: ArrayLike, group_codes: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> SubgroupMoments:
+        """Add rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            float16, float32 and float64 are read where they lie, in any layout; anything else is converted to
+            float64. float16 and float32 products are formed in float32 within blocks and summed in double
+            precision. Must be finite (not checked here).
+        y_codes, group_codes : array-like of shape (n_samples,)
+            Integer codes into `classes` and `groups`; a negative one leaves the row out.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative, finite.
+
+        Returns
+        -------
+        self : SubgroupMoments
+            The accumulator, changed in place.
+
+        Raises
+        ------
+        ValueError
+            When shapes do not agree, a code is too large, or a weight is negative or not finite.
+        """
+        if self._shrunk is not None:
+            msg = "These moments are shrunk and accept no more rows; update the ones they were made from."
+            raise ValueError(msg)
+        X = np.asarray(X)
+        if X.dtype not in (np.float16, np.float32, np.float64) or not X.dtype.isnative:
+            X = X.astype(np.float64)
+        y = self._codes(y_codes, self.n_classes, "y_codes", len(X))
+        a = self._codes(group_codes, self.n_groups, "group_codes", len(X))
+        cells = np.where((y < 0) | (a < 0), -1, y * self.n_groups + a)
+        weights = None
+        if sample_weight is not None:
+            weights = np.ascontiguousarray(sample_weight, dtype=np.float64)
+            if not (np.isfinite(weights).all() and (weights >= 0).all()):
+                msg = "sample_weight must be finite and not negative."
+                raise ValueError(msg)
+        _core.update_moments(self.covariance, self._sums(), X, cells, weights)
+        return self
+
+    @staticmethod
+    def _codes(codes: ArrayLike, n: int, name: str, n_rows: int) -> CodeArray:
+        array = np.asarray(codes)
+        if array.shape != (n_rows,):
+            msg = f"{name} must have shape ({n_rows},) to go with X, not {array.shape}."
+            raise ValueError(msg)
+        if n_rows and not np.issubdtype(array.dtype, np.integer):
+            msg = f"{name} must be integers, not {array.dtype}."
+            raise ValueError(msg)
+        if n_rows and array.max() >= n:
+            msg = f"{name} must be below {n}, but the largest is {array.max()}."
+            raise ValueError(msg)
+        return np.ascontiguousarray(array, dtype=np.int64)
+
+    def merge(self, other: SubgroupMoments) -> SubgroupMoments:
+        """Moments of the union of two data sets.
+
+        Parameters
+        ----------
+        other : SubgroupMoments
+            Of the same features and covariance model. Classes and groups are matched by label; new ones are added.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            A new object; its classes and groups are sorted where their labels can be.
+
+        Raises
+        ------
+        ValueError
+            When the number of features or the covariance model differs, or one of the two is shrunk.
+
+        Notes
+        -----
+        Exact, but for the Ledoit-Wolf intensity of the tied model, which keeps one scatter a group: there a term of
+        relative size 1/n uses the group's scatter for that of its classes.
+        """
+        if self.n_features != other.n_features or self.covariance != other.covariance:
+            msg = (
+                f"Moments of {other.n_features} features with covariance={other.covariance!r} cannot be merged "
+                f"with those of {self.n_features} features with covariance={self.covariance!r}."
+            )
+            raise ValueError(msg)
+        if self._shrunk is not None or other._shrunk is not None:
+            msg = "Shrunk moments cannot be merged; merge the ones they were made from, and shrink the result."
+            raise ValueError(msg)
+        merged = SubgroupMoments(
+            self.n_features,
+            classes=_union(self.classes, other.classes),
+            groups=_union(self.groups, other.groups),
+            covariance=self.covariance,
+        )
+        for part in (self, other):
+            k = _positions(part.classes, merged.classes)
+            a = _positions(part.groups, merged.groups)
+            cells = np.ascontiguousarray((k[:, None] * merged.n_groups + a).ravel())
+            _core.merge_moments(self.covariance, merged._sums(), part._sums(), cells)
+        return merged
+
+    def _replace_covariances(self, covariances: FloatArray) -> SubgroupMoments:
+        copy = object.__new__(SubgroupMoments)
+        copy.__dict__.update(self.__dict__)
+        copy._shrunk = covariances
+        return copy
+
+    def tie(self) -> SubgroupMoments:
+        """Pool the covariances of the classes of every group, by weight.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            With one covariance a group; `self` when it has that already.
+
+        Raises
+        ------
+        ValueError
+            For the diagonal model, which keeps no covariance between features.
+        """
+        if self.covariance == "tied":
+            return self
+        if self.covariance == "diagonal":
+            msg = "Diagonal moments keep no covariance between features; use covariance='diagonal'."
+            raise ValueError(msg)
+        tied = SubgroupMoments(self.n_features, classes=self.classes, groups=self.groups, covariance="tied")
+        tied.weights[:], tied._weight_squares[:] = self.weights, self._weight_squares
+        tied.means[:], tied._cubics[:], tied._quartics[:] = self.means, self._cubics, self._quartics
+        tied._scatters[:] = self._scatters.sum(axis=0)
+        if self._shrunk is None:
+            return tied
+        totals = self.weights.sum(axis=0)[:, None, None]
+        pooled = (self._shrunk * self.weights[..., None, None]).sum(axis=0)
+        return tied._replace_covariances(np.divide(pooled, totals, out=np.zeros_like(pooled), where=totals > 0))
+
+    def shrinkage_intensity(self, shrinkage: str) -> FloatArray:
+        """Intensity in [0, 1] that "ledoit_wolf" or "oas" gives every covariance.
+
+        Parameters
+        ----------
+        shrinkage : {"ledoit_wolf", "oas"}
+            Ledoit and Wolf (2004), from fourth moments; or the oracle-approximating estimator of Chen et al. (2010),
+            for Gaussian data, as scikit-learn computes them.
+
+        Returns
+        -------
+        intensity : ndarray of shape (n_groups,) or (n_classes, n_groups)
+            For the tied model one a group. The diagonal model shrinks variances towards their average over
+            features, with the intensity that minimises the same expected loss within diagonal matrices.
+
+        Notes
+        -----
+        The number of rows behind a covariance is taken as the weight sum, as for repeated rows, or as the effective
+        sample size (sum w)^2 / sum w^2 where that is larger, so that weights normalised to a small sum do not
+        count as few rows.
+        """
+        covariances = self.covariances
+        if self.covariance == "tied":
+            weights = self.weights.sum(axis=0)
+            squares = self._weight_squares.sum(axis=0)
+            quartics = self._quartics.sum(axis=0)
+        else:
+            weights, squares, quartics = self.weights, self._weight_squares, self._quartics
+        with np.errstate(divide="ignore", invalid="ignore"):
+            n = np.maximum(weights, weights**2 / squares)
+            if self.covariance == "diagonal":
+                fourth = quartics / weights[..., None]
+                error = (
+                    (fourth - covariances**2) if shrinkage == "ledoit_wolf" else 2 * covariances**2
+                ).sum(axis=-1) / n
+                distance = ((covariances - covariances.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1)
+                intensity = error / distance
+            else:
+                d = self.n_features
+                trace = np.trace(covariances, axis1=-2, axis2=-1)
+                square = (covariances**2).sum(axis=(-2, -1))
+                if shrinkage == "ledoit_wolf":
+                    # Lemma 3.3 and section 3.3 of Ledoit and Wolf (2004).
+                    intensity = ((quartics / weights - square) / n) / (square - trace**2 / d)
+                else:
+                    # Eq. 23 of Chen et al. (2010), with the mean squares that scikit-learn takes.
+                    alpha, mu2 = square / d**2, (trace / d) ** 2
+                    intensity = (alpha + mu2) / ((n + 1) * (alpha - mu2 / d))
+        # 0/0: nothing to shrink (one feature, or a multiple of the identity already).
+        return np.clip(np.nan_to_num(intensity, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
+
+    def shrink(
+        self,
+        shrinkage: Any,
+        *,
+        X: ArrayLike | None = None,
+        y_codes: ArrayLike | None = None,
+        group_codes: ArrayLike | None = None,
+    ) -> SubgroupMoments:
+        """Regularised covariances.
+
+        Parameters
+        ----------
+        shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or a scikit-learn covariance estimator
+            Convex combination of every covariance with the multiple of the identity of the same trace: intensity
+            by formula, or given; None leaves them as they are. An estimator (with `fit` and `covariance_`) is
+            cloned and fitted to the rows of every covariance, about their subgroup means, unweighted.
+        X : array-like of shape (n_samples, n_features), default=None
+            The rows, for an estimator.
+        y_codes, group_codes : array-like of shape (n_samples,), default=None
+            Their codes, for an estimator.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            A new object with the regularised covariances.
+
+        Raises
+        ------
+        ValueError
+            When `shrinkage` is none of these, or an estimator is given without rows.
+        """
+        if shrinkage is None:
+            return self
+        if isinstance(shrinkage, str):
+            if shrinkage not in ("ledoit_wolf", "oas"):
+                msg = f"shrinkage must be 'ledoit_wolf', 'oas', a float, None or an estimator, not {shrinkage!r}."
+                raise ValueError(msg)
+            return self._replace_covariances(self._towards_identity(self.shrinkage_intensity(shrinkage)))
+        if isinstance(shrinkage, (int, float, np.integer, np.floating)) and not isinstance(shrinkage, bool):
+            if not 0 <= shrinkage <= 1:
+                msg = f"shrinkage must lie in [0, 1], not {shrinkage}."
+                raise ValueError(msg)
+            n = self.weights.sum(axis=0) if self.covariance == "tied" else self.weights
+            return self._replace_covariances(self._towards_identity(np.full(n.shape, float(shrinkage))))
+        if not hasattr(shrinkage, "fit"):
+            msg = f"shrinkage must be 'ledoit_wolf', 'oas', a float, None or an estimator, not {shrinkage!r}."
+            raise ValueError(msg)
+        if X is None or y_codes is None or group_codes is None:
+            msg = f"shrinkage={shrinkage!r} is fitted to rows: pass X, y_codes and group_codes."
+            raise ValueError(msg)
+        return self._replace_covariances(
+            self._fit_estimator(shrinkage, np.asarray(X, dtype=np.float64), np.asarray(y_codes), np.asarray(group_codes))
+        )
+
+    def _towards_identity(self, intensity: FloatArray) -> FloatArray:
+        covariances = self.covariances
+        if self.covariance == "diagonal":
+            average = covariances.mean(axis=-1, keepdims=True)
+            return (1 - intensity[..., None]) * covariances + intensity[..., None] * average
+        d = self.n_features
+        average = np.trace(covariances, axis1=-2, axis2=-1) / d
+        shrunk = (1 - intensity[..., None, None]) * covariances
+        diagonal = np.arange(d)
+        shrunk[..., diagonal, diagonal] += (intensity * average)[..., None]
+        return shrunk
+
+    def _fit_estimator(
+        self, estimator: Any, X: FloatArray, y_codes: NDArray[Any], group_codes: NDArray[Any]
+    ) -> FloatArray:
+        covariances = np.zeros_like(self._scatters)
+        seen = (y_codes >= 0) & (group_codes >= 0)
+        for cell in np.ndindex(covariances.shape[: 1 if self.covariance == "tied" else 2]):
+            rows = seen & (group_codes == cell[-1])
+            if len(cell) == 2:
+                rows &= y_codes == cell[0]
+            if not rows.any():
+                continue
+            centred = X[rows] - self.means[y_codes[rows], group_codes[rows]]
+            fitted = np.asarray(clone(estimator).fit(centred).covariance_)
+            covariances[cell] = np.diag(fitted) if self.covariance == "diagonal" else fitted
+        return covariances
+
+    def _feature_scale(self) -> FloatArray:
+        """Standard deviation of every feature over all rows, between subgroups included; 1 for a constant one."""
+        total = self.weights.sum()
+        mean = np.einsum("ka,kaj->j", self.weights, self.means) / total
+        between = np.einsum("ka,kaj->j", self.weights, (self.means - mean) ** 2) / total
+        covariances = self.covariances
+        if self.covariance == "tied":
+            within = np.einsum("a,ajj->j", self.weights.sum(axis=0), covariances) / total
+        elif self.covariance == "full":
+            within = np.einsum("ka,kajj->j", self.weights, covariances) / total
+        else:
+            within = np.einsum("ka,kaj->j", self.weights, covariances) / total
+        variance = within + between
+        # A constant column of large numbers has a variance of rounding errors.
+        noise = (4 * np.finfo(np.float64).eps * np.abs(mean)) ** 2
+        return np.where(variance > noise, np.sqrt(variance), np.maximum(np.sqrt(noise), 1.0))
+
+    def _positive_definite(self) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Covariances with their spectra lifted to the relative floor, and their effective ranks."""
+        covariances = np.array(self.covariances, order="C")
+        scale = self._feature_scale()
+        d = self.n_features
+        if self.covariance == "diagonal":
+            floor = _RELATIVE_FLOOR * scale**2
+            ranks = (covariances > floor).sum(axis=-1)
+            return np.maximum(covariances, floor), ranks
+        ranks = _core.floor_spectra(covariances.reshape(-1, d, d), scale, _RELATIVE_FLOOR)
+        return covariances, ranks.reshape(covariances.shape[:-2])
+
+    @property
+    def effective_rank(self) -> NDArray[np.int64]:
+        """Number of directions of every covariance that vary, (n_groups,) when tied, else (n_classes, n_groups)."""
+        return self._positive_definite()[1]
+
+    def log_joint(self, X: ArrayLike) -> FloatArray:
+        """Log of the joint density of rows, classes and groups under the fitted Gaussians.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, finite.
+
+        Returns
+        -------
+        log_joint : ndarray of shape (n_samples, n_classes, n_groups)
+            ``log q[k, a] + log N(x; mean[k, a], covariance[k, a])`` in nats, -inf for a subgroup without rows.
+        """
+        rows = np.asarray(X, dtype=np.float64)
+        K, G, d = self.means.shape
+        covariances, _ = self._positive_definite()
+        log_weights = np.log(self.weights / self.weights.sum(), out=np.full((K, G), -np.inf), where=self.weights > 0)
+        out = np.full((len(rows), K, G), -np.inf)
+        for a in range(G):
+            factor = cholesky(covariances[a], lower=True) if self.covariance == "tied" else None
+            for k in range(K):
+                if self.weights[k, a] == 0:
+                    continue
+                if self.covariance == "full":
+                    factor = cholesky(covariances[k, a], lower=True)
+                for start in range(0, len(rows), _CHUNK):
+                    centred = rows[start : start + _CHUNK] - self.means[k, a]
+                    if factor is None:
+                        distance = (centred**2 / covariances[k, a]).sum(axis=1)
+                        log_det = np.log(covariances[k, a]).sum()
+                    else:
+                        distance = (solve_triangular(factor, centred.T, lower=True) ** 2).sum(axis=0)
+                        log_det = 2 * np.log(np.diag(factor)).sum()
+                    out[start : start + _CHUNK, k, a] = log_weights[k, a] - 0.5 * (
+                        distance + log_det + d * np.log(2 * np.pi)
+                    )
+        return out
+
+    def cell_table(self) -> str:
+        """Weights of all subgroups as text: a line a class, a column a group."""
+        header = ["class \\ group", *(str(label) for label in self.groups.tolist())]
+        lines = [header]
+        lines += [
+            [str(label), *(f"{weight:.6g}" for weight in row)]
+            for label, row in zip(self.classes.tolist(), self.weights, strict=True)
+        ]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+
+    def __repr__(self) -> str:
+        return (
+            f"SubgroupMoments({self.n_classes} classes x {self.n_groups} groups, {self.n_features} features, "
+            f"covariance={self.covariance!r}, weight={self.weights.sum():.6g})"
+        )
+
+
+def _union(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Distinct labels of both, sorted if they can be, else in order of appearance."""
+    labels = list(dict.fromkeys([*first.tolist(), *second.tolist()]))
+    # Labels of different types have no order.
+    with contextlib.suppress(TypeError):
+        labels.sort()
+    return label_array(labels)
+
+
+def _positions(labels: NDArray[Any], within: NDArray[Any]) -> CodeArray:
+    index = {label: i for i, label in enumerate(within.tolist())}
+    return np.array([index[label] for label in labels.tolist()], dtype=np.int64)

@@ -1,0 +1,839 @@
+"""The scikit-learn transformer: features of sensitive groups to the nearest ideal distribution."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Hashable
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import issparse
+from scipy.special import logsumexp, softmax
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, _fit_context
+from sklearn.utils import (
+    check_array,
+    check_consistent_length,
+    column_or_1d,
+)
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from fairsteer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
+from fairsteer._input import (
+    ROW_CHECKS,
+    Codes,
+    Floats,
+    check_classes,
+    check_sample_weight,
+    column_positions,
+    few,
+    is_bfloat16,
+    widen_bfloat16,
+)
+from fairsteer._maps import AffineMaps, row_chunks
+from fairsteer.groups import MISSING, GroupEncoder, select_columns
+from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
+from fairsteer.moments import SubgroupMoments
+
+__all__ = ["FairSteeringTransformer"]
+
+
+class _Batch(NamedTuple):
+    """Rows that take part in a fit: none has a missing group or weight zero."""
+
+    rows: Floats
+    y_codes: Codes
+    group_codes: Codes
+    sample_weight: npt.NDArray[np.float64] | None
+    classes: npt.NDArray[Any]
+    groups: npt.NDArray[Any]
+    encoder: GroupEncoder | None
+    class_blind: bool
+
+
+class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Steer the features of sensitive groups to the nearest ideal distribution.
+
+    A distribution is *ideal* when every cost-sensitive Bayes classifier on it is exactly fair:
+    demographic parity, equal opportunity and equalized odds hold with gap zero, so that fairness
+    costs no accuracy. The transformer models each subgroup (class, group) as a Gaussian, finds the
+    ideal distribution with the smallest Kullback-Leibler divergence to that model, and moves rows
+    by one affine map per group. The map needs a row's group but not its class, so training rows
+    and the rows of production are treated alike.
+
+    Parameters
+    ----------
+    intervention : {"all_subgroups", "affirmative"}, default="all_subgroups"
+        Whether every group may move, or one reference group stays exactly as it is.
+    reference_group : label, default=None
+        The group that stays under ``intervention="affirmative"``. None: the group with the most
+        weight.
+    alignment : {"affine", "symmetric"}, default="affine"
+        ``"affine"`` is the nearest of all ideal distributions, ``"symmetric"`` the convex program
+        of Sharma et al. (2025) [1]_, which does not rotate.
+    covariance : {"tied", "full", "diagonal"}, default="tied"
+        One covariance per group, one per subgroup, or one diagonal per subgroup.
+    shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
+        How covariances are regularised. An estimator is a scikit-learn covariance estimator.
+    feature_transform : None, "log" or transformer, default=None
+        Coordinates in which the features are taken as Gaussian: rows are transformed, steered and
+        transformed back. ``"log"`` for positive, log-normal features; else any scikit-learn
+        transformer with an ``inverse_transform`` that undoes its ``transform``, such as
+        :class:`~sklearn.preprocessing.StandardScaler` for features of very different scales.
+    strength : float in [0, 1], default=1.0
+        Part of the way that rows move: ``(1 - strength) * x + strength * T(x)``. Read when rows
+        are transformed, so a new value on a fitted transformer needs no new fit.
+    sensitive_columns : str, int, list of these or None, default=None
+        Columns of `X` that hold the groups, by name or position; they are used and left out of the
+        output. Several columns stand for their intersections. None: groups come as
+        `sensitive_features`.
+    unknown_group : {"error", "infer"}, default="error"
+        What happens to a row whose group is missing, was not there at ``fit``, or is not given at
+        all: a ValueError, or the combination of the groups' maps weighted by the group's posterior
+        probability given the features.
+    max_iter : int, default=200
+        Limit on the iterations of the projection.
+    tol : float, default=1e-6
+        Relative decrease of the divergence at which the projection stops.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels; ``[0]`` if fitted without `y`.
+    groups_ : ndarray of shape (n_groups,)
+        Group labels, tuples if there are several sensitive columns; ``[0]`` if fitted without
+        groups.
+    moments_ : SubgroupMoments
+        Weights, means and covariances of the subgroups before shrinkage.
+    ideal_ : IdealDistribution
+        The nearest ideal distribution.
+    maps_ : dict
+        For each group label the map ``(A, b)`` at full strength, of shapes (n_features,
+        n_features) and (n_features,): ``x -> A @ x + b``. With a `feature_transform`, in its
+        coordinates.
+    kl_divergence_ : float
+        Divergence of the ideal distribution from the fitted one, in nats.
+    certificate_ : Certificate
+        Bounds on the unfairness and the loss of accuracy of classifiers that are fair on the ideal
+        distribution.
+    n_iter_ : int
+        Iterations of the projection.
+    feature_transform_ : transformer or None
+        The fitted `feature_transform`.
+    n_features_in_ : int
+        Number of columns of `X` at ``fit``, sensitive ones included.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of `X`, where it had string names.
+
+    See Also
+    --------
+    IdealDistributionClassifier : Bayes classifier of the ideal distribution, or any classifier on
+        steered rows.
+
+    Notes
+    -----
+    Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
+    Statistics are kept in double precision; rows come back in the floating-point type they came
+    in (``float64`` for other types).
+
+    References
+    ----------
+    .. [1] Sharma, Deshpande, Bhattacharyya, Shah. "On Optimal Steering to Achieve Exact
+       Fairness". NeurIPS 2025. arXiv:2509.15759.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fairsteer import FairSteeringTransformer
+    >>> rng = np.random.default_rng(0)
+    >>> y, group = rng.integers(0, 2, (2, 1000))
+    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
+    >>> U = steer.transform(X, sensitive_features=group)
+    >>> gap = np.abs(U[group == 0].mean(axis=0) - U[group == 1].mean(axis=0))
+    >>> bool(gap.max() < 0.1)
+    True
+    """
+
+    _class_blind: bool
+    _encoder: GroupEncoder | None
+    _sensitive_positions: list[int]
+    _solution: tuple[SubgroupMoments, IdealDistribution] | None
+
+    # Requested by default, so that nobody has to call set_fit_request and its siblings.
+    __metadata_request__fit = {"sensitive_features": True}  # noqa: RUF012
+    __metadata_request__partial_fit = {"sensitive_features": True}  # noqa: RUF012
+    __metadata_request__transform = {"sensitive_features": True}  # noqa: RUF012
+    __metadata_request__inverse_transform = {"sensitive_features": True}  # noqa: RUF012
+
+    _parameter_constraints = {  # noqa: RUF012
+        "intervention": [StrOptions({"all_subgroups", "affirmative"})],
+        "reference_group": [object],
+        "alignment": [StrOptions({"affine", "symmetric"})],
+        "covariance": [StrOptions({"tied", "full", "diagonal"})],
+        "shrinkage": [
+            StrOptions({"ledoit_wolf", "oas"}),
+            Interval(Real, 0, 1, closed="both"),
+            HasMethods("fit"),
+            None,
+        ],
+        "feature_transform": [
+            StrOptions({"log"}),
+            HasMethods(["fit", "transform", "inverse_transform"]),
+            None,
+        ],
+        "strength": [Interval(Real, 0, 1, closed="both")],
+        "sensitive_columns": [str, Integral, "array-like", None],
+        "unknown_group": [StrOptions({"error", "infer"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        intervention: str = "all_subgroups",
+        reference_group: Hashable = None,
+        alignment: str = "affine",
+        covariance: str = "tied",
+        shrinkage: Any = "ledoit_wolf",
+        feature_transform: Any = None,
+        strength: float = 1.0,
+        sensitive_columns: Any = None,
+        unknown_group: str = "error",
+        max_iter: int = 200,
+        tol: float = 1e-6,
+    ) -> None:
+        self.intervention = intervention
+        self.reference_group = reference_group
+        self.alignment = alignment
+        self.covariance = covariance
+        self.shrinkage = shrinkage
+        self.feature_transform = feature_transform
+        self.strength = strength
+        self.sensitive_columns = sensitive_columns
+        self.unknown_group = unknown_group
+        self.max_iter = max_iter
+        self.tol = tol
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
+        return tags
+
+    # ---- fitting
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit(
+        self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> FairSteeringTransformer:
+        """Fit the subgroups' distributions and find the nearest ideal one.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, with the sensitive columns if there are `sensitive_columns`.
+        y : array-like of shape (n_samples,), default=None
+            Class labels. None: one class, which matches the groups' means and covariances.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels. Rows where one is missing are left out, with a warning. Without any
+            groups the transformer is the identity.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights; an integer weight equals as many repetitions, zero leaves the row
+            out.
+
+        Returns
+        -------
+        FairSteeringTransformer
+            The transformer itself.
+
+        Raises
+        ------
+        ValueError
+            If `X` holds NaN or infinite values, `y` is continuous, groups are given twice or are
+            not discrete labels, a group has no rows, or no rows are left.
+        """
+        batch = self._read_batch(X, y, sensitive_features, sample_weight, reset=True)
+        self.feature_transform_ = fit_coordinates(self.feature_transform, batch.rows, self._feature_names())
+        rows = self._to_model(batch.rows)
+        self._set_moments(self._batch_moments(rows, batch), batch)
+        shrunk = self.moments_.shrink(self.shrinkage, X=rows, y_codes=batch.y_codes, group_codes=batch.group_codes)
+        self._solution = self._solve(shrunk)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def partial_fit(
+        self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> FairSteeringTransformer:
+        """Add a batch of rows to the fitted distributions.
+
+        Batches give the same result as one ``fit`` on all rows, in any order; new classes and
+        groups may appear in any batch. The ideal distribution is found when it is next used.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows.
+        y : array-like of shape (n_samples,), default=None
+            Class labels; in all batches or in none.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels; in all batches or in none.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights.
+
+        Returns
+        -------
+        FairSteeringTransformer
+            The transformer itself.
+
+        Raises
+        ------
+        ValueError
+            As for ``fit``, and if `shrinkage` or `feature_transform` is an estimator that needs
+            all rows at once.
+        """
+        if hasattr(self.shrinkage, "fit"):
+            msg = (
+                f"shrinkage={self.shrinkage!r} needs all rows at once, so partial_fit cannot use "
+                "it. Use 'ledoit_wolf', 'oas', a number in [0, 1] or None, or call fit."
+            )
+            raise ValueError(msg)
+        if needs_all_rows(self.feature_transform):
+            msg = (
+                f"feature_transform={self.feature_transform!r} would be fitted on the first batch "
+                "only. Fit it beforehand and pass it as "
+                "feature_transform=sklearn.frozen.FrozenEstimator(fitted), use 'log' or None, or "
+                "call fit with all rows."
+            )
+            raise ValueError(msg)
+        first = not hasattr(self, "moments_")
+        batch = self._read_batch(X, y, sensitive_features, sample_weight, reset=first)
+        if first:
+            self.feature_transform_ = fit_coordinates(self.feature_transform, batch.rows, self._feature_names())
+        moments = self._batch_moments(self._to_model(batch.rows), batch)
+        self._set_moments(moments if first else self.moments_.merge(moments), batch)
+        self._solution = None
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, then transform the same rows: equal to ``fit(…).transform(…)``.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows.
+        y : array-like of shape (n_samples,), default=None
+            Class labels.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels. Rows where one is missing are left out of the fit and transformed as
+            `unknown_group` says.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights.
+
+        Returns
+        -------
+        ndarray or dataframe of shape (n_samples, n_features_out)
+            Steered rows.
+        """
+        self.fit(X, y, sensitive_features=sensitive_features, sample_weight=sample_weight)
+        return self._transform(X, sensitive_features)
+
+    def _read_batch(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> _Batch:
+        rows, labels = self._read_rows(X, sensitive_features, reset=reset)
+        if not reset:
+            _check_as_before("groups", labels is not None, self._encoder is not None)
+            _check_as_before("class labels", y is not None, not self._class_blind)
+        class_blind = y is None
+        y = np.zeros(len(rows), dtype=np.intp) if class_blind else check_classes(y, rows)
+        weight = check_sample_weight(sample_weight, rows)
+
+        encoder = None
+        codes = np.zeros(len(rows), dtype=np.intp)
+        if labels is not None:
+            encoder = (GroupEncoder() if reset else copy.copy(self._encoder)).partial_fit(labels)
+            codes = encoder.encode(labels)
+            check_consistent_length(rows, codes)
+        n_missing = int((codes == MISSING).sum())
+        if labels is None:
+            _warn(
+                "No groups were given, so nothing is being steered: all rows form one group and keep their features. "
+                "Pass sensitive_features=… or name sensitive_columns=…."
+            )
+        elif n_missing:
+            _warn(f"{n_missing} of {len(rows)} rows have a missing group and are left out of the fit.")
+
+        if n_missing or (weight is not None and not weight.all()):
+            kept = (codes != MISSING) & (weight != 0)
+            if not kept.any():
+                msg = (
+                    f"No row is left to fit: {n_missing} of {len(rows)} have a missing group, the others have "
+                    "sample_weight zero."
+                )
+                raise ValueError(msg)
+            rows, y, codes = rows[kept], y[kept], codes[kept]
+            weight = None if weight is None else weight[kept]
+        classes, y_codes = np.unique(y, return_inverse=True)
+        present, codes = np.unique(codes, return_inverse=True)
+        groups = present if encoder is None else encoder.groups_[present]
+        return _Batch(rows, y_codes, codes, weight, classes, groups, encoder, class_blind)
+
+    def _batch_moments(self, rows: Floats, batch: _Batch) -> SubgroupMoments:
+        moments = SubgroupMoments(
+            rows.shape[1],
+            classes=batch.classes,
+            groups=batch.groups,
+            covariance=self.covariance,
+        )
+        return moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
+
+    def _set_moments(self, moments: SubgroupMoments, batch: _Batch) -> None:
+        self.moments_ = moments
+        self.classes_ = moments.classes
+        self.groups_ = moments.groups
+        self._class_blind = batch.class_blind
+        self._encoder = batch.encoder
+        if self._encoder is not None:
+            self._encoder.groups_ = moments.groups
+
+    def _solve(self, shrunk: SubgroupMoments) -> tuple[SubgroupMoments, IdealDistribution]:
+        if isinstance(self.shrinkage, str):
+            _warn_if_swamped(self.moments_, shrunk, self._feature_names())
+        ideal = nearest_ideal(
+            shrunk,
+            intervention=self.intervention,
+            reference_group=self.reference_group,
+            alignment=self.alignment,
+            covariance=self.covariance,
+            max_iter=self.max_iter,
+            tol=self.tol,
+        )
+        return shrunk, ideal
+
+    def _fitted(self) -> tuple[SubgroupMoments, IdealDistribution]:
+        """Shrunk moments and their nearest ideal distribution."""
+        check_is_fitted(self, "moments_")
+        if self._solution is None:  # rows have come by partial_fit since
+            self._solution = self._solve(self.moments_.shrink(self.shrinkage))
+        return self._solution
+
+    @property
+    def ideal_(self) -> IdealDistribution:
+        """The nearest ideal distribution."""
+        return self._fitted()[1]
+
+    @property
+    def maps_(self) -> dict[Any, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+        """Map ``(A, b)`` of each group at full strength."""
+        return self.ideal_.maps
+
+    @property
+    def kl_divergence_(self) -> float:
+        """Divergence of the ideal distribution from the fitted one, in nats."""
+        return self.ideal_.kl_divergence
+
+    @property
+    def certificate_(self) -> Certificate:
+        """Bounds on unfairness and on the loss of accuracy."""
+        return self.ideal_.certificate
+
+    @property
+    def n_iter_(self) -> int:
+        """Iterations of the projection."""
+        return self.ideal_.n_iter
+
+    # ---- moving rows
+
+    def transform(self, X: Any, *, sensitive_features: Any = None) -> Any:
+        """Steer rows by their groups.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, unless there are `sensitive_columns`. May be left out with
+            ``unknown_group="infer"``.
+
+        Returns
+        -------
+        ndarray or dataframe of shape (n_samples, n_features_out)
+            Steered rows without the sensitive columns, in the floating-point type of `X`. Rows
+            that do not move (the reference group; all at strength 0) are bit for bit those of `X`.
+
+        Raises
+        ------
+        ValueError
+            If the transformer was fitted with groups and none are given, or a row's group is
+            missing or was not there at ``fit``, unless ``unknown_group="infer"``; if it was fitted
+            without groups and groups are given; if `X` does not match ``fit``.
+        """
+        check_is_fitted(self, "moments_")
+        return self._transform(X, sensitive_features)
+
+    def inverse_transform(self, X: Any, *, sensitive_features: Any = None) -> Any:
+        """Undo ``transform`` at the present strength.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features_out)
+            Steered rows, without sensitive columns.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels; needed whenever there were groups at ``fit``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features_out)
+            Rows as they were before ``transform``.
+
+        Raises
+        ------
+        ValueError
+            If a row's group is not known, or the map of a group cannot be inverted at this
+            strength.
+        """
+        check_is_fitted(self, "moments_")
+        rows = check_array(widen_bfloat16(X), **ROW_CHECKS, estimator=self)
+        names = self._feature_names()
+        if rows.shape[1] != len(names):
+            msg = (
+                f"X has {rows.shape[1]} features, but inverse_transform of "
+                f"{type(self).__name__} is expecting {len(names)} features as input."
+            )
+            raise ValueError(msg)
+        codes = self._known_codes(sensitive_features, rows, "inverse_transform")
+        maps = self._group_maps(self._strength()).inverse(self.groups_.tolist())
+        return self._as_dtype_of(X, self._move(rows, codes, maps))
+
+    def steer(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
+        """Move rows by class and group, so that they follow the ideal distribution.
+
+        Each subgroup moves by the optimal-transport map to its part of the ideal distribution, in
+        the group's own coordinates. With the weights of :meth:`ideal_sample_weight` the result has
+        the means and covariances of the ideal distribution. It serves to prepare training data;
+        for rows whose class is not known there is :meth:`transform`.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        y : array-like of shape (n_samples,)
+            Class labels. May be left out if they were left out at ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, unless there are `sensitive_columns`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features_out)
+            Steered rows, without sensitive columns.
+
+        Raises
+        ------
+        ValueError
+            If a class or group is not known, or a subgroup had no rows at ``fit``.
+        """
+        check_is_fitted(self, "moments_")
+        rows, labels = self._read_rows(X, sensitive_features, reset=False)
+        codes = self._known_codes(labels, rows, "steer")
+        y_codes = self._class_codes(y, rows)
+        self._check_cells(y_codes, codes)
+        n_groups = len(self.groups_)
+        cells, inverse = np.unique(y_codes * n_groups + codes, return_inverse=True)
+        subgroup_maps = self.ideal_.subgroup_maps
+        classes, groups = self.classes_.tolist(), self.groups_.tolist()
+        pairs = [subgroup_maps[classes[c // n_groups], groups[c % n_groups]] for c in cells]
+        maps = AffineMaps.at_strength(pairs, self._strength())
+        return self._as_dtype_of(X, self._move(rows, inverse, maps))
+
+    def ideal_sample_weight(
+        self, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> npt.NDArray[np.float64]:
+        """Weights under which classes and groups are independent, as they are in the ideal.
+
+        Parameters
+        ----------
+        y : array-like of shape (n_samples,)
+            Class labels. May be left out if they were left out at ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels; with `sensitive_columns`, those columns.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights to multiply by.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype float64
+            Ideal over fitted probability of each row's subgroup, times `sample_weight`.
+
+        Raises
+        ------
+        ValueError
+            If a class or group is not known, or a subgroup had no rows at ``fit``.
+        """
+        check_is_fitted(self, "moments_")
+        if sensitive_features is None and self._encoder is not None:
+            msg = "ideal_sample_weight has no X to take groups from: pass sensitive_features=…."
+            raise ValueError(msg)
+        if sensitive_features is None and y is None:
+            msg = "ideal_sample_weight needs y."
+            raise ValueError(msg)
+        codes = self._known_codes(sensitive_features, y, "ideal_sample_weight")
+        y_codes = self._class_codes(y, codes)
+        weight = check_sample_weight(sample_weight, codes)
+        ratio = self._weight_ratio(y_codes, codes)
+        return ratio if weight is None else ratio * weight
+
+    def predict_group_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        """Probability of each group given a row's features, under the fitted distributions.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``; sensitive columns are not looked at.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_groups), dtype float64
+            Probabilities, in the order of ``groups_``; rows sum to 1.
+        """
+        check_is_fitted(self, "moments_")
+        rows, _ = self._read_rows(X, None, reset=False)
+        return self._group_proba(self._to_model(rows))
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[Any]:
+        """Names of the output features: those of the input without the sensitive columns.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Names of the input features where they had none at ``fit``.
+
+        Returns
+        -------
+        ndarray of str objects, of shape (n_features_out,)
+            Feature names.
+        """
+        names = super().get_feature_names_out(input_features)
+        return np.delete(names, self._sensitive_positions)
+
+    def _transform(self, X: Any, sensitive_features: Any) -> Any:
+        return self._as_dtype_of(X, self._steered(X, sensitive_features))
+
+    def _steered(self, X: Any, sensitive_features: Any) -> Floats:
+        """Steered rows as a plain array, whatever `set_output` says."""
+        rows, codes = self._read_rows_and_codes(X, sensitive_features)
+        return self._move(rows, codes, self._group_maps(self._strength()))
+
+    def _model_rows(self, X: Any, sensitive_features: Any) -> tuple[Floats, Codes]:
+        """Rows in the coordinates of the model, before steering, and their groups' codes."""
+        rows, codes = self._read_rows_and_codes(X, sensitive_features)
+        return self._to_model(rows), codes
+
+    def _training_rows(
+        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any
+    ) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[np.float64]]:
+        """Steered rows, classes and weights of the rows that took part in ``fit``.
+
+        The weights go from `sample_weight` to the ideal ones as the strength goes from 0 to 1.
+        """
+        rows, labels = self._read_rows(X, sensitive_features, reset=False)
+        y = column_or_1d(y)
+        codes = np.zeros(len(rows), dtype=np.intp)
+        if self._encoder is not None:
+            codes = self._encoder.encode(labels)
+        weight = check_sample_weight(sample_weight, rows)
+        weight = np.ones(len(rows)) if weight is None else weight
+        kept = (codes >= 0) & (weight > 0)
+        rows, y, codes, weight = rows[kept], y[kept], codes[kept], weight[kept]
+        strength = self._strength()
+        weight *= 1 + strength * (self._weight_ratio(self._class_codes(y, rows), codes) - 1)
+        return self._move(rows, codes, self._group_maps(strength)), y, weight
+
+    def _move(self, rows: Floats, codes: Codes, maps: AffineMaps) -> Floats:
+        """Map rows in the coordinates of the model; negative codes are weighted by their posterior."""
+        mapped, moved = maps.apply(self._to_model(rows), codes, self._group_proba)
+        if self.feature_transform_ is None:
+            return mapped
+        # Going there and back would already change the bits of rows that do not move.
+        out = np.array(rows, order="C")
+        if moved.any():
+            out[moved] = self.feature_transform_.inverse_transform(mapped[moved])
+        return out
+
+    def _to_model(self, rows: Floats) -> Floats:
+        return to_coordinates(self.feature_transform_, rows, self._feature_names())
+
+    def _group_maps(self, strength: float) -> AffineMaps:
+        maps = self.maps_
+        return AffineMaps.at_strength([maps[group] for group in self.groups_.tolist()], strength)
+
+    def _group_proba(self, rows: Floats) -> npt.NDArray[np.float64]:
+        shrunk, _ = self._fitted()
+        proba = np.empty((len(rows), len(self.groups_)))
+        for chunk in row_chunks(len(rows)):
+            log_joint = shrunk.log_joint(rows[chunk].astype(np.float64))
+            proba[chunk] = softmax(logsumexp(log_joint, axis=1), axis=1)
+        return proba
+
+    def _weight_ratio(self, y_codes: Codes, codes: Codes) -> npt.NDArray[np.float64]:
+        self._check_cells(y_codes, codes)
+        fitted = self.moments_.weights / self.moments_.weights.sum()
+        ratio: npt.NDArray[np.float64] = self.ideal_.weights[y_codes, codes] / fitted[y_codes, codes]
+        return ratio
+
+    def _strength(self) -> float:
+        # Checked here as well as in fit, since it may be set in between.
+        if not 0 <= self.strength <= 1:
+            msg = f"strength must be in [0, 1], got {self.strength!r}."
+            raise ValueError(msg)
+        return self.strength
+
+    # ---- reading input
+
+    def _read_rows(self, X: Any, sensitive_features: Any, *, reset: bool) -> tuple[Floats, Any]:
+        """Read and validate features, and the group labels beside them (None: there are none)."""
+        X = widen_bfloat16(X)
+        if self.sensitive_columns is None:
+            if reset:
+                self._sensitive_positions = []
+            return validate_data(self, X, reset=reset, **ROW_CHECKS), sensitive_features
+        if sensitive_features is not None:
+            msg = (
+                f"Groups are given twice, by sensitive_columns={self.sensitive_columns!r} and by "
+                "sensitive_features. Leave one out."
+            )
+            raise ValueError(msg)
+        if issparse(X):
+            check_array(X, **ROW_CHECKS, estimator=self)  # raises scikit-learn's error
+        validate_data(self, X, reset=reset, skip_check_array=True)
+        if reset:
+            self._sensitive_positions = column_positions(
+                self.sensitive_columns,
+                getattr(self, "feature_names_in_", None),
+                self.n_features_in_,
+            )
+        rest = [j for j in range(self.n_features_in_) if j not in self._sensitive_positions]
+        labels = select_columns(X, self._sensitive_positions)
+        rows = check_array(select_columns(X, rest), **ROW_CHECKS, estimator=self, input_name="X")
+        return rows, labels
+
+    def _read_rows_and_codes(self, X: Any, sensitive_features: Any) -> tuple[Floats, Codes]:
+        """Features and groups; a negative code stands for a group to be inferred."""
+        rows, labels = self._read_rows(X, sensitive_features, reset=False)
+        infer = self.unknown_group == "infer"
+        if labels is None and self._encoder is not None and infer:
+            return rows, np.full(len(rows), MISSING, dtype=np.intp)
+        return rows, self._known_codes(labels, rows, "transform", infer=infer)
+
+    def _known_codes(self, labels: Any, rows: Any, method: str, *, infer: bool = False) -> Codes:
+        if self._encoder is None:
+            if labels is not None:
+                msg = (
+                    "sensitive_features are given, but the steering was fitted without groups. Fit "
+                    "it again with sensitive_features=… or sensitive_columns=…."
+                )
+                raise ValueError(msg)
+            return np.zeros(len(rows), dtype=np.intp)
+        ways_out = (
+            "pass sensitive_features=… with a known group in every row, fit with "
+            "sensitive_columns=… to take the groups from columns of X, or set "
+            "unknown_group='infer' to weight the groups by their probability given the features"
+        )
+        if method != "transform":
+            ways_out = f"pass sensitive_features=… with a known group in every row: {method} cannot infer any"
+        if labels is None:
+            msg = (
+                f"No groups are given, but the steering was fitted on the groups "
+                f"{few(map(repr, self.groups_.tolist()))} and moves a row by its group. The way out: {ways_out}."
+            )
+            raise ValueError(msg)
+        codes = self._encoder.encode(labels)
+        if rows is not None:
+            check_consistent_length(rows, codes)
+        if not infer and (codes < 0).any():
+            counts = self._encoder.unknown_counts(labels)
+            listed = few(f"{'missing' if k is None else repr(k)} ({n} rows)" for k, n in counts.items())
+            msg = (
+                f"{(codes < 0).sum()} of {len(codes)} rows have a group that is missing or was not "
+                f"there at fit: {listed}. Known groups: {few(map(repr, self.groups_.tolist()))}. The way out: "
+                f"{ways_out}."
+            )
+            raise ValueError(msg)
+        return codes
+
+    def _class_codes(self, y: Any, rows: Any) -> Codes:
+        if y is None:
+            if not self._class_blind:
+                msg = f"y is needed: the steering was fitted on the classes {self.classes_}."
+                raise ValueError(msg)
+            return np.zeros(len(rows), dtype=np.intp)
+        labels, inverse = np.unique(check_classes(y, rows), return_inverse=True)
+        table = {label: k for k, label in enumerate(self.classes_.tolist())}
+        unknown = [label for label in labels.tolist() if label not in table]
+        if unknown:
+            msg = (
+                f"y holds the class labels {few(map(repr, unknown))}, which were not there at fit. Known "
+                f"classes: {few(map(repr, table))}."
+            )
+            raise ValueError(msg)
+        return np.array([table[label] for label in labels.tolist()], dtype=np.intp)[inverse]
+
+    def _check_cells(self, y_codes: Codes, codes: Codes) -> None:
+        empty = np.flatnonzero(self.moments_.weights[y_codes, codes] == 0)
+        if empty.size:
+            k, a = y_codes[empty[0]], codes[empty[0]]
+            msg = (
+                f"Class {self.classes_.tolist()[k]!r} had no rows in group "
+                f"{self.groups_.tolist()[a]!r} at fit.\n{self.moments_.cell_table()}"
+            )
+            raise ValueError(msg)
+
+    def _feature_names(self) -> list[str]:
+        """Names of the features for messages: ``x0``, ``x1``, … where the input had none."""
+        return list(self.get_feature_names_out())
+
+    @staticmethod
+    def _as_dtype_of(X: Any, rows: Floats) -> Any:
+        return rows.astype(X.dtype) if is_bfloat16(X) else rows
+
+
+def _check_as_before(what: str, now: bool, before: bool) -> None:
+    if now != before:
+        words = {True: "with", False: "without"}
+        msg = f"This batch comes {words[now]} {what}, the batches before it came {words[before]}."
+        raise ValueError(msg)
+
+
+def _warn(message: str) -> None:
+    # From _warn, _read_batch, fit and its parameter check up to the caller.
+    warnings.warn(message, UserWarning, stacklevel=5)
+
+
+def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[str]) -> None:
+    """Warn where shrinking towards the mean variance drowns features of small scale."""
+    before, after = _variances(raw), _variances(shrunk)
+    # What is left of a constant column after rounding is no variance.
+    means = np.abs(raw.means).max(axis=(0, 1))
+    varies = before > (1e-10 * means) ** 2
+    largest = np.where(varies, before, 0).max(axis=-1, keepdims=True)
+    swamped = varies & (after > 2 * before) & (largest > 1e3 * before)
+    features = np.flatnonzero(swamped.reshape(-1, swamped.shape[-1]).any(axis=0))
+    if features.size:
+        # A feature transform may change the number of features.
+        same = len(names) == raw.n_features
+        listed = few((names[j] if same else f"number {j}" for j in features), 3)
+        warnings.warn(
+            f"The features {listed} vary so much less than others that shrinkage more than "
+            "doubles their variance and hides them. Bring the features to one scale, for example "
+            "by feature_transform=StandardScaler().",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _variances(moments: SubgroupMoments) -> npt.NDArray[np.float64]:
+    covariances = moments.covariances
+    if moments.covariance == "diagonal":
+        return covariances
+    return np.diagonal(covariances, axis1=-2, axis2=-1)

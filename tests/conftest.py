@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+
+class Data(NamedTuple):
+    """Rows with their classes and groups."""
+
+    X: np.ndarray
+    y: np.ndarray
+    group: np.ndarray
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """The matrices of the tests are small: threads would only wait for one another."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="session")
+def make_data() -> Callable[..., Data]:
+    """Sampler of Gaussian subgroups: every class in every group, no two groups alike."""
+
+    def sample(n: int = 600, n_features: int = 3, n_classes: int = 2, n_groups: int = 2, seed: int = 0) -> Data:
+        rng = np.random.default_rng(seed)
+        y = rng.integers(0, n_classes, n)
+        # Classes are not equally frequent in the groups, so the ideal has other weights.
+        group = (rng.integers(0, n_groups, n) + (y == 0) * (rng.random(n) < 0.3)) % n_groups
+        means = rng.normal(size=(n_classes, n_groups, n_features))
+        scales = np.eye(n_features) + 0.4 * rng.normal(size=(n_groups, n_features, n_features))
+        X = np.einsum("nij,nj->ni", scales[group], rng.normal(size=(n, n_features)))
+        return Data(X + 1.5 * means[y, group], y, group)
+
+    return sample
+
+
+@pytest.fixture(scope="session")
+def data(make_data: Callable[..., Data]) -> Data:
+    """Two classes in two groups, 600 rows of three features."""
+    return make_data()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real data sets, which are not part of the project."""
+    folder = os.environ.get("FAIRSTEER_DATA")
+    if folder is None:
+        pytest.skip("FAIRSTEER_DATA does not name the folder of the real data sets")
+    return Path(folder)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import datetime as dt
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from fairsteer import groups
+from fairsteer.groups import MISSING, UNSEEN, GroupEncoder, select_columns
+
+STRINGS = ["b", "a", "b", "c"]
+INTEGERS = [2, 1, 2, 3]
+
+CONTAINERS = {
+    "list": list,
+    "tuple": tuple,
+    "str or int array": np.array,
+    "object array": lambda labels: np.array(labels, dtype=object),
+    "column": lambda labels: np.array(labels)[:, None],
+    "Series": pd.Series,
+    "Index": pd.Index,
+    "category": lambda labels: pd.Series(labels).astype("category"),
+    "pandas nullable": lambda labels: pd.Series(labels).convert_dtypes(),
+    "pandas pyarrow": lambda labels: pd.Series(labels).convert_dtypes(dtype_backend="pyarrow"),
+    "DataFrame": lambda labels: pd.DataFrame({"group": labels}),
+    "polars Series": pl.Series,
+    "polars DataFrame": lambda labels: pl.DataFrame({"group": labels}),
+    "pyarrow Array": pa.array,
+    "pyarrow ChunkedArray": lambda labels: pa.chunked_array([labels[:1], labels[1:]]),
+    "pyarrow dictionary": lambda labels: pa.array(labels).dictionary_encode(),
+    "pyarrow Table": lambda labels: pa.table({"group": labels}),
+}
+
+
+@pytest.mark.parametrize("labels", [STRINGS, INTEGERS, [True, False, True, True]])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_gives_the_same_labels_and_codes(container: str, labels: list) -> None:
+    plain = GroupEncoder().fit(labels)
+    encoder = GroupEncoder().fit(CONTAINERS[container](labels))
+    assert encoder.groups_.tolist() == sorted(set(labels))
+    assert encoder.groups_.dtype == plain.groups_.dtype == np.array(labels).dtype
+    assert encoder.encode(labels).tolist() == [sorted(set(labels)).index(label) for label in labels]
+    assert encoder.encode(CONTAINERS[container](labels)).dtype == np.intp
+
+
+@pytest.mark.parametrize("container", [pl.Series(STRINGS).cast(pl.Categorical), np.array(STRINGS, dtype="O")])
+def test_labels_of_strings_are_strings(container: object) -> None:
+    assert GroupEncoder().fit(container).groups_.tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", None, "b"],
+        ["a", np.nan, "b"],
+        ["a", pd.NA, "b"],
+        ["a", pd.NaT, "b"],
+        np.array(["a", float("nan"), "b"], dtype=object),
+        pd.Series(["a", None, "b"], dtype="string"),
+        pd.Series(["a", None, "b"], dtype="category"),
+        pl.Series(["a", None, "b"]),
+        pa.array(["a", None, "b"]),
+        pa.array(["a", None, "b"]).dictionary_encode(),
+    ],
+)
+def test_missing_labels_have_no_group(labels: object) -> None:
+    encoder = GroupEncoder().fit(labels)
+    assert encoder.groups_.tolist() == ["a", "b"]
+    assert encoder.encode(labels).tolist() == [0, MISSING, 1]
+    assert encoder.unknown_counts(labels) == {None: 1}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pd.Series([1, None, 2], dtype="Int64"),
+        pd.Series([1, np.nan, 2]),
+        pl.Series([1, None, 2]),
+        pa.array([1, None, 2]),
+    ],
+)
+def test_missing_integers(labels: object) -> None:
+    encoder = GroupEncoder().fit(labels)
+    assert encoder.groups_.tolist() == [1, 2]
+    assert encoder.encode(labels).tolist() == [0, MISSING, 1]
+    assert encoder.encode([2, 1]).tolist() == [1, 0]
+
+
+def test_the_word_nan_is_a_label() -> None:
+    assert GroupEncoder().fit(["nan", "None", "", "a"]).groups_.tolist() == ["", "None", "a", "nan"]
+
+
+def test_labels_match_by_value_and_are_never_turned_into_strings() -> None:
+    encoder = GroupEncoder().fit([0, 1])
+    assert encoder.encode([1.0, True, np.float32(0), "1", "0"]).tolist() == [1, 1, 0, UNSEEN, UNSEEN]
+    assert encoder.encode(np.array(["0", "1"])).tolist() == [UNSEEN, UNSEEN]
+    assert encoder.unknown_counts([1.0, "1", "1", None]) == {"1": 2, None: 1}
+
+    mixed = GroupEncoder().fit([1, "1", "a"])
+    assert sorted(map(repr, mixed.groups_)) == ["'1'", "'a'", "1"]
+    codes = mixed.encode(["1", 1])
+    assert mixed.groups_[codes].tolist() == ["1", 1]
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_several_columns_are_intersections(frame: type) -> None:
+    columns = {"sex": ["f", "m", "m", None, "f"], "age": [1, 2, 1, 1, 1]}
+    encoder = GroupEncoder().fit(frame(columns))
+    assert encoder.groups_.tolist() == [("f", 1), ("m", 1), ("m", 2)]
+    assert encoder.encode(frame(columns)).tolist() == [0, 2, 1, MISSING, 0]
+    # Known parts in a combination that nobody had are unseen.
+    assert encoder.encode([["f", 2.0], ["f", 1.0]]).tolist() == [UNSEEN, 0]
+    assert encoder.unknown_counts([["f", 2], ["x", 1], [None, 1]]) == {("f", 2): 1, ("x", 1): 1, None: 1}
+
+
+def test_intersections_do_not_overflow() -> None:
+    columns = np.random.default_rng(0).integers(0, 1000, (2000, 12))  # 10^36 combinations
+    encoder = GroupEncoder().fit(columns)
+    assert encoder.groups_[encoder.encode(columns)].tolist() == [tuple(row) for row in columns.tolist()]
+
+
+def test_groups_do_not_depend_on_the_order_of_rows() -> None:
+    labels = np.array([3, "b", (1, 2), 2, "a", None, True], dtype=object)
+    order = np.random.default_rng(0).permutation(len(labels))
+    first, second = GroupEncoder().fit(labels), GroupEncoder().fit(labels[order])
+    assert first.groups_.tolist() == second.groups_.tolist()
+
+
+def test_partial_fit_adds_labels() -> None:
+    encoder = GroupEncoder().partial_fit(["b", "d"])
+    encoder.partial_fit(["c", None, "a", "b"])
+    assert encoder.groups_.tolist() == ["a", "b", "c", "d"]
+    encoder.fit(["z"])
+    assert encoder.groups_.tolist() == ["z"]
+    with pytest.raises(ValueError, match="2 column"):
+        encoder.partial_fit([["z", 1]])
+
+
+def test_columns_must_be_those_of_fit() -> None:
+    frame = pd.DataFrame({"sex": [0, 1], "old": [1, 0]})
+    encoder = GroupEncoder().fit(frame)
+    with pytest.raises(ValueError, match=r"\['old', 'sex'\].*fitted on \['sex', 'old'\]"):
+        encoder.encode(frame[["old", "sex"]])
+    with pytest.raises(ValueError, match=r"1 column.*fitted on 2 \(\['sex', 'old'\]\)"):
+        encoder.encode(frame["sex"])
+    assert encoder.encode(frame.to_numpy()).tolist() == [0, 1]  # without names they are taken in order
+    renamed = GroupEncoder().fit(frame[["sex"]]).encode(frame["sex"].rename("gender"))
+    assert renamed.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.linspace(0.1, 9, 50), "looks continuous: .* pandas.cut"),
+        (pd.DataFrame({"age": np.linspace(0.1, 9, 50)}), "'age' looks continuous"),
+        (pd.Series(pd.date_range("2020", periods=3)), "dates.*by year"),
+        (pd.Series(pd.date_range("2020", periods=3, tz="UTC")), "dates"),
+        (np.array(["2020"], dtype="datetime64[ns]"), "discrete labels .*datetime64"),
+        (pl.Series([dt.date(2020, 1, 1)]), "dates"),
+        (pa.array([dt.timedelta(3)]), "durations"),
+        ("abc", "one or two dimensions"),
+        (1, "one or two dimensions"),
+        (np.zeros((2, 2, 2)), r"shape \(2, 2, 2\)"),
+        (pd.DataFrame(), "no columns"),
+        ([None, np.nan], "missing in all of its 2 rows"),
+    ],
+)
+def test_what_is_no_label_is_refused(labels: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GroupEncoder().fit(labels)
+
+
+def test_labels_that_cannot_be_hashed_are_refused() -> None:
+    with pytest.raises(TypeError, match="hashed"):
+        GroupEncoder().fit([{"a": 1}])
+
+
+def test_whole_and_few_fractional_floats_are_labels() -> None:
+    assert GroupEncoder().fit(np.arange(100.0)).groups_.tolist() == list(range(100))
+    assert GroupEncoder().fit([0.5, 1.5, 0.5]).groups_.tolist() == [0.5, 1.5]
+
+
+def test_work_in_python_grows_with_labels_not_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = groups._is_missing
+    monkeypatch.setattr(groups, "_is_missing", lambda value: calls.append(value) or original(value))
+    labels = np.random.default_rng(0).integers(0, 5, 100_000)
+    encoder = GroupEncoder().fit(labels)
+    assert np.array_equal(encoder.encode(labels), labels)
+    assert len(calls) == 10
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_select_columns_keeps_the_container(frame: type) -> None:
+    selected = select_columns(frame({"a": [1, 2], "b": ["x", "y"], "c": [3, 4]}), [2, 0])
+    assert type(selected) is type(frame({"a": [1]}))
+    assert np.asarray(selected).tolist() == [[3, 1], [4, 2]]
+
+
+def test_select_columns_of_a_list_keeps_its_types() -> None:
+    assert select_columns([[1, "a", 2.5], [2, "b", 3.5]], [0, 1]).tolist() == [[1, "a"], [2, "b"]]

@@ -1,0 +1,567 @@
+"""The interface of nearest_ideal: what it returns, under which labels, how exactly, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+import warnings
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from benchmarks import problems, reference
+from fairsteer.ideal import nearest_ideal
+from fairsteer.moments import SubgroupMoments
+
+KINDS = ["tied", "full", "diagonal"]
+INTERVENTIONS = ["all_subgroups", "affirmative"]
+ALIGNMENTS = ["affine", "symmetric"]
+EVERY = list(itertools.product(KINDS, INTERVENTIONS, ALIGNMENTS))
+CLASSES, GROUPS = ["no", "maybe", "yes"], [("f", 0), ("m", 1), ("x", 2)]
+K, G, D = 3, 3, 4
+
+
+def given(data, **labels):
+    return SubgroupMoments.from_statistics(data.weights, data.means, data.covariances, **labels)
+
+
+@functools.cache
+def statistics(kind, seed=0, d=D):
+    return problems.statistics(K, G, d, covariance=kind, seed=seed)
+
+
+@functools.cache
+def labelled(kind, intervention, alignment):
+    data = statistics(kind)
+    moments = given(data, classes=CLASSES, groups=GROUPS)
+    options = {"intervention": intervention, "alignment": alignment, "covariance": kind}
+    return data, moments, nearest_ideal(moments, **options)
+
+
+def matrix(covariance):
+    """A covariance as a matrix, whichever model it came from."""
+    return np.diag(covariance) if covariance.ndim == 1 else covariance
+
+
+def ideal_covariance(ideal, k, a):
+    return matrix(reference.cell_covariance(ideal.covariances, ideal.covariance, k, a))
+
+
+def canonical_covariance(ideal, k):
+    C = ideal.canonical_covariances
+    return C if ideal.covariance == "tied" else matrix(C[k])
+
+
+# ----------------------------------------------------------------------------------------------------
+# What comes back
+# ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
+def test_shapes_labels_and_options(kind, intervention, alignment):
+    data, _, ideal = labelled(kind, intervention, alignment)
+    assert list(ideal.classes) == CLASSES
+    assert list(ideal.groups) == GROUPS
+    assert (ideal.intervention, ideal.alignment, ideal.covariance) == (intervention, alignment, kind)
+    assert ideal.weights.shape == ideal.cell_divergence.shape == (K, G)
+    assert ideal.means.shape == (K, G, D)
+    assert ideal.covariances.shape == data.covariances.shape
+    assert ideal.canonical_means.shape == (K, D)
+    canonical_shape = {"tied": (D, D), "full": (K, D, D), "diagonal": (K, D)}[kind]
+    assert ideal.canonical_covariances.shape == canonical_shape
+    assert set(ideal.maps) == set(GROUPS)
+    assert set(ideal.subgroup_maps) == set(itertools.product(CLASSES, GROUPS))
+    for A, b in [*ideal.maps.values(), *ideal.subgroup_maps.values()]:
+        assert A.shape == (D, D)
+        assert b.shape == (D,)
+    assert ideal.weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(ideal.weights, np.outer(ideal.class_prior, ideal.group_prior))
+    assert ideal.converged
+    assert isinstance(ideal.kl_divergence, float)
+    assert ideal.n_iter >= 1
+
+
+@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
+def test_results_cannot_be_changed(kind, intervention, alignment):
+    _, _, ideal = labelled(kind, intervention, alignment)
+    for name in ["kl_divergence", "weights", "maps"]:
+        with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
+            setattr(ideal, name, None)
+    with pytest.raises(ValueError, match="read-only"):
+        ideal.means[0, 0, 0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        ideal.maps[GROUPS[1]][0][0, 0] = 1
+    with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
+        ideal.certificate.accuracy = 0.0
+
+
+def test_labels_of_any_kind_are_keys():
+    data = problems.statistics(2, 2, D, seed=1)
+    for classes, groups in [
+        ([0, 1], [1, 2]),
+        ([False, True], ["a", "b"]),
+        (["lo", "hi"], [("a", 1), ("a", 2)]),
+        ([-1.5, 2.5], [np.str_("u"), np.str_("v")]),
+    ]:
+        ideal = nearest_ideal(given(data, classes=classes, groups=groups))
+        for group in groups:
+            assert ideal.maps[group][0].shape == (D, D)
+            for klass in classes:
+                assert ideal.subgroup_maps[klass, group][0].shape == (D, D)
+
+
+def test_reference_group_is_named_or_the_heaviest():
+    data = statistics("tied")
+    moments = given(data, classes=CLASSES, groups=GROUPS)
+    named = nearest_ideal(moments, intervention="affirmative", reference_group=GROUPS[2])
+    assert named.reference_group == GROUPS[2]
+    heaviest = GROUPS[int(np.argmax(data.weights.sum(axis=0)))]
+    unnamed = nearest_ideal(moments, intervention="affirmative")
+    assert unnamed.reference_group == heaviest
+    assert nearest_ideal(moments).reference_group is None
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_affirmative_leaves_the_reference_exactly_alone(kind, alignment):
+    data = statistics(kind)
+    moments = given(data, classes=CLASSES, groups=GROUPS)
+    for g, group in enumerate(GROUPS):
+        ideal = nearest_ideal(
+            moments,
+            intervention="affirmative",
+            reference_group=group,
+            alignment=alignment,
+            covariance=kind,
+        )
+        A, b = ideal.maps[group]
+        np.testing.assert_array_equal(A, np.eye(D))
+        np.testing.assert_array_equal(b, np.zeros(D))
+        np.testing.assert_allclose(ideal.means[:, g], data.means[:, g], atol=1e-10)
+        for k in range(K):
+            own = matrix(reference.cell_covariance(data.covariances, kind, k, g))
+            np.testing.assert_allclose(ideal_covariance(ideal, k, g), own, atol=1e-10)
+        np.testing.assert_allclose(ideal.cell_divergence[:, g], 0, atol=1e-10)
+        np.testing.assert_allclose(ideal.canonical_means, data.means[:, g], atol=1e-10)
+        share = data.weights / data.weights.sum()
+        np.testing.assert_allclose(ideal.class_prior, share[:, g] / share[:, g].sum())
+        np.testing.assert_allclose(ideal.group_prior, share.sum(axis=0))
+
+
+# ----------------------------------------------------------------------------------------------------
+# The parts agree with each other
+# ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
+def test_every_group_is_the_canonical_family_seen_through_its_map(kind, intervention, alignment):
+    _, _, ideal = labelled(kind, intervention, alignment)
+    for k, (a, group) in itertools.product(range(K), enumerate(GROUPS)):
+        A, b = ideal.maps[group]
+        np.testing.assert_allclose(A @ ideal.means[k, a] + b, ideal.canonical_means[k], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            A @ ideal_covariance(ideal, k, a) @ A.T,
+            canonical_covariance(ideal, k),
+            rtol=1e-9,
+            atol=1e-9,
+        )
+
+
+@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
+def test_subgroup_maps_are_the_optimal_transport_onto_the_ideal(kind, intervention, alignment):
+    data, _, ideal = labelled(kind, intervention, alignment)
+    for (k, klass), (a, group) in itertools.product(enumerate(CLASSES), enumerate(GROUPS)):
+        W, b = ideal.subgroup_maps[klass, group]
+        Sigma = matrix(reference.cell_covariance(data.covariances, kind, k, a))
+        target = ideal_covariance(ideal, k, a)
+        np.testing.assert_allclose(W @ data.means[k, a] + b, ideal.means[k, a], atol=1e-9)
+        np.testing.assert_allclose(W @ Sigma @ W.T, target, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(W, W.T, atol=1e-12)
+        assert np.linalg.eigvalsh(W)[0] > 0
+        expected, _ = reference.transport(data.means[k, a], Sigma, ideal.means[k, a], target)
+        np.testing.assert_allclose(W, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
+def test_divergence_and_certificate_are_those_of_the_returned_distribution(kind, intervention, alignment):
+    data, _, ideal = labelled(kind, intervention, alignment)
+    kl, cells = reference.divergence(ideal.weights, ideal.means, ideal.covariances, data)
+    assert ideal.kl_divergence == pytest.approx(kl, rel=1e-9, abs=1e-12)
+    np.testing.assert_allclose(ideal.cell_divergence, cells, rtol=1e-8, atol=1e-10)
+    tv, gap, accuracy = reference.certificate(kl, cells)
+    # sqrt turns a divergence of 1e-16 into 1e-8.
+    np.testing.assert_allclose(ideal.certificate.total_variation, tv, atol=1e-6)
+    np.testing.assert_allclose(ideal.certificate.equal_opportunity, gap, atol=1e-6)
+    assert ideal.certificate.accuracy == pytest.approx(accuracy, abs=1e-6)
+    for bound in [ideal.certificate.total_variation, ideal.certificate.equal_opportunity]:
+        assert bound.min() >= 0
+        assert bound.max() <= 1
+
+
+@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
+def test_log_posterior_is_the_bayes_posterior_of_the_ideal_group_by_group(kind, intervention, alignment):
+    _, _, ideal = labelled(kind, intervention, alignment)
+    X = 2 * np.random.default_rng(0).standard_normal((20, D))
+    for a, group in enumerate(GROUPS):
+        joint = np.column_stack(
+            [
+                np.log(ideal.weights[k, a])
+                + reference.gaussian_log_density(X, ideal.means[k, a], ideal_covariance(ideal, k, a))
+                for k in range(K)
+            ]
+        )
+        expected = joint - logsumexp(joint, axis=1, keepdims=True)
+        A, b = ideal.maps[group]
+        actual = ideal.log_posterior(X @ A.T + b)
+        assert actual.shape == (20, K)
+        np.testing.assert_allclose(actual, expected, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(np.exp(actual).sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_objective_never_increases(kind, alignment):
+    for seed in range(4):
+        moments = given(statistics(kind, seed))
+        ideal = nearest_ideal(moments, alignment=alignment, covariance=kind)
+        path = np.asarray(ideal.objective_path)
+        assert (np.diff(path) <= 1e-12).all()
+        assert path[-1] == pytest.approx(ideal.kl_divergence, abs=1e-12)
+
+
+def test_diagonal_maps_are_diagonal():
+    for intervention, alignment in itertools.product(INTERVENTIONS, ALIGNMENTS):
+        _, _, ideal = labelled("diagonal", intervention, alignment)
+        for A, _ in ideal.maps.values():
+            np.testing.assert_array_equal(A, np.diag(np.diag(A)))
+            assert alignment == "affine" or (np.diag(A) > 0).all()
+
+
+def test_affine_reflects_where_that_is_nearer_and_symmetric_never_does():
+    # Group 1 has its classes the other way round.
+    means = np.array([[[-1.0], [1.0]], [[1.0], [-1.0]]])
+    moments = SubgroupMoments.from_statistics(np.ones((2, 2)), means, 0.1 * np.ones((2, 2, 1)))
+    options = {"covariance": "diagonal", "intervention": "affirmative", "reference_group": 0}
+    affine = nearest_ideal(moments, **options)
+    np.testing.assert_allclose(affine.maps[1][0], [[-1.0]], atol=1e-12)
+    assert affine.kl_divergence == pytest.approx(0, abs=1e-12)
+    symmetric = nearest_ideal(moments, alignment="symmetric", **options)
+    assert symmetric.maps[1][0] > 0
+    assert symmetric.kl_divergence > 1
+
+
+def frame_displacement(data, ideal):
+    """E |u - x|^2 of the data under the maps, from the groups' first two moments."""
+    total = 0.0
+    share = data.weights / data.weights.sum()
+    for k, (a, group) in itertools.product(range(K), enumerate(ideal.groups)):
+        A, b = ideal.maps[group]
+        move = A - np.eye(D)
+        Sigma = matrix(reference.cell_covariance(data.covariances, ideal.covariance, k, a))
+        shift = move @ data.means[k, a] + b
+        total += share[k, a] * (np.trace(move @ Sigma @ move.T) + shift @ shift)
+    return total
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_frame_of_all_subgroups_moves_the_data_least(kind, alignment):
+    data, _, ideal = labelled(kind, "all_subgroups", alignment)
+    least = frame_displacement(data, ideal)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        F = np.eye(D) + 1e-3 * rng.standard_normal((D, D))
+        if kind == "diagonal":
+            F = np.diag(np.diag(F))
+        f = 1e-3 * rng.standard_normal(D)
+        maps = {g: (F @ A, F @ b + f) for g, (A, b) in ideal.maps.items()}
+        assert frame_displacement(data, dataclasses.replace(ideal, maps=maps)) > least
+
+
+def test_the_isometries_that_tied_covariances_leave_free_move_the_data_least():
+    # d = 8 features and K = 3 classes: six directions carry no class information.
+    for seed in range(3):
+        data = problems.statistics(K, G, D + 4, seed=seed)
+        moments = given(data)
+        ideal = nearest_ideal(moments, tol=1e-12, max_iter=5000)
+        expected = reference.nearest_ideal(data)
+        settled = displacement(data, expected.maps_A, expected.maps_b)
+        own = displacement(data, *map(np.array, zip(*ideal.maps.values(), strict=True)))
+        assert own <= settled * (1 + 1e-5)
+
+
+def displacement(data, A, b):
+    share = data.weights / data.weights.sum()
+    total = 0.0
+    for k, a in itertools.product(range(K), range(G)):
+        move = A[a] - np.eye(len(A[a]))
+        shift = move @ data.means[k, a] + b[a]
+        total += share[k, a] * (np.trace(move @ data.covariances[a] @ move.T) + shift @ shift)
+    return total
+
+
+# ----------------------------------------------------------------------------------------------------
+# The same as the reference
+# ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (3, 2, 6), (5, 3, 2)], ids=str)
+@pytest.mark.parametrize(("kind", "alignment"), list(itertools.product(KINDS, ALIGNMENTS)))
+def test_affirmative_equals_the_reference(kind, alignment, shape):
+    data = problems.statistics(*shape, covariance=kind, seed=sum(shape))
+    options = {"intervention": "affirmative", "alignment": alignment, "covariance": kind}
+    expected = reference.nearest_ideal(data, **options)
+    ideal = nearest_ideal(given(data), **options)
+    assert ideal.kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-8)
+    np.testing.assert_allclose(ideal.weights, expected.weights, rtol=1e-10)
+    np.testing.assert_allclose(ideal.means, expected.means, atol=1e-5)
+    np.testing.assert_allclose(ideal.covariances, expected.covariances, atol=1e-5)
+    if (kind, alignment) != ("full", "affine"):
+        for a, (A, b) in ideal.maps.items():
+            np.testing.assert_allclose(A, expected.maps_A[a], rtol=1e-7, atol=1e-7)
+            np.testing.assert_allclose(b, expected.maps_b[a], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (3, 3, 4)], ids=str)
+@pytest.mark.parametrize(("kind", "alignment"), list(itertools.product(KINDS, ALIGNMENTS)))
+def test_all_subgroups_equals_the_reference(kind, alignment, shape):
+    data = problems.statistics(*shape, covariance=kind, seed=sum(shape))
+    options = {"alignment": alignment, "covariance": kind}
+    expected = reference.nearest_ideal(data, tol=1e-12, **options)
+    ideal = nearest_ideal(given(data), tol=1e-12, max_iter=5000, **options)
+    assert ideal.kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-7)
+    np.testing.assert_allclose(ideal.weights, expected.weights, atol=1e-5)
+    np.testing.assert_allclose(ideal.means, expected.means, atol=1e-4)
+    np.testing.assert_allclose(ideal.covariances, expected.covariances, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "alignment"), list(itertools.product(KINDS, ALIGNMENTS)))
+def test_the_default_tolerance_is_in_nats(kind, alignment):
+    for seed in range(3):
+        moments = given(statistics(kind, seed))
+        loose = nearest_ideal(moments, covariance=kind, alignment=alignment)
+        tight = nearest_ideal(moments, covariance=kind, alignment=alignment, tol=1e-13, max_iter=9000)
+        assert loose.kl_divergence - tight.kl_divergence < 2e-5 * max(1, tight.kl_divergence)
+
+
+def test_tied_pools_full_moments():
+    full = statistics("full")
+    ideal = nearest_ideal(given(full), covariance="tied")
+    pooled = nearest_ideal(given(reference.pooled(full)), covariance="tied")
+    assert ideal.kl_divergence == pytest.approx(pooled.kl_divergence, rel=1e-10)
+    np.testing.assert_allclose(ideal.covariances, pooled.covariances, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
+def test_the_same_statistics_give_the_same_bits(kind, intervention, alignment):
+    _, moments, ideal = labelled(kind, intervention, alignment)
+    again = nearest_ideal(moments, intervention=intervention, alignment=alignment, covariance=kind)
+    assert again.kl_divergence == ideal.kl_divergence
+    for group in GROUPS:
+        np.testing.assert_array_equal(again.maps[group][0], ideal.maps[group][0])
+        np.testing.assert_array_equal(again.maps[group][1], ideal.maps[group][1])
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_classes_and_groups_does_not_matter(kind, alignment):
+    data = statistics(kind)
+    classes, groups = [2, 0, 1], [1, 2, 0]
+    shuffled = reference.Moments(
+        data.weights[np.ix_(classes, groups)],
+        data.means[np.ix_(classes, groups)],
+        data.covariances[groups] if kind == "tied" else data.covariances[np.ix_(classes, groups)],
+        kind,
+    )
+    options = {"alignment": alignment, "covariance": kind, "tol": 1e-12, "max_iter": 5000}
+    ideal = nearest_ideal(given(data), **options)
+    other = nearest_ideal(given(shuffled), **options)
+    assert other.kl_divergence == pytest.approx(ideal.kl_divergence, rel=1e-8)
+    for position, group in enumerate(groups):
+        A, b = ideal.maps[group]
+        np.testing.assert_allclose(other.maps[position][0], A, atol=1e-4)
+        np.testing.assert_allclose(other.maps[position][1], b, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Empty cells, refusals
+# ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
+def test_an_empty_cell_warns_and_equals_the_reference(kind, intervention, alignment):
+    data = problems.statistics(3, 3, 2, covariance=kind, seed=5)
+    data.weights[1, 2] = 0
+    data.means[1, 2] = 0
+    if kind != "tied":
+        data.covariances[1, 2] = 0
+    moments = given(data, classes=CLASSES, groups=GROUPS)
+    options = {"intervention": intervention, "alignment": alignment, "covariance": kind}
+    with pytest.warns(UserWarning, match="maybe") as caught:
+        ideal = nearest_ideal(moments, tol=1e-12, max_iter=5000, **options)
+    assert "('x', 2)" in str(caught[0].message)
+    expected = reference.nearest_ideal(data, tol=1e-12, **options)
+    assert ideal.kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-6)
+    assert ideal.cell_divergence[1, 2] == 0
+    np.testing.assert_allclose(ideal.weights, expected.weights, atol=1e-5)
+    np.testing.assert_allclose(ideal.means, expected.means, atol=1e-3)
+    for array in [*itertools.chain(*ideal.maps.values(), *ideal.subgroup_maps.values())]:
+        assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_that_the_reference_group_lacks_follows_from_the_others(kind, alignment):
+    data = problems.statistics(3, 3, 2, covariance=kind, seed=5)
+    data.weights[1, 0] = 0
+    data.means[1, 0] = 0
+    if kind != "tied":
+        data.covariances[1, 0] = 0
+    options = {"intervention": "affirmative", "alignment": alignment, "covariance": kind}
+    with pytest.warns(UserWarning, match="empty|no row"):
+        ideal = nearest_ideal(given(data), reference_group=0, **options)
+    expected = reference.nearest_ideal(data, reference=0, **options)
+    assert ideal.kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-7)
+    np.testing.assert_array_equal(ideal.maps[0][0], np.eye(2))
+    np.testing.assert_allclose(ideal.canonical_means, expected.canonical_means, atol=1e-5)
+
+
+def test_a_group_without_a_row_is_refused_with_the_table():
+    data = statistics("tied")
+    weights = np.array([[12.0, 0, 3], [40, 0, 5], [7, 0, 6]])
+    moments = SubgroupMoments.from_statistics(weights, data.means, data.covariances, classes=CLASSES, groups=GROUPS)
+    with pytest.raises(ValueError, match=re.escape("('m', 1)")) as caught:
+        nearest_ideal(moments)
+    message = str(caught.value)
+    for text in [*CLASSES, "12", "40", "7", "3", "5", "6"]:
+        assert text in message
+
+
+def test_groups_that_share_no_class_are_refused():
+    weights = np.diag([10.0, 20.0])
+    moments = SubgroupMoments.from_statistics(weights, np.ones((2, 2, 1)), np.ones((2, 1, 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for intervention in INTERVENTIONS:
+            with pytest.raises(ValueError, match="class"):
+                nearest_ideal(moments, intervention=intervention)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("intervention", "affirm"),
+        ("alignment", "rigid"),
+        ("covariance", "spherical"),
+        ("max_iter", 0),
+        ("max_iter", 2.5),
+        ("tol", -1.0),
+        ("tol", float("nan")),
+    ],
+)
+def test_options_outside_the_contract_are_refused(option, value):
+    with pytest.raises((ValueError, TypeError), match=option):
+        nearest_ideal(given(statistics("tied")), **{option: value})
+
+
+def test_an_unknown_reference_group_is_refused_and_the_known_ones_named():
+    moments = given(statistics("tied"), groups=["her", "him", "them"])
+    with pytest.raises(ValueError, match="she") as caught:
+        nearest_ideal(moments, intervention="affirmative", reference_group="she")
+    assert "her" in str(caught.value)
+    assert "him" in str(caught.value)
+
+
+def test_a_covariance_model_that_the_moments_cannot_give_is_refused():
+    with pytest.raises(ValueError, match="full"):
+        nearest_ideal(given(statistics("tied")), covariance="full")
+    with pytest.raises(ValueError, match="diagonal"):
+        nearest_ideal(given(statistics("diagonal")), covariance="tied")
+    with pytest.raises(ValueError, match="full"):
+        nearest_ideal(given(statistics("diagonal")), covariance="full")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Numbers at the edges: no NaN, ever
+# ----------------------------------------------------------------------------------------------------
+def assert_finite(ideal):
+    assert np.isfinite(ideal.kl_divergence)
+    assert ideal.kl_divergence >= 0
+    for name in [
+        "weights",
+        "means",
+        "covariances",
+        "cell_divergence",
+        "canonical_means",
+        "canonical_covariances",
+    ]:
+        assert np.isfinite(getattr(ideal, name)).all(), name
+    for A, b in [*ideal.maps.values(), *ideal.subgroup_maps.values()]:
+        assert np.isfinite(A).all()
+        assert np.isfinite(b).all()
+    assert np.isfinite(ideal.certificate.total_variation).all()
+
+
+def hard_rows(case, n_rows=400, d=6):
+    X, y, a = problems.rows(n_rows, 2, 2, d, seed=4)
+    if case == "fewer rows than features":
+        X, y, a = problems.rows(24, 2, 2, 40, seed=4)
+    elif case == "constant columns":
+        X[:, 2] = 3.0
+        X[:, 4] = 0.0
+    elif case == "constant in one group":
+        X[a == 1, 3] = 1.0
+    elif case == "duplicate columns":
+        X[:, 5] = X[:, 0]
+        X[:, 4] = X[:, 1] + X[:, 2]
+    elif case == "condition 1e12":
+        X = X * np.logspace(-6, 6, d)
+    elif case == "huge":
+        X = X * 1e100
+    elif case == "tiny":
+        X = X * 1e-100
+    elif case == "large offset":
+        X = X + 1e8
+    elif case == "one row in a cell":
+        keep = ~((y == 1) & (a == 1))
+        keep[np.flatnonzero(~keep)[0]] = True
+        X, y, a = X[keep], y[keep], a[keep]
+    elif case == "all rows equal":
+        X = np.ones_like(X)
+    return X, y, a
+
+
+HARD = [
+    "fewer rows than features",
+    "constant columns",
+    "constant in one group",
+    "duplicate columns",
+    "condition 1e12",
+    "huge",
+    "tiny",
+    "large offset",
+    "one row in a cell",
+    "all rows equal",
+]
+
+
+@pytest.mark.parametrize("shrinkage", [None, "ledoit_wolf", "oas"])
+@pytest.mark.parametrize("case", HARD)
+def test_nothing_becomes_nan(case, shrinkage):
+    X, y, a = hard_rows(case)
+    for kind, intervention, alignment in EVERY:
+        moments = SubgroupMoments(X.shape[1], classes=[0, 1], groups=[0, 1], covariance=kind)
+        moments = moments.update(X, y, a).shrink(shrinkage)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            ideal = nearest_ideal(moments, intervention=intervention, alignment=alignment, covariance=kind, max_iter=50)
+        assert_finite(ideal)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_do_not_matter(kind):
+    # KL is invariant under invertible maps, and a diagonal one keeps every model a model of its kind.
+    data = statistics(kind)
+    scale = 10.0 ** np.array([-3, 0, 2, 4])
+    square = scale**2 if kind == "diagonal" else np.outer(scale, scale)
+    scaled = reference.Moments(data.weights, data.means * scale + 1e3 * scale, data.covariances * square, kind)
+    for intervention in INTERVENTIONS:
+        options = {"covariance": kind, "intervention": intervention, "tol": 1e-12, "max_iter": 5000}
+        one, two = nearest_ideal(given(data), **options), nearest_ideal(given(scaled), **options)
+        assert two.kl_divergence == pytest.approx(one.kl_divergence, rel=1e-6)
+        np.testing.assert_allclose(two.means / scale - 1e3, one.means, atol=1e-4)
