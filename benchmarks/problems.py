@@ -46,15 +46,19 @@ def statistics(
 
 
 def rows(
-    n_rows: int, n_classes: int, n_groups: int, n_features: int, *, seed: int = 0, dtype: str = "float64"
+    n_rows: int,
+    n_classes: int,
+    n_groups: int,
+    n_features: int,
+    *,
+    seed: int = 0,
+    dtype: str = "float64",
 ) -> tuple[NDArray[np.floating], Codes, Codes]:
     """Rows with class and group codes; groups differ in mean, scale and orientation."""
     rng = np.random.default_rng(seed)
     y = rng.integers(n_classes, size=n_rows)
     a = rng.integers(n_groups, size=n_rows)
-    mixing = np.eye(n_features) + rng.standard_normal((n_groups, n_features, n_features)) / (
-        3 * np.sqrt(n_features)
-    )
+    mixing = np.eye(n_features) + rng.standard_normal((n_groups, n_features, n_features)) / (3 * np.sqrt(n_features))
     shift = rng.standard_normal((n_classes, n_groups, n_features))
     X = rng.standard_normal((n_rows, n_features))
     for g in range(n_groups):

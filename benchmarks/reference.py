@@ -3,9 +3,9 @@
 Nothing here imports ``fairsteer``, and nothing here is meant to be fast at the price of being plain. Where the
 mathematics leaves a choice open, the choice is stated in the docstring, and ``fairsteer`` follows it.
 
-Notation: ``K`` classes, ``G`` groups, ``d`` features; ``q[k, a]`` weight of class ``k`` in group ``a``; ``nu[k]``, ``C[k]``
-the canonical family; group ``a`` sees it through ``z -> m[a] + B[a] z``. Divergences are in nats. "tied" arrays drop the
-class axis, "diagonal" arrays hold variances in place of matrices:
+Notation: ``K`` classes, ``G`` groups, ``d`` features; ``q[k, a]`` weight of class ``k`` in group ``a``; ``nu[k]``,
+``C[k]`` the canonical family; group ``a`` sees it through ``z -> m[a] + B[a] z``. Divergences are in nats. Tied arrays
+drop the class axis, diagonal ones hold variances in place of matrices:
 
 =========  ===================  =================
 kind       covariances          canonical C
@@ -86,7 +86,7 @@ def moments(
     One stable sort brings the rows of a cell together, so every cell is one contiguous block and one symmetric product.
     Empty cells have weight 0, zero mean and zero covariance.
     """
-    n, d = X.shape
+    d = X.shape[1]
     K, G = n_classes, n_groups
     cell = np.where((y < 0) | (a < 0), -1, y * G + a)
     order = np.argsort(cell, kind="stable")
@@ -183,10 +183,7 @@ def shrinkage_intensities(
     if covariance == "tied":
         return np.array([intensity(a == g, stats.covariances[g]) for g in range(n_groups)])
     return np.array(
-        [
-            [intensity((y == k) & (a == g), stats.covariances[k, g]) for g in range(n_groups)]
-            for k in range(n_classes)
-        ]
+        [[intensity((y == k) & (a == g), stats.covariances[k, g]) for g in range(n_groups)] for k in range(n_classes)]
     )
 
 
@@ -201,13 +198,19 @@ def shrunk(covariances: Array, intensity: Array | float) -> Array:
 # ------------------------------------------------------------------------------------------------------------------
 # Divergence, §3
 # ------------------------------------------------------------------------------------------------------------------
-def gaussian_kl(mean0: Array, cov0: Array, mean1: Array, cov1: Array) -> float:
-    """``KL(N(mean0, cov0) || N(mean1, cov1))``; vectors in place of the matrices are variances."""
+def gaussian_kl(means0: Array, cov0: Array, means1: Array, cov1: Array) -> Array:
+    """``KL(N(mean0, cov0) || N(mean1, cov1))`` for one pair of means or rows of them.
+
+    Vectors in place of the matrices are variances.
+    """
+    residual = np.asarray(means0 - means1)
     if np.ndim(cov0) == 1:
-        return float(np.sum(cov0 / cov1 + (mean0 - mean1) ** 2 / cov1 - 1 + np.log(cov1 / cov0)) / 2)
-    solved = linalg.cho_solve(linalg.cho_factor(cov1), np.column_stack([cov0, mean0 - mean1]))
-    quadratic = float((mean0 - mean1) @ solved[:, -1])
-    return float(np.trace(solved[:, :-1]) + quadratic - len(mean0) + log_det(cov1) - log_det(cov0)) / 2
+        shape = np.sum(cov0 / cov1 - 1 + np.log(cov1 / cov0))
+        return np.asarray(shape + np.sum(residual**2 / cov1, axis=-1)) / 2
+    factor = linalg.cho_factor(cov1)
+    shape = np.trace(linalg.cho_solve(factor, cov0)) - len(cov0) + log_det(cov1) - log_det(cov0)
+    quadratic = np.sum(residual * linalg.cho_solve(factor, residual.T).T, axis=-1)
+    return np.asarray(shape + quadratic) / 2
 
 
 def gaussian_log_density(X: Array, mean: Array, cov: Array) -> Array:
@@ -237,15 +240,13 @@ def divergence(
     """``KL(ideal || data)`` and its Gaussian part by cell, (K, G). Empty cells of ``data`` count 0 in the second."""
     K, G = data.weights.shape
     cells = np.zeros((K, G))
-    for k in range(K):
-        for a in range(G):
-            if data.weights[k, a] > 0:
-                cells[k, a] = gaussian_kl(
-                    ideal_means[k, a],
-                    cell_covariance(ideal_covariances, data.covariance, k, a),
-                    data.means[k, a],
-                    cell_covariance(data.covariances, data.covariance, k, a),
-                )
+    for a in range(G):
+        seen = np.flatnonzero(data.weights[:, a] > 0)
+        # Tied: the classes of a group differ in their means alone.
+        for k in [seen] if data.covariance == "tied" else seen:
+            own = data.covariances[a] if data.covariance == "tied" else data.covariances[k, a]
+            moved = ideal_covariances[a] if data.covariance == "tied" else ideal_covariances[k, a]
+            cells[k, a] = gaussian_kl(ideal_means[k, a], moved, data.means[k, a], own)
     q = usable_weights(data.weights)
     positive = ideal_weights > 0
     prior = np.sum(xlogy(ideal_weights, ideal_weights)) - np.sum(ideal_weights[positive] * np.log(q[positive]))
@@ -324,29 +325,39 @@ def tied_map(problem: GroupProblem, target: Array | None = None) -> Array:
     """
     L_sigma = np.linalg.cholesky(problem.Sigma)
     L_t = np.linalg.cholesky(problem.T)
-    whitened = linalg.solve_triangular(L_sigma, problem.M, lower=True)
-    L = linalg.solve_triangular(L_t, whitened.T, lower=True).T
-    U, s, Vt = np.linalg.svd(L)
+    # L = left right^T has the rank of the class means: its singular vectors come from thin factors.
+    root = np.sqrt(problem.w)[:, None]
+    left = linalg.solve_triangular(L_sigma, ((problem.mu - problem.mu_mean) * root).T, lower=True)
+    right = linalg.solve_triangular(L_t, ((problem.nu - problem.nu_mean) * root).T, lower=True)
+    (Q_left, R_left), (Q_right, R_right) = np.linalg.qr(left), np.linalg.qr(right)
+    u, s, vt = np.linalg.svd(R_left @ R_right.T)
     rank = int(np.sum(s > RANK_TOLERANCE * max(1.0, s[0])))
-    x = (s[:rank] + np.sqrt(s[:rank] ** 2 + 4)) / 2
-    X = (U[:, :rank] * x) @ Vt[:rank]
+    U, V = (Q_left @ u)[:, :rank], (Q_right @ vt.T)[:, :rank]
+    X = (U * ((s[:rank] + np.sqrt(s[:rank] ** 2 + 4)) / 2)) @ V.T
     if rank < problem.d:
-        # Off the class information any isometry is optimal; the polar factor maximises tr(B C target^T).
-        pull = linalg.solve_triangular(L_t, problem.C if target is None else problem.C @ target.T, lower=True) @ L_sigma
-        inner = U[:, rank:].T @ pull.T @ Vt[rank:].T
-        left, _, right = np.linalg.svd(inner)
-        X += U[:, rank:] @ left @ right @ Vt[rank:]
+        # Off the class information any isometry is optimal; the polar factor maximises
+        # tr(B C target^T).
+        U_off, V_off = (np.linalg.qr(Z, mode="complete")[0][:, rank:] for Z in (U, V))
+        image = problem.C if target is None else problem.C @ target.T
+        pull = linalg.solve_triangular(L_t, image, lower=True) @ L_sigma
+        before, _, after = np.linalg.svd(U_off.T @ pull.T @ V_off)
+        X += U_off @ before @ after @ V_off.T
     return np.asarray(linalg.solve_triangular(L_t.T, (L_sigma @ X).T, lower=False).T)
 
 
 def newton_symmetric(problem: GroupProblem, S: Array | None = None, max_iter: int = 100) -> Array:
-    """The convex problem over symmetric positive definite ``B = S``: damped Newton–CG, preconditioner ``X -> S X S / 2``."""
+    """The convex problem over symmetric positive definite ``B = S``: damped Newton–CG, as in §4.
+
+    The preconditioner is ``X -> S X S / 2``.
+    """
     d = problem.d
     S = np.eye(d) if S is None else S.copy()
     J = symmetrised(problem.J)
 
     def value(candidate: Array) -> float:
-        if np.linalg.eigvalsh(candidate)[0] <= 0:
+        try:
+            np.linalg.cholesky(candidate)
+        except np.linalg.LinAlgError:
             return np.inf
         return problem.objective(candidate)
 
@@ -437,11 +448,8 @@ def paired_start(problem: GroupProblem, nu: Array, mu: Array) -> Array:
     return np.asarray(U @ X @ V.T)
 
 
-def affine_map(
-    w: Array, nu: Array, C: Array, mu: Array, Sigma: Array, starts: int = 10, start: Array | None = None
-) -> Array:
+def affine_map(problem: GroupProblem, starts: int = 10, start: Array | None = None) -> Array:
     """The best invertible ``B``: §5 with tied covariances, else L-BFGS from many starts (or from ``start`` alone)."""
-    problem = GroupProblem(w, nu, C, mu, Sigma)
     if problem.tied:
         return tied_map(problem)
     if start is not None:
@@ -599,15 +607,15 @@ class _State:
             self.B[a] = diagonal_map(w, self.nu, self.C, mu, Sigma, self.alignment)
             self.m[a] = diagonal_shift(w, self.nu, mu, Sigma, self.B[a])
             return
+        problem = GroupProblem(w, self.nu, self.C, mu, Sigma)
         if self.alignment == "affine":
-            self.B[a] = affine_map(w, self.nu, self.C, mu, Sigma, start=self.B[a] if self.mapped else None)
+            self.B[a] = affine_map(problem, start=self.B[a] if self.mapped else None)
         elif self.pinned is None:
             self.B[a] = symmetric_map(w, self.nu, self.C, mu, Sigma)
         else:
             # The pinned canonical covariance is the identity, so B itself is the symmetric factor.
-            problem = GroupProblem(w, self.nu, self.C, mu, Sigma)
             self.B[a] = newton_symmetric(problem, self.B[a] if self.mapped else None)
-        self.m[a] = GroupProblem(w, self.nu, self.C, mu, Sigma).shift(self.B[a])
+        self.m[a] = problem.shift(self.B[a])
 
     def update_family(self, classes: NDArray[np.bool_]) -> None:
         """§7, step 2, for some classes: exact for the means and for every covariance that is not pinned."""
@@ -691,6 +699,68 @@ def frame(state: _State) -> tuple[Array, Array]:
     return F, x_mean - F @ z_mean
 
 
+def alternate(
+    data: Moments, alignment: str, pinned: int | None, max_iter: int, tol: float
+) -> tuple[_State, list[float], bool]:
+    """§7 from each group's own family: the best end, the divergence after every round, whether it converged."""
+    runs = []
+    for g in range(data.weights.shape[1]):
+        state = _State(data, alignment, pinned)
+        state.start_from(g)
+        state.mapped = True
+        path = [state.value()[0]]
+        step, converged = np.inf, False
+        for _ in range(max_iter):
+            state.p, state.r = product_prior(state.q, state.value()[1], state.p, state.r)
+            state.update_family(state.present.any(axis=1))
+            for a in range(state.G):
+                state.update_map(a)
+            path.append(state.value()[0])
+            # Steps that shrink geometrically leave the rest of a geometric series.
+            before, step = step, path[-2] - path[-1]
+            rate = min(step / before, 0.9999) if before > 0 else 0.9999
+            scale = max(1.0, path[-1])
+            if len(path) > 2 and (step * rate / (1 - rate) <= tol * scale or step <= 1e-15 * scale):
+                converged = True
+                break
+        runs.append((path[-1], g, state, path, converged))
+    _, _, state, path, converged = min(runs, key=lambda run: run[:2])
+    return state, path, converged
+
+
+def reduced_alternation(
+    data: Moments, alignment: str, pinned: int | None, max_iter: int, tol: float
+) -> tuple[_State, list[float], bool]:
+    """The same for tied covariances and affine maps, in the span of the whitened class-mean differences (§7).
+
+    In coordinates where a group's covariance is the identity and its class means fill the first coordinates, all that
+    is decided is decided there.
+    """
+    assert data.covariance == "tied"
+    assert alignment == "affine"
+    K, G, d = data.means.shape
+    r = min(d, K - 1)
+    if r == 0 or r == d:
+        return alternate(data, alignment, pinned, max_iter, tol)
+    means = np.zeros((K, G, r))
+    for a in range(G):
+        seen = data.weights[:, a] > 0
+        centre = data.weights[:, a] @ data.means[:, a] / data.weights[:, a].sum()
+        L = np.linalg.cholesky(data.covariances[a])
+        whitened = linalg.solve_triangular(L, (data.means[seen, a] - centre).T, lower=True)
+        Q, _ = np.linalg.qr(whitened[:, 1:] - whitened[:, :1])
+        means[seen, a, : Q.shape[1]] = (Q.T @ whitened).T
+    small = Moments(data.weights, means, np.tile(np.eye(r), (G, 1, 1)), "tied")
+    inner, path, converged = alternate(small, alignment, pinned, max_iter, tol)
+    state = _State(data, alignment, pinned)
+    state.p, state.r = inner.p, inner.r
+    state.nu = np.hstack([inner.nu, np.zeros((K, d - r))])
+    state.C = linalg.block_diag(inner.C, np.eye(d - r))
+    for a in range(G):
+        state.update_map(a)
+    return state, path, converged
+
+
 def settled_frame(state: _State) -> tuple[Array, Array]:
     """The least-squares frame together with the isometries that §5 leaves free: each in turn, until both stand still.
 
@@ -722,8 +792,12 @@ def nearest_ideal(
     covariance: str = "tied",
     max_iter: int = 2000,
     tol: float = 1e-13,
+    reduce: bool = False,
 ) -> Ideal:
     """The nearest ideal distribution to ``data``, all of it.
+
+    ``tol``: the alternation ends at this estimated distance to its limit, in nats, relative to max(1, KL).
+    ``reduce``: tied and affine alone, the alternation works in as few dimensions as there are classes, less one.
 
     Choices that the mathematics leaves open:
 
@@ -754,24 +828,8 @@ def nearest_ideal(
         pinned = None
         if alignment == "symmetric" and covariance != "diagonal":
             pinned = int(np.argmax(usable_weights(data.weights).sum(axis=1)))
-        runs = []
-        for g in range(G):
-            trial = _State(data, alignment, pinned)
-            trial.start_from(g)
-            trial.mapped = True
-            trial_path = [trial.value()[0]]
-            stopped = False
-            for _ in range(max_iter):
-                trial.p, trial.r = product_prior(trial.q, trial.value()[1], trial.p, trial.r)
-                trial.update_family(trial.present.any(axis=1))
-                for a in range(G):
-                    trial.update_map(a)
-                trial_path.append(trial.value()[0])
-                if trial_path[-2] - trial_path[-1] <= tol * max(trial_path[-1], 1e-3):
-                    stopped = True
-                    break
-            runs.append((trial_path[-1], g, trial, trial_path, stopped))
-        _, _, state, path, converged = min(runs, key=lambda run: run[:2])
+        alternation = reduced_alternation if reduce else alternate
+        state, path, converged = alternation(data, alignment, pinned, max_iter, tol)
 
     diagonal = covariance == "diagonal"
     d = state.d

@@ -153,9 +153,9 @@ def test_the_gil_is_released_and_calls_from_many_threads_agree():
         np.testing.assert_array_equal(out, outs[0])
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # The accumulators behind SubgroupMoments: (weights, squares, means, scatters, cubics, quartics)
-# ----------------------------------------------------------------------------------------------------
+# ---
 def sums(kind, K=2, G=2, d=D):
     scatter = {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[kind]
     quartic = (K, G, d) if kind == "diagonal" else (K, G)
@@ -228,9 +228,11 @@ def test_sums_refuse_what_does_not_fit():
         "X dtype": ("full", good, X.astype(int), codes, weights),
     }
     for name, arguments in bad.items():
-        with pytest.raises((ValueError, TypeError)):
+        try:
             _core.update_moments(*arguments)
-            pytest.fail(f"accepted a wrong {name}")
+        except (ValueError, TypeError):
+            continue
+        pytest.fail(f"accepted a wrong {name}")
     locked = sums("full")
     locked[3].setflags(write=False)
     with pytest.raises((ValueError, TypeError), match="read-only"):

@@ -43,9 +43,9 @@ def group_problem(data, ideal, a):
     return reference.GroupProblem(ideal.class_prior, ideal.canonical_means, C, data.means[:, a], of_group)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # The oracle itself: f and its gradient are what section 4 says
-# ----------------------------------------------------------------------------------------------------
+# ---
 @pytest.mark.parametrize("kind", ["tied", "full"])
 def test_oracle_objective_is_the_divergence_and_its_gradient_is_right(kind):
     d = 3
@@ -82,9 +82,9 @@ def test_oracle_objective_is_the_divergence_and_its_gradient_is_right(kind):
     np.testing.assert_allclose(problem.gradient(B), gradient, rtol=1e-6, atol=1e-8)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 1. Tied covariances: the closed form is the global optimum
-# ----------------------------------------------------------------------------------------------------
+# ---
 @pytest.mark.parametrize(("n_classes", "d"), [(2, 3), (3, 4), (6, 3), (2, 1)])
 def test_tied_closed_form_is_stationary_and_no_start_of_a_generic_optimiser_beats_it(n_classes, d):
     data = problems.statistics(n_classes, 2, d, seed=10 * n_classes + d, difference=1.0)
@@ -99,9 +99,9 @@ def test_tied_closed_form_is_stationary_and_no_start_of_a_generic_optimiser_beat
     assert min(others) <= problem.objective(B) + 1e-6
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 2. Symmetric: the optimum of a convex program
-# ----------------------------------------------------------------------------------------------------
+# ---
 def symmetric_coordinates(data, ideal):
     """Canonical means and covariances (K, d, d) in which the map of *symmetric* is symmetric: R taken out."""
     K = len(ideal.class_prior)
@@ -175,9 +175,9 @@ def test_symmetric_equals_lbfgs_on_a_cholesky_factor(kind, n_classes, d):
     assert np.linalg.norm(reference.symmetrised(problem.gradient(S))) < 1e-6
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 3. Order of the divergences; an ideal input stays
-# ----------------------------------------------------------------------------------------------------
+# ---
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_affine_is_never_farther_than_symmetric(kind, intervention):
@@ -278,9 +278,9 @@ def test_affine_meets_them_up_to_a_rotation(kind, intervention):
         np.testing.assert_allclose(spectra, [spectra[0]] * 3, rtol=1e-7)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # All subgroups: brute force in one dimension, and no nearer ideal distribution nearby in several
-# ----------------------------------------------------------------------------------------------------
+# ---
 def brute_force(data, signs):
     """The nearest ideal distribution of two classes, two groups, one feature: all parameters at once.
 
@@ -354,13 +354,9 @@ def test_no_ideal_distribution_nearby_is_nearer(kind, alignment):
     C = ideal.canonical_covariances
     C = np.array([C if kind == "tied" else matrix(C[k]) for k in range(K)])
     nu = ideal.canonical_means
-    if alignment == "symmetric" and kind != "diagonal":
-        # In coordinates where the pinned covariance is the identity, moving every B along B -> (I + D) B
-        # with D = B E B^-1 keeps B symmetric for symmetric B and commuting E; simplest is to move each
-        # group by a multiple of itself, and the means and free covariances in every direction.
-        shapes = "scale"
-    else:
-        shapes = "any"
+    # B of *symmetric* must stay symmetric where the pinned covariance is the identity: there every group moves by a
+    # multiple of its map, and the means and free covariances in every direction.
+    restricted = alignment == "symmetric" and kind != "diagonal"
     pinned = int(np.argmax(data.weights.sum(axis=1)))
 
     def direction():
@@ -374,7 +370,7 @@ def test_no_ideal_distribution_nearby_is_nearer(kind, alignment):
             moved_C = C.copy()
             common = direction()
             for k in range(K):
-                if shapes == "scale" and (kind == "tied" or k == pinned):
+                if restricted and (kind == "tied" or k == pinned):
                     continue
                 E = np.eye(d) + size * (common if kind == "tied" else direction())
                 moved_C[k] = E @ C[k] @ E.T
@@ -382,7 +378,7 @@ def test_no_ideal_distribution_nearby_is_nearer(kind, alignment):
                 A, b = ideal.maps[a]
                 B = np.linalg.inv(A)
                 m = -B @ b + size * rng.standard_normal(d)
-                step = rng.standard_normal() * np.eye(d) if shapes == "scale" else direction()
+                step = rng.standard_normal() * np.eye(d) if restricted else direction()
                 B = (np.eye(d) + size * step) @ B
                 means[:, a] = m + moved_nu @ B.T
                 covariances[:, a] = B @ moved_C @ B.T
@@ -397,9 +393,9 @@ def test_no_ideal_distribution_nearby_is_nearer(kind, alignment):
             assert kl >= ideal.kl_divergence - 1e-9
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 4. Equivariance
-# ----------------------------------------------------------------------------------------------------
+# ---
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("kind", ["tied", "full"])
@@ -440,9 +436,9 @@ def test_the_divergence_is_invariant_under_every_map_that_keeps_the_model(kind, 
     assert two.kl_divergence == pytest.approx(one.kl_divergence, rel=tolerance)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 5. On the ideal distribution Bayes classifiers are fair
-# ----------------------------------------------------------------------------------------------------
+# ---
 COSTS = [
     [[0, 1, 1], [1, 0, 1], [1, 1, 0]],
     [[0, 5, 1], [1, 0, 1], [2, 1, 0]],
@@ -514,9 +510,9 @@ def test_bayes_classifiers_on_the_data_do_have_gaps():
     assert np.ptp(rate, axis=1).max() > 0.05
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 6. The label-aware steered sample
-# ----------------------------------------------------------------------------------------------------
+# ---
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_label_aware_rows_have_exactly_the_target_moments(kind, intervention):
@@ -539,9 +535,9 @@ def test_label_aware_rows_have_exactly_the_target_moments(kind, intervention):
     np.testing.assert_allclose(total / total.sum(), ideal.weights, rtol=1e-10)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 7. Moments merge
-# ----------------------------------------------------------------------------------------------------
+# ---
 @pytest.mark.parametrize("kind", KINDS)
 def test_steering_from_merged_moments_equals_steering_from_all_rows(kind):
     X, y, a = problems.rows(600, 2, 2, 3, seed=6)
@@ -560,9 +556,9 @@ def test_steering_from_merged_moments_equals_steering_from_all_rows(kind):
         np.testing.assert_allclose(single.maps[g][0], whole.maps[g][0], atol=1e-4)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 8. Special cases
-# ----------------------------------------------------------------------------------------------------
+# ---
 @pytest.mark.parametrize("d", [1, 2, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_class_is_gaussian_optimal_transport(kind, d):
@@ -630,9 +626,9 @@ def test_one_dimension_equals_the_closed_form(seed):
             np.testing.assert_allclose(deviation[:, 1], abs(gamma) * np.sqrt(var_nu), rtol=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---
 # 9. Certificates
-# ----------------------------------------------------------------------------------------------------
+# ---
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize(("kind", "alignment"), list(itertools.product(KINDS, ALIGNMENTS)))
 def test_the_certificate_holds_for_threshold_classifiers(kind, alignment, intervention):

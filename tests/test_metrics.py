@@ -172,6 +172,15 @@ def test_noise_is_the_spread_of_a_gap_that_is_not_there():
     assert gap.noise == pytest.approx(np.std(signed), rel=0.15)
 
 
+def test_rates_from_few_rows_can_be_left_out():
+    y_true = np.ones(30, dtype=int)
+    groups = np.repeat(["a", "b", "c"], [14, 14, 2])
+    y_pred = np.concatenate([np.ones(14), np.ones(7), np.zeros(7), np.zeros(2)]).astype(int)
+    arguments = {"sensitive_features": groups}
+    assert metrics.gaps(y_true, y_pred, **arguments)["equal_opportunity"].value == 1.0
+    assert metrics.gaps(y_true, y_pred, **arguments, min_rows=3)["equal_opportunity"].value == 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

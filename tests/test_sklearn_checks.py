@@ -15,14 +15,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class SteeringOfStripes(FairSteeringTransformer):
-    """Groups are stripes of the first feature, so that every check steers at least two of them.
+    """Groups are stripes of the last feature, so that every check steers at least two of them.
 
     Row by row, as the checks on subsets and orders of rows demand.
     """
 
     def _read_rows(self, X: Any, sensitive_features: Any, *, reset: bool) -> tuple[Any, Any]:
         rows, labels = super()._read_rows(X, sensitive_features, reset=reset)
-        return rows, np.floor(2 * rows[:, 0].astype(float)) % 2 if labels is None else labels
+        return rows, np.floor(5 * rows[:, -1].astype(float)) % 2 if labels is None else labels
 
 
 STEERINGS = [

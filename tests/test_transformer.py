@@ -14,13 +14,14 @@ import scipy.sparse
 from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal
 from sklearn.base import clone
-from sklearn.covariance import LedoitWolf
+from sklearn.covariance import EmpiricalCovariance, LedoitWolf, ShrunkCovariance
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer, QuantileTransformer, StandardScaler
 
-from fairsteer import FairSteeringTransformer
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
 
 INTERVENTIONS = [
     {"intervention": "affirmative", "covariance": "tied"},
@@ -241,6 +242,19 @@ def test_without_groups_nothing_is_steered_and_a_warning_says_so(data: Any) -> N
         steer.transform(data.X, sensitive_features=data.group)
 
 
+def test_warnings_point_at_the_line_that_called(data: Any) -> None:
+    callers = [
+        lambda: FairSteeringTransformer().fit(data.X, data.y),
+        lambda: FairSteeringTransformer().fit_transform(data.X, data.y),
+        lambda: make_pipeline(FairSteeringTransformer()).fit(data.X, data.y),
+        lambda: IdealDistributionClassifier().fit(data.X, data.y),
+    ]
+    for call in callers:
+        with pytest.warns(UserWarning, match="nothing is being steered") as caught:
+            call()
+        assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_one_group_is_left_as_it_is(data: Any) -> None:
     one = np.full(len(data.y), "only")
     steer = FairSteeringTransformer().fit(data.X, data.y, sensitive_features=one)
@@ -333,18 +347,20 @@ def test_inference_goes_over_rows_in_chunks(make_data: Callable) -> None:
 # ---- weights
 
 
-def test_integer_weights_are_repetitions(data: Any) -> None:
+@pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
+def test_integer_weights_are_repetitions(data: Any, covariance: str) -> None:
     weight = np.random.default_rng(0).integers(0, 4, len(data.y))
-    for covariance in ("tied", "full", "diagonal"):
-        weighted = FairSteeringTransformer(covariance=covariance).fit(
-            data.X, data.y, sensitive_features=data.group, sample_weight=weight
-        )
-        repeated = fitted(type(data)(*(np.repeat(part, weight, axis=0) for part in data)), covariance=covariance)
-        np.testing.assert_allclose(
-            weighted.transform(data.X, sensitive_features=data.group),
-            repeated.transform(data.X, sensitive_features=data.group),
-            atol=1e-6,
-        )
+    weighted = FairSteeringTransformer(covariance=covariance).fit(
+        data.X, data.y, sensitive_features=data.group, sample_weight=weight
+    )
+    repeated = fitted(type(data)(*(np.repeat(part, weight, axis=0) for part in data)), covariance=covariance)
+    shrunk = [steer.moments_.shrink("ledoit_wolf").covariances for steer in (weighted, repeated)]
+    np.testing.assert_allclose(*shrunk, atol=1e-12)
+    # Rounding may stop the projection elsewhere on its flat bottom, but not higher up.
+    assert weighted.kl_divergence_ == pytest.approx(repeated.kl_divergence_, rel=1e-4)
+    if covariance == "tied":
+        steered = [steer.transform(data.X, sensitive_features=data.group) for steer in (weighted, repeated)]
+        np.testing.assert_allclose(*steered, atol=1e-9)
 
 
 def test_weight_zero_removes_rows_classes_and_groups(make_data: Callable) -> None:
@@ -621,10 +637,21 @@ def test_partial_fit_takes_the_way_out_that_its_error_names(data: Any) -> None:
     np.testing.assert_allclose(steer.maps_[0][0], whole.maps_[0][0], atol=1e-6)
 
 
-def test_a_covariance_estimator_gets_the_rows(data: Any) -> None:
-    by_estimator = fitted(data, shrinkage=LedoitWolf(assume_centered=True), covariance="full")
-    by_name = fitted(data, covariance="full")
-    np.testing.assert_allclose(by_estimator.maps_[0][0], by_name.maps_[0][0], atol=1e-3)
+@pytest.mark.parametrize("covariance", ["tied", "full"])
+def test_a_covariance_estimator_gets_the_rows(data: Any, covariance: str) -> None:
+    by_estimator = fitted(data, shrinkage=EmpiricalCovariance(assume_centered=True), covariance=covariance)
+    plain = fitted(data, shrinkage=None, covariance=covariance)
+    assert by_estimator.kl_divergence_ == pytest.approx(plain.kl_divergence_, rel=1e-4)
+    shrunk = fitted(data, shrinkage=ShrunkCovariance(shrinkage=0.5, assume_centered=True), covariance=covariance)
+    assert shrunk.kl_divergence_ < 0.9 * plain.kl_divergence_
+
+
+def test_a_covariance_estimator_would_ignore_weights(data: Any) -> None:
+    steer = FairSteeringTransformer(shrinkage=LedoitWolf())
+    weight = np.arange(600) % 2
+    steer.fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)  # leaves rows out
+    with pytest.raises(ValueError, match="cannot take sample_weight"):
+        steer.fit(data.X, data.y, sensitive_features=data.group, sample_weight=1 + weight)
 
 
 def test_batches_must_agree_on_what_they_bring(data: Any) -> None:

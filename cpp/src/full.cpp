@@ -173,8 +173,7 @@ double FullModel::divergence(const State& state, Index k, Index a) const {
   const Matrix scaled = state.B[a] * cholesky(state.C[canonical(k)]);
   const Vector residual = state.m[a] + state.B[a] * state.nu.col(k) - subgroups_.mean(k, a);
   const Matrix& P = precision_[cell(k, a)];
-  const double log_det =
-      2 * Eigen::PartialPivLU<Matrix>(scaled).matrixLU().diagonal().cwiseAbs().array().log().sum();
+  const double log_det = 2 * log_abs_det(scaled);
   return 0.5 * ((P * scaled).cwiseProduct(scaled).sum() + residual.dot(P * residual) -
                 static_cast<double>(residual.size()) + log_det_[cell(k, a)] - log_det);
 }

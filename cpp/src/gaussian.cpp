@@ -61,10 +61,23 @@ Matrix transport_map(const ConstMatrixRef& source, const ConstMatrixRef& target)
   return map;
 }
 
+SingularValues svd(const ConstMatrixRef& matrix) {
+  const Eigen::BDCSVD<Matrix> solver(matrix, Eigen::ComputeFullU | Eigen::ComputeFullV);
+  if (solver.info() != Eigen::Success || !solver.singularValues().allFinite())
+    throw NumericalError("a singular value decomposition did not converge", -1, -1);
+  return {solver.matrixU(), solver.singularValues(), solver.matrixV()};
+}
+
 Matrix polar_factor(const ConstMatrixRef& matrix) {
   if (matrix.size() == 0) return matrix;
-  const Eigen::BDCSVD<Matrix> svd(matrix, Eigen::ComputeFullU | Eigen::ComputeFullV);
-  return svd.matrixU() * svd.matrixV().transpose();
+  const SingularValues decomposition = svd(matrix);
+  return decomposition.U * decomposition.V.transpose();
+}
+
+double log_abs_det(const ConstMatrixRef& matrix) {
+  if (matrix.size() == 0) return 0;
+  const Eigen::PartialPivLU<Matrix> factor(matrix);
+  return factor.matrixLU().diagonal().array().abs().log().sum();
 }
 
 SquareRoot square_root(const ConstMatrixRef& covariance) {

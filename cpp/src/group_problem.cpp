@@ -1,5 +1,6 @@
 #include "group_problem.hpp"
 
+#include <cmath>
 #include <limits>
 
 #include "fairsteer/errors.hpp"
@@ -54,16 +55,16 @@ class AffineObjective {
   explicit AffineObjective(const GroupProblem& problem) : problem_(problem) {}
 
   double value(const Matrix& X) {
-    const auto diagonal = Eigen::PartialPivLU<Matrix>(X).matrixLU().diagonal().cwiseAbs().array();
-    if (!(diagonal.minCoeff() > 0)) return std::numeric_limits<double>::infinity();
+    const double log_det = log_abs_det(X);
+    if (!std::isfinite(log_det)) return std::numeric_limits<double>::infinity();
     problem_.quadratic(X, quadratic_);
-    return 0.5 * inner(X, quadratic_) - inner(X, problem_.linear()) - diagonal.log().sum();
+    return 0.5 * inner(X, quadratic_) - inner(X, problem_.linear()) - log_det;
   }
   void linearise(const Matrix& X) {
-    const Eigen::BDCSVD<Matrix> svd(X, Eigen::ComputeFullU | Eigen::ComputeFullV);
-    U_ = svd.matrixU();
-    V_ = svd.matrixV();
-    const Vector inverse = svd.singularValues().cwiseInverse();
+    const SingularValues decomposition = svd(X);
+    U_ = decomposition.U;
+    V_ = decomposition.V;
+    const Vector inverse = decomposition.s.cwiseInverse();
     inverse_transpose_ = U_ * inverse.asDiagonal() * V_.transpose();
     coupling_ = inverse * inverse.transpose();
     problem_.quadratic(X, quadratic_);

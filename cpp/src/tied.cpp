@@ -21,10 +21,10 @@ constexpr int kFrameRounds = 10;
 ClosedForm::ClosedForm(const ConstMatrixRef& T, const ConstMatrixRef& M) : L_t(cholesky(T)) {
   // L = M L_t^{-T}, so L^T solves L_t L^T = M^T.
   const Matrix L = L_t.triangularView<Eigen::Lower>().solve(Matrix(M.transpose())).transpose();
-  const Eigen::BDCSVD<Matrix> svd(L, Eigen::ComputeFullU | Eigen::ComputeFullV);
-  U = svd.matrixU();
-  V = svd.matrixV();
-  l = svd.singularValues();
+  const SingularValues decomposition = svd(L);
+  U = decomposition.U;
+  V = decomposition.V;
+  l = decomposition.s;
   x = 0.5 * (l.array() + (l.array().square() + 4).sqrt());
 }
 
@@ -140,8 +140,7 @@ double TiedModel::divergence(const State& state, Index k, Index a) const {
   if (rank_ == 0) return 0;
   const Matrix scaled = state.B[a] * cholesky(state.C);
   const Vector residual = state.m[a] + state.B[a] * state.nu.col(k) - groups_[a].means.col(k);
-  const double log_det =
-      Eigen::PartialPivLU<Matrix>(scaled).matrixLU().diagonal().cwiseAbs().array().log().sum();
+  const double log_det = log_abs_det(scaled);
   return 0.5 * (scaled.squaredNorm() - static_cast<double>(rank_) + residual.squaredNorm()) -
          log_det;
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from itertools import islice
 from numbers import Integral, Number
@@ -31,10 +33,11 @@ def column_positions(columns: Any, names: npt.NDArray[Any] | None, n_columns: in
                 raise ValueError(msg)
             positions += found
         else:
-            if not -n_columns <= column < n_columns:
-                msg = f"sensitive_columns names column {column}, but X has {n_columns} columns."
+            position = int(column)
+            if not -n_columns <= position < n_columns:
+                msg = f"sensitive_columns names column {position}, but X has {n_columns} columns."
                 raise ValueError(msg)
-            positions.append(int(column) % n_columns)
+            positions.append(position % n_columns)
     if len(set(positions)) == n_columns:
         msg = f"sensitive_columns names all {n_columns} columns of X: no feature is left to steer."
         raise ValueError(msg)
@@ -78,6 +81,14 @@ def few(texts: Iterable[str], most: int = 10) -> str:
     listed = ", ".join(islice(texts, most))
     rest = sum(1 for _ in texts)
     return f"{listed} and {rest} more" if rest else listed
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line of user code that called, however deep in this package or scikit-learn we are."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in {"fairsteer", "sklearn"}:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def is_bfloat16(X: Any) -> bool:

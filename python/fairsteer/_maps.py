@@ -45,7 +45,7 @@ class AffineMaps(NamedTuple):
                 f"{smallest[singular[0]]:.1e}), so its rows cannot be recovered. Another strength has an inverse."
             )
             raise ValueError(msg)
-        A = np.linalg.inv(self.A)
+        A = np.asarray(np.linalg.inv(self.A), dtype=np.float64)
         return AffineMaps(A, -np.einsum("cij,cj->ci", A, self.b), self.moves)
 
     def apply(

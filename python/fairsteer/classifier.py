@@ -182,10 +182,10 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "steering_")
         if self.cost_matrix_ is not None:
             proba = self.predict_proba(X, sensitive_features=sensitive_features)
-            return self.classes_[(proba @ self.cost_matrix_).argmin(axis=1)]
+            return self._labels((proba @ self.cost_matrix_).argmin(axis=1))
         if self.estimator_ is not None:
             return self._ask_estimator("predict", X, sensitive_features)
-        return self.classes_[self._log_posterior(X, sensitive_features).argmax(axis=1)]
+        return self._labels(self._log_posterior(X, sensitive_features).argmax(axis=1))
 
     @available_if(_has("predict_proba"))  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -227,7 +227,8 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "steering_")
         if self.estimator_ is not None:
             with np.errstate(divide="ignore"):  # log 0 = -inf is the right answer
-                return np.log(self._ask_estimator("predict_proba", X, sensitive_features))
+                log_proba: npt.NDArray[Any] = np.log(self._ask_estimator("predict_proba", X, sensitive_features))
+                return log_proba
         return self._log_posterior(X, sensitive_features)
 
     @available_if(_has("decision_function"))  # type: ignore[untyped-decorator]
@@ -277,6 +278,10 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         predicted = self.predict(X, sensitive_features=sensitive_features)
         return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
+    def _labels(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        labels: npt.NDArray[Any] = self.classes_[codes]
+        return labels
+
     def _ask_estimator(self, method: str, X: Any, sensitive_features: Any) -> npt.NDArray[Any]:
         rows = self.steering_._steered(X, sensitive_features)
         answer: npt.NDArray[Any] = getattr(self.estimator_, method)(rows)
@@ -307,7 +312,7 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
     def _check_cost_matrix(self) -> npt.NDArray[np.float64] | None:
         if self.cost_matrix is None:
             return None
-        if not _has("predict_proba")(self):
+        if self.estimator is not None and not hasattr(self.estimator, "predict_proba"):
             msg = (
                 f"cost_matrix needs the probabilities of classes, but {self.estimator!r} has no "
                 "predict_proba. Wrap it in sklearn.calibration.CalibratedClassifierCV."
@@ -327,7 +332,7 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
 
 def _weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Keywords that hand sample weights to an estimator's ``fit``."""
-    if np.allclose(weight, weight[0]):
+    if np.ptp(weight) <= 1e-9 * weight.max():  # equal but for rounding
         return {}
     if has_fit_parameter(estimator, "sample_weight"):
         return {"sample_weight": weight}

@@ -295,6 +295,7 @@ def gaps(
     *,
     sensitive_features: Any,
     pos_label: Any = None,
+    min_rows: int = 0,
 ) -> dict[str, Gap]:
     """All three differences at once, each with the size it would have by chance.
 
@@ -308,6 +309,8 @@ def gaps(
         Groups.
     pos_label : label, optional
         The positive class.
+    min_rows : int, default=0
+        A rate that a group has fewer rows to compute from takes no part in its comparison.
 
     Returns
     -------
@@ -316,36 +319,38 @@ def gaps(
     """
     counts = _count(y_true, y_pred, sensitive_features, None, pos_label)
     return {
-        "demographic_parity": _demographic_parity(counts),
-        "equal_opportunity": _equal_opportunity(counts),
-        "equalized_odds": _equalized_odds(counts),
+        "demographic_parity": _demographic_parity(counts, min_rows),
+        "equal_opportunity": _equal_opportunity(counts, min_rows),
+        "equalized_odds": _equalized_odds(counts, min_rows),
     }
 
 
-def _demographic_parity(counts: _Counts) -> Gap:
+def _demographic_parity(counts: _Counts, min_rows: int = 0) -> Gap:
     total = counts.weights.sum(axis=(1, 2))
-    return _largest_gap(counts.weights.sum(axis=1), np.broadcast_to(total[:, None], counts.weights.shape[:2]))
+    out_of = np.broadcast_to(total[:, None], counts.weights.shape[:2])
+    return _largest_gap(counts.weights.sum(axis=1), out_of, min_rows)
 
 
-def _equal_opportunity(counts: _Counts) -> Gap:
+def _equal_opportunity(counts: _Counts, min_rows: int = 0) -> Gap:
     hits, of_class = np.diagonal(counts.weights, axis1=1, axis2=2), counts.weights.sum(axis=2)
     if counts.binary:
         hits, of_class = hits[:, -1:], of_class[:, -1:]
-    return _largest_gap(hits, of_class)
+    return _largest_gap(hits, of_class, min_rows)
 
 
-def _equalized_odds(counts: _Counts) -> Gap:
+def _equalized_odds(counts: _Counts, min_rows: int = 0) -> Gap:
     n_groups = len(counts.groups)
     of_class = np.broadcast_to(counts.weights.sum(axis=2, keepdims=True), counts.weights.shape)
-    return _largest_gap(counts.weights.reshape(n_groups, -1), of_class.reshape(n_groups, -1))
+    return _largest_gap(counts.weights.reshape(n_groups, -1), of_class.reshape(n_groups, -1), min_rows)
 
 
-def _largest_gap(hits: FloatArray, out_of: FloatArray) -> Gap:
+def _largest_gap(hits: FloatArray, out_of: FloatArray, min_rows: int) -> Gap:
     """Largest gap over the columns of two (G, M) arrays: the weight of events, and of rows they could happen to."""
     if len(hits) < 2:
         return Gap(0.0, 0.0)
-    rates = _ratio(hits, out_of)
-    comparable = np.flatnonzero((out_of > 0).sum(axis=0) >= 2)
+    counted = (out_of > 0) & (out_of >= min_rows)
+    rates = np.where(counted, _ratio(hits, out_of), np.nan)
+    comparable = np.flatnonzero(counted.sum(axis=0) >= 2)
     if comparable.size == 0:
         return Gap(float("nan"), float("nan"))
     spread = np.nanmax(rates[:, comparable], axis=0) - np.nanmin(rates[:, comparable], axis=0)

@@ -1,37 +1,38 @@
 """Keep a fitted transformer in one file that is read without running any code.
 
-The file is safetensors: arrays of numbers, and a header of JSON. Nothing is pickled, so a file from a stranger can do no
-more than be wrong, and `load` says so. A loaded transformer does what the saved one did, bit for bit.
+The file is safetensors: arrays of numbers, and a header of JSON. Nothing is pickled, so a file from a stranger can do
+no more than be wrong, and `load` says so. A loaded transformer does what the saved one did, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
+from fairsteer._json_labels import label_from_json, label_to_json, labels_from_json, labels_to_json
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import Certificate, IdealDistribution
+from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer import FairSteeringTransformer
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["FORMAT_VERSION", "label_from_json", "label_to_json", "load", "read_extra", "save"]
+__all__ = ["FORMAT_VERSION", "load", "read_extra", "save"]
 
 #: Version of the file format; a file of another version is refused.
 FORMAT_VERSION = 1
 
-Doubles = NDArray[np.float64]
 _PathLike = str | os.PathLike[str]
 
 # Scalers that are affine maps of each feature, and the fitted arrays that make them up.
@@ -42,10 +43,20 @@ _SCALERS: dict[str, tuple[type, tuple[str, ...]]] = {
     "RobustScaler": (RobustScaler, ("center_", "scale_")),
 }
 
+# What `SubgroupMoments` accumulates, in its order.
+_SUMS = ("weights", "weight_squares", "means", "scatters", "cubics", "quartics")
 
-def save(
-    transformer: FairSteeringTransformer, path: _PathLike, *, extra: Mapping[str, Any] | None = None
-) -> None:
+# Attributes of an ideal distribution that JSON holds as they are.
+_IDEAL_PLAIN: dict[str, type] = {
+    "intervention": str,
+    "alignment": str,
+    "covariance": str,
+    "n_iter": int,
+    "converged": bool,
+}
+
+
+def save(transformer: FairSteeringTransformer, path: _PathLike, *, extra: Mapping[str, Any] | None = None) -> None:
     """Write a fitted transformer to a file.
 
     Parameters
@@ -106,8 +117,8 @@ def save(
         msg = f"extra must hold values that json can write: {error}."
         raise ValueError(msg) from error
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    content = safetensors.numpy.save(arrays, metadata={"fairsteer": text})
-    target = Path(path)
+    content = safetensors.numpy.save(arrays, metadata={"fairsteer": text, "checksum": _checksum(text, arrays)})
+    target = Path(path).resolve()  # a link stays a link
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
@@ -141,7 +152,7 @@ def load(path: _PathLike) -> FairSteeringTransformer:
     header, tensors = _read(path)
     try:
         return _unpack_transformer(header["transformer"], _Tensors(tensors))
-    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
@@ -173,114 +184,21 @@ def read_extra(path: _PathLike) -> dict[str, Any] | None:
     return extra
 
 
-# ---- labels, which JSON alone would confuse: 1, True, 1.0 and "1" are tagged with their types
-
-
-def label_to_json(label: Any) -> Any:
-    """Tag a label with its type.
-
-    Parameters
-    ----------
-    label : int, float, str, bool, None, NumPy scalar of these, or tuple
-        A label.
-
-    Returns
-    -------
-    dict or None
-        What `json` can write and `label_from_json` reads; None for None.
-
-    Raises
-    ------
-    ValueError
-        If the label has another type.
-    """
-    if label is None:
-        return None
-    if isinstance(label, np.generic) and label.dtype.kind in "biufU":
-        return {"numpy": label.dtype.str, "value": label_to_json(label.item())}
-    if type(label) is float:
-        return {"float": label.hex()}
-    if type(label) in (bool, int, str):
-        return {type(label).__name__: label}
-    if type(label) is tuple:
-        return {"tuple": [label_to_json(part) for part in label]}
-    msg = (
-        f"The label {label!r} of type {type(label).__name__} cannot be saved; integers, floats, text, booleans and "
-        "tuples of these can."
-    )
-    raise ValueError(msg)
-
-
-def label_from_json(tagged: Any) -> Any:
-    """Read what `label_to_json` wrote.
-
-    Parameters
-    ----------
-    tagged : dict or None
-        A tagged label.
-
-    Returns
-    -------
-    label
-        Equal to the one that was tagged, and of its type.
-
-    Raises
-    ------
-    ValueError
-        If it is no tagged label.
-    """
-    match tagged:
-        case None:
-            return None
-        case {"bool": bool(value)} | {"int": int(value)} | {"str": str(value)}:
-            return value
-        case {"float": str(value)}:
-            return float.fromhex(value)
-        case {"tuple": list(parts)}:
-            return tuple(label_from_json(part) for part in parts)
-        case {"numpy": str(dtype), "value": value} if np.dtype(dtype).kind in "biufU":
-            return np.dtype(dtype).type(label_from_json(value))
-    msg = f"{tagged!r} is no label"
-    raise ValueError(msg)
-
-
-def _labels_to_json(labels: NDArray[Any]) -> dict[str, Any]:
-    """Labels and the dtype of their array."""
-    if labels.dtype.kind not in "biufUO":
-        msg = f"Labels of dtype {labels.dtype} cannot be saved; integers, floats, text and booleans can."
-        raise ValueError(msg)
-    dtype = "object" if labels.dtype.kind == "O" else labels.dtype.str
-    return {"dtype": dtype, "labels": [label_to_json(label) for label in labels.tolist()]}
-
-
-def _labels_from_json(block: Mapping[str, Any]) -> NDArray[Any]:
-    labels = [label_from_json(label) for label in block["labels"]]
-    dtype = np.dtype(block["dtype"])
-    if dtype.kind not in "biufUO":
-        msg = f"labels have dtype {dtype}"
-        raise ValueError(msg)
-    array = np.empty(len(labels), dtype=dtype)
-    array[:] = labels
-    return array
-
-
 # ---- the transformer
 
 
 def _pack_transformer(transformer: FairSteeringTransformer, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe a fitted transformer in JSON and add its arrays to `tensors`."""
     shrunk, ideal = transformer._fitted()
-    encoder = transformer._encoder
-    config = getattr(transformer, "_sklearn_output_config", {})
     return {
         "params": _pack_params(transformer),
-        "output": config.get("transform"),
+        "output": getattr(transformer, "_sklearn_output_config", {}).get("transform"),
         "n_features_in": transformer.n_features_in_,
-        "feature_names_in": _names(getattr(transformer, "feature_names_in_", None)),
+        "feature_names_in": _pack_names(getattr(transformer, "feature_names_in_", None)),
         "sensitive_positions": list(transformer._sensitive_positions),
         "class_blind": transformer._class_blind,
-        "encoder": None if encoder is None else _pack_encoder(encoder),
-        "feature_transform": _pack_coordinates(transformer.feature_transform_, "feature_transform_.", tensors),
+        "encoder": _pack_encoder(transformer._encoder),
+        "feature_transform": _pack_coordinates(transformer, tensors),
         "moments": _pack_moments(transformer.moments_, shrunk, tensors),
         "ideal": _pack_ideal(ideal, tensors),
     }
@@ -288,14 +206,15 @@ def _pack_transformer(transformer: FairSteeringTransformer, tensors: dict[str, N
 
 def _unpack_transformer(block: Mapping[str, Any], tensors: _Tensors) -> FairSteeringTransformer:
     moments, shrunk = _unpack_moments(block["moments"], tensors)
-    coordinates = _unpack_coordinates(block["feature_transform"], "feature_transform_.", moments.n_features, tensors)
-    transformer = FairSteeringTransformer(**_unpack_params(block["params"], tensors, moments.n_features))
+    coordinates = _unpack_coordinates(block["feature_transform"], moments.n_features, tensors)
+    transformer = FairSteeringTransformer(**_unpack_params(block["params"], coordinates))
     transformer.n_features_in_ = _integer(block["n_features_in"])
-    if block["feature_names_in"] is not None:
-        transformer.feature_names_in_ = np.array(_texts(block["feature_names_in"]), dtype=object)
+    names = _unpack_names(block["feature_names_in"])
+    if names is not None:
+        transformer.feature_names_in_ = np.array(names, dtype=object)
     transformer._sensitive_positions = [_integer(position) for position in block["sensitive_positions"]]
     transformer._class_blind = bool(block["class_blind"])
-    transformer._encoder = None if block["encoder"] is None else _unpack_encoder(block["encoder"], moments)
+    transformer._encoder = _unpack_encoder(block["encoder"], moments.groups)
     transformer.feature_transform_ = coordinates
     transformer.moments_, transformer.classes_, transformer.groups_ = moments, moments.classes, moments.groups
     transformer._solution = (shrunk, _unpack_ideal(block["ideal"], moments, tensors))
@@ -303,6 +222,33 @@ def _unpack_transformer(block: Mapping[str, Any], tensors: _Tensors) -> FairStee
     if block["output"] is not None:
         transformer.set_output(transform=str(block["output"]))
     return transformer
+
+
+def _pack_params(transformer: FairSteeringTransformer) -> dict[str, Any]:
+    params = transformer.get_params(deep=False)
+    del params["feature_transform"]  # rebuilt from the fitted one
+    if hasattr(params["shrinkage"], "fit"):
+        msg = (
+            f"shrinkage={params['shrinkage']!r} is an estimator and cannot be saved without pickling it; "
+            "'ledoit_wolf', 'oas', a number in [0, 1] and None can."
+        )
+        raise ValueError(msg)
+    columns = params["sensitive_columns"]
+    if columns is not None and np.ndim(columns) == 1:
+        params["sensitive_columns"] = tuple(columns)
+    return {name: label_to_json(value) for name, value in params.items()}
+
+
+def _unpack_params(block: Mapping[str, Any], fitted: Any) -> dict[str, Any]:
+    params = {name: label_from_json(value) for name, value in block.items()}
+    params["feature_transform"] = _unfitted(fitted)
+    known = FairSteeringTransformer().get_params(deep=False)
+    if set(params) != set(known):
+        msg = f"its parameters are {sorted(params)}"
+        raise ValueError(msg)
+    if isinstance(params["sensitive_columns"], tuple):
+        params["sensitive_columns"] = list(params["sensitive_columns"])
+    return params
 
 
 def _check_columns(transformer: FairSteeringTransformer, n_features: int) -> None:
@@ -316,44 +262,242 @@ def _check_columns(transformer: FairSteeringTransformer, n_features: int) -> Non
         raise ValueError(msg)
 
 
-def _pack_params(transformer: FairSteeringTransformer) -> dict[str, Any]:
-    params = transformer.get_params(deep=False)
-    if hasattr(params["shrinkage"], "fit"):
+def _pack_encoder(encoder: GroupEncoder | None) -> dict[str, Any] | None:
+    if encoder is None:
+        return None
+    return {"n_columns": encoder.n_columns_, "column_names": _pack_names(encoder.column_names_)}
+
+
+def _unpack_encoder(block: Mapping[str, Any] | None, groups: NDArray[Any]) -> GroupEncoder | None:
+    if block is None:
+        return None
+    encoder = GroupEncoder()
+    encoder.groups_ = groups
+    encoder.n_columns_ = _integer(block["n_columns"])
+    encoder.column_names_ = _unpack_names(block["column_names"])
+    return encoder
+
+
+# ---- coordinates
+
+
+def _pack_coordinates(transformer: FairSteeringTransformer, tensors: dict[str, NDArray[Any]]) -> Any:
+    given, fitted = transformer.feature_transform, transformer.feature_transform_
+    if given is None and fitted is None:
+        return None
+    if isinstance(given, str) and given == "log" and isinstance(fitted, FunctionTransformer):
+        return "log"
+    frozen = isinstance(fitted, FrozenEstimator)
+    scaler: Any = fitted.estimator if frozen else fitted
+    name = type(scaler).__name__
+    known: Any = _SCALERS.get(name, (None,))[0]
+    if known is not type(scaler) or type(given) is not type(fitted):
         msg = (
-            f"shrinkage={params['shrinkage']!r} is an estimator and cannot be saved without pickling it; 'ledoit_wolf', "
-            "'oas', a number in [0, 1] and None can."
+            f"feature_transform={given!r} cannot be saved without pickling it; None, 'log', and a "
+            f"{', '.join(_SCALERS)} can, as shift and scale."
         )
         raise ValueError(msg)
-    columns = params["sensitive_columns"]
-    if columns is not None and not isinstance(columns, str) and np.ndim(columns) == 1:
-        columns = tuple(columns)
-    params["sensitive_columns"] = columns
-    transform = params.pop("feature_transform")
-    packed = {name: label_to_json(value) for name, value in params.items()}
-    return {**packed, "feature_transform": _pack_unfitted(transform)}
+    arrays = {attribute: getattr(scaler, attribute) for attribute in _SCALERS[name][1]}
+    present = {attribute: array for attribute, array in arrays.items() if array is not None}
+    tensors.update({f"scaler.{attribute}": array for attribute, array in present.items()})
+    params = {param: label_to_json(value) for param, value in scaler.get_params(deep=False).items()}
+    return {"scaler": name, "frozen": frozen, "params": params, "arrays": list(present)}
 
 
-def _unpack_params(block: Mapping[str, Any], tensors: _Tensors, n_features: int) -> dict[str, Any]:
-    known = set(FairSteeringTransformer().get_params(deep=False))
-    if set(block) != known:
-        msg = f"its parameters are {sorted(block)}"
+def _unpack_coordinates(block: Any, n_features: int, tensors: _Tensors) -> Any:
+    if block is None:
+        return None
+    if block == "log":
+        return FunctionTransformer(np.log, np.exp, check_inverse=False).fit(np.ones((1, n_features)))
+    kind, attributes = _SCALERS[block["scaler"]]
+    scaler = kind(**{param: label_from_json(value) for param, value in block["params"].items()})
+    for attribute in attributes:
+        array = None
+        if attribute in block["arrays"]:
+            array = tensors.take(f"scaler.{attribute}", (n_features,), dtypes=("float64", "float32"))
+        setattr(scaler, attribute, array)
+    scaler.n_features_in_ = n_features
+    return FrozenEstimator(scaler) if block["frozen"] else scaler
+
+
+def _unfitted(fitted: Any) -> Any:
+    """Give the parameter that `fitted` was made from."""
+    return "log" if isinstance(fitted, FunctionTransformer) else clone(fitted) if fitted is not None else None
+
+
+# ---- distributions
+
+
+def _scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
+    return {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[covariance]
+
+
+def _pack_moments(
+    moments: SubgroupMoments, shrunk: SubgroupMoments, tensors: dict[str, NDArray[Any]]
+) -> dict[str, Any]:
+    names = [f"moments.{name}" for name in _SUMS]
+    tensors.update(zip(names, moments._sums(), strict=True))
+    if shrunk is not moments:
+        tensors["moments.shrunk"] = shrunk.covariances
+    return {
+        "n_features": moments.n_features,
+        "covariance": moments.covariance,
+        "shrunk": shrunk is not moments,
+        "classes": labels_to_json(moments.classes),
+        "groups": labels_to_json(moments.groups),
+    }
+
+
+def _unpack_moments(block: Mapping[str, Any], tensors: _Tensors) -> tuple[SubgroupMoments, SubgroupMoments]:
+    classes, groups = labels_from_json(block["classes"]), labels_from_json(block["groups"])
+    covariance, K, G, d = block["covariance"], len(classes), len(groups), _integer(block["n_features"])
+    scatter = _scatter_shape(covariance, K, G, d)
+    quartic = (K, G, d) if covariance == "diagonal" else (K, G)
+    shapes = dict(zip(_SUMS, ((K, G), (K, G), (K, G, d), scatter, (K, G, d), quartic), strict=True))
+    # Taken first, so that a header's word alone never makes memory be allocated.
+    sums = [tensors.take(f"moments.{name}", shape) for name, shape in shapes.items()]
+    moments = SubgroupMoments(d, classes=classes, groups=groups, covariance=covariance)
+    for to, array in zip(moments._sums(), sums, strict=True):
+        to[...] = array
+    if (moments.weights < 0).any() or not moments.weights.any():
+        msg = "a weight is negative or all are zero"
         raise ValueError(msg)
-    params = {name: label_from_json(value) for name, value in block.items() if name != "feature_transform"}
-    if isinstance(params["sensitive_columns"], tuple):
-        params["sensitive_columns"] = list(params["sensitive_columns"])
-    return {**params, "feature_transform": block["feature_transform"]}
+    if not block["shrunk"]:
+        return moments, moments
+    return moments, moments._replace_covariances(tensors.take("moments.shrunk", scatter))
 
 
-# ---- labels of groups
+def _pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    shapes = _ideal_shapes(ideal.covariance, len(ideal.classes), len(ideal.groups), ideal.means.shape[2])
+    tensors.update({f"ideal.{name}": getattr(ideal, name) for name in shapes})
+    return {
+        "classes": labels_to_json(ideal.classes),
+        "reference_group": label_to_json(ideal.reference_group),
+        "kl_divergence": label_to_json(ideal.kl_divergence),
+        **{name: getattr(ideal, name) for name in _IDEAL_PLAIN},
+    }
 
 
-def _pack_encoder(encoder: GroupEncoder) -> dict[str, Any]:
-    return {"n_columns": encoder.n_columns_, "column_names": _names(encoder.column_names_)}
+def _unpack_ideal(block: Mapping[str, Any], moments: SubgroupMoments, tensors: _Tensors) -> IdealDistribution:
+    classes, covariance = labels_from_json(block["classes"]), str(block["covariance"])
+    shapes = _ideal_shapes(covariance, len(classes), moments.n_groups, moments.n_features)
+    arrays: dict[str, Any] = {name: tensors.take(f"ideal.{name}", shape) for name, shape in shapes.items()}
+    plain: dict[str, Any] = {name: kind(block[name]) for name, kind in _IDEAL_PLAIN.items()}
+    return IdealDistribution(
+        classes=classes,
+        groups=moments.groups.copy(),
+        reference_group=label_from_json(block["reference_group"]),
+        kl_divergence=float(label_from_json(block["kl_divergence"])),
+        **plain,
+        **arrays,
+    )
 
 
-def _unpack_encoder(block: Mapping[str, Any], moments: SubgroupMoments) -> GroupEncoder:
-    encoder = GroupEncoder()
-    encoder.groups_ = moments.groups
-    encoder.n_columns_ = _integer(block["n_columns"])
-    encoder.column_names_ = None if block["column_names"] is None else _texts(block["column_names"])
-    return encoder
+def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:
+    """Shape of every array of an ideal distribution; None for any length."""
+    return {
+        "class_prior": (K,),
+        "group_prior": (G,),
+        "canonical_means": (K, d),
+        "canonical_covariances": {"tied": (d, d), "full": (K, d, d), "diagonal": (K, d)}[covariance],
+        "cell_divergence": (K, G),
+        "objective_path": (None,),
+        "source_weights": (K, G),
+        "source_means": (K, G, d),
+        "source_covariances": _scatter_shape(covariance, K, G, d),
+        "linear": (G, d, d),
+        "offset": (G, d),
+        "inverse_linear": (G, d, d),
+        "inverse_offset": (G, d),
+    }
+
+
+# ---- the file
+
+
+class _Tensors:
+    """The arrays of a file, each taken under the dtype and shape it must have."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._arrays = arrays
+
+    def take(self, name: str, shape: tuple[int | None, ...], dtypes: Sequence[str] = ("float64",)) -> NDArray[Any]:
+        """Return a copy of an array; raise ValueError if it is absent or not what it must be."""
+        array = self._arrays.get(name)
+        if array is None:
+            msg = f"the array {name} is absent"
+            raise ValueError(msg)
+        fits = len(shape) == array.ndim and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+        if not fits or array.dtype.name not in dtypes:
+            msg = f"the array {name} has shape {array.shape} and dtype {array.dtype}, not {shape} and {dtypes[0]}"
+            raise ValueError(msg)
+        if not np.isfinite(array).all():
+            msg = f"the array {name} is not finite"
+            raise ValueError(msg)
+        return np.array(array)
+
+
+def _read(path: _PathLike) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Header and arrays of a file, their integrity checked."""
+    safetensors = _safetensors()
+    content = Path(path).read_bytes()
+    try:
+        tensors = safetensors.numpy.load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except Exception as error:  # safetensors raises an exception class of its own, KeyError for unknown dtypes, …
+        raise _damaged(path, ValueError("it is no safetensors file, or cut short")) from error
+    if "fairsteer" not in metadata:
+        raise _damaged(path, ValueError("it is a safetensors file of something else"))
+    text = metadata["fairsteer"]
+    try:
+        header = json.loads(text)
+        version = header["format_version"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _damaged(path, ValueError("its header cannot be read")) from error
+    if version != FORMAT_VERSION:
+        msg = (
+            f"{path} has format version {version!r}, and this fairsteer reads version {FORMAT_VERSION}; use the "
+            "fairsteer that wrote it, or save it anew."
+        )
+        raise ValueError(msg)
+    if metadata.get("checksum") != _checksum(text, tensors):
+        raise _damaged(path, ValueError("its checksum does not agree"))
+    return header, tensors
+
+
+def _checksum(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """CRC-32 of the header's text and of all arrays, against accidents (not against forgery)."""
+    value = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        value = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), value))
+    return f"{value:08x}"
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError as error:
+        msg = "Saving and loading need safetensors: pip install safetensors brings it (so does fairsteer[cli])."
+        raise ImportError(msg) from error
+    return safetensors
+
+
+def _damaged(path: _PathLike, error: Exception) -> ValueError:
+    reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+    return ValueError(f"{path} is damaged or no saved map of fairsteer: {reason}.")
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        msg = f"{value!r} is no integer"
+        raise TypeError(msg)
+    return value
+
+
+def _pack_names(names: Sequence[Any] | NDArray[Any] | None) -> list[Any] | None:
+    return None if names is None else [label_to_json(name) for name in names]
+
+
+def _unpack_names(names: Sequence[Any] | None) -> list[Any] | None:
+    return None if names is None else [label_from_json(name) for name in names]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Hashable
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +30,13 @@ from fairsteer._input import (
     column_positions,
     few,
     is_bfloat16,
+    warn_caller,
     widen_bfloat16,
 )
 from fairsteer._maps import AffineMaps, row_chunks
 from fairsteer.groups import MISSING, GroupEncoder, select_columns
-from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
-from fairsteer.moments import SubgroupMoments
+from fairsteer.ideal import Alignment, Certificate, IdealDistribution, Intervention, nearest_ideal
+from fairsteer.moments import CovarianceModel, SubgroupMoments
 
 __all__ = ["FairSteeringTransformer"]
 
@@ -195,15 +195,15 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
     def __init__(
         self,
         *,
-        intervention: str = "all_subgroups",
+        intervention: Intervention = "all_subgroups",
         reference_group: Hashable = None,
-        alignment: str = "affine",
-        covariance: str = "tied",
+        alignment: Alignment = "affine",
+        covariance: CovarianceModel = "tied",
         shrinkage: Any = "ledoit_wolf",
         feature_transform: Any = None,
         strength: float = 1.0,
         sensitive_columns: Any = None,
-        unknown_group: str = "error",
+        unknown_group: Literal["error", "infer"] = "error",
         max_iter: int = 200,
         tol: float = 1e-6,
     ) -> None:
@@ -257,6 +257,13 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
             not discrete labels, a group has no rows, or no rows are left.
         """
         batch = self._read_batch(X, y, sensitive_features, sample_weight, reset=True)
+        weighted = batch.sample_weight is not None and np.ptp(batch.sample_weight) > 0
+        if weighted and hasattr(self.shrinkage, "fit"):
+            msg = (
+                f"shrinkage={self.shrinkage!r} cannot take sample_weight. Use 'ledoit_wolf', 'oas', a number in "
+                "[0, 1] or None, or leave sample_weight out."
+            )
+            raise ValueError(msg)
         self.feature_transform_ = fit_coordinates(self.feature_transform, batch.rows, self._feature_names())
         rows = self._to_model(batch.rows)
         self._set_moments(self._batch_moments(rows, batch), batch)
@@ -271,7 +278,9 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         """Add a batch of rows to the fitted distributions.
 
         Batches give the same result as one ``fit`` on all rows, in any order; new classes and
-        groups may appear in any batch. The ideal distribution is found when it is next used.
+        groups may appear in any batch. (With ``shrinkage="ledoit_wolf"`` and tied covariances the
+        intensity of the shrinkage is the same up to a term of relative size 1/n.) The ideal
+        distribution is found when it is next used.
 
         Parameters
         ----------
@@ -353,17 +362,18 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         encoder = None
         codes = np.zeros(len(rows), dtype=np.intp)
         if labels is not None:
-            encoder = (GroupEncoder() if reset else copy.copy(self._encoder)).partial_fit(labels)
+            encoder = GroupEncoder() if reset or self._encoder is None else copy.copy(self._encoder)
+            encoder.partial_fit(labels)
             codes = encoder.encode(labels)
             check_consistent_length(rows, codes)
         n_missing = int((codes == MISSING).sum())
         if labels is None:
-            _warn(
+            warn_caller(
                 "No groups were given, so nothing is being steered: all rows form one group and keep their features. "
                 "Pass sensitive_features=… or name sensitive_columns=…."
             )
         elif n_missing:
-            _warn(f"{n_missing} of {len(rows)} rows have a missing group and are left out of the fit.")
+            warn_caller(f"{n_missing} of {len(rows)} rows have a missing group and are left out of the fit.")
 
         if n_missing or (weight is not None and not weight.all()):
             kept = (codes != MISSING) & (weight != 0)
@@ -805,11 +815,6 @@ def _check_as_before(what: str, now: bool, before: bool) -> None:
         raise ValueError(msg)
 
 
-def _warn(message: str) -> None:
-    # From _warn, _read_batch, fit and its parameter check up to the caller.
-    warnings.warn(message, UserWarning, stacklevel=5)
-
-
 def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[str]) -> None:
     """Warn where shrinking towards the mean variance drowns features of small scale."""
     before, after = _variances(raw), _variances(shrunk)
@@ -823,12 +828,10 @@ def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[
         # A feature transform may change the number of features.
         same = len(names) == raw.n_features
         listed = few((names[j] if same else f"number {j}" for j in features), 3)
-        warnings.warn(
+        warn_caller(
             f"The features {listed} vary so much less than others that shrinkage more than "
             "doubles their variance and hides them. Bring the features to one scale, for example "
-            "by feature_transform=StandardScaler().",
-            UserWarning,
-            stacklevel=5,
+            "by feature_transform=StandardScaler()."
         )
 
 

@@ -21,6 +21,17 @@ Matrix transport_map(const ConstMatrixRef& source, const ConstMatrixRef& target)
 /// The orthogonal matrix O that maximises tr(O^T matrix).
 Matrix polar_factor(const ConstMatrixRef& matrix);
 
+/// U diag(s) V^T with square orthogonal U and V; s descending. Throws NumericalError when it fails.
+struct SingularValues {
+  Matrix U;
+  Vector s;
+  Matrix V;
+};
+SingularValues svd(const ConstMatrixRef& matrix);
+
+/// log|det|; -infinity for a singular matrix.
+double log_abs_det(const ConstMatrixRef& matrix);
+
 /// Symmetric positive-definite square root and its inverse.
 struct SquareRoot {
   Matrix root;

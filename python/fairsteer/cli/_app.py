@@ -91,15 +91,20 @@ def steer(
     ] = Covariance.tied,
     shrinkage: Annotated[str, typer.Option(help="ledoit_wolf, oas, none or a number in [0, 1].")] = "ledoit_wolf",
     strength: Annotated[float, typer.Option(help="0 leaves rows as they are, 1 steers fully.")] = 1.0,
-    test_size: Annotated[float, typer.Option(help="Share of rows held out for the table.")] = 0.3,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation behind the table.")] = 5,
+    min_rows: Annotated[int, typer.Option(help="Rates from fewer rows take no part in the gaps.")] = 30,
     max_categories: Annotated[int, typer.Option(help="Most 0/1 columns per categorical column.")] = 50,
     overwrite: _Overwrite = False,
 ) -> None:
     """Check the options and run the job."""
-    _check_range("--test-size", test_size, 0.0, 1.0, inclusive=False)
     _check_range("--strength", strength, 0.0, 1.0)
-    if max_categories < 1:
-        raise UsageError(f"--max-categories must be at least 1, not {max_categories}.")
+    for option, value, least in (
+        ("--folds", folds, 2),
+        ("--max-categories", max_categories, 1),
+        ("--min-rows", min_rows, 1),
+    ):
+        if value < least:
+            raise UsageError(f"{option} must be at least {least}, not {value}.")
     parameters = {
         "intervention": intervention.value,
         "alignment": alignment.value,
@@ -119,7 +124,8 @@ def steer(
         positive=positive,
         reference_group=reference_group,
         steering=parameters,
-        test_size=test_size,
+        folds=folds,
+        min_rows=min_rows,
         max_categories=max_categories,
     )
     steer_file(options, Reporter())
@@ -168,7 +174,6 @@ def _shrinkage(text: str) -> Any:
     return amount
 
 
-def _check_range(option: str, value: float, low: float, high: float, *, inclusive: bool = True) -> None:
-    inside = low <= value <= high if inclusive else low < value < high
-    if not inside:
-        raise UsageError(f"{option} must be a number {'in [0, 1]' if inclusive else 'between 0 and 1'}, not {value:g}.")
+def _check_range(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{option} must be a number in [{low:g}, {high:g}], not {value:g}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from fairsteer.groups import GroupEncoder
 from fairsteer.transformer import FairSteeringTransformer
 
 from ._errors import UsageError
-from ._evaluate import Comparison, compare, hold_out, quoting_warnings
+from ._evaluate import Comparison, cross_validate, deal_folds, quoting_warnings
 from ._files import Replacement, TableWriter, check_output, check_target_folder, read_table
 from ._mapfile import TableDescription
 from ._problem import Problem, read_problem
@@ -31,6 +31,8 @@ __all__ = ["SteerOptions", "apply_map", "demo", "steer_file"]
 
 _CELLS_IN_A_PIECE = 4_000_000  # 32 MB of float64
 _MIN_PIECE = 1024
+
+_DEMO_FOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class SteerOptions:
         Reference group as text, the parts of an intersection joined by commas.
     steering : dict
         The other parameters of `FairSteeringTransformer`.
-    test_size : float
-        Share of rows held out for the table, in (0, 1).
+    folds : int
+        Number of folds of the cross-validation behind the table.
+    min_rows : int
+        A rate of a group that has fewer rows to compute it from takes no part in the gaps.
     max_categories : int
         Most 0/1 columns for one categorical column.
     """
@@ -74,7 +78,8 @@ class SteerOptions:
     positive: str | None
     reference_group: str | None
     steering: dict[str, Any]
-    test_size: float
+    folds: int
+    min_rows: int
     max_categories: int
 
     @property
@@ -101,10 +106,11 @@ def demo(report: Reporter) -> None:
         "features.\n"
     )
     steering = FairSteeringTransformer(feature_transform=StandardScaler())
-    held_out = hold_out(2 * y + sex["sex"].to_numpy() - 1, 0.3)
+    folds = deal_folds(2 * sex["sex"].to_numpy() + y, _DEMO_FOLDS)
     with quoting_warnings(report.note):
-        result = compare(features, y, sex, held_out, steering)
-    report.comparison(result)
+        result = cross_validate(lambda _: features, y, sex, folds, steering)
+        steering.fit(features, y, sensitive_features=sex)
+    report.comparison(result, steering)
     report.say(HOW_TO_READ)
     report.say(NOISE)
     report.say(WHERE_NEXT)
@@ -135,26 +141,20 @@ def steer_file(options: SteerOptions, report: Reporter) -> None:
         tell=report.note,
     )
     steering = _steering(options, problem)
-    with _library_problems(), quoting_warnings(report.note):
-        result = _evaluate(options, problem, steering, report)
-    report.comparison(result)
+    encoder = _encoder(options, problem.frame[problem.usable], report.note)
+    encoder.tell_gaps(frame, report.note)
+    with _library_problems():
+        with quoting_warnings(lambda _: None):  # what there is to say is said of the fit of all rows
+            result = _cross_validate(options, problem, steering, report)
+        with quoting_warnings(report.note):
+            features = encoder.encode(frame[problem.usable])
+            steering.fit(features, problem.y, sensitive_features=problem.groups[problem.usable])
+    report.comparison(result, steering)
     report.by_group(result)
     report.say(NOISE)
     if options.out is None and options.model is None:
         report.say("Nothing was written: --out writes the steered table, --model the map for new rows.")
         return
-    usable = frame[problem.usable]
-    encoder = TableEncoder.fit(
-        usable,
-        exclude=options.no_features,
-        max_categories=options.max_categories,
-        tell=lambda _: None,
-    )
-    with (
-        _library_problems(),
-        quoting_warnings(lambda _: None),
-    ):  # what there is to say was said of the first fit
-        steering.fit(encoder.encode(usable), problem.y, sensitive_features=problem.groups[problem.usable])
     description = TableDescription(encoder, options.target, tuple(options.sensitive), tuple(options.keep))
     _write(steering, description, frame, options.out, options.model, report)
 
@@ -220,33 +220,26 @@ def _steering(options: SteerOptions, problem: Problem) -> FairSteeringTransforme
     )
 
 
-def _evaluate(
+def _encoder(options: SteerOptions, frame: pd.DataFrame, tell: Callable[[str], None]) -> TableEncoder:
+    return TableEncoder.fit(frame, exclude=options.no_features, max_categories=options.max_categories, tell=tell)
+
+
+def _cross_validate(
     options: SteerOptions, problem: Problem, steering: FairSteeringTransformer, report: Reporter
 ) -> Comparison:
-    """Encode with what the training rows know, fit on them, score on the others."""
-    held_out = hold_out(problem.cells, options.test_size)
-    if not held_out.any():
-        raise UsageError(
-            f"a test size of {options.test_size} holds out none of the {len(held_out)} rows; give "
-            "more rows or a "
-            "larger --test-size."
-        )
+    """Encode with what the training rows of every fold know, fit on them, score on the others."""
     frame = problem.frame[problem.usable]
-    encoder = TableEncoder.fit(
-        frame[~held_out],
-        exclude=options.no_features,
-        max_categories=options.max_categories,
-        tell=report.note,
-    )
-    encoder.tell_gaps(problem.frame, report.note)
-    return compare(
-        encoder.encode(frame),
-        problem.y,
-        problem.groups[problem.usable],
-        held_out,
-        steering,
-        pos_label=problem.class_named(options.positive),
-    )
+    with report.progress("cross-validation", options.folds) as advance:
+        return cross_validate(
+            lambda train: _encoder(options, frame[train], lambda _: None).encode(frame),
+            problem.y,
+            problem.groups[problem.usable],
+            deal_folds(problem.cells, options.folds),
+            steering,
+            pos_label=problem.class_named(options.positive),
+            min_rows=options.min_rows,
+            advance=advance,
+        )
 
 
 def _write(
@@ -328,7 +321,7 @@ def _check_groups(groups: pd.DataFrame, known: list[Any], infer: bool, report: R
     if unseen and not infer:
         raise UsageError(
             "the map does not know the groups "
-            f"{'; '.join(unseen[:5])}{' …' if len(unseen) > 5 else ''} of {name} (it knows "
+            f"{'; '.join(unseen[:5])}{' ...' if len(unseen) > 5 else ''} of {name} (it knows "
             f"{'; '.join(name_group(label) for label in known)}); --unknown-group infer steers "
             "their rows by the likeliest groups."
         )

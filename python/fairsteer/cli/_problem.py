@@ -37,7 +37,7 @@ class Problem:
     y : ndarray of shape (n_usable,)
         Classes of the usable rows.
     cells : ndarray of shape (n_usable,), dtype intp
-        Number of the (class, group) cell of every usable row.
+        Number of the (group, class) cell of every usable row; those of a group are neighbours.
     labels : list
         The groups, sorted.
     """
@@ -96,18 +96,18 @@ def read_problem(
     groups = frame[list(sensitive)]
     has_class = frame[target].notna().to_numpy()
     has_group = groups.notna().all(axis=1).to_numpy()
-    _tell_missing(has_class, has_group, target, sensitive, tell)
     usable = has_class & has_group
     if not usable.any():
         raise UsageError(f"no row has both a value of {target!r} and of {_quoted(sensitive)}.")
     y = _classes(frame.loc[usable, target], target)
     encoder, codes = _encode_groups(groups[usable], sensitive)
+    _tell_missing(has_class, has_group, target, sensitive, tell)
     return Problem(
         frame=frame,
         groups=groups,
         usable=usable,
         y=y,
-        cells=np.unique(y, return_inverse=True)[1] * len(encoder.groups_) + codes,
+        cells=codes * len(np.unique(y)) + np.unique(y, return_inverse=True)[1],
         labels=encoder.groups_.tolist(),
     )
 
@@ -158,6 +158,10 @@ def _classes(column: pd.Series[Any], target: str) -> NDArray[Any]:
         raise UsageError(f"the target {target!r} has {n_classes} values, more than {_MAX_CLASSES}: it is not a class.")
     if n_classes < 2:
         raise UsageError(f"the target {target!r} has the one value {y[0].item()!r}; there is nothing to predict.")
+    labels, counts = np.unique(y, return_counts=True)
+    if counts.min() < 2:
+        label = labels[int(np.argmin(counts))].item()
+        raise UsageError(f"the class {label!r} of {target!r} has one row; at least 2 are needed, to fit and to score.")
     return y
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fairsteer.transformer import FairSteeringTransformer
+
 from ._evaluate import Comparison, Score
 
 __all__ = ["Reporter", "name_group"]
@@ -47,19 +49,32 @@ class Reporter:
             task = bar.add_task(what, total=total)
             yield lambda n_rows: bar.advance(task, n_rows)
 
-    def comparison(self, result: Comparison) -> None:
-        """Print the table before and after, and the line on the fit below it."""
-        self.say(f"{result.n_test} held-out rows, fitted on {result.n_train}")
-        self._out.print(_comparison_table(result))
-        self._out.print(_fit_table(result))
+    def comparison(self, result: Comparison, steering: FairSteeringTransformer) -> None:
+        """Print the table before and after, and the fit of all rows below it."""
+        self.say(
+            f"{result.n_rows} rows, each predicted by a fit that did not see it ({result.n_folds}-fold "
+            "cross-validation by a fixed rule)\n"
+        )
+        self._show(_comparison_table(result))
+        if result.small:
+            self.say(
+                f"A rate from fewer than {result.min_rows} rows takes no part in the gaps "
+                f"({'; '.join(map(name_group, result.small))}).\n"
+            )
+        self._show(_fit_table(steering))
 
     def by_group(self, result: Comparison) -> None:
-        """Print the held-out rates of every group, the largest groups first."""
-        self.say("held-out rows by group (selected: share predicted positive; TPR: true positive rate)")
-        self._out.print(_group_table(result))
+        """Print the rates of every group, the largest groups first."""
+        legend = " (selected: share predicted positive; TPR: true positive rate)" if _is_binary(result) else ""
+        self.say(f"By group{legend}\n")
+        self._show(_group_table(result))
         hidden = len(result.before.groups["group"]) - _MAX_GROUPS
         if hidden > 0:
-            self.say(f"({hidden} smaller groups are not shown)")
+            self.say(f"({hidden} smaller groups are not shown)\n")
+
+    def _show(self, table: Table) -> None:
+        self._out.print(table)
+        self._out.print()
 
 
 def name_group(label: Any) -> str:
@@ -77,18 +92,18 @@ def _comparison_table(result: Comparison) -> Table:
     )
     scores = (result.before, result.after, result.bayes)
     worst = max(s.accuracy * (1 - s.accuracy) for s in scores)
-    table.add_row("accuracy", *(_number(s.accuracy) for s in scores), _number(math.sqrt(worst / result.n_test)))
+    table.add_row("accuracy", *(_number(s.accuracy) for s in scores), _number(math.sqrt(worst / result.n_rows)))
     for key, name in _GAPS.items():
         noise = max(s.gaps[key].noise for s in scores)
         table.add_row(name, *(_number(s.gaps[key].value) for s in scores), _number(noise))
     return table
 
 
-def _fit_table(result: Comparison) -> Table:
-    certificate = result.steering.certificate_
+def _fit_table(steering: FairSteeringTransformer) -> Table:
+    certificate = steering.certificate_
     odds = np.asarray(certificate.equal_opportunity)
-    table = Table(box=box.SIMPLE, show_header=False)
-    table.add_row("KL divergence of the nearest ideal distribution", f"{result.steering.kl_divergence_:.3f} nats")
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, show_header=False)
+    table.add_row("KL divergence of the nearest ideal distribution", f"{steering.kl_divergence_:.3f} nats")
     table.add_row("certificate: equal opportunity gap at most", _number(odds[-1] if len(odds) == 2 else odds.max()))
     table.add_row("certificate: equalized odds gap at most", _number(odds.max()))
     table.add_row("certificate: accuracy changes by at most", _number(certificate.accuracy))
@@ -96,8 +111,9 @@ def _fit_table(result: Comparison) -> Table:
 
 
 def _group_table(result: Comparison) -> Table:
-    binary = "classes" not in result.before.groups
-    rates = {"selection_rate": "selected", "true_positive_rate": "TPR"} if binary else {"accuracy": "accuracy"}
+    rates = (
+        {"selection_rate": "selected", "true_positive_rate": "TPR"} if _is_binary(result) else {"accuracy": "accuracy"}
+    )
     headings = [
         f"{what}\n{when}"
         for name in rates.values()
@@ -113,11 +129,15 @@ def _group_table(result: Comparison) -> Table:
 
 def _table(first: str, *headings: str) -> Table:
     """Make a table of one text column and right-aligned numbers."""
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column(first, overflow="fold", vertical="bottom")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def _is_binary(result: Comparison) -> bool:
+    return "classes" not in result.before.groups
 
 
 def _group_rate(score: Score, rate: str, group: int) -> str:

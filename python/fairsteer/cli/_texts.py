@@ -7,7 +7,8 @@ __all__ = ["HOW_TO_READ", "NOISE", "WHERE_NEXT"]
 HOW_TO_READ = (
     "A gap is the largest difference between two groups in a rate. Demographic parity: how often the class is "
     "predicted. Equal opportunity: how often it is recognised among those who have it. Equalized odds: the worse of "
-    "that and of false alarms. 0 is fair.\n\n"
+    "that and of false alarms. 0 is fair. The classifier before does not know the group; steering uses it to move "
+    "rows.\n\n"
     "The divergence says how far the fitted distribution is from the nearest ideal one, on which all gaps are 0. The "
     "certificate bounds the gaps, on the fitted Gaussians, of a classifier that is fair on the ideal distribution. "
     "Real rows are not Gaussian, and the map does not know their class: a gap remains.\n"

@@ -1,0 +1,178 @@
+#include <vector>
+
+#include "check.hpp"
+#include "fairsteer/maps.hpp"
+#include "fairsteer/moments.hpp"
+#include "problems.hpp"
+
+using namespace fairsteer;
+using fairsteer::test::Random;
+
+namespace {
+
+struct Sums {
+  Sums(CovarianceModel model, Index K, Index G, Index d)
+      : weight(K * G, 0.0),
+        weight_square(K * G, 0.0),
+        mean(K * G * d, 0.0),
+        scatter(model == CovarianceModel::tied       ? G * d * d
+                : model == CovarianceModel::diagonal ? K * G * d
+                                                     : K * G * d * d,
+                0.0),
+        cubic(K * G * d, 0.0),
+        quartic(model == CovarianceModel::diagonal ? K * G * d : K * G, 0.0) {
+    view = {model,
+            K,
+            G,
+            d,
+            weight.data(),
+            weight_square.data(),
+            mean.data(),
+            scatter.data(),
+            cubic.data(),
+            quartic.data()};
+  }
+  std::vector<double> weight, weight_square, mean, scatter, cubic, quartic;
+  MomentSums view{};
+};
+
+std::vector<std::int64_t> codes_of(Index n, Index cells) {
+  std::vector<std::int64_t> codes;
+  for (Index i = 0; i < n; ++i) codes.push_back(i % (cells + 1) - 1);  // -1 leaves a row out
+  return codes;
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
+  return largest;
+}
+
+}  // namespace
+
+TEST(moments_equal_the_two_pass_formula) {
+  const Index n = 700, K = 2, G = 2, d = 3;
+  Random random(1);
+  const Matrix rows = random.matrix(d, n);  // a column is a row of X: C order
+  const auto codes = codes_of(n, K * G);
+  Sums sums(CovarianceModel::full, K, G, d);
+  update_moments<double>(sums.view, {rows.data(), n, d, d, 1}, codes.data(), nullptr);
+  for (Index c = 0; c < K * G; ++c) {
+    double weight = 0, quartic = 0;
+    Vector mean = Vector::Zero(d);
+    Matrix scatter = Matrix::Zero(d, d);
+    for (Index i = 0; i < n; ++i)
+      if (codes[i] == c) weight += 1, mean += rows.col(i);
+    mean /= weight;
+    for (Index i = 0; i < n; ++i) {
+      if (codes[i] != c) continue;
+      const Vector y = rows.col(i) - mean;
+      scatter += y * y.transpose();
+      quartic += y.squaredNorm() * y.squaredNorm();
+    }
+    CHECK_NEAR(sums.weight[c], weight, 0);
+    CHECK_NEAR((VectorView(&sums.mean[c * d], d) - mean).norm(), 0, 1e-13);
+    CHECK_NEAR((MatrixView(&sums.scatter[c * d * d], d, d) - scatter).norm(), 0, 1e-10);
+    CHECK_NEAR(sums.quartic[c], quartic, 1e-9 * quartic);
+  }
+}
+
+TEST(every_layout_gives_the_same_moments) {
+  const Index n = 300, K = 1, G = 2, d = 4;
+  Random random(2);
+  const Matrix rows = random.matrix(d, n);
+  const Matrix columns = rows.transpose();
+  Matrix padded = Matrix::Zero(3 * d, 2 * n);  // every second row, every third column
+  for (Index i = 0; i < n; ++i)
+    for (Index j = 0; j < d; ++j) padded(3 * j, 2 * i) = rows(j, i);
+  const auto codes = codes_of(n, K * G);
+  for (const auto model :
+       {CovarianceModel::tied, CovarianceModel::full, CovarianceModel::diagonal}) {
+    Sums reference(model, K, G, d), fortran(model, K, G, d), strided(model, K, G, d),
+        reversed(model, K, G, d);
+    update_moments<double>(reference.view, {rows.data(), n, d, d, 1}, codes.data(), nullptr);
+    update_moments<double>(fortran.view, {columns.data(), n, d, 1, n}, codes.data(), nullptr);
+    update_moments<double>(strided.view, {padded.data(), n, d, 6 * d, 3}, codes.data(), nullptr);
+    std::vector<std::int64_t> backwards(codes.rbegin(), codes.rend());
+    update_moments<double>(reversed.view, {rows.data() + (n - 1) * d, n, d, -d, 1},
+                           backwards.data(), nullptr);
+    CHECK_NEAR(largest_difference(reference.scatter, fortran.scatter), 0, 0);
+    CHECK_NEAR(largest_difference(reference.scatter, strided.scatter), 0, 0);
+    CHECK_NEAR(largest_difference(reference.scatter, reversed.scatter), 0, 1e-11);
+    CHECK_NEAR(largest_difference(reference.quartic, reversed.quartic), 0, 1e-9);
+  }
+}
+
+TEST(merging_equals_the_moments_of_the_union) {
+  const Index n = 400, K = 2, G = 2, d = 3;
+  Random random(3);
+  Matrix rows = random.matrix(d, n);
+  rows.array() += 1e6;  // an offset must not cost digits
+  const auto codes = codes_of(n, K * G);
+  std::vector<double> weights;
+  for (Index i = 0; i < n; ++i) weights.push_back(random.uniform());
+  weights[5] = 0;
+  std::vector<std::int64_t> cells{0, 1, 2, 3};
+  for (const auto model :
+       {CovarianceModel::tied, CovarianceModel::full, CovarianceModel::diagonal}) {
+    Sums all(model, K, G, d), first(model, K, G, d), second(model, K, G, d);
+    update_moments<double>(all.view, {rows.data(), n, d, d, 1}, codes.data(), weights.data());
+    update_moments<double>(first.view, {rows.data(), 150, d, d, 1}, codes.data(), weights.data());
+    update_moments<double>(second.view, {rows.data() + 150 * d, n - 150, d, d, 1},
+                           codes.data() + 150, weights.data() + 150);
+    merge_moments(first.view, second.view, cells.data());
+    CHECK_NEAR(largest_difference(all.weight, first.weight), 0, 1e-12);
+    CHECK_NEAR(largest_difference(all.mean, first.mean), 0, 1e-9);
+    CHECK_NEAR(largest_difference(all.scatter, first.scatter), 0, 1e-6);
+    if (model != CovarianceModel::tied)
+      CHECK_NEAR(largest_difference(all.quartic, first.quartic), 0, 1e-5);
+  }
+}
+
+TEST(half_and_single_precision_rows_are_summed_in_double) {
+  const Index n = 3000, d = 5;
+  Random random(4);
+  const Matrix rows = random.matrix(d, n);
+  const MatrixOf<float> single = rows.cast<float>();
+  const MatrixOf<Eigen::half> half = rows.cast<Eigen::half>();
+  const Matrix half_as_double = half.cast<double>();
+  const std::vector<std::int64_t> codes(n, 0);
+  Sums exact(CovarianceModel::tied, 1, 1, d), from_single(CovarianceModel::tied, 1, 1, d),
+      from_half(CovarianceModel::tied, 1, 1, d), exact_half(CovarianceModel::tied, 1, 1, d);
+  update_moments<double>(exact.view, {rows.data(), n, d, d, 1}, codes.data(), nullptr);
+  update_moments<float>(from_single.view, {single.data(), n, d, d, 1}, codes.data(), nullptr);
+  update_moments<Eigen::half>(from_half.view, {half.data(), n, d, d, 1}, codes.data(), nullptr);
+  update_moments<double>(exact_half.view, {half_as_double.data(), n, d, d, 1}, codes.data(),
+                         nullptr);
+  CHECK_NEAR(largest_difference(exact.scatter, from_single.scatter), 0, 1e-5 * n);
+  CHECK_NEAR(largest_difference(exact_half.scatter, from_half.scatter), 0, 1e-5 * n);
+}
+
+TEST(a_code_that_is_too_large_is_refused) {
+  const double x[2] = {1, 2};
+  const std::int64_t codes[2] = {0, 4};
+  Sums sums(CovarianceModel::tied, 2, 2, 1);
+  CHECK_THROWS_AS(update_moments<double>(sums.view, {x, 2, 1, 1, 1}, codes, nullptr),
+                  std::invalid_argument);
+  double out[2];
+  const double A[2] = {1, 1}, b[2] = {0, 0};
+  CHECK_THROWS_AS(apply_maps<double>({x, 2, 1, 1, 1}, codes, 2, A, b, out), std::invalid_argument);
+}
+
+TEST(maps_are_applied_by_group_and_missing_groups_are_left) {
+  const Index n = 1500, d = 3, G = 2;
+  Random random(5);
+  const Matrix rows = random.matrix(d, n);
+  const auto codes = codes_of(n, G);
+  const Matrix A = random.matrix(d, d * G);  // two matrices; read in row-major order
+  const Matrix b = random.matrix(d, G);
+  Matrix out = Matrix::Constant(d, n, 7);
+  apply_maps<double>({rows.data(), n, d, d, 1}, codes.data(), G, A.data(), b.data(), out.data());
+  for (Index i = 0; i < n; ++i) {
+    const Vector expected =
+        codes[i] < 0
+            ? Vector::Constant(d, 7.0)
+            : Vector(A.middleCols(codes[i] * d, d).transpose() * rows.col(i) + b.col(codes[i]));
+    CHECK_NEAR((out.col(i) - expected).norm(), 0, 1e-12);
+  }
+}
