@@ -164,7 +164,8 @@ DoubleArray transport(const DoubleArray& source, const DoubleArray& target) {
 }  // namespace
 
 void bind_ideal(py::module_& m) {
-  static py::exception<NumericalError> error(m, "NumericalError", PyExc_ArithmeticError);
+  static py::exception<NumericalError> error(
+      m, "NumericalError", py::module_::import("numpy.linalg").attr("LinAlgError"));
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);

@@ -6,6 +6,7 @@
 //   void fit_group(State&, Index a, Vector w, tol)     best map of group a; w sums to one
 //   void fit_canonical(State&, Matrix q, mask)         best family for the masked classes
 //   double divergence(State, Index k, Index a)         KL of one cell, nats
+//   bool converged(State)                              whether every fit_group reached its optimum
 #pragma once
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "fairsteer/errors.hpp"
 #include "fairsteer/ideal.hpp"
 
 namespace fairsteer::detail {
@@ -70,11 +72,18 @@ class Alternation {
   Alternation(const Model& model, const Subgroups& subgroups, const IdealOptions& options)
       : model_(model), subgroups_(subgroups), options_(options), q_(complete_weights(subgroups)) {}
 
-  Solution<State> affirmative() const {
+  /// With the reference's family as the canonical one; or from `extra`, should that end nearer.
+  Solution<State> affirmative(std::optional<Solution<State>> extra = std::nullopt) const {
     auto solution = begin(options_.reference);
     if (!solution) throw std::invalid_argument("a group shares no class with the reference group");
     evaluate(*solution);
-    solution->converged = true;
+    if (extra) {
+      for (Index a = 0; a < subgroups_.n_groups; ++a)
+        if (a != options_.reference) model_.fit_group(extra->state, a, *weights(*extra, a), 0.0);
+      evaluate(*extra);
+      if (extra->objective < solution->objective) solution = std::move(extra);
+    }
+    solution->converged = model_.converged(solution->state);
     solution->n_iter = 1;
     solution->path = {solution->objective};
     return *std::move(solution);
@@ -83,17 +92,27 @@ class Alternation {
   /// The best of the alternations from each group's own family, and from `extra`.
   Solution<State> all_subgroups(std::optional<Solution<State>> extra = std::nullopt) const {
     Solution<State> best;
-    const auto keep_better = [&](std::optional<Solution<State>> solution) {
-      if (!solution) return;
-      evaluate(*solution);
-      iterate(*solution);
-      if (solution->objective < best.objective) best = *std::move(solution);
+    std::optional<NumericalError> failure;
+    const auto keep_better = [&](auto make) {
+      try {
+        std::optional<Solution<State>> solution = make();
+        if (!solution) return;
+        evaluate(*solution);
+        iterate(*solution);
+        // By more than rounding: of equally near ones the first stands.
+        if (solution->objective <
+                best.objective - 1e-10 * std::max(1.0, std::abs(best.objective)) ||
+            !std::isfinite(best.objective))
+          best = *std::move(solution);
+      } catch (const NumericalError& error) {
+        failure = error;  // another start may get through
+      }
     };
-    for (const Index group : starts()) keep_better(begin(group));
-    keep_better(std::move(extra));
-    if (!std::isfinite(best.objective))
-      throw std::invalid_argument("no group shares a class with every other group");
-    return best;
+    for (const Index group : starts()) keep_better([&] { return begin(group); });
+    if (extra) keep_better([&] { return std::move(extra); });
+    if (std::isfinite(best.objective)) return best;
+    if (failure) throw *failure;
+    throw std::invalid_argument("no group shares a class with every other group");
   }
 
  private:
@@ -135,21 +154,33 @@ class Alternation {
     const Mask all(subgroups_.n_classes, 1);
     double previous_step = 0;
     for (solution.n_iter = 1; solution.n_iter <= options_.max_iter; ++solution.n_iter) {
-      fit_priors(solution);
-      model_.fit_canonical(solution.state, target(solution.priors), all);
+      const Solution<State> before = solution;
       const double scale = std::max(1.0, std::abs(solution.objective));
-      for (Index a = 0; a < subgroups_.n_groups; ++a)
-        model_.fit_group(solution.state, a, *weights(solution, a), 0.01 * options_.tol * scale);
-      const double before = solution.objective;
-      evaluate(solution);
+      try {
+        fit_priors(solution);
+        model_.fit_canonical(solution.state, target(solution.priors), all);
+        for (Index a = 0; a < subgroups_.n_groups; ++a)
+          model_.fit_group(solution.state, a, *weights(solution, a), 0.01 * options_.tol * scale);
+        evaluate(solution);
+      } catch (const NumericalError&) {
+        solution = before;  // as near as double precision gets; reported as not converged
+        return;
+      }
+      // Each part is exact, so only rounding can undo progress.
+      if (!(solution.objective <= before.objective)) {
+        const bool noise = solution.objective - before.objective <= 1e-10 * scale;
+        solution = before;
+        solution.converged = noise && model_.converged(solution.state);
+        return;
+      }
       solution.path.push_back(solution.objective);
       // The steps shrink geometrically: what is left is a geometric series.
-      const double step = before - solution.objective;
+      const double step = before.objective - solution.objective;
       const double rate = previous_step > 0 ? std::min(step / previous_step, 0.9999) : 0.9999;
       const double left = step * rate / (1 - rate);
       previous_step = step;
       if (solution.n_iter > 1 && left <= options_.tol * scale) {
-        solution.converged = true;
+        solution.converged = model_.converged(solution.state);
         return;
       }
     }

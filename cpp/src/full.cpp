@@ -1,5 +1,9 @@
 #include "full.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "fairsteer/errors.hpp"
 #include "fairsteer/gaussian.hpp"
 #include "frame.hpp"
@@ -40,6 +44,7 @@ void FullModel::start(State& state, Index group) const {
   state.B.assign(G, Matrix::Identity(d, d));
   state.m.assign(G, Vector::Zero(d));
   state.fitted.assign(G, 0);
+  state.converged.assign(G, 1);
   state.fitted[group] = 1;
 
   // The heaviest class: of the reference group, or of all groups.
@@ -59,6 +64,69 @@ void FullModel::start(State& state, Index group) const {
   state.B[group] = root.root;
 }
 
+namespace {
+
+// Averages over the classes of one group's problem, by weight; means relative to theirs.
+struct Averages {
+  explicit Averages(Index d)
+      : C(Matrix::Zero(d, d)),
+        Sigma(Matrix::Zero(d, d)),
+        between(Matrix::Zero(d, d)),
+        cross(Matrix::Zero(d, d)) {}
+  Matrix C;        // canonical covariance
+  Matrix Sigma;    // the group's covariance
+  Matrix between;  // scatter of the canonical means
+  Matrix cross;    // cross-scatter of the group's means and the canonical ones
+};
+
+// The tied optimum of averaged covariances, completed by least displacement.
+Matrix tied_start(const Averages& average) {
+  const Index d = average.C.rows();
+  const Matrix H = cholesky(average.Sigma);
+  const auto lower = H.triangularView<Eigen::Lower>();
+  const ClosedForm closed(average.C + average.between, lower.solve(average.cross));
+  const Index s = std::min<Index>((closed.l.array() > 1e-10).count(), d);
+  const Matrix U = closed.U.rightCols(d - s), V = closed.V.rightCols(d - s);
+  const Matrix Y = closed.L_t.triangularView<Eigen::Lower>().solve(Matrix(average.C * lower));
+  Matrix X =
+      closed.U.leftCols(s) * closed.x.head(s).asDiagonal() * closed.V.leftCols(s).transpose();
+  X += U * polar_factor(U.transpose() * Y.transpose() * V) * V.transpose();
+  const Matrix right = closed.L_t.transpose().triangularView<Eigen::Upper>().solve(X.transpose());
+  return lower * right.transpose();
+}
+
+// One class of the group's problem, or the average of several.
+struct Side {
+  double weight;
+  Matrix precision;   // of the group, carrying the weight
+  Matrix covariance;  // canonical
+  Vector mu;
+  Vector nu;
+};
+
+// Two classes diagonalised at once: directions paired by the rearrangement inequality, ascending
+// precision ratios with descending covariance ratios, signs by the differences of the means.
+Matrix paired_start(const Side& one, const Side& other) {
+  const Index d = one.mu.size();
+  const Diagonaliser left = diagonalise(one.precision, other.precision);
+  const Diagonaliser right = diagonalise(one.covariance, other.covariance);
+  const Vector mu = left.inverse * (other.mu - one.mu);
+  const Vector nu = right.U.transpose() * (other.nu - one.nu);
+  Matrix X = Matrix::Zero(d, d);
+  for (Index i = 0; i < d; ++i) {
+    const Index j = d - 1 - i;
+    const double scale = 1 / std::sqrt(1 + left.values[i] * right.values[j]);
+    X(i, j) = mu[i] * nu[j] < 0 ? -scale : scale;
+  }
+  return left.U * X * right.U.transpose();
+}
+
+constexpr Index kSweeps = 30;          // over rows, before the Newton steps
+constexpr Index kSweepFeatures = 256;  // beyond, the factors that sweeps keep outgrow memory
+constexpr std::size_t kRefinedStarts = 4;
+
+}  // namespace
+
 void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) const {
   const Index d = subgroups_.n_features, K = subgroups_.n_classes;
   Vector nu_mean = Vector::Zero(d), mu_mean = Vector::Zero(d);
@@ -67,75 +135,108 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     nu_mean += w[k] * state.nu.col(k);
     mu_mean += w[k] * subgroups_.mean(k, a);
   }
-  // sum_k P_k mu_k and J = sum_k P_k (mu_k - P^{-1} sum_j P_j mu_j) nu_k^T
-  std::vector<GroupProblem::Term> terms;
-  Vector target = Vector::Zero(d);
-  Matrix total = Matrix::Zero(d, d), C_mean = Matrix::Zero(d, d), Sigma_mean = Matrix::Zero(d, d);
-  Matrix between = Matrix::Zero(d, d), cross = Matrix::Zero(d, d);
+  Averages average(d);
+  std::vector<Side> sides;
   for (Index k = 0; k < K; ++k) {
     if (w[k] <= 0) continue;
     const Vector nu = state.nu.col(k) - nu_mean, mu = subgroups_.mean(k, a) - mu_mean;
-    between.noalias() += (w[k] * nu) * nu.transpose();
-    cross.noalias() += (w[k] * mu) * nu.transpose();
-    C_mean += w[k] * state.C[canonical(k)];
-    Sigma_mean += w[k] * subgroups_.covariance(k, a);
-    if (tied()) continue;
-    terms.push_back(
-        {w[k] * precision_[cell(k, a)], state.C[canonical(k)] + nu * nu.transpose(), nu});
-    target += terms.back().precision * mu;
-    total += terms.back().precision;
+    average.between.noalias() += (w[k] * nu) * nu.transpose();
+    average.cross.noalias() += (w[k] * mu) * nu.transpose();
+    average.C += w[k] * state.C[canonical(k)];
+    average.Sigma += w[k] * subgroups_.covariance(k, a);
+    if (!tied())
+      sides.push_back({w[k], w[k] * precision_[cell(k, a)], state.C[canonical(k)], mu, nu});
   }
+  std::vector<GroupProblem::Term> terms;
+  Vector target = Vector::Zero(d);
   Matrix J = Matrix::Zero(d, d);
   if (tied()) {
     // One precision: the classes enter through their scatter alone.
-    terms.push_back({precision_[cell(0, a)], C_mean + between, Vector::Zero(d)});
-    J = precision_[cell(0, a)] * cross;
+    terms.push_back({precision_[cell(0, a)], average.C + average.between, Vector::Zero(d)});
+    J = precision_[cell(0, a)] * average.cross;
   } else {
-    const Vector centre = total.llt().solve(target);
-    std::size_t j = 0;
-    for (Index k = 0; k < K; ++k) {
-      if (w[k] <= 0) continue;
-      const GroupProblem::Term& term = terms[j++];
-      const Vector mu = subgroups_.mean(k, a) - mu_mean - centre;
-      J.noalias() += (term.precision * mu) * term.nu.transpose();
+    // J = sum_k P_k (mu_k - P^{-1} sum_j P_j mu_j) nu_k^T
+    Matrix total = Matrix::Zero(d, d);
+    for (const Side& side : sides) {
+      terms.push_back({side.precision, side.covariance + side.nu * side.nu.transpose(), side.nu});
+      target += side.precision * side.mu;
+      total += side.precision;
     }
+    const Vector centre = total.llt().solve(target);
+    for (const Side& side : sides)
+      J.noalias() += (side.precision * (side.mu - centre)) * side.nu.transpose();
   }
   const GroupProblem problem(std::move(terms), std::move(J), std::move(target));
   const NewtonOptions newton{options_.max_iter, tol};
   Matrix& B = state.B[a];
-  if (options_.alignment == Alignment::symmetric) {
-    if (!state.fitted[a]) B = transport_map(C_mean, Sigma_mean);
-    problem.minimise_symmetric(B, newton);
-  } else {
-    if (!state.fitted[a]) B = affine_start(state, problem, C_mean, Sigma_mean, between, cross);
-    problem.minimise_affine(B, newton);
-  }
+  const bool fresh = !state.fitted[a];
   state.fitted[a] = 1;
+  if (options_.alignment == Alignment::symmetric) {
+    if (fresh) B = transport_map(average.C, average.Sigma);
+    state.converged[a] = problem.minimise_symmetric(B, newton).converged;
+  } else if (!fresh) {
+    state.converged[a] = problem.minimise_affine(B, 0, newton).converged;
+  } else if (sides.size() == 1) {
+    B = tied_start(average);  // one class: exact, and of all optimal isometries the one that moves
+                              // points least
+  } else {
+    // The problem has many local optima: refine the best of several starts.
+    std::vector<Matrix> starts{tied_start(average)};
+    // The paper's symmetric map, which the affine one must never be farther than.
+    try {
+      const SquareRoot root = square_root(state.C[canonical(state.pinned)]);
+      Matrix S = transport_map(root.inverse * average.C * root.inverse, average.Sigma);
+      problem.transformed(root.inverse).minimise_symmetric(S, {options_.max_iter, 1e-12});
+      starts.push_back(S * root.inverse);
+    } catch (const NumericalError&) {
+      // One start of several.
+    }
+    // Every class against the others.
+    for (std::size_t i = 0; sides.size() > 1 && i < sides.size(); ++i) {
+      Side rest{0, Matrix::Zero(d, d), Matrix::Zero(d, d), Vector::Zero(d), Vector::Zero(d)};
+      for (std::size_t j = 0; j < sides.size(); ++j) {
+        if (j == i) continue;
+        const Side& side = sides[j];
+        rest.weight += side.weight;
+        rest.precision += side.precision;
+        rest.covariance += side.weight * side.covariance;
+        rest.mu += side.weight * side.mu;
+        rest.nu += side.weight * side.nu;
+      }
+      rest.covariance /= rest.weight;
+      rest.mu /= rest.weight;
+      rest.nu /= rest.weight;
+      starts.push_back(paired_start(sides[i], rest));
+    }
+    std::vector<std::pair<double, std::size_t>> order;
+    for (std::size_t i = 0; i < starts.size(); ++i) {
+      const double value = problem.value(starts[i]);
+      if (std::isfinite(value)) order.emplace_back(value, i);
+    }
+    std::sort(order.begin(), order.end());
+    order.resize(std::min(order.size(), kRefinedStarts));
+    // A later start must win by more than rounding: where any isometry is optimal, the first one,
+    // which moves points least, stands.
+    double lowest = std::numeric_limits<double>::infinity();
+    for (const auto& start : order) {
+      try {
+        Matrix candidate = starts[start.second];
+        const NewtonResult result =
+            problem.minimise_affine(candidate, d <= kSweepFeatures ? kSweeps : 0, newton);
+        const double value = problem.value(candidate);
+        if (value < lowest) {
+          lowest = value;
+          B = candidate;
+          state.converged[a] = result.converged;
+        }
+      } catch (const NumericalError&) {
+        // One start of several.
+      }
+    }
+    if (!std::isfinite(lowest))
+      throw NumericalError("no start of the affine problem got through", -1, a);
+  }
   state.m[a] = problem.shift(B) + mu_mean - B * nu_mean;
-}
-
-Matrix FullModel::affine_start(const State& state, const GroupProblem& problem,
-                               const Matrix& C_mean, const Matrix& Sigma_mean,
-                               const Matrix& between, const Matrix& cross) const {
-  const Index d = subgroups_.n_features;
-  // The paper's symmetric map, which the affine one must never be farther than.
-  const SquareRoot root = square_root(state.C[canonical(state.pinned)]);
-  Matrix S = transport_map(root.inverse * C_mean * root.inverse, Sigma_mean);
-  problem.transformed(root.inverse).minimise_symmetric(S, {options_.max_iter, 1e-12});
-  const Matrix symmetric = S * root.inverse;
-  // The tied optimum of averaged covariances, completed by least displacement.
-  const Matrix H = cholesky(Sigma_mean);
-  const auto lower = H.triangularView<Eigen::Lower>();
-  const ClosedForm closed(C_mean + between, lower.solve(cross));
-  const Index s = std::min<Index>((closed.l.array() > 1e-10).count(), d);
-  const Matrix U = closed.U.rightCols(d - s), V = closed.V.rightCols(d - s);
-  const Matrix Y = closed.L_t.triangularView<Eigen::Lower>().solve(Matrix(C_mean * lower));
-  Matrix X =
-      closed.U.leftCols(s) * closed.x.head(s).asDiagonal() * closed.V.leftCols(s).transpose();
-  X += U * polar_factor(U.transpose() * Y.transpose() * V) * V.transpose();
-  const Matrix right = closed.L_t.transpose().triangularView<Eigen::Upper>().solve(X.transpose());
-  const Matrix tied = lower * right.transpose();
-  return problem.value(tied) < problem.value(symmetric) ? tied : symmetric;
 }
 
 void FullModel::fit_canonical(State& state, const Matrix& weight, const Mask& classes) const {
@@ -160,12 +261,21 @@ void FullModel::fit_canonical(State& state, const Matrix& weight, const Mask& cl
     }
     const double total = weight.row(k).sum();
     if (total <= 0) continue;
-    const Eigen::LLT<Matrix> factor(0.5 * (A + A.transpose()));
-    state.nu.col(k) = factor.solve(b);
+    A = (0.5 * (A + A.transpose())).eval();
+    floor_spectrum(A, A.diagonal().cwiseSqrt(), 1e-13);  // its inverse is used
+    const Matrix factor = cholesky(A);
+    const auto lower = factor.triangularView<Eigen::Lower>();
+    lower.solveInPlace(b);
+    lower.transpose().solveInPlace(b);
+    state.nu.col(k) = b;
     // Symmetric maps hold one covariance at the identity; tied, there is no other.
     if (tied() || (symmetric && k == state.pinned)) continue;
-    const Matrix inverse = total * factor.solve(Matrix::Identity(d, d));
-    state.C[k] = 0.5 * (inverse + inverse.transpose());
+    Matrix half = Matrix::Identity(d, d);
+    lower.solveInPlace(half);
+    Matrix& C = state.C[k];
+    C.setZero();
+    C.selfadjointView<Eigen::Lower>().rankUpdate(half.transpose(), total);
+    C.triangularView<Eigen::StrictlyUpper>() = C.transpose();
   }
 }
 
@@ -178,29 +288,30 @@ double FullModel::divergence(const State& state, Index k, Index a) const {
                 static_cast<double>(residual.size()) + log_det_[cell(k, a)] - log_det);
 }
 
-void FullModel::lift(const Solution<State>& solution, Index reference, IdealResult& result) const {
-  const State& state = solution.state;
-  const Index d = subgroups_.n_features;
+void lift(const Subgroups& subgroups, const Solution<FullModel::State>& solution, Index reference,
+          IdealResult& result) {
+  const FullModel::State& state = solution.state;
+  const Index d = subgroups.n_features;
   std::vector<Matrix> E;
   std::vector<Vector> t;
-  for (Index a = 0; a < subgroups_.n_groups; ++a) {
+  for (Index a = 0; a < subgroups.n_groups; ++a) {
     E.push_back(Eigen::PartialPivLU<Matrix>(state.B[a]).inverse());
     t.push_back(-E[a] * state.m[a]);
   }
   Frame frame;
   if (reference < 0) {
-    const auto moments = group_moments(subgroups_);
+    const auto moments = group_moments(subgroups);
     frame = least_squares_frame(moments, E, t);
     if (!is_invertible(frame, feature_scale(moments))) {
       Index anchor = 0;
-      subgroups_.weight.colwise().sum().maxCoeff(&anchor);
+      subgroups.weight.colwise().sum().maxCoeff(&anchor);
       frame = {state.B[anchor], state.m[anchor]};
     }
   } else {
     frame = {state.B[reference], state.m[reference]};
   }
   const Matrix frame_inverse = Eigen::PartialPivLU<Matrix>(frame.linear).inverse();
-  for (Index a = 0; a < subgroups_.n_groups; ++a) {
+  for (Index a = 0; a < subgroups.n_groups; ++a) {
     const bool still = a == reference;
     result.linear.push_back(still ? Matrix(Matrix::Identity(d, d)) : Matrix(frame.linear * E[a]));
     result.offset.push_back(still ? Vector(Vector::Zero(d))

@@ -2,6 +2,7 @@
 // and the symmetric maps of the tied model, which is the same problem with one shared precision.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "alternation.hpp"
@@ -17,6 +18,7 @@ class FullModel {
     std::vector<Matrix> B;  // (G)
     std::vector<Vector> m;
     std::vector<char> fitted;
+    std::vector<char> converged;
     Index pinned = -1;  // symmetric: the class whose canonical covariance is the identity
     Mask known;
   };
@@ -28,7 +30,9 @@ class FullModel {
   void fit_group(State& state, Index a, const Vector& w, double tol) const;
   void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
   double divergence(const State& state, Index k, Index a) const;
-  void lift(const Solution<State>& solution, Index reference, IdealResult& result) const;
+  bool converged(const State& state) const {
+    return std::all_of(state.converged.begin(), state.converged.end(), [](char c) { return c; });
+  }
 
  private:
   bool tied() const { return subgroups_.model == CovarianceModel::tied; }
@@ -36,13 +40,15 @@ class FullModel {
   std::size_t cell(Index k, Index a) const { return tied() ? a : k * subgroups_.n_groups + a; }
   std::size_t canonical(Index k) const { return tied() ? 0 : k; }
 
-  Matrix affine_start(const State& state, const GroupProblem& problem, const Matrix& C_mean,
-                      const Matrix& Sigma_mean, const Matrix& between, const Matrix& cross) const;
-
   const Subgroups& subgroups_;
   const IdealOptions& options_;
   std::vector<Matrix> precision_;
   std::vector<double> log_det_;  // of the covariances
 };
+
+/// Maps and canonical family in the frame of `reference`, or when negative in the least-squares
+/// one.
+void lift(const Subgroups& subgroups, const Solution<FullModel::State>& solution, Index reference,
+          IdealResult& result);
 
 }  // namespace fairsteer::detail

@@ -17,9 +17,19 @@ Eigen::SelfAdjointEigenSolver<Matrix> eigen_decomposition(const Matrix& symmetri
 }  // namespace
 
 Matrix cholesky(const ConstMatrixRef& covariance) {
-  const Eigen::LLT<Matrix> factor(covariance);
-  if (factor.info() != Eigen::Success)
-    throw NumericalError("a covariance is not positive definite", -1, -1);
+  if (covariance.size() == 0) return covariance;  // LAPACK refuses an order of zero
+  Eigen::LLT<Matrix> factor(covariance);
+  if (factor.info() != Eigen::Success) {
+    // A covariance at the edge of double precision may come out indefinite by rounding alone.
+    const Vector variance = covariance.diagonal();
+    if (!(variance.minCoeff() > 0) || !covariance.allFinite())
+      throw NumericalError("a covariance is not positive definite", -1, -1);
+    Matrix lifted = covariance;
+    floor_spectrum(lifted, variance.cwiseSqrt(), 1e-14);
+    factor.compute(lifted);
+    if (factor.info() != Eigen::Success)
+      throw NumericalError("a covariance is not positive definite", -1, -1);
+  }
   return factor.matrixL();
 }
 
@@ -45,6 +55,17 @@ Index floor_spectrum(MatrixRef covariance, const ConstVectorRef& scale, double f
   return rank;
 }
 
+Diagonaliser diagonalise(const ConstMatrixRef& first, const ConstMatrixRef& second) {
+  // With first = L L^T, the eigenvectors W of L^{-1} second L^{-T}: U = L^{-T} W.
+  const Matrix factor = cholesky(first);
+  const auto lower = factor.triangularView<Eigen::Lower>();
+  const Matrix half = lower.solve(Matrix(second));
+  const Matrix inner = lower.solve(half.transpose());
+  const auto eigen = eigen_decomposition(0.5 * (inner + inner.transpose()));
+  return {lower.transpose().solve(eigen.eigenvectors()),
+          eigen.eigenvectors().transpose() * factor.transpose(), eigen.eigenvalues()};
+}
+
 Matrix transport_map(const ConstMatrixRef& source, const ConstMatrixRef& target) {
   // With source = H H^T: W = H^{-T} (H^T target H)^{1/2} H^{-1}.
   const Matrix factor = cholesky(source);
@@ -62,10 +83,15 @@ Matrix transport_map(const ConstMatrixRef& source, const ConstMatrixRef& target)
 }
 
 SingularValues svd(const ConstMatrixRef& matrix) {
-  const Eigen::BDCSVD<Matrix> solver(matrix, Eigen::ComputeFullU | Eigen::ComputeFullV);
-  if (solver.info() != Eigen::Success || !solver.singularValues().allFinite())
+  constexpr int kSquare = Eigen::ComputeFullU | Eigen::ComputeFullV;
+  const Eigen::BDCSVD<Matrix> solver(matrix, kSquare);
+  if (solver.info() == Eigen::Success && solver.singularValues().allFinite())
+    return {solver.matrixU(), solver.singularValues(), solver.matrixV()};
+  // Divide and conquer can fail on extreme ratios of singular values; Jacobi does not.
+  const Eigen::JacobiSVD<Matrix> slow(matrix, kSquare);
+  if (!slow.singularValues().allFinite())
     throw NumericalError("a singular value decomposition did not converge", -1, -1);
-  return {solver.matrixU(), solver.singularValues(), solver.matrixV()};
+  return {slow.matrixU(), slow.singularValues(), slow.matrixV()};
 }
 
 Matrix polar_factor(const ConstMatrixRef& matrix) {
@@ -82,8 +108,10 @@ double log_abs_det(const ConstMatrixRef& matrix) {
 
 SquareRoot square_root(const ConstMatrixRef& covariance) {
   const auto eigen = eigen_decomposition(covariance);
-  if (eigen.eigenvalues().minCoeff() <= 0)
-    throw NumericalError("a covariance is not positive definite", -1, -1);
+  if (!(eigen.eigenvalues().minCoeff() > 1e-13 * eigen.eigenvalues().maxCoeff()))
+    throw NumericalError(
+        "the square root of a covariance is lost to rounding (its condition number exceeds 1e13)",
+        -1, -1);
   const Vector root = eigen.eigenvalues().cwiseSqrt();
   const Matrix& vectors = eigen.eigenvectors();
   return {vectors * root.asDiagonal() * vectors.transpose(),

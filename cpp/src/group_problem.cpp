@@ -5,6 +5,7 @@
 
 #include "fairsteer/errors.hpp"
 #include "fairsteer/gaussian.hpp"
+#include "row_descent.hpp"
 
 namespace fairsteer::detail {
 namespace {
@@ -140,7 +141,36 @@ NewtonResult GroupProblem::minimise_symmetric(Matrix& B, const NewtonOptions& op
   return minimise(objective, B, options);
 }
 
-NewtonResult GroupProblem::minimise_affine(Matrix& B, const NewtonOptions& options) const {
+void GroupProblem::descend(Matrix& X, Index sweeps) const {
+  const Index d = J_.rows();
+  // Rows couple through the precisions: in the eigenbasis of the heaviest (of two classes, since
+  // they sum to the identity here, in that of both) they do so least.
+  const Term* heaviest = &terms_.front();
+  for (const Term& term : terms_)
+    if (term.precision.trace() > heaviest->precision.trace()) heaviest = &term;
+  const Matrix basis = diagonalise(Matrix::Identity(d, d), heaviest->precision).U;
+  RowProblem rows;
+  const Vector mean = factor_.solve(target_);
+  Matrix linear(d, d + 1);
+  linear.leftCols(d) = J_;
+  linear.col(d) = target_;
+  for (const Term& term : terms_) {
+    rows.precision.push_back(basis.transpose() * term.precision * basis);
+    Matrix moment(d + 1, d + 1);
+    moment << term.second_moment, term.nu, term.nu.transpose(), 1;
+    rows.second_moment.push_back(std::move(moment));
+    linear.leftCols(d) += (term.precision * mean) * term.nu.transpose();
+  }
+  rows.linear = basis.transpose() * linear;
+  Matrix Y(d, d + 1);
+  Y << X, shift(X);
+  Y = basis.transpose() * Y;
+  descend_rows(rows, Y, sweeps, 1e-4);
+  X = basis * Y.leftCols(d);
+}
+
+NewtonResult GroupProblem::minimise_affine(Matrix& B, Index sweeps,
+                                           const NewtonOptions& options) const {
   // X = L_p B L_s with L_p^T L_p = sum_k P_k and L_s L_s^T the average second moment.
   const Index d = J_.rows();
   Matrix average = Matrix::Zero(d, d);
@@ -169,6 +199,7 @@ NewtonResult GroupProblem::minimise_affine(Matrix& B, const NewtonOptions& optio
   const GroupProblem whitened(std::move(terms), linear, lower_p.solve(target_));
   Matrix X = lower_p.transpose() * B;
   X = X * lower_s;
+  if (sweeps > 0) whitened.descend(X, sweeps);
   AffineObjective objective(whitened);
   NewtonResult result = minimise(objective, X, options);
   // B = L_p^{-T} X L_s^{-1}

@@ -34,14 +34,17 @@ class GroupProblem {
   /// (the paper's Theorem 4.1, in coordinates where R = I).
   NewtonResult minimise_symmetric(Matrix& B, const NewtonOptions& options) const;
 
-  /// Nearest invertible map that descent from `B` reaches.
-  NewtonResult minimise_affine(Matrix& B, const NewtonOptions& options) const;
+  /// Nearest invertible map that descent from `B` reaches: `sweeps` over its rows, which may leave
+  /// a poor basin, then Newton steps.
+  NewtonResult minimise_affine(Matrix& B, Index sweeps, const NewtonOptions& options) const;
 
   double value(const Matrix& B) const;
   void quadratic(const Matrix& B, Matrix& out) const;
   const Matrix& linear() const { return J_; }
 
  private:
+  void descend(Matrix& B, Index sweeps) const;
+
   std::vector<Term> terms_;
   Matrix J_;
   Vector target_;

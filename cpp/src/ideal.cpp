@@ -1,9 +1,13 @@
 #include "fairsteer/ideal.hpp"
 
-#include <type_traits>
+#include <algorithm>
+#include <optional>
+#include <vector>
 
 #include "alternation.hpp"
 #include "diagonal.hpp"
+#include "fairsteer/errors.hpp"
+#include "fairsteer/gaussian.hpp"
 #include "full.hpp"
 #include "tied.hpp"
 
@@ -14,22 +18,16 @@ template <class Model>
 detail::Solution<typename Model::State> alternate(const Model& model, const Subgroups& subgroups,
                                                   const IdealOptions& options) {
   const detail::Alternation<Model> alternation(model, subgroups, options);
-  if (options.intervention == Intervention::affirmative) return alternation.affirmative();
-  if constexpr (std::is_same_v<Model, detail::FullModel>) {
-    if (options.alignment == Alignment::affine) {
-      // From the nearest symmetric solution as well: the affine one is then never farther.
-      IdealOptions symmetric = options;
-      symmetric.alignment = Alignment::symmetric;
-      const detail::FullModel restricted(subgroups, symmetric);
-      return alternation.all_subgroups(alternate(restricted, subgroups, symmetric));
-    }
-  }
-  return alternation.all_subgroups();
+  return options.intervention == Intervention::affirmative ? alternation.affirmative()
+                                                           : alternation.all_subgroups();
 }
 
-template <class Model>
-IdealResult solve(const Model& model, const Subgroups& subgroups, const IdealOptions& options) {
-  const auto solution = alternate(model, subgroups, options);
+Index reference_of(const IdealOptions& options) {
+  return options.intervention == Intervention::affirmative ? options.reference : -1;
+}
+
+template <class State>
+IdealResult summary(const detail::Solution<State>& solution) {
   IdealResult result;
   result.class_prior = solution.priors.p;
   result.group_prior = solution.priors.r;
@@ -38,25 +36,100 @@ IdealResult solve(const Model& model, const Subgroups& subgroups, const IdealOpt
   result.objective_path = solution.path;
   result.n_iter = solution.n_iter;
   result.converged = solution.converged;
-  model.lift(solution, options.intervention == Intervention::affirmative ? options.reference : -1,
-             result);
+  return result;
+}
+
+template <class Model>
+IdealResult solve(const Model& model, const Subgroups& subgroups, const IdealOptions& options) {
+  const auto solution = alternate(model, subgroups, options);
+  IdealResult result = summary(solution);
+  model.lift(solution, reference_of(options), result);
+  return result;
+}
+
+using FullSolution = detail::Solution<detail::FullModel::State>;
+
+std::optional<FullSolution> symmetric_solution(const Subgroups& subgroups, IdealOptions options) {
+  options.alignment = Alignment::symmetric;
+  try {
+    return alternate(detail::FullModel(subgroups, options), subgroups, options);
+  } catch (const NumericalError&) {
+    return std::nullopt;  // it is only one start of several
+  }
+}
+
+// The affine problem does not change with the coordinates of the features, so it is solved in those
+// in which the average covariance is the identity: units and correlations then cost no digits.
+IdealResult solve_full_affine(const Subgroups& subgroups, const IdealOptions& options) {
+  const Index d = subgroups.n_features, K = subgroups.n_classes, G = subgroups.n_groups;
+  Matrix average = Matrix::Zero(d, d);
+  Vector centre = Vector::Zero(d);
+  for (Index k = 0; k < K; ++k)
+    for (Index a = 0; a < G; ++a) {
+      if (!subgroups.seen(k, a)) continue;
+      average += subgroups.weight(k, a) * subgroups.covariance(k, a);
+      centre += subgroups.weight(k, a) * subgroups.mean(k, a);
+    }
+  const Matrix factor = cholesky(average);
+  const auto lower = factor.triangularView<Eigen::Lower>();
+  std::vector<double> means(K * G * d, 0.0), covariances(K * G * d * d, 0.0);
+  for (Index k = 0; k < K; ++k)
+    for (Index a = 0; a < G; ++a) {
+      if (!subgroups.seen(k, a)) continue;
+      const Index cell = k * G + a;
+      Eigen::Map<Vector>(means.data() + cell * d, d) =
+          lower.solve(Vector(subgroups.mean(k, a) - centre));
+      const Matrix half = lower.solve(Matrix(subgroups.covariance(k, a)));
+      const Matrix whole = lower.solve(half.transpose());
+      Eigen::Map<Matrix>(covariances.data() + cell * d * d, d, d) =
+          0.5 * (whole + whole.transpose());
+    }
+  Subgroups white = subgroups;
+  white.means = means.data();
+  white.covariances = covariances.data();
+
+  // From the nearest symmetric solution as well: the affine one is then never farther.
+  std::optional<FullSolution> symmetric = symmetric_solution(subgroups, options);
+  if (symmetric)
+    for (Index a = 0; a < G; ++a) {
+      symmetric->state.B[a] = lower.solve(symmetric->state.B[a]);
+      symmetric->state.m[a] = lower.solve(Vector(symmetric->state.m[a] - centre));
+    }
+  const detail::FullModel model(white, options);
+  const detail::Alternation<detail::FullModel> alternation(model, white, options);
+  FullSolution solution = options.intervention == Intervention::affirmative
+                              ? alternation.affirmative(std::move(symmetric))
+                              : alternation.all_subgroups(std::move(symmetric));
+  for (Index a = 0; a < G; ++a) {
+    solution.state.B[a] = lower * solution.state.B[a];
+    solution.state.m[a] = lower * solution.state.m[a] + centre;
+  }
+  IdealResult result = summary(solution);
+  detail::lift(subgroups, solution, reference_of(options), result);
+  return result;
+}
+
+IdealResult solve_symmetric(const Subgroups& subgroups, const IdealOptions& options) {
+  const auto solution = alternate(detail::FullModel(subgroups, options), subgroups, options);
+  IdealResult result = summary(solution);
+  detail::lift(subgroups, solution, reference_of(options), result);
   return result;
 }
 
 }  // namespace
 
 IdealResult nearest_ideal(const Subgroups& subgroups, const IdealOptions& options) {
-  switch (subgroups.model) {
-    case CovarianceModel::diagonal:
-      return solve(detail::DiagonalModel(subgroups, options.alignment), subgroups, options);
-    case CovarianceModel::tied:
-      if (options.alignment == Alignment::affine)
-        return solve(detail::TiedModel(subgroups), subgroups, options);
-      [[fallthrough]];
-    case CovarianceModel::full:
-      return solve(detail::FullModel(subgroups, options), subgroups, options);
+  if (subgroups.model == CovarianceModel::full && subgroups.n_classes == 1) {
+    // One class: the two models coincide, and the tied one knows which optimum moves points least.
+    Subgroups tied = subgroups;
+    tied.model = CovarianceModel::tied;
+    return nearest_ideal(tied, options);
   }
-  throw std::logic_error("unreachable");
+  if (subgroups.model == CovarianceModel::diagonal)
+    return solve(detail::DiagonalModel(subgroups, options.alignment), subgroups, options);
+  if (options.alignment == Alignment::symmetric) return solve_symmetric(subgroups, options);
+  if (subgroups.model == CovarianceModel::full) return solve_full_affine(subgroups, options);
+  return solve(detail::TiedModel(subgroups), subgroups, options);
 }
 
 }  // namespace fairsteer

@@ -40,13 +40,12 @@ NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options)
   Matrix step, residual, direction, preconditioned, curved;
   problem.linearise(X);
   Matrix gradient = problem.gradient();
+  double left = 0;  // what the model still promises
   for (; result.n_iter < options.max_iter; ++result.n_iter) {
     problem.precondition(gradient, preconditioned);
     const double decrement = inner(gradient, preconditioned);  // about twice what is left to gain
-    if (!(decrement > 2 * std::max(options.tol, floor))) {
-      result.converged = true;
-      break;
-    }
+    left = 0.5 * decrement;
+    if (!(left > std::max(options.tol, floor))) break;
     // Minimise the quadratic model inside the trust region. |.|_M is the preconditioner's norm; the
     // recurrences keep |step|^2, <step, direction> and |direction|^2 in it.
     step.setZero(X.rows(), X.cols());
@@ -75,13 +74,13 @@ NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options)
         break;
       }
       step += alpha * direction;
+      step_norm = next_norm;
       promised += 0.5 * alpha * rz;
       residual += alpha * curved;
       problem.precondition(residual, preconditioned);
       const double next_rz = inner(residual, preconditioned);
       if (next_rz <= forcing * forcing * decrement) break;
       const double beta = next_rz / rz;
-      step_norm = next_norm;
       step_direction = beta * (step_direction + alpha * direction_norm);
       direction_norm = next_rz + beta * beta * direction_norm;
       direction = beta * direction - preconditioned;
@@ -89,8 +88,10 @@ NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options)
     }
     const double value = problem.value(X + step);
     const double gained = result.value - value;
-    // Near the optimum the difference of two values is rounding; there the model is trusted.
-    const double ratio = promised > 100 * floor ? gained / promised : 1.0;
+    // Near the optimum the difference of two values is rounding; there the model is trusted, unless
+    // the value speaks up against it.
+    const double noise = 100 * floor;
+    const double ratio = promised > noise ? gained / promised : (gained >= -noise ? 1.0 : -1.0);
     if (!(ratio > 0.1) && at_boundary)
       radius *= 0.25;
     else if (!(ratio > 0.1))
@@ -106,6 +107,8 @@ NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options)
       break;  // no step of any length helps: rounding has the last word
     }
   }
+  // Rounding may stop the descent short of the tolerance; then what is left is too small to matter.
+  result.converged = left <= std::max(options.tol, 1e-8 * std::max(1.0, std::abs(result.value)));
   return result;
 }
 

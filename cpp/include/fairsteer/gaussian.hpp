@@ -5,14 +5,22 @@
 
 namespace fairsteer {
 
-/// Lower Cholesky factor, H H^T = covariance. Throws NumericalError (cell unknown) when the matrix
-/// is not positive definite.
+/// Lower Cholesky factor, H H^T = covariance; a matrix that rounding alone has made indefinite is
+/// lifted by as little as makes it definite. Throws NumericalError (cell unknown) for any other.
 Matrix cholesky(const ConstMatrixRef& covariance);
 
 /// Lifts the eigenvalues of a covariance to at least `floor`, measured after dividing every feature
 /// by `scale`, so that neither units nor a dominant feature decide. Leaves the matrix untouched
 /// when nothing lies below. Returns the number of eigenvalues above the floor (the effective rank).
 Index floor_spectrum(MatrixRef covariance, const ConstVectorRef& scale, double floor);
+
+/// U with U^T first U = I and U^T second U = diag(values), values ascending; and its inverse.
+struct Diagonaliser {
+  Matrix U;
+  Matrix inverse;
+  Vector values;
+};
+Diagonaliser diagonalise(const ConstMatrixRef& first, const ConstMatrixRef& second);
 
 /// The symmetric W with W source W = target: the linear part of the optimal-transport map between
 /// centred Gaussians (theory: Knott and Smith 1984).
@@ -32,7 +40,8 @@ SingularValues svd(const ConstMatrixRef& matrix);
 /// log|det|; -infinity for a singular matrix.
 double log_abs_det(const ConstMatrixRef& matrix);
 
-/// Symmetric positive-definite square root and its inverse.
+/// Symmetric positive-definite square root and its inverse. Throws NumericalError when the
+/// condition number leaves them no correct digits.
 struct SquareRoot {
   Matrix root;
   Matrix inverse;
