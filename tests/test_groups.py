@@ -122,6 +122,13 @@ def test_intersections_do_not_overflow() -> None:
     assert encoder.groups_[encoder.encode(columns)].tolist() == [tuple(row) for row in columns.tolist()]
 
 
+def test_labels_are_plain_python_values() -> None:
+    encoder = GroupEncoder().fit(np.array([np.str_("b"), np.str_("a")], dtype=object))
+    assert encoder.groups_.dtype == np.dtype("U1")
+    mixed = GroupEncoder().fit(np.array([np.str_("b"), np.int64(3)], dtype=object))
+    assert {type(label) for label in mixed.groups_} == {str, int}
+
+
 def test_groups_do_not_depend_on_the_order_of_rows() -> None:
     labels = np.array([3, "b", (1, 2), 2, "a", None, True], dtype=object)
     order = np.random.default_rng(0).permutation(len(labels))

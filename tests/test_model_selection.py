@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,3 +128,21 @@ def test_a_fitted_search_survives_pickling(data: Any, frame: pd.DataFrame) -> No
     search = GridSearchCV(pipeline(sensitive_columns="sex"), {"fairsteeringtransformer__strength": [0, 1]}, cv=3)
     thawed = pickle.loads(pickle.dumps(search.fit(frame, data.y)))
     np.testing.assert_array_equal(thawed.predict_proba(frame), search.predict_proba(frame))
+
+
+def test_census_data_as_they_come(real_data: Path) -> None:
+    adult = pd.read_parquet(real_data / "tabular" / "adult.parquet")
+    features = ["age", "education_num", "hours_per_week"]
+    X, y = adult[[*features, "sex", "race"]], adult["income"].astype(str)  # both columns are categories
+    steer = FairSteeringTransformer(sensitive_columns=["sex", "race"], feature_transform=StandardScaler())
+    model = make_pipeline(steer, StandardScaler(), LogisticRegression())
+    train = adult["split"] == "train"
+    assert model.fit(X[train], y[train]).score(X[~train], y[~train]) > 0.75
+    assert len(steer.groups_) == 10
+    assert steer.groups_[0] == ("Female", "Amer-Indian-Eskimo")
+    steered = steer.set_output(transform="pandas").transform(X)
+    assert list(steered.columns) == features
+    assert np.isfinite(steered).all(axis=None)
+    np.testing.assert_allclose(
+        steer.inverse_transform(steered, sensitive_features=X[["sex", "race"]]), X[features], atol=1e-8
+    )

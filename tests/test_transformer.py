@@ -20,6 +20,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer, QuantileTransformer, StandardScaler
+from sklearn.utils import get_tags
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
 
@@ -563,6 +564,8 @@ def test_shrinkage_across_scales_warns_and_names_the_features(data: Any) -> None
         FairSteeringTransformer().fit(X, data.y, sensitive_features=data.group)
     for quiet in ({"feature_transform": StandardScaler()}, {"shrinkage": None}, {"shrinkage": 0.5}):
         FairSteeringTransformer(**quiet).fit(X, data.y, sensitive_features=data.group)
+    few = slice(20)  # strong shrinkage, but scales that are not so far apart
+    FairSteeringTransformer().fit(data.X[few] * [1, 20, 1], sensitive_features=data.group[few])
     # A constant feature has nothing to hide.
     constant = np.column_stack([data.X, np.full(len(data.y), 1e6)])
     FairSteeringTransformer().fit(constant, data.y, sensitive_features=data.group)
@@ -749,6 +752,14 @@ def test_groups_are_requested_without_being_asked() -> None:
     for method in ("fit", "partial_fit", "transform", "inverse_transform", "fit_transform"):
         assert getattr(requests, method).requests["sensitive_features"] is True
     assert requests.fit.requests["sample_weight"] is None
+
+
+def test_tags() -> None:
+    tags = get_tags(FairSteeringTransformer())
+    assert tags.transformer_tags.preserves_dtype == ["float64", "float32", "float16"]
+    assert not tags.input_tags.sparse
+    assert not tags.input_tags.allow_nan
+    assert not tags.non_deterministic
 
 
 def test_clone_and_pickle(data: Any) -> None:

@@ -3,14 +3,18 @@
 from importlib.metadata import version
 
 from fairsteer._show_versions import build_info, show_versions
+from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
 from fairsteer.moments import SubgroupMoments
+from fairsteer.transformer import FairSteeringTransformer
 
 __version__ = version("fairsteer")
 
 __all__ = [
     "Certificate",
+    "FairSteeringTransformer",
     "IdealDistribution",
+    "IdealDistributionClassifier",
     "SubgroupMoments",
     "__version__",
     "build_info",

@@ -31,12 +31,12 @@ def fit_coordinates(feature_transform: Any, rows: Floats, names: list[str]) -> A
     some = rows[:: -(-len(rows) // 1000)]
     # The median forgives clipping in the tails, which a quantile transform needs.
     error = np.median(np.abs(fitted.inverse_transform(fitted.transform(some)) - some), axis=0)
-    lost = np.flatnonzero(error > 1e-2 * some.std(axis=0) + 1e-5 * np.abs(some).max(axis=0))
+    lost = np.flatnonzero(error > 1e-2 * rows.std(axis=0) + 1e-5 * np.abs(rows).max(axis=0))
     if lost.size:
         j = lost[0]
         msg = (
             f"feature_transform={feature_transform!r} cannot be undone: its inverse_transform misses {names[j]} by "
-            f"{error[j]:.3g}, where the feature has standard deviation {some[:, j].std():.3g}."
+            f"{error[j]:.3g}, where the feature has standard deviation {rows[:, j].std():.3g}."
         )
         raise ValueError(msg)
     return fitted

@@ -25,12 +25,10 @@ class AffineMaps(NamedTuple):
     """Whether a map is anything but the identity, (n_codes,)."""
 
     @classmethod
-    def at_strength(cls, maps: Sequence[tuple[Doubles, Doubles]], strength: float) -> AffineMaps:
+    def at_strength(cls, linear: Doubles, offset: Doubles, strength: float) -> AffineMaps:
         """Fold the strength into maps: ``A_s = (1 - s) I + s A``, ``b_s = s b``."""
-        A = strength * np.stack([A for A, _ in maps])
-        b = strength * np.stack([b for _, b in maps])
-        eye = np.eye(b.shape[1])
-        A += (1 - strength) * eye
+        eye = np.eye(offset.shape[1])
+        A, b = (1 - strength) * eye + strength * linear, strength * offset
         return cls(A, b, (eye != A).any(axis=(1, 2)) | (b != 0).any(axis=1))
 
     def inverse(self, labels: Sequence[Any]) -> AffineMaps:

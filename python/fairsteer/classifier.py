@@ -94,14 +94,14 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
     True
     """
 
-    __metadata_request__fit = {"sensitive_features": True}  # noqa: RUF012
-    __metadata_request__predict = {"sensitive_features": True}  # noqa: RUF012
-    __metadata_request__predict_proba = {"sensitive_features": True}  # noqa: RUF012
-    __metadata_request__predict_log_proba = {"sensitive_features": True}  # noqa: RUF012
-    __metadata_request__decision_function = {"sensitive_features": True}  # noqa: RUF012
-    __metadata_request__score = {"sensitive_features": True}  # noqa: RUF012
+    __metadata_request__fit = {"sensitive_features": True}
+    __metadata_request__predict = {"sensitive_features": True}
+    __metadata_request__predict_proba = {"sensitive_features": True}
+    __metadata_request__predict_log_proba = {"sensitive_features": True}
+    __metadata_request__decision_function = {"sensitive_features": True}
+    __metadata_request__score = {"sensitive_features": True}
 
-    _parameter_constraints = {  # noqa: RUF012
+    _parameter_constraints = {
         "steering": [FairSteeringTransformer, None],
         "estimator": [HasMethods(["fit", "predict"]), None],
         "cost_matrix": ["array-like", None],
@@ -118,7 +118,7 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         self.estimator = estimator
         self.cost_matrix = cost_matrix
 
-    @_fit_context(prefer_skip_nested_validation=False)  # type: ignore[untyped-decorator]
+    @_fit_context(prefer_skip_nested_validation=False)
     def fit(
         self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
     ) -> IdealDistributionClassifier:
@@ -187,7 +187,7 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
             return self._ask_estimator("predict", X, sensitive_features)
         return self._labels(self._log_posterior(X, sensitive_features).argmax(axis=1))
 
-    @available_if(_has("predict_proba"))  # type: ignore[untyped-decorator]
+    @available_if(_has("predict_proba"))
     def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
         """Probability of each class.
 
@@ -208,7 +208,7 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
             return self._ask_estimator("predict_proba", X, sensitive_features)
         return np.exp(self._log_posterior(X, sensitive_features))
 
-    @available_if(_has("predict_proba"))  # type: ignore[untyped-decorator]
+    @available_if(_has("predict_proba"))
     def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
         """Logarithm of the probability of each class.
 
@@ -231,7 +231,7 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
                 return log_proba
         return self._log_posterior(X, sensitive_features)
 
-    @available_if(_has("decision_function"))  # type: ignore[untyped-decorator]
+    @available_if(_has("decision_function"))
     def decision_function(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
         """Scores of the classes, costs left aside.
 

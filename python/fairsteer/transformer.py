@@ -97,7 +97,8 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
     max_iter : int, default=200
         Limit on the iterations of the projection.
     tol : float, default=1e-6
-        Relative decrease of the divergence at which the projection stops.
+        The projection stops when the divergence is this close to its limit by estimate, in nats
+        relative to ``max(1, divergence)``.
 
     Attributes
     ----------
@@ -164,12 +165,12 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
     _solution: tuple[SubgroupMoments, IdealDistribution] | None
 
     # Requested by default, so that nobody has to call set_fit_request and its siblings.
-    __metadata_request__fit = {"sensitive_features": True}  # noqa: RUF012
-    __metadata_request__partial_fit = {"sensitive_features": True}  # noqa: RUF012
-    __metadata_request__transform = {"sensitive_features": True}  # noqa: RUF012
-    __metadata_request__inverse_transform = {"sensitive_features": True}  # noqa: RUF012
+    __metadata_request__fit = {"sensitive_features": True}
+    __metadata_request__partial_fit = {"sensitive_features": True}
+    __metadata_request__transform = {"sensitive_features": True}
+    __metadata_request__inverse_transform = {"sensitive_features": True}
 
-    _parameter_constraints = {  # noqa: RUF012
+    _parameter_constraints = {
         "intervention": [StrOptions({"all_subgroups", "affirmative"})],
         "reference_group": [object],
         "alignment": [StrOptions({"affine", "symmetric"})],
@@ -226,7 +227,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
 
     # ---- fitting
 
-    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
     ) -> FairSteeringTransformer:
@@ -271,7 +272,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         self._solution = self._solve(shrunk)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
     ) -> FairSteeringTransformer:
@@ -410,7 +411,10 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
 
     def _solve(self, shrunk: SubgroupMoments) -> tuple[SubgroupMoments, IdealDistribution]:
         if isinstance(self.shrinkage, str):
-            _warn_if_swamped(self.moments_, shrunk, self._feature_names())
+            way_out = "Lower shrinkage, or leave such features out."
+            if self.feature_transform is None:
+                way_out = "Bring the features to one scale, for example by feature_transform=StandardScaler()."
+            _warn_if_swamped(self.moments_, shrunk, self._feature_names(), way_out)
         ideal = nearest_ideal(
             shrunk,
             intervention=self.intervention,
@@ -553,8 +557,8 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         cells, inverse = np.unique(y_codes * n_groups + codes, return_inverse=True)
         subgroup_maps = self.ideal_.subgroup_maps
         classes, groups = self.classes_.tolist(), self.groups_.tolist()
-        pairs = [subgroup_maps[classes[c // n_groups], groups[c % n_groups]] for c in cells]
-        maps = AffineMaps.at_strength(pairs, self._strength())
+        A, b = zip(*(subgroup_maps[classes[c // n_groups], groups[c % n_groups]] for c in cells), strict=True)
+        maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength())
         return self._as_dtype_of(X, self._move(rows, inverse, maps))
 
     def ideal_sample_weight(
@@ -675,8 +679,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         return to_coordinates(self.feature_transform_, rows, self._feature_names())
 
     def _group_maps(self, strength: float) -> AffineMaps:
-        maps = self.maps_
-        return AffineMaps.at_strength([maps[group] for group in self.groups_.tolist()], strength)
+        return AffineMaps.at_strength(self.ideal_.linear, self.ideal_.offset, strength)
 
     def _group_proba(self, rows: Floats) -> npt.NDArray[np.float64]:
         shrunk, _ = self._fitted()
@@ -688,9 +691,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
 
     def _weight_ratio(self, y_codes: Codes, codes: Codes) -> npt.NDArray[np.float64]:
         self._check_cells(y_codes, codes)
-        fitted = self.moments_.weights / self.moments_.weights.sum()
-        ratio: npt.NDArray[np.float64] = self.ideal_.weights[y_codes, codes] / fitted[y_codes, codes]
-        return ratio
+        return self.ideal_.sample_weight[y_codes, codes]
 
     def _strength(self) -> float:
         # Checked here as well as in fit, since it may be set in between.
@@ -815,7 +816,7 @@ def _check_as_before(what: str, now: bool, before: bool) -> None:
         raise ValueError(msg)
 
 
-def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[str]) -> None:
+def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[str], way_out: str) -> None:
     """Warn where shrinking towards the mean variance drowns features of small scale."""
     before, after = _variances(raw), _variances(shrunk)
     # What is left of a constant column after rounding is no variance.
@@ -830,8 +831,7 @@ def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[
         listed = few((names[j] if same else f"number {j}" for j in features), 3)
         warn_caller(
             f"The features {listed} vary so much less than others that shrinkage more than "
-            "doubles their variance and hides them. Bring the features to one scale, for example "
-            "by feature_transform=StandardScaler()."
+            f"doubles their variance and hides them. {way_out}"
         )
 
 
