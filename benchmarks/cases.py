@@ -78,7 +78,10 @@ def projection_sides(case: Case) -> Sides:
         ours_options["reference_group"] = options["reference"]
 
     def ours() -> Any:
-        return nearest_ideal(moments, tol=TOLERANCE, **ours_options)
+        ideal = nearest_ideal(moments, tol=TOLERANCE, **ours_options)
+        # Computed when first asked for; the reference always computes them.
+        _ = ideal.means, ideal.covariances, ideal.maps
+        return ideal
 
     def theirs() -> Any:
         return reference.nearest_ideal(data, tol=TOLERANCE, **options)

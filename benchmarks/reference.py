@@ -18,6 +18,7 @@ diagonal   ``(K, G, d)``        ``(K, d)``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -434,17 +435,19 @@ def lbfgs(problem: GroupProblem, B: Array) -> Array:
     return np.asarray(L_sigma @ result.x.reshape(d, d) @ right)
 
 
-def paired_start(problem: GroupProblem, nu: Array, mu: Array) -> Array:
-    """Two classes: simultaneous diagonalisation, ascending against descending, signs from the class means (§6)."""
-    alpha, U = linalg.eigh(problem.P[1], problem.P[0])
-    beta, V = linalg.eigh(problem.C[1], problem.C[0])
+def paired_start(problem: GroupProblem, i: int, j: int) -> Array:
+    """Two classes diagonalised at once, ascending against descending, signs from their means (§6)."""
+    alpha, U = linalg.eigh(problem.P[j], problem.P[i])
+    beta, V = linalg.eigh(problem.C[j], problem.C[i])
     d = problem.d
-    pulled_nu, pulled_mu = V.T @ (nu[1] - nu[0]), np.linalg.solve(U, mu[1] - mu[0])
+    pulled_nu = V.T @ (problem.nu[j] - problem.nu[i])
+    pulled_mu = np.linalg.solve(U, problem.mu[j] - problem.mu[i])
+    share = problem.w[j] / (problem.w[i] + problem.w[j])
     X = np.zeros((d, d))
-    for i in range(d):
-        j = d - 1 - i
-        sign = 1.0 if pulled_nu[j] * pulled_mu[i] >= 0 else -1.0
-        X[i, j] = sign / np.sqrt(problem.w[0] + problem.w[1] * alpha[i] * beta[j])
+    for row in range(d):
+        column = d - 1 - row
+        sign = 1.0 if pulled_nu[column] * pulled_mu[row] >= 0 else -1.0
+        X[row, column] = sign / np.sqrt(1 - share + share * alpha[row] * beta[column])
     return np.asarray(U @ X @ V.T)
 
 
@@ -463,8 +466,8 @@ def affine_map(problem: GroupProblem, starts: int = 10, start: Array | None = No
     )
     tied = tied_map(averaged)
     candidates = [tied, symmetric_map(problem.w, problem.nu, problem.C, problem.mu, problem.Sigma)]
-    if len(problem.w) == 2:
-        candidates.append(paired_start(problem, problem.nu, problem.mu))
+    pairs = itertools.combinations(range(len(problem.w)), 2)
+    candidates += [paired_start(problem, i, j) for i, j in pairs]
     rng = np.random.default_rng(0)
     L_sigma, L_t = np.linalg.cholesky(averaged.Sigma), np.linalg.cholesky(averaged.T)
     for _ in range(starts):

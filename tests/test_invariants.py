@@ -99,6 +99,19 @@ def test_tied_closed_form_is_stationary_and_no_start_of_a_generic_optimiser_beat
     assert min(others) <= problem.objective(B) + 1e-6
 
 
+@pytest.mark.parametrize(("n_classes", "d"), [(2, 3), (2, 8), (3, 4), (4, 3)])
+def test_full_affine_optimum_is_stationary(n_classes, d):
+    # Not convex: no promise of the global optimum, but a promise of a stationary point that is no worse than symmetric.
+    data = problems.statistics(n_classes, 2, d, covariance="full", seed=d, difference=1.0)
+    ideal = solve(data, intervention="affirmative", reference_group=0)
+    problem = group_problem(data, ideal, 1)
+    B = np.linalg.inv(ideal.maps[1][0])
+    # B^T grad f is the derivative along B -> B (I + D), the same in all units.
+    assert np.linalg.norm(B.T @ problem.gradient(B)) < 1e-5
+    symmetric = solve(data, intervention="affirmative", reference_group=0, alignment="symmetric")
+    assert ideal.kl_divergence <= symmetric.kl_divergence + 1e-10
+
+
 # ---
 # 2. Symmetric: the optimum of a convex program
 # ---

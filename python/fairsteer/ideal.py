@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 
 from fairsteer import _core
+from fairsteer.moments import log_densities
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 Intervention = Literal["all_subgroups", "affirmative"]
 Alignment = Literal["affine", "symmetric"]
-
-_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,11 @@ def _total_variation_bound(kl: Any) -> Any:
     """min(sqrt(KL/2), sqrt(1 - exp(-KL))): theory of Pinsker, and of Bretagnolle and Huber."""
     kl = np.maximum(kl, 0.0)
     return np.minimum(np.sqrt(kl / 2), np.sqrt(-np.expm1(-kl)))
+
+
+def _read_only(array: FloatArray) -> FloatArray:
+    array.flags.writeable = False
+    return array
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class IdealDistribution:
     intervention: str
     reference_group: Any
     alignment: str
-    covariance: str
+    covariance: CovarianceModel
     class_prior: FloatArray
     group_prior: FloatArray
     canonical_means: FloatArray
@@ -128,18 +131,18 @@ class IdealDistribution:
     def __post_init__(self) -> None:
         for value in vars(self).values():
             if isinstance(value, np.ndarray):
-                value.flags.writeable = False
+                _read_only(value)
 
     @cached_property
     def weights(self) -> FloatArray:
         """Probability of every subgroup on the ideal distribution, (n_classes, n_groups): class times group prior."""
-        return np.outer(self.class_prior, self.group_prior)
+        return _read_only(np.outer(self.class_prior, self.group_prior))
 
     @cached_property
     def sample_weight(self) -> FloatArray:
         """What turns rows of D into rows of D~, (n_classes, n_groups): the ratio of weights; 0 for an empty cell."""
         seen = self.source_weights > 0
-        return np.divide(self.weights, self.source_weights, out=np.zeros_like(self.weights), where=seen)
+        return _read_only(np.divide(self.weights, self.source_weights, out=np.zeros_like(self.weights), where=seen))
 
     @cached_property
     def maps(self) -> dict[Any, AffineMap]:
@@ -154,7 +157,7 @@ class IdealDistribution:
     @cached_property
     def means(self) -> FloatArray:
         """Subgroup means of the ideal distribution, (n_classes, n_groups, n_features)."""
-        return np.einsum("aij,kj->kai", self.inverse_linear, self.canonical_means) + self.inverse_offset
+        return _read_only(np.einsum("aij,kj->kai", self.inverse_linear, self.canonical_means) + self.inverse_offset)
 
     @cached_property
     def covariances(self) -> FloatArray:
@@ -162,10 +165,10 @@ class IdealDistribution:
         B, C = self.inverse_linear, self.canonical_covariances
         if self.covariance == "diagonal":
             scale = np.diagonal(B, axis1=1, axis2=2)
-            return scale[None] ** 2 * C[:, None]
+            return _read_only(scale[None] ** 2 * C[:, None])
         if self.covariance == "tied":
-            return B @ C @ np.swapaxes(B, 1, 2)
-        return B[None] @ C[:, None] @ np.swapaxes(B, 1, 2)[None]
+            return _read_only(B @ C @ np.swapaxes(B, 1, 2))
+        return _read_only(B[None] @ C[:, None] @ np.swapaxes(B, 1, 2)[None])
 
     @cached_property
     def subgroup_maps(self) -> dict[tuple[Any, Any], AffineMap]:
@@ -173,25 +176,26 @@ class IdealDistribution:
 
         Subgroups without rows have none.
         """
-        maps = {}
-        transports: dict[int, FloatArray] = {}
+        maps: dict[tuple[Any, Any], AffineMap] = {}
+        d = self.means.shape[2]
+        still = (_read_only(np.eye(d)), _read_only(np.zeros(d)))
         for a, group in enumerate(self.groups.tolist()):
+            shared: FloatArray | None = None
             for k, label in enumerate(self.classes.tolist()):
                 if self.source_weights[k, a] == 0:
+                    continue
+                if self.intervention == "affirmative" and group == self.reference_group:
+                    maps[label, group] = still
                     continue
                 if self.covariance == "diagonal":
                     A = np.diag(np.sqrt(self.covariances[k, a] / self.source_covariances[k, a]))
                 elif self.covariance == "full":
                     A = self._transport(self.source_covariances[k, a], self.covariances[k, a])
                 else:
-                    if a not in transports:
-                        transports[a] = self._transport(self.source_covariances[a], self.covariances[a])
-                    A = transports[a]
-                if group == self.reference_group and self.intervention == "affirmative":
-                    A = np.eye(len(A))
-                    maps[label, group] = A, np.zeros(len(A))
-                    continue
-                maps[label, group] = A, self.means[k, a] - A @ self.source_means[k, a]
+                    if shared is None:
+                        shared = self._transport(self.source_covariances[a], self.covariances[a])
+                    A = shared
+                maps[label, group] = _read_only(A), _read_only(self.means[k, a] - A @ self.source_means[k, a])
         return maps
 
     @staticmethod
@@ -202,11 +206,13 @@ class IdealDistribution:
     def certificate(self) -> Certificate:
         """Bounds that the divergence puts on fairness gaps and on accuracy (theory of Pinsker and others)."""
         bound = _total_variation_bound(self.cell_divergence)
-        if bound.shape[1] < 2:
-            gaps = np.zeros(len(bound))
-        else:
-            gaps = np.sort(bound, axis=1)[:, -2:].sum(axis=1)
-        return Certificate(bound, np.minimum(gaps, 1.0), float(_total_variation_bound(self.kl_divergence)))
+        # The two largest of a class, whichever groups they belong to; a single group has no gap.
+        gaps = np.sort(bound, axis=1)[:, -2:].sum(axis=1) * (bound.shape[1] > 1)
+        return Certificate(
+            total_variation=_read_only(bound),
+            equal_opportunity=_read_only(np.minimum(gaps, 1.0)),
+            accuracy=float(_total_variation_bound(self.kl_divergence)),
+        )
 
     def log_posterior(self, U: ArrayLike) -> FloatArray:
         """Log P(y | u) of rows in the common frame, the same for every group.
@@ -222,25 +228,11 @@ class IdealDistribution:
             In nats; every row's exponentials sum to one.
         """
         rows = np.asarray(U, dtype=np.float64)
-        K = len(self.classes)
         with np.errstate(divide="ignore"):
             log_prior = np.log(self.class_prior)
-        out = np.empty((len(rows), K))
-        C = self.canonical_covariances
-        factor = cholesky(C, lower=True) if self.covariance == "tied" else None
-        for k in range(K):
-            if self.covariance == "full":
-                factor = cholesky(C[k], lower=True)
-            for start in range(0, len(rows), _CHUNK):
-                centred = rows[start : start + _CHUNK] - self.canonical_means[k]
-                if factor is None:
-                    distance = (centred**2 / C[k]).sum(axis=1)
-                    log_det = np.log(C[k]).sum()
-                else:
-                    distance = (solve_triangular(factor, centred.T, lower=True) ** 2).sum(axis=0)
-                    log_det = 2 * np.log(np.diag(factor)).sum()
-                out[start : start + _CHUNK, k] = log_prior[k] - 0.5 * (distance + log_det)
-        return out - logsumexp(out, axis=1, keepdims=True)
+        out = log_prior + log_densities(rows, self.canonical_means, self.canonical_covariances, self.covariance)
+        out -= logsumexp(out, axis=1, keepdims=True)
+        return out
 
 
 def nearest_ideal(
@@ -386,9 +378,11 @@ def nearest_ideal(
         raise ValueError(msg) from error
     if not result["converged"]:
         path = result["objective_path"]
+        fell = f"from {path[-2]:.6g} to " if len(path) > 1 else "to "
         warnings.warn(
-            f"The divergence was still falling after max_iter={max_iter} rounds: {path[-2]:.6g} to {path[-1]:.6g} "
-            "nats in the last one; raise max_iter or tol.",
+            f"The divergence did not converge: it fell {fell}{path[-1]:.6g} nats in the last of "
+            f"{result['n_iter']} rounds (max_iter={max_iter}, tol={tol:g}). Raise max_iter; if features differ much "
+            "in scale, or covariances are nearly singular, standardise and shrink first.",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -427,7 +421,8 @@ def _reference(moments: SubgroupMoments, reference_group: Any) -> int:
     if reference_group not in groups:
         msg = f"reference_group={reference_group!r} is not among the groups {groups}."
         raise ValueError(msg)
-    return groups.index(reference_group)
+    position: int = groups.index(reference_group)
+    return position
 
 
 def _warn_of_empty_cells(moments: SubgroupMoments) -> None:
@@ -449,4 +444,7 @@ def _numerical_message(error: Exception, moments: SubgroupMoments) -> str:
     what, k, a = error.args
     where = "" if a < 0 else f" of group {moments.groups.tolist()[a]!r}"
     where += "" if k < 0 else f", class {moments.classes.tolist()[k]!r}"
-    return f"{what}{where}; shrink the moments (for example SubgroupMoments.shrink('ledoit_wolf')) and try again."
+    return (
+        f"{what}{where}. Bring the features to one scale (the transformer's feature_transform=StandardScaler()), or "
+        "shrink the moments (SubgroupMoments.shrink('ledoit_wolf'))."
+    )

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import solve_triangular
 from sklearn.base import clone
 
 from fairsteer import _core
@@ -23,7 +23,7 @@ CovarianceModel = Literal["tied", "full", "diagonal"]
 
 # Eigenvalues of a covariance are lifted to this share of the features' variances: below it they are rounding
 # error, and a map that trusted them would stretch rounding error to the size of the data.
-_RELATIVE_FLOOR = 1e-10
+_RELATIVE_FLOOR = 1e-8
 
 # Rows whose log-densities are evaluated at a time.
 _CHUNK = 8192
@@ -44,7 +44,7 @@ def label_array(labels: Iterable[Any]) -> NDArray[Any]:
 
 
 def _labels(labels: ArrayLike | None, n: int, name: str) -> NDArray[Any]:
-    """Checked labels, 0 to n - 1 when None."""
+    """Check labels; None stands for 0 to n - 1."""
     if labels is None:
         return np.arange(n)
     array = labels if isinstance(labels, np.ndarray) and labels.ndim == 1 else label_array(labels)  # type: ignore[arg-type]
@@ -55,6 +55,53 @@ def _labels(labels: ArrayLike | None, n: int, name: str) -> NDArray[Any]:
         msg = f"{name} must be distinct, but some label occurs twice: {array.tolist()}."
         raise ValueError(msg)
     return array
+
+
+def log_densities(
+    rows: FloatArray, means: FloatArray, covariances: FloatArray, covariance: CovarianceModel
+) -> FloatArray:
+    """Log-densities of rows under the Gaussians of several classes.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+        Points.
+    means : ndarray of shape (K, d)
+        Class means.
+    covariances : ndarray of shape (d, d), (K, d, d) or (K, d)
+        For the model "tied", "full" and "diagonal"; positive definite.
+    covariance : {"tied", "full", "diagonal"}
+        The model.
+
+    Returns
+    -------
+    log_densities : ndarray of shape (n, K)
+        In nats.
+    """
+    n, d = rows.shape
+    out = np.empty((n, len(means)))
+    # Rows relative to a point among the means, so that a common offset costs no digits.
+    centre = means.mean(axis=0)
+    relative = means - centre
+    if covariance == "diagonal":
+        factors, log_dets = np.sqrt(covariances), np.log(covariances).sum(axis=1)
+    else:
+        factors = np.linalg.cholesky(covariances.reshape(-1, d, d))
+        log_dets = np.broadcast_to(2 * np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1), len(means))
+    for start in range(0, n, _CHUNK):
+        chunk = rows[start : start + _CHUNK] - centre
+        if covariance == "tied":
+            white = solve_triangular(factors[0], chunk.T, lower=True)
+            white_means = solve_triangular(factors[0], relative.T, lower=True)
+        for k, mean in enumerate(relative):
+            if covariance == "diagonal":
+                distance = (((chunk - mean) / factors[k]) ** 2).sum(axis=1)
+            elif covariance == "full":
+                distance = (solve_triangular(factors[k], (chunk - mean).T, lower=True) ** 2).sum(axis=0)
+            else:
+                distance = ((white - white_means[:, [k]]) ** 2).sum(axis=0)
+            out[start : start + _CHUNK, k] = -0.5 * (distance + log_dets[k] + d * np.log(2 * np.pi))
+    return out
 
 
 class SubgroupMoments:
@@ -174,63 +221,63 @@ class SubgroupMoments:
         ValueError
             When shapes do not agree, or a number is not finite, or a weight or variance is negative.
         """
-        weights = np.array(weights, dtype=np.float64, order="C")
-        means = np.array(means, dtype=np.float64, order="C")
-        covariances = np.array(covariances, dtype=np.float64, order="C")
-        if weights.ndim != 2 or 0 in weights.shape:
-            msg = f"weights must have shape (n_classes, n_groups), not {weights.shape}."
+        w: FloatArray = np.array(weights, dtype=np.float64, order="C")
+        mu: FloatArray = np.array(means, dtype=np.float64, order="C")
+        Sigma: FloatArray = np.array(covariances, dtype=np.float64, order="C")
+        if w.ndim != 2 or 0 in w.shape:
+            msg = f"weights must have shape (n_classes, n_groups), not {w.shape}."
             raise ValueError(msg)
-        K, G = weights.shape
-        if means.ndim != 3 or means.shape[:2] != (K, G) or means.shape[2] == 0:
-            msg = f"means must have shape ({K}, {G}, n_features) to go with the weights, not {means.shape}."
+        K, G = w.shape
+        if mu.ndim != 3 or mu.shape[:2] != (K, G) or mu.shape[2] == 0:
+            msg = f"means must have shape ({K}, {G}, n_features) to go with the weights, not {mu.shape}."
             raise ValueError(msg)
-        d = means.shape[2]
+        d = mu.shape[2]
         shapes = {name: _scatter_shape(name, K, G, d) for name in ("tied", "full", "diagonal")}
-        matching = [name for name, shape in shapes.items() if covariances.shape == shape]
+        matching = [name for name, shape in shapes.items() if Sigma.shape == shape]
         if not matching:
             msg = (
                 f"covariances must have shape {shapes['tied']} (tied), {shapes['full']} (full) or "
-                f"{shapes['diagonal']} (diagonal), not {covariances.shape}."
+                f"{shapes['diagonal']} (diagonal), not {Sigma.shape}."
             )
             raise ValueError(msg)
         # (G, d, d) and (K, G, d) coincide when K = G = d: symmetry tells.
         covariance = matching[0]
-        if len(matching) > 1 and not np.allclose(covariances, np.swapaxes(covariances, -1, -2)):
+        if len(matching) > 1 and not np.allclose(Sigma, np.swapaxes(Sigma, -1, -2)):
             covariance = "diagonal"
-        for name, array in (("weights", weights), ("means", means), ("covariances", covariances)):
+        for name, array in (("weights", w), ("means", mu), ("covariances", Sigma)):
             if not np.isfinite(array).all():
                 msg = f"{name} must be finite."
                 raise ValueError(msg)
-        if (weights < 0).any():
-            msg = f"weights must not be negative; the smallest is {weights.min()}."
+        if (w < 0).any():
+            msg = f"weights must not be negative; the smallest is {w.min()}."
             raise ValueError(msg)
-        variances = covariances if covariance == "diagonal" else np.diagonal(covariances, axis1=-2, axis2=-1)
+        variances = Sigma if covariance == "diagonal" else np.diagonal(Sigma, axis1=-2, axis2=-1)
         if (variances < 0).any():
             msg = f"variances must not be negative; the smallest is {variances.min()}."
             raise ValueError(msg)
         if covariance != "diagonal":
-            transposed = np.swapaxes(covariances, -1, -2)
-            if not np.allclose(covariances, transposed, rtol=1e-8, atol=1e-12 * variances.max(initial=0)):
+            transposed = np.swapaxes(Sigma, -1, -2)
+            if not np.allclose(Sigma, transposed, rtol=1e-8, atol=1e-12 * variances.max(initial=0)):
                 msg = "covariances must be symmetric."
                 raise ValueError(msg)
-            covariances = (covariances + transposed) / 2
+            Sigma = (Sigma + transposed) / 2
         moments = cls(
             d,
             classes=_labels(classes, K, "classes"),
             groups=_labels(groups, G, "groups"),
             covariance=covariance,  # type: ignore[arg-type]
         )
-        moments.weights[:] = weights
-        moments._weight_squares[:] = weights  # as if every row had weight one
-        moments.means[weights > 0] = means[weights > 0]
-        moments._scatters[:] = covariances * moments._scatter_weights()
+        moments.weights[:] = w
+        moments._weight_squares[:] = w  # as if every row had weight one
+        moments.means[w > 0] = mu[w > 0]
+        moments._scatters[:] = Sigma * moments._scatter_weights()
         # Fourth moments of a Gaussian: E|y|^4 = tr(S)^2 + 2 tr(S^2), feature by feature 3 var^2.
         if covariance == "diagonal":
-            moments._quartics[:] = 3 * weights[..., None] * covariances**2
+            moments._quartics[:] = 3 * w[..., None] * Sigma**2
         else:
-            trace = np.trace(covariances, axis1=-2, axis2=-1)
-            fourth = trace**2 + 2 * (covariances**2).sum(axis=(-2, -1))
-            moments._quartics[:] = weights * fourth
+            trace = np.trace(Sigma, axis1=-2, axis2=-1)
+            fourth = trace**2 + 2 * (Sigma**2).sum(axis=(-2, -1))
+            moments._quartics[:] = w * fourth
         return moments
 
     @property
@@ -249,7 +296,8 @@ class SubgroupMoments:
     def _scatter_weights(self) -> FloatArray:
         """Weight sum behind every scatter, shaped to broadcast against them."""
         if self.covariance == "tied":
-            return self.weights.sum(axis=0)[:, None, None]
+            totals: FloatArray = self.weights.sum(axis=0)[:, None, None]
+            return totals
         return self.weights.reshape(self.weights.shape + (1,) * (self._scatters.ndim - 2))
 
     @property
@@ -429,9 +477,9 @@ class SubgroupMoments:
             n = np.maximum(weights, weights**2 / squares)
             if self.covariance == "diagonal":
                 fourth = quartics / weights[..., None]
-                error = (
-                    (fourth - covariances**2) if shrinkage == "ledoit_wolf" else 2 * covariances**2
-                ).sum(axis=-1) / n
+                error = ((fourth - covariances**2) if shrinkage == "ledoit_wolf" else 2 * covariances**2).sum(
+                    axis=-1
+                ) / n
                 distance = ((covariances - covariances.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1)
                 intensity = error / distance
             else:
@@ -446,7 +494,8 @@ class SubgroupMoments:
                     alpha, mu2 = square / d**2, (trace / d) ** 2
                     intensity = (alpha + mu2) / ((n + 1) * (alpha - mu2 / d))
         # 0/0: nothing to shrink (one feature, or a multiple of the identity already).
-        return np.clip(np.nan_to_num(intensity, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
+        clipped: FloatArray = np.clip(np.nan_to_num(intensity, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
+        return clipped
 
     def shrink(
         self,
@@ -499,14 +548,17 @@ class SubgroupMoments:
             msg = f"shrinkage={shrinkage!r} is fitted to rows: pass X, y_codes and group_codes."
             raise ValueError(msg)
         return self._replace_covariances(
-            self._fit_estimator(shrinkage, np.asarray(X, dtype=np.float64), np.asarray(y_codes), np.asarray(group_codes))
+            self._fit_estimator(
+                shrinkage, np.asarray(X, dtype=np.float64), np.asarray(y_codes), np.asarray(group_codes)
+            )
         )
 
     def _towards_identity(self, intensity: FloatArray) -> FloatArray:
         covariances = self.covariances
         if self.covariance == "diagonal":
             average = covariances.mean(axis=-1, keepdims=True)
-            return (1 - intensity[..., None]) * covariances + intensity[..., None] * average
+            pulled: FloatArray = (1 - intensity[..., None]) * covariances + intensity[..., None] * average
+            return pulled
         d = self.n_features
         average = np.trace(covariances, axis1=-2, axis2=-1) / d
         shrunk = (1 - intensity[..., None, None]) * covariances
@@ -531,7 +583,7 @@ class SubgroupMoments:
         return covariances
 
     def _feature_scale(self) -> FloatArray:
-        """Standard deviation of every feature over all rows, between subgroups included; 1 for a constant one."""
+        """Measure every feature: its standard deviation over all rows, between subgroups too; 1 if constant."""
         total = self.weights.sum()
         mean = np.einsum("ka,kaj->j", self.weights, self.means) / total
         between = np.einsum("ka,kaj->j", self.weights, (self.means - mean) ** 2) / total
@@ -545,11 +597,22 @@ class SubgroupMoments:
         variance = within + between
         # A constant column of large numbers has a variance of rounding errors.
         noise = (4 * np.finfo(np.float64).eps * np.abs(mean)) ** 2
-        return np.where(variance > noise, np.sqrt(variance), np.maximum(np.sqrt(noise), 1.0))
+        scale: FloatArray = np.where(variance > noise, np.sqrt(variance), np.maximum(np.sqrt(noise), 1.0))
+        return scale
 
     def _positive_definite(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """Covariances with their spectra lifted to the relative floor, and their effective ranks."""
         covariances = np.array(self.covariances, order="C")
+        bad = ~np.isfinite(self.means).all(axis=2)
+        if bad.any() or not np.isfinite(covariances).all():
+            where = "covariances"
+            if bad.any():
+                k, a = np.argwhere(bad)[0]
+                where = f"mean of class {self.classes.tolist()[k]!r}, group {self.groups.tolist()[a]!r}"
+            msg = (
+                f"The moments hold NaN or infinite values ({where}): a row was not finite, or too large to be squared."
+            )
+            raise ValueError(msg)
         scale = self._feature_scale()
         d = self.n_features
         if self.covariance == "diagonal":
@@ -578,28 +641,14 @@ class SubgroupMoments:
             ``log q[k, a] + log N(x; mean[k, a], covariance[k, a])`` in nats, -inf for a subgroup without rows.
         """
         rows = np.asarray(X, dtype=np.float64)
-        K, G, d = self.means.shape
+        K, G, _ = self.means.shape
         covariances, _ = self._positive_definite()
-        log_weights = np.log(self.weights / self.weights.sum(), out=np.full((K, G), -np.inf), where=self.weights > 0)
         out = np.full((len(rows), K, G), -np.inf)
         for a in range(G):
-            factor = cholesky(covariances[a], lower=True) if self.covariance == "tied" else None
-            for k in range(K):
-                if self.weights[k, a] == 0:
-                    continue
-                if self.covariance == "full":
-                    factor = cholesky(covariances[k, a], lower=True)
-                for start in range(0, len(rows), _CHUNK):
-                    centred = rows[start : start + _CHUNK] - self.means[k, a]
-                    if factor is None:
-                        distance = (centred**2 / covariances[k, a]).sum(axis=1)
-                        log_det = np.log(covariances[k, a]).sum()
-                    else:
-                        distance = (solve_triangular(factor, centred.T, lower=True) ** 2).sum(axis=0)
-                        log_det = 2 * np.log(np.diag(factor)).sum()
-                    out[start : start + _CHUNK, k, a] = log_weights[k, a] - 0.5 * (
-                        distance + log_det + d * np.log(2 * np.pi)
-                    )
+            seen = self.weights[:, a] > 0
+            of_group = covariances[a] if self.covariance == "tied" else covariances[seen, a]
+            log_weights = np.log(self.weights[seen, a] / self.weights.sum())
+            out[:, seen, a] = log_weights + log_densities(rows, self.means[seen, a], of_group, self.covariance)
         return out
 
     def cell_table(self) -> str:
@@ -611,7 +660,9 @@ class SubgroupMoments:
             for label, row in zip(self.classes.tolist(), self.weights, strict=True)
         ]
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+        return "\n".join(
+            "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines
+        )
 
     def __repr__(self) -> str:
         return (
