@@ -43,6 +43,9 @@ _SCALERS: dict[str, tuple[type, tuple[str, ...]]] = {
     "RobustScaler": (RobustScaler, ("center_", "scale_")),
 }
 
+# One entry of metadata, checksum and JSON: safetensors would write several in an order that changes from run to run.
+_KEY = "fairsteer"
+
 # What `SubgroupMoments` accumulates, in its order.
 _SUMS = ("weights", "weight_squares", "means", "scatters", "cubics", "quartics")
 
@@ -117,7 +120,7 @@ def save(transformer: FairSteeringTransformer, path: _PathLike, *, extra: Mappin
         msg = f"extra must hold values that json can write: {error}."
         raise ValueError(msg) from error
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    content = safetensors.numpy.save(arrays, metadata={"fairsteer": text, "checksum": _checksum(text, arrays)})
+    content = safetensors.numpy.save(arrays, metadata={_KEY: _checksum(text, arrays) + text})
     target = Path(path).resolve()  # a link stays a link
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -447,9 +450,9 @@ def _read(path: _PathLike) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except Exception as error:  # safetensors raises an exception class of its own, KeyError for unknown dtypes, …
         raise _damaged(path, ValueError("it is no safetensors file, or cut short")) from error
-    if "fairsteer" not in metadata:
+    if _KEY not in metadata:
         raise _damaged(path, ValueError("it is a safetensors file of something else"))
-    text = metadata["fairsteer"]
+    checksum, text = metadata[_KEY][:8], metadata[_KEY][8:]
     try:
         header = json.loads(text)
         version = header["format_version"]
@@ -461,7 +464,7 @@ def _read(path: _PathLike) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             "fairsteer that wrote it, or save it anew."
         )
         raise ValueError(msg)
-    if metadata.get("checksum") != _checksum(text, tensors):
+    if checksum != _checksum(text, tensors):
         raise _damaged(path, ValueError("its checksum does not agree"))
     return header, tensors
 

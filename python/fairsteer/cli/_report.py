@@ -45,7 +45,10 @@ class Reporter:
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Any]:
         """Show a bar on a terminal while a long job runs; yields a callable that advances it by a number of rows."""
-        with Progress(console=self._err, transient=True, disable=not self._err.is_terminal) as bar:
+        if not self._err.is_terminal:
+            yield lambda _: None
+            return
+        with Progress(console=self._err, transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda n_rows: bar.advance(task, n_rows)
 
