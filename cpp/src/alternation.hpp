@@ -137,7 +137,7 @@ class Alternation {
     for (Index a = 0; a < subgroups_.n_groups; ++a) {
       const auto w = weights(solution, a);
       if (!w) return std::nullopt;
-      if (a != reference) model_.fit_group(solution.state, a, *w, 0.0);
+      if (a != reference) model_.fit_group(solution.state, a, *w, fit_tolerance(0));
     }
     // Classes that the reference lacks follow from the other groups, through maps that the classes
     // they share have decided.
@@ -160,7 +160,8 @@ class Alternation {
         fit_priors(solution);
         model_.fit_canonical(solution.state, target(solution.priors), all);
         for (Index a = 0; a < subgroups_.n_groups; ++a)
-          model_.fit_group(solution.state, a, *weights(solution, a), 0.01 * options_.tol * scale);
+          model_.fit_group(solution.state, a, *weights(solution, a),
+                           fit_tolerance(solution.objective));
         evaluate(solution);
       } catch (const NumericalError&) {
         solution = before;  // as near as double precision gets; reported as not converged
@@ -185,6 +186,12 @@ class Alternation {
       }
     }
     solution.n_iter = options_.max_iter;
+  }
+
+  // Iterative fits stop well inside the tolerance of the whole, so that their errors do not add up
+  // to it.
+  double fit_tolerance(double objective) const {
+    return 0.01 * options_.tol * std::max(1.0, std::abs(objective));
   }
 
   // w[k] of one group: the priors of the classes that it and the canonical family both have.

@@ -173,7 +173,8 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
   state.fitted[a] = 1;
   if (options_.alignment == Alignment::symmetric) {
     if (fresh) B = transport_map(average.C, average.Sigma);
-    state.converged[a] = problem.minimise_symmetric(B, newton).converged;
+    // Convex, and the convergence quadratic: the last digits cost a step or two.
+    state.converged[a] = problem.minimise_symmetric(B, {options_.max_iter, 0.0}).converged;
   } else if (!fresh) {
     state.converged[a] = problem.minimise_affine(B, 0, newton).converged;
   } else if (sides.size() == 1) {
@@ -217,17 +218,17 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     order.resize(std::min(order.size(), kRefinedStarts));
     // A later start must win by more than rounding: where any isometry is optimal, the first one,
     // which moves points least, stands.
+    // Coarsely, to see which basin is lowest; then that one to the end.
+    const NewtonOptions coarse{options_.max_iter, std::max(tol, 1e-3)};
     double lowest = std::numeric_limits<double>::infinity();
     for (const auto& start : order) {
       try {
         Matrix candidate = starts[start.second];
-        const NewtonResult result =
-            problem.minimise_affine(candidate, d <= kSweepFeatures ? kSweeps : 0, newton);
+        problem.minimise_affine(candidate, d <= kSweepFeatures ? kSweeps : 0, coarse);
         const double value = problem.value(candidate);
         if (value < lowest) {
           lowest = value;
           B = candidate;
-          state.converged[a] = result.converged;
         }
       } catch (const NumericalError&) {
         // One start of several.
@@ -235,6 +236,7 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     }
     if (!std::isfinite(lowest))
       throw NumericalError("no start of the affine problem got through", -1, a);
+    state.converged[a] = problem.minimise_affine(B, 0, newton).converged;
   }
   state.m[a] = problem.shift(B) + mu_mean - B * nu_mean;
 }
