@@ -588,3 +588,11 @@ def test_units_do_not_matter(kind):
             continue
         assert two.kl_divergence == pytest.approx(one.kl_divergence, rel=1e-6)
         np.testing.assert_allclose(two.means / scale - 1e3, one.means, atol=1e-4)
+
+
+@pytest.mark.parametrize("intervention", INTERVENTIONS)
+def test_lapack_finds_nothing_to_complain_about_when_there_is_one_class(capfd, intervention):
+    # The part of the problem that classes decide has dimension zero then, which BLAS and LAPACK refuse aloud.
+    data = problems.statistics(1, 3, 4, covariance="tied", seed=1)
+    assert_finite(nearest_ideal(given(data), intervention=intervention))
+    assert capfd.readouterr() == ("", "")

@@ -47,6 +47,21 @@ IdealResult solve(const Model& model, const Subgroups& subgroups, const IdealOpt
   return result;
 }
 
+IdealResult solve_diagonal(const Subgroups& subgroups, const IdealOptions& options) {
+  const detail::DiagonalModel model(subgroups, options.alignment);
+  if (options.alignment == Alignment::symmetric ||
+      options.intervention == Intervention::affirmative)
+    return solve(model, subgroups, options);
+  // From the solution without reflections as well: the one with them is then never farther.
+  const auto solution =
+      detail::Alternation<detail::DiagonalModel>(model, subgroups, options)
+          .all_subgroups(alternate(detail::DiagonalModel(subgroups, Alignment::symmetric),
+                                   subgroups, options));
+  IdealResult result = summary(solution);
+  model.lift(solution, -1, result);
+  return result;
+}
+
 using FullSolution = detail::Solution<detail::FullModel::State>;
 
 std::optional<FullSolution> symmetric_solution(const Subgroups& subgroups, IdealOptions options) {
@@ -125,8 +140,7 @@ IdealResult nearest_ideal(const Subgroups& subgroups, const IdealOptions& option
     tied.model = CovarianceModel::tied;
     return nearest_ideal(tied, options);
   }
-  if (subgroups.model == CovarianceModel::diagonal)
-    return solve(detail::DiagonalModel(subgroups, options.alignment), subgroups, options);
+  if (subgroups.model == CovarianceModel::diagonal) return solve_diagonal(subgroups, options);
   if (options.alignment == Alignment::symmetric) return solve_symmetric(subgroups, options);
   if (subgroups.model == CovarianceModel::full) return solve_full_affine(subgroups, options);
   return solve(detail::TiedModel(subgroups), subgroups, options);

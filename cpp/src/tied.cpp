@@ -227,7 +227,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     E[a] = to_canonical(to, inverse);
     // The group's average class mean is the image of the canonical one.
     Vector z = Vector::Zero(d);
-    z.head(r) = nu * class_weights(subgroups_, priors.p, a);
+    if (r > 0) z.head(r) = nu * class_weights(subgroups_, priors.p, a);
     t[a] = z - to_canonical(to, to.m) - E[a] * groups_[a].centre;
   };
   // The isometry that moves the points of group a least when canonical points lie at `frame`.
