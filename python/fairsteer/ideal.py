@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 
@@ -63,6 +64,14 @@ def _total_variation_bound(kl: Any) -> Any:
 def _read_only(array: FloatArray) -> FloatArray:
     array.flags.writeable = False
     return array
+
+
+def _gaussian_kl(mean: FloatArray, covariance: FloatArray, from_mean: FloatArray, from_covariance: FloatArray) -> float:
+    """KL(N(mean, covariance) || N(from_mean, from_covariance)) in nats."""
+    factor = cholesky(from_covariance, lower=True)
+    scaled = solve_triangular(factor, cholesky(covariance, lower=True), lower=True)
+    residual = solve_triangular(factor, mean - from_mean, lower=True)
+    return float(0.5 * (np.sum(scaled**2) + residual @ residual - len(mean)) - np.log(np.diag(scaled)).sum())
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,55 @@ class IdealDistribution:
             equal_opportunity=_read_only(np.minimum(gaps, 1.0)),
             accuracy=float(_total_variation_bound(self.kl_divergence)),
         )
+
+    def divergence_from(self, moments: SubgroupMoments) -> float:
+        """KL(D~ || D') for other moments D' than those the ideal distribution was fitted to.
+
+        A map that fits the noise of few rows has a small `kl_divergence` and a large divergence from the moments of
+        rows that it has not seen.
+
+        Parameters
+        ----------
+        moments : SubgroupMoments
+            Moments of the same features, with these classes and groups (matched by label), of any covariance model,
+            taken as they are.
+
+        Returns
+        -------
+        divergence : float
+            In nats. As in `nearest_ideal`, a subgroup without rows takes the weight of independence and adds nothing
+            else.
+
+        Raises
+        ------
+        ValueError
+            When a class, a group or the number of features differs.
+        """
+        K, _, d = self.means.shape
+        if moments.n_features != d:
+            msg = f"The moments have {moments.n_features} features, the ideal distribution {d}."
+            raise ValueError(msg)
+        positions = []
+        for name, own, other in (("class", self.classes, moments.classes), ("group", self.groups, moments.groups)):
+            index = {label: i for i, label in enumerate(other.tolist())}
+            missing = [label for label in own.tolist() if label not in index]
+            if missing or len(other) != len(own):
+                msg = f"The moments must have the {name} labels {own.tolist()}, not {other.tolist()}."
+                raise ValueError(msg)
+            positions.append([index[label] for label in own.tolist()])
+        cells = np.ix_(*positions)
+        source = moments._positive_definite()[0]
+        source = np.broadcast_to(source, (K, *source.shape)) if moments.covariance == "tied" else source
+        source, weights, means = source[cells], moments.weights[cells], moments.means[cells]
+        q = weights / weights.sum()
+        q = np.where(q > 0, q, q.sum(axis=1, keepdims=True) * q.sum(axis=0))
+        q /= q.sum()
+        total = float(np.sum(self.weights * np.log(self.weights / q)))
+        for k, a in np.argwhere(weights > 0):
+            target = self.covariances[a] if self.covariance == "tied" else self.covariances[k, a]
+            own, other = (np.diag(S) if S.ndim == 1 else S for S in (target, source[k, a]))
+            total += self.weights[k, a] * _gaussian_kl(self.means[k, a], own, means[k, a], other)
+        return total
 
     def log_posterior(self, U: ArrayLike) -> FloatArray:
         """Log P(y | u) of rows in the common frame, the same for every group.

@@ -176,6 +176,7 @@ class SubgroupMoments:
         self.groups = _labels(groups, n_groups, "groups")
         self.covariance: CovarianceModel = covariance
         self._shrunk: FloatArray | None = None
+        self._pooling = 0.0
         K, G, d = n_classes, n_groups, self.n_features
         diagonal = covariance == "diagonal"
         self.weights: FloatArray = np.zeros((K, G))
@@ -295,10 +296,17 @@ class SubgroupMoments:
 
     def _scatter_weights(self) -> FloatArray:
         """Weight sum behind every scatter, shaped to broadcast against them."""
+        weights = self._pooled(self.weights)
         if self.covariance == "tied":
-            totals: FloatArray = self.weights.sum(axis=0)[:, None, None]
-            return totals
-        return self.weights.reshape(self.weights.shape + (1,) * (self._scatters.ndim - 2))
+            weights = weights.sum(axis=0)
+        return weights.reshape(weights.shape + (1,) * (self._scatters.ndim - weights.ndim))
+
+    def _pooled(self, sums: FloatArray) -> FloatArray:
+        """Replace part of the sums of every subgroup (first two axes) by those of its group."""
+        if self._pooling == 0:
+            return sums
+        pooled: FloatArray = (1 - self._pooling) * sums + self._pooling * sums.sum(axis=0)
+        return pooled
 
     @property
     def covariances(self) -> FloatArray:
@@ -306,7 +314,7 @@ class SubgroupMoments:
         if self._shrunk is not None:
             return self._shrunk
         weights = self._scatter_weights()
-        return np.divide(self._scatters, weights, out=np.zeros_like(self._scatters), where=weights > 0)
+        return np.divide(self._pooled(self._scatters), weights, out=np.zeros_like(self._scatters), where=weights > 0)
 
     def update(
         self, X: ArrayLike, y_codes: ArrayLike, group_codes: ArrayLike, sample_weight: ArrayLike | None = None
@@ -334,8 +342,8 @@ class SubgroupMoments:
         ValueError
             When shapes do not agree, a code is too large, or a weight is negative or not finite.
         """
-        if self._shrunk is not None:
-            msg = "These moments are shrunk and accept no more rows; update the ones they were made from."
+        if self._regularised:
+            msg = "These moments are pooled or shrunk and accept no more rows; update the ones they were made from."
             raise ValueError(msg)
         X = np.asarray(X)
         if X.dtype not in (np.float16, np.float32, np.float64) or not X.dtype.isnative:
@@ -395,8 +403,8 @@ class SubgroupMoments:
                 f"with those of {self.n_features} features with covariance={self.covariance!r}."
             )
             raise ValueError(msg)
-        if self._shrunk is not None or other._shrunk is not None:
-            msg = "Shrunk moments cannot be merged; merge the ones they were made from, and shrink the result."
+        if self._regularised or other._regularised:
+            msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
             raise ValueError(msg)
         merged = SubgroupMoments(
             self.n_features,
@@ -411,11 +419,52 @@ class SubgroupMoments:
             _core.merge_moments(self.covariance, merged._sums(), part._sums(), cells)
         return merged
 
-    def _replace_covariances(self, covariances: FloatArray) -> SubgroupMoments:
+    @property
+    def _regularised(self) -> bool:
+        return self._pooling > 0 or self._shrunk is not None
+
+    def _replace_covariances(self, covariances: FloatArray | None, pooling: float | None = None) -> SubgroupMoments:
         copy = object.__new__(SubgroupMoments)
         copy.__dict__.update(self.__dict__)
         copy._shrunk = covariances
+        if pooling is not None:
+            copy._pooling = pooling
         return copy
+
+    def pool(self, amount: float) -> SubgroupMoments:
+        """Let the classes of a group share their covariances: regularised discriminant analysis.
+
+        Between one covariance a subgroup and one a group [1]_: with the weight sum n, the scatter S of a subgroup and
+        those of its group, ``((1 - amount) S + amount S_group) / ((1 - amount) n + amount n_group)``, so that a small
+        subgroup borrows more than a large one.
+
+        Parameters
+        ----------
+        amount : float in [0, 1]
+            0 leaves the covariances as they are, 1 makes them those of the group.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            A new object. Shrink it afterwards: the intensity then counts the rows that were borrowed.
+
+        Raises
+        ------
+        ValueError
+            When the moments are not of the full model, or shrunk already, or `amount` is outside [0, 1].
+
+        References
+        ----------
+        .. [1] Friedman. "Regularized Discriminant Analysis". Journal of the American Statistical Association 84, 1989.
+        """
+        if self.covariance != "full" or self._shrunk is not None:
+            what = "shrunk" if self._shrunk is not None else self.covariance
+            msg = f"Only full moments that are not shrunk can be pooled, not {what} ones."
+            raise ValueError(msg)
+        if not 0 <= amount <= 1:
+            msg = f"amount must lie in [0, 1], not {amount}."
+            raise ValueError(msg)
+        return self._replace_covariances(None, float(amount))
 
     def tie(self) -> SubgroupMoments:
         """Pool the covariances of the classes of every group, by weight.
@@ -439,7 +488,7 @@ class SubgroupMoments:
         tied.weights[:], tied._weight_squares[:] = self.weights, self._weight_squares
         tied.means[:], tied._cubics[:], tied._quartics[:] = self.means, self._cubics, self._quartics
         tied._scatters[:] = self._scatters.sum(axis=0)
-        if self._shrunk is None:
+        if self._shrunk is None:  # pooling moves scatter within a group, whose sum it leaves
             return tied
         totals = self.weights.sum(axis=0)[:, None, None]
         pooled = (self._shrunk * self.weights[..., None, None]).sum(axis=0)
@@ -472,7 +521,7 @@ class SubgroupMoments:
             squares = self._weight_squares.sum(axis=0)
             quartics = self._quartics.sum(axis=0)
         else:
-            weights, squares, quartics = self.weights, self._weight_squares, self._quartics
+            weights, squares, quartics = map(self._pooled, (self.weights, self._weight_squares, self._quartics))
         with np.errstate(divide="ignore", invalid="ignore"):
             n = np.maximum(weights, weights**2 / squares)
             if self.covariance == "diagonal":

@@ -78,6 +78,9 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         One covariance per group, one per subgroup, or one diagonal per subgroup.
     shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
         How covariances are regularised. An estimator is a scikit-learn covariance estimator.
+    pooling : float in [0, 1], default=0.0
+        With ``covariance="full"``, how far the subgroups of a group share their covariances before they
+        are shrunk; 1 is one covariance per group. A small subgroup borrows more than a large one.
     feature_transform : None, "log" or transformer, default=None
         Coordinates in which the features are taken as Gaussian: rows are transformed, steered and
         transformed back. ``"log"`` for positive, log-normal features; else any scikit-learn
@@ -122,6 +125,9 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         distribution.
     n_iter_ : int
         Iterations of the projection.
+    objective_path_ : ndarray of shape (n_iter_ + 1,)
+        Divergence after every iteration, in nats, never increasing; one value under
+        ``intervention="affirmative"``.
     feature_transform_ : transformer or None
         The fitted `feature_transform`.
     n_features_in_ : int
@@ -181,6 +187,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
             HasMethods("fit"),
             None,
         ],
+        "pooling": [Interval(Real, 0, 1, closed="both")],
         "feature_transform": [
             StrOptions({"log"}),
             HasMethods(["fit", "transform", "inverse_transform"]),
@@ -201,6 +208,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         alignment: Alignment = "affine",
         covariance: CovarianceModel = "tied",
         shrinkage: Any = "ledoit_wolf",
+        pooling: float = 0.0,
         feature_transform: Any = None,
         strength: float = 1.0,
         sensitive_columns: Any = None,
@@ -213,6 +221,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         self.alignment = alignment
         self.covariance = covariance
         self.shrinkage = shrinkage
+        self.pooling = pooling
         self.feature_transform = feature_transform
         self.strength = strength
         self.sensitive_columns = sensitive_columns
@@ -268,7 +277,8 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         self.feature_transform_ = fit_coordinates(self.feature_transform, batch.rows, self._feature_names())
         rows = self._to_model(batch.rows)
         self._set_moments(self._batch_moments(rows, batch), batch)
-        shrunk = self.moments_.shrink(self.shrinkage, X=rows, y_codes=batch.y_codes, group_codes=batch.group_codes)
+        pooled = self._pool(self.moments_)
+        shrunk = pooled.shrink(self.shrinkage, X=rows, y_codes=batch.y_codes, group_codes=batch.group_codes)
         self._solution = self._solve(shrunk)
         return self
 
@@ -409,6 +419,17 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         if self._encoder is not None:
             self._encoder.groups_ = moments.groups
 
+    def _pool(self, moments: SubgroupMoments) -> SubgroupMoments:
+        if self.pooling == 0:
+            return moments
+        if self.covariance != "full":
+            msg = f"pooling={self.pooling} needs covariance='full', not {self.covariance!r}; leave it at 0."
+            raise ValueError(msg)
+        if hasattr(self.shrinkage, "fit"):
+            msg = f"shrinkage={self.shrinkage!r} fits every subgroup alone; leave pooling at 0, not {self.pooling}."
+            raise ValueError(msg)
+        return moments.pool(self.pooling)
+
     def _solve(self, shrunk: SubgroupMoments) -> tuple[SubgroupMoments, IdealDistribution]:
         if isinstance(self.shrinkage, str):
             way_out = "Lower shrinkage, or leave such features out."
@@ -430,7 +451,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         """Shrunk moments and their nearest ideal distribution."""
         check_is_fitted(self, "moments_")
         if self._solution is None:  # rows have come by partial_fit since
-            self._solution = self._solve(self.moments_.shrink(self.shrinkage))
+            self._solution = self._solve(self._pool(self.moments_).shrink(self.shrinkage))
         return self._solution
 
     @property
@@ -457,6 +478,11 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
     def n_iter_(self) -> int:
         """Iterations of the projection."""
         return self.ideal_.n_iter
+
+    @property
+    def objective_path_(self) -> npt.NDArray[np.float64]:
+        """Divergence after every iteration, in nats."""
+        return self.ideal_.objective_path
 
     # ---- moving rows
 

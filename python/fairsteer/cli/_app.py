@@ -90,6 +90,9 @@ def steer(
         typer.Option(help="One covariance per group, per class and group, or diagonal ones."),
     ] = Covariance.tied,
     shrinkage: Annotated[str, typer.Option(help="ledoit_wolf, oas, none or a number in [0, 1].")] = "ledoit_wolf",
+    pooling: Annotated[
+        float, typer.Option(help="With full: how far the classes of a group share their covariances.")
+    ] = 0.0,
     strength: Annotated[float, typer.Option(help="0 leaves rows as they are, 1 steers fully.")] = 1.0,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation behind the table.")] = 5,
     min_rows: Annotated[int, typer.Option(help="Rates from fewer rows take no part in the gaps.")] = 30,
@@ -98,6 +101,9 @@ def steer(
 ) -> None:
     """Check the options and run the job."""
     _check_range("--strength", strength, 0.0, 1.0)
+    _check_range("--pooling", pooling, 0.0, 1.0)
+    if pooling > 0 and covariance is not Covariance.full:
+        raise UsageError(f"--pooling needs --covariance full, not {covariance.value}.")
     for option, value, least in (
         ("--folds", folds, 2),
         ("--max-categories", max_categories, 1),
@@ -110,6 +116,7 @@ def steer(
         "alignment": alignment.value,
         "covariance": covariance.value,
         "shrinkage": _shrinkage(shrinkage),
+        "pooling": pooling,
         "strength": strength,
     }
     options = SteerOptions(
