@@ -66,18 +66,50 @@ void FullModel::start(State& state, Index group) const {
 
 namespace {
 
-// Averages over the classes of one group's problem, by weight; means relative to theirs.
+constexpr Index kSweeps = 30;          // over rows, before the Newton steps
+constexpr Index kSweepFeatures = 256;  // beyond, the factors that sweeps keep outgrow memory
+constexpr std::size_t kRefinedStarts = 4;
+constexpr double kCoarse = 1e-3;  // nats; enough to tell which basin is lowest
+
+// One class of the group's problem, or several taken together; means relative to their averages.
+struct Side {
+  double weight;
+  Matrix precision;   // of the group, carrying the weight
+  Matrix covariance;  // canonical
+  Vector mu;          // of the group
+  Vector nu;          // canonical
+};
+
+// Averages over the classes, by weight.
 struct Averages {
-  explicit Averages(Index d)
-      : C(Matrix::Zero(d, d)),
-        Sigma(Matrix::Zero(d, d)),
-        between(Matrix::Zero(d, d)),
-        cross(Matrix::Zero(d, d)) {}
   Matrix C;        // canonical covariance
   Matrix Sigma;    // the group's covariance
   Matrix between;  // scatter of the canonical means
   Matrix cross;    // cross-scatter of the group's means and the canonical ones
 };
+
+// J = sum_k P_k (mu_k - P^{-1} sum_j P_j mu_j) nu_k^T
+GroupProblem problem_of(const std::vector<Side>& sides) {
+  const Index d = sides.front().mu.size();
+  std::vector<GroupProblem::Term> terms;
+  Vector target = Vector::Zero(d);
+  Matrix J = Matrix::Zero(d, d), total = Matrix::Zero(d, d);
+  for (const Side& side : sides) {
+    terms.push_back({side.precision, side.covariance + side.nu * side.nu.transpose(), side.nu});
+    target += side.precision * side.mu;
+    total += side.precision;
+  }
+  const Vector centre = total.llt().solve(target);
+  for (const Side& side : sides)
+    J.noalias() += (side.precision * (side.mu - centre)) * side.nu.transpose();
+  return {std::move(terms), std::move(J), std::move(target)};
+}
+
+// With one precision the classes enter through their scatter alone.
+GroupProblem tied_problem_of(const Matrix& precision, const Averages& average) {
+  const Vector zero = Vector::Zero(precision.rows());
+  return {{{precision, average.C + average.between, zero}}, precision * average.cross, zero};
+}
 
 // The tied optimum of averaged covariances, completed by least displacement.
 Matrix tied_start(const Averages& average) {
@@ -85,7 +117,7 @@ Matrix tied_start(const Averages& average) {
   const Matrix H = cholesky(average.Sigma);
   const auto lower = H.triangularView<Eigen::Lower>();
   const ClosedForm closed(average.C + average.between, lower.solve(average.cross));
-  const Index s = std::min<Index>((closed.l.array() > 1e-10).count(), d);
+  const Index s = closed.n_informative();
   const Matrix U = closed.U.rightCols(d - s), V = closed.V.rightCols(d - s);
   const Matrix Y = closed.L_t.triangularView<Eigen::Lower>().solve(Matrix(average.C * lower));
   Matrix X =
@@ -95,16 +127,16 @@ Matrix tied_start(const Averages& average) {
   return lower * right.transpose();
 }
 
-// One class of the group's problem, or the average of several.
-struct Side {
-  double weight;
-  Matrix precision;   // of the group, carrying the weight
-  Matrix covariance;  // canonical
-  Vector mu;
-  Vector nu;
-};
+// The paper's symmetric map, which the affine one must never be farther than.
+Matrix symmetric_start(const GroupProblem& problem, const Averages& average,
+                       const Matrix& pinned_covariance, Index max_iter) {
+  const SquareRoot root = square_root(pinned_covariance);
+  Matrix S = transport_map(root.inverse * average.C * root.inverse, average.Sigma);
+  problem.transformed(root.inverse).minimise_symmetric(S, {max_iter, kCoarse});
+  return S * root.inverse;
+}
 
-// Two classes diagonalised at once: directions paired by the rearrangement inequality, ascending
+// Two sides diagonalised at once: directions paired by the rearrangement inequality, ascending
 // precision ratios with descending covariance ratios, signs by the differences of the means.
 Matrix paired_start(const Side& one, const Side& other) {
   const Index d = one.mu.size();
@@ -121,9 +153,55 @@ Matrix paired_start(const Side& one, const Side& other) {
   return left.U * X * right.U.transpose();
 }
 
-constexpr Index kSweeps = 30;          // over rows, before the Newton steps
-constexpr Index kSweepFeatures = 256;  // beyond, the factors that sweeps keep outgrow memory
-constexpr std::size_t kRefinedStarts = 4;
+Side all_but(const std::vector<Side>& sides, std::size_t left_out) {
+  const Index d = sides.front().mu.size();
+  Side rest{0, Matrix::Zero(d, d), Matrix::Zero(d, d), Vector::Zero(d), Vector::Zero(d)};
+  for (std::size_t j = 0; j < sides.size(); ++j) {
+    if (j == left_out) continue;
+    const Side& side = sides[j];
+    rest.weight += side.weight;
+    rest.precision += side.precision;
+    rest.covariance += side.weight * side.covariance;
+    rest.mu += side.weight * side.mu;
+    rest.nu += side.weight * side.nu;
+  }
+  rest.covariance /= rest.weight;
+  rest.mu /= rest.weight;
+  rest.nu /= rest.weight;
+  return rest;
+}
+
+// The affine problem has many local optima: the best starts are refined coarsely, to see which
+// basin is lowest, and then that one to the end. Returns whether it got there.
+bool lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& starts,
+                  const NewtonOptions& options, Matrix& B) {
+  std::vector<std::pair<double, std::size_t>> order;
+  for (std::size_t i = 0; i < starts.size(); ++i) {
+    const double value = problem.value(starts[i]);
+    if (std::isfinite(value)) order.emplace_back(value, i);
+  }
+  std::sort(order.begin(), order.end());
+  order.resize(std::min(order.size(), kRefinedStarts));
+  const Index sweeps = starts.front().rows() <= kSweepFeatures ? kSweeps : 0;
+  double lowest = std::numeric_limits<double>::infinity();
+  for (const auto& start : order) {
+    try {
+      Matrix candidate = starts[start.second];
+      problem.minimise_affine(candidate, sweeps,
+                              {options.max_iter, std::max(options.tol, kCoarse)});
+      const double value = problem.value(candidate);
+      if (value < lowest) {
+        lowest = value;
+        B = candidate;
+      }
+    } catch (const NumericalError&) {
+      // One start of several.
+    }
+  }
+  if (!std::isfinite(lowest))
+    throw NumericalError("no start of the affine problem got through", -1, -1);
+  return problem.minimise_affine(B, 0, options).converged;
+}
 
 }  // namespace
 
@@ -135,7 +213,8 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     nu_mean += w[k] * state.nu.col(k);
     mu_mean += w[k] * subgroups_.mean(k, a);
   }
-  Averages average(d);
+  const Matrix zero = Matrix::Zero(d, d);
+  Averages average{zero, zero, zero, zero};
   std::vector<Side> sides;
   for (Index k = 0; k < K; ++k) {
     if (w[k] <= 0) continue;
@@ -147,28 +226,11 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     if (!tied())
       sides.push_back({w[k], w[k] * precision_[cell(k, a)], state.C[canonical(k)], mu, nu});
   }
-  std::vector<GroupProblem::Term> terms;
-  Vector target = Vector::Zero(d);
-  Matrix J = Matrix::Zero(d, d);
-  if (tied()) {
-    // One precision: the classes enter through their scatter alone.
-    terms.push_back({precision_[cell(0, a)], average.C + average.between, Vector::Zero(d)});
-    J = precision_[cell(0, a)] * average.cross;
-  } else {
-    // J = sum_k P_k (mu_k - P^{-1} sum_j P_j mu_j) nu_k^T
-    Matrix total = Matrix::Zero(d, d);
-    for (const Side& side : sides) {
-      terms.push_back({side.precision, side.covariance + side.nu * side.nu.transpose(), side.nu});
-      target += side.precision * side.mu;
-      total += side.precision;
-    }
-    const Vector centre = total.llt().solve(target);
-    for (const Side& side : sides)
-      J.noalias() += (side.precision * (side.mu - centre)) * side.nu.transpose();
-  }
-  const GroupProblem problem(std::move(terms), std::move(J), std::move(target));
-  const NewtonOptions newton{options_.max_iter, tol};
+  const GroupProblem problem =
+      tied() ? tied_problem_of(precision_[cell(0, a)], average) : problem_of(sides);
+
   Matrix& B = state.B[a];
+  const NewtonOptions options{options_.max_iter, tol};
   const bool fresh = !state.fitted[a];
   state.fitted[a] = 1;
   if (options_.alignment == Alignment::symmetric) {
@@ -176,67 +238,21 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     // Convex, and the convergence quadratic: the last digits cost a step or two.
     state.converged[a] = problem.minimise_symmetric(B, {options_.max_iter, 0.0}).converged;
   } else if (!fresh) {
-    state.converged[a] = problem.minimise_affine(B, 0, newton).converged;
+    state.converged[a] = problem.minimise_affine(B, 0, options).converged;
   } else if (sides.size() == 1) {
-    B = tied_start(average);  // one class: exact, and of all optimal isometries the one that moves
-                              // points least
+    B = tied_start(average);  // exact, and of all optimal isometries it moves points least
   } else {
-    // The problem has many local optima: refine the best of several starts.
     std::vector<Matrix> starts{tied_start(average)};
-    // The paper's symmetric map, which the affine one must never be farther than.
     try {
-      const SquareRoot root = square_root(state.C[canonical(state.pinned)]);
-      Matrix S = transport_map(root.inverse * average.C * root.inverse, average.Sigma);
-      problem.transformed(root.inverse).minimise_symmetric(S, {options_.max_iter, 1e-12});
-      starts.push_back(S * root.inverse);
+      starts.push_back(
+          symmetric_start(problem, average, state.C[canonical(state.pinned)], options_.max_iter));
     } catch (const NumericalError&) {
       // One start of several.
     }
-    // Every class against the others.
-    for (std::size_t i = 0; sides.size() > 1 && i < sides.size(); ++i) {
-      Side rest{0, Matrix::Zero(d, d), Matrix::Zero(d, d), Vector::Zero(d), Vector::Zero(d)};
-      for (std::size_t j = 0; j < sides.size(); ++j) {
-        if (j == i) continue;
-        const Side& side = sides[j];
-        rest.weight += side.weight;
-        rest.precision += side.precision;
-        rest.covariance += side.weight * side.covariance;
-        rest.mu += side.weight * side.mu;
-        rest.nu += side.weight * side.nu;
-      }
-      rest.covariance /= rest.weight;
-      rest.mu /= rest.weight;
-      rest.nu /= rest.weight;
-      starts.push_back(paired_start(sides[i], rest));
-    }
-    std::vector<std::pair<double, std::size_t>> order;
-    for (std::size_t i = 0; i < starts.size(); ++i) {
-      const double value = problem.value(starts[i]);
-      if (std::isfinite(value)) order.emplace_back(value, i);
-    }
-    std::sort(order.begin(), order.end());
-    order.resize(std::min(order.size(), kRefinedStarts));
-    // A later start must win by more than rounding: where any isometry is optimal, the first one,
-    // which moves points least, stands.
-    // Coarsely, to see which basin is lowest; then that one to the end.
-    const NewtonOptions coarse{options_.max_iter, std::max(tol, 1e-3)};
-    double lowest = std::numeric_limits<double>::infinity();
-    for (const auto& start : order) {
-      try {
-        Matrix candidate = starts[start.second];
-        problem.minimise_affine(candidate, d <= kSweepFeatures ? kSweeps : 0, coarse);
-        const double value = problem.value(candidate);
-        if (value < lowest) {
-          lowest = value;
-          B = candidate;
-        }
-      } catch (const NumericalError&) {
-        // One start of several.
-      }
-    }
-    if (!std::isfinite(lowest))
-      throw NumericalError("no start of the affine problem got through", -1, a);
-    state.converged[a] = problem.minimise_affine(B, 0, newton).converged;
+    // Every class against the others; of two, one against the other says it all.
+    for (std::size_t i = 0; i < (sides.size() == 2 ? 1 : sides.size()); ++i)
+      starts.push_back(paired_start(sides[i], all_but(sides, i)));
+    state.converged[a] = lowest_basin(problem, starts, options, B);
   }
   state.m[a] = problem.shift(B) + mu_mean - B * nu_mean;
 }

@@ -28,6 +28,8 @@ ClosedForm::ClosedForm(const ConstMatrixRef& T, const ConstMatrixRef& M) : L_t(c
   x = 0.5 * (l.array() + (l.array().square() + 4).sqrt());
 }
 
+Index ClosedForm::n_informative() const { return (l.array() > kNoInformation).count(); }
+
 Matrix ClosedForm::map() const {
   // B L_t = U diag(x) V^T
   return L_t.transpose()
@@ -174,7 +176,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     if (r > 0) {
       const TiedProblem problem(Matrix::Identity(r, r), nu, group.means, w);
       const ClosedForm closed(problem.T, problem.M);
-      to.s = (closed.l.array() > kNoInformation).count();
+      to.s = closed.n_informative();
       to.L_t = closed.L_t;
       to.V = closed.V;
       to.x = closed.x.head(to.s);

@@ -23,6 +23,8 @@ struct ClosedForm {
 
   ClosedForm(const ConstMatrixRef& T, const ConstMatrixRef& M);
   Matrix map() const;
+  /// Singular values that say something; below them any isometry is optimal.
+  Index n_informative() const;
 };
 
 class TiedModel {
