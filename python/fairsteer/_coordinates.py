@@ -54,7 +54,8 @@ def to_coordinates(fitted: Any, rows: Floats, names: list[str]) -> Floats:
             "feature_transform=PowerTransformer()."
         )
         raise ValueError(msg)
-    return check_array(fitted.transform(_widened(rows)), **ROW_CHECKS)  # type: ignore[no-any-return]
+    coordinates: Floats = check_array(fitted.transform(_widened(rows)), **ROW_CHECKS)
+    return coordinates
 
 
 def _widened(rows: Floats) -> Floats:

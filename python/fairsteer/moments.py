@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -43,15 +43,13 @@ def label_array(labels: Iterable[Any]) -> NDArray[Any]:
     return array
 
 
-def _labels(labels: ArrayLike | None, n: int, name: str) -> NDArray[Any]:
-    """Check labels; None stands for 0 to n - 1."""
-    if labels is None:
-        return np.arange(n)
-    array = labels if isinstance(labels, np.ndarray) and labels.ndim == 1 else label_array(labels)  # type: ignore[arg-type]
-    if array.shape != (n,):
-        msg = f"{name} must hold {n} labels, not {array.shape[0]}."
+def _labels(labels: Iterable[Any], name: str) -> NDArray[Any]:
+    """Check labels: at least one, all distinct."""
+    array = labels if isinstance(labels, np.ndarray) and labels.ndim == 1 else label_array(labels)
+    if len(array) == 0:
+        msg = f"{name} must hold at least one label."
         raise ValueError(msg)
-    if len(set(array.tolist())) != n:
+    if len(set(array.tolist())) != len(array):
         msg = f"{name} must be distinct, but some label occurs twice: {array.tolist()}."
         raise ValueError(msg)
     return array
@@ -159,7 +157,7 @@ class SubgroupMoments:
     """
 
     def __init__(
-        self, n_features: int, *, classes: ArrayLike, groups: ArrayLike, covariance: CovarianceModel = "tied"
+        self, n_features: int, *, classes: Iterable[Any], groups: Iterable[Any], covariance: CovarianceModel = "tied"
     ) -> None:
         if covariance not in ("tied", "full", "diagonal"):
             msg = f"covariance must be 'tied', 'full' or 'diagonal', not {covariance!r}."
@@ -167,17 +165,13 @@ class SubgroupMoments:
         if n_features < 1:
             msg = f"n_features must be at least 1, not {n_features}."
             raise ValueError(msg)
-        n_classes, n_groups = len(classes), len(groups)  # type: ignore[arg-type]
-        if n_classes == 0 or n_groups == 0:
-            msg = f"There must be at least one class and one group, not {n_classes} and {n_groups}."
-            raise ValueError(msg)
         self.n_features = int(n_features)
-        self.classes = _labels(classes, n_classes, "classes")
-        self.groups = _labels(groups, n_groups, "groups")
+        self.classes = _labels(classes, "classes")
+        self.groups = _labels(groups, "groups")
         self.covariance: CovarianceModel = covariance
         self._shrunk: FloatArray | None = None
         self._pooling = 0.0
-        K, G, d = n_classes, n_groups, self.n_features
+        K, G, d = len(self.classes), len(self.groups), self.n_features
         diagonal = covariance == "diagonal"
         self.weights: FloatArray = np.zeros((K, G))
         self._weight_squares: FloatArray = np.zeros((K, G))
@@ -194,8 +188,8 @@ class SubgroupMoments:
         means: ArrayLike,
         covariances: ArrayLike,
         *,
-        classes: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
+        classes: Iterable[Any] | None = None,
+        groups: Iterable[Any] | None = None,
     ) -> SubgroupMoments:
         """Moments of someone who has statistics and no rows.
 
@@ -264,10 +258,14 @@ class SubgroupMoments:
             Sigma = (Sigma + transposed) / 2
         moments = cls(
             d,
-            classes=_labels(classes, K, "classes"),
-            groups=_labels(groups, G, "groups"),
-            covariance=covariance,  # type: ignore[arg-type]
+            classes=np.arange(K) if classes is None else classes,
+            groups=np.arange(G) if groups is None else groups,
+            covariance=cast("CovarianceModel", covariance),
         )
+        for name, labels, n in (("classes", moments.classes, K), ("groups", moments.groups, G)):
+            if len(labels) != n:
+                msg = f"{name} must hold {n} labels, not {len(labels)}."
+                raise ValueError(msg)
         moments.weights[:] = w
         moments._weight_squares[:] = w  # as if every row had weight one
         moments.means[w > 0] = mu[w > 0]

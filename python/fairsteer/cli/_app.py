@@ -6,7 +6,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd  # noqa: F401  (missing pandas is reported by `main`, like missing typer)
 import typer
 
 from ._errors import UsageError
