@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 
+import cvxpy
 import numpy as np
 import pytest
 from scipy import optimize, stats
@@ -140,9 +141,6 @@ SYMMETRIC_CASES = [
 
 @pytest.mark.parametrize(("kind", "n_classes", "d"), SYMMETRIC_CASES)
 def test_symmetric_equals_a_conic_solver(kind, n_classes, d):
-    cvxpy = pytest.importorskip("cvxpy", reason="cvxpy, the conic oracle, is not installed")
-    if "CLARABEL" not in cvxpy.installed_solvers():
-        pytest.skip("cvxpy is installed without Clarabel")
     data, ideal, nu, C, _, Sigma, offset = symmetric_case(kind, n_classes, d)
     S, m = cvxpy.Variable((d, d), PSD=True), cvxpy.Variable(d)
     quadratic = 0
