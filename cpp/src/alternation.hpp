@@ -7,6 +7,9 @@
 //   void fit_canonical(State&, Matrix q, mask)         best family for the masked classes
 //   double divergence(State, Index k, Index a)         KL of one cell, nats
 //   bool converged(State)                              whether every fit_group reached its optimum
+//   std::vector<double> path(State, Index a)           objective of group a's last fit, by
+//   iteration;
+//                                                      empty for a closed form
 #pragma once
 
 #include <algorithm>
@@ -24,6 +27,8 @@
 namespace fairsteer::detail {
 
 using Mask = std::vector<char>;
+
+constexpr double kCoarse = 1e-3;  // nats, relative to max(1, KL); tells one start from another
 
 struct Priors {
   Vector p;
@@ -64,6 +69,13 @@ struct Solution {
   bool converged = false;
 };
 
+/// By more than rounding; of equally near ones the first.
+template <class State>
+Solution<State> nearer(Solution<State> first, Solution<State> second) {
+  const double rounding = 1e-10 * std::max(1.0, std::abs(first.objective));
+  return second.objective < first.objective - rounding ? std::move(second) : std::move(first);
+}
+
 template <class Model>
 class Alternation {
  public:
@@ -72,47 +84,45 @@ class Alternation {
   Alternation(const Model& model, const Subgroups& subgroups, const IdealOptions& options)
       : model_(model), subgroups_(subgroups), options_(options), q_(complete_weights(subgroups)) {}
 
-  /// With the reference's family as the canonical one; or from `extra`, should that end nearer.
-  Solution<State> affirmative(std::optional<Solution<State>> extra = std::nullopt) const {
-    auto solution = begin(options_.reference);
+  /// With the reference's family as the canonical one, or whatever family `start` has.
+  Solution<State> affirmative() const {
+    auto solution = begin(options_.reference, fit_tolerance(0, 0));
     if (!solution) throw std::invalid_argument("a group shares no class with the reference group");
     evaluate(*solution);
-    if (extra) {
-      for (Index a = 0; a < subgroups_.n_groups; ++a)
-        if (a != options_.reference) model_.fit_group(extra->state, a, *weights(*extra, a), 0.0);
-      evaluate(*extra);
-      if (extra->objective < solution->objective) solution = std::move(extra);
-    }
-    solution->converged = model_.converged(solution->state);
-    solution->n_iter = 1;
-    solution->path = {solution->objective};
+    finish_affirmative(*solution);
     return *std::move(solution);
   }
+  Solution<State> affirmative(Solution<State> start) const {
+    for (Index a = 0; a < subgroups_.n_groups; ++a)
+      if (a != options_.reference)
+        model_.fit_group(start.state, a, *weights(start, a), fit_tolerance(start.objective, 0));
+    evaluate(start);
+    finish_affirmative(start);
+    return start;
+  }
 
-  /// The best of the alternations from each group's own family, and from `extra`.
-  Solution<State> all_subgroups(std::optional<Solution<State>> extra = std::nullopt) const {
-    Solution<State> best;
+  /// The best of the alternations from each group's own family; or the one from `start`.
+  Solution<State> all_subgroups() const {
+    std::optional<Solution<State>> best;
     std::optional<NumericalError> failure;
-    const auto keep_better = [&](auto make) {
+    for (const Index group : starts()) {
       try {
-        std::optional<Solution<State>> solution = make();
-        if (!solution) return;
-        evaluate(*solution);
-        iterate(*solution);
-        // By more than rounding: of equally near ones the first stands.
-        if (solution->objective <
-                best.objective - 1e-10 * std::max(1.0, std::abs(best.objective)) ||
-            !std::isfinite(best.objective))
-          best = *std::move(solution);
+        std::optional<Solution<State>> solution = begin(group, std::max(options_.tol, kCoarse));
+        if (!solution) continue;
+        Solution<State> candidate = all_subgroups(*std::move(solution));
+        best = best ? nearer(*std::move(best), std::move(candidate)) : std::move(candidate);
       } catch (const NumericalError& error) {
         failure = error;  // another start may get through
       }
-    };
-    for (const Index group : starts()) keep_better([&] { return begin(group); });
-    if (extra) keep_better([&] { return std::move(extra); });
-    if (std::isfinite(best.objective)) return best;
+    }
+    if (best) return *std::move(best);
     if (failure) throw *failure;
     throw std::invalid_argument("no group shares a class with every other group");
+  }
+  Solution<State> all_subgroups(Solution<State> start) const {
+    evaluate(start);
+    iterate(start);
+    return start;
   }
 
  private:
@@ -129,7 +139,7 @@ class Alternation {
 
   // The canonical family of one group and the best map of every group into it: the affirmative
   // solution with that reference.
-  std::optional<Solution<State>> begin(Index reference) const {
+  std::optional<Solution<State>> begin(Index reference, double tol) const {
     Solution<State> solution;
     solution.priors.p = q_.col(reference) / q_.col(reference).sum();
     solution.priors.r = q_.colwise().sum();
@@ -137,7 +147,7 @@ class Alternation {
     for (Index a = 0; a < subgroups_.n_groups; ++a) {
       const auto w = weights(solution, a);
       if (!w) return std::nullopt;
-      if (a != reference) model_.fit_group(solution.state, a, *w, fit_tolerance(0));
+      if (a != reference) model_.fit_group(solution.state, a, *w, tol);
     }
     // Classes that the reference lacks follow from the other groups, through maps that the classes
     // they share have decided.
@@ -147,6 +157,23 @@ class Alternation {
     if (std::count(missing.begin(), missing.end(), 1) > 0)
       model_.fit_canonical(solution.state, target(solution.priors), missing);
     return solution;
+  }
+
+  // The groups do not touch each other, so that their descents add up.
+  void finish_affirmative(Solution<State>& solution) const {
+    solution.converged = model_.converged(solution.state);
+    solution.path = {solution.objective};
+    for (Index a = 0; a < subgroups_.n_groups; ++a) {
+      if (a == options_.reference) continue;
+      const std::vector<double> path = model_.path(solution.state, a);
+      if (path.size() > solution.path.size()) solution.path.resize(path.size(), solution.objective);
+      const double share =
+          solution.priors.r[a] *
+          (subgroups_.weight.col(a).array() > 0).select(solution.priors.p.array(), 0.0).sum();
+      for (std::size_t n = 0; n + 1 < path.size(); ++n)
+        solution.path[n] += share * (path[n] - path.back());
+    }
+    solution.n_iter = std::max<Index>(1, static_cast<Index>(solution.path.size()) - 1);
   }
 
   void iterate(Solution<State>& solution) const {
@@ -161,7 +188,7 @@ class Alternation {
         model_.fit_canonical(solution.state, target(solution.priors), all);
         for (Index a = 0; a < subgroups_.n_groups; ++a)
           model_.fit_group(solution.state, a, *weights(solution, a),
-                           fit_tolerance(solution.objective));
+                           fit_tolerance(solution.objective, previous_step));
         evaluate(solution);
       } catch (const NumericalError&) {
         solution = before;  // as near as double precision gets; reported as not converged
@@ -189,9 +216,9 @@ class Alternation {
   }
 
   // Iterative fits stop well inside the tolerance of the whole, so that their errors do not add up
-  // to it.
-  double fit_tolerance(double objective) const {
-    return 0.01 * options_.tol * std::max(1.0, std::abs(objective));
+  // to it; and as long as the alternation moves by more, they need not be better than it is.
+  double fit_tolerance(double objective, double previous_step) const {
+    return std::max(0.1 * options_.tol * std::max(1.0, std::abs(objective)), 0.01 * previous_step);
   }
 
   // w[k] of one group: the priors of the classes that it and the canonical family both have.

@@ -27,6 +27,7 @@ class DiagonalModel {
   void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
   double divergence(const State& state, Index k, Index a) const;
   bool converged(const State&) const { return true; }  // closed form
+  std::vector<double> path(const State&, Index) const { return {}; }
   void lift(const Solution<State>& solution, Index reference, IdealResult& result) const;
 
  private:

@@ -8,6 +8,7 @@
 #include "fairsteer/gaussian.hpp"
 #include "frame.hpp"
 #include "tied.hpp"
+#include "two_class.hpp"
 
 namespace fairsteer::detail {
 
@@ -43,9 +44,8 @@ void FullModel::start(State& state, Index group) const {
   }
   state.B.assign(G, Matrix::Identity(d, d));
   state.m.assign(G, Vector::Zero(d));
-  state.fitted.assign(G, 0);
-  state.converged.assign(G, 1);
-  state.fitted[group] = 1;
+  state.descent.assign(G, Descent{{}, true});
+  state.descent[group].path = {0.0};
 
   // The heaviest class: of the reference group, or of all groups.
   const Vector margin = options_.intervention == Intervention::affirmative
@@ -66,19 +66,9 @@ void FullModel::start(State& state, Index group) const {
 
 namespace {
 
-constexpr Index kSweeps = 30;          // over rows, before the Newton steps
+constexpr Index kSweeps = 10;          // over rows, before the second-order steps
 constexpr Index kSweepFeatures = 256;  // beyond, the factors that sweeps keep outgrow memory
 constexpr std::size_t kRefinedStarts = 4;
-constexpr double kCoarse = 1e-3;  // nats; enough to tell which basin is lowest
-
-// One class of the group's problem, or several taken together; means relative to their averages.
-struct Side {
-  double weight;
-  Matrix precision;   // of the group, carrying the weight
-  Matrix covariance;  // canonical
-  Vector mu;          // of the group
-  Vector nu;          // canonical
-};
 
 // Averages over the classes, by weight.
 struct Averages {
@@ -136,23 +126,6 @@ Matrix symmetric_start(const GroupProblem& problem, const Averages& average,
   return S * root.inverse;
 }
 
-// Two sides diagonalised at once: directions paired by the rearrangement inequality, ascending
-// precision ratios with descending covariance ratios, signs by the differences of the means.
-Matrix paired_start(const Side& one, const Side& other) {
-  const Index d = one.mu.size();
-  const Diagonaliser left = diagonalise(one.precision, other.precision);
-  const Diagonaliser right = diagonalise(one.covariance, other.covariance);
-  const Vector mu = left.inverse * (other.mu - one.mu);
-  const Vector nu = right.U.transpose() * (other.nu - one.nu);
-  Matrix X = Matrix::Zero(d, d);
-  for (Index i = 0; i < d; ++i) {
-    const Index j = d - 1 - i;
-    const double scale = 1 / std::sqrt(1 + left.values[i] * right.values[j]);
-    X(i, j) = mu[i] * nu[j] < 0 ? -scale : scale;
-  }
-  return left.U * X * right.U.transpose();
-}
-
 Side all_but(const std::vector<Side>& sides, std::size_t left_out) {
   const Index d = sides.front().mu.size();
   Side rest{0, Matrix::Zero(d, d), Matrix::Zero(d, d), Vector::Zero(d), Vector::Zero(d)};
@@ -171,10 +144,27 @@ Side all_but(const std::vector<Side>& sides, std::size_t left_out) {
   return rest;
 }
 
+// The tied optimum, the symmetric one, and every class against the others.
+std::vector<Matrix> starts_of(const GroupProblem& problem, const std::vector<Side>& sides,
+                              const Averages& average, const Matrix& pinned_covariance,
+                              Index max_iter) {
+  std::vector<Matrix> starts{tied_start(average)};
+  try {
+    starts.push_back(symmetric_start(problem, average, pinned_covariance, max_iter));
+  } catch (const NumericalError&) {
+    // One start of several.
+  }
+  for (std::size_t i = 0; i < sides.size(); ++i) {
+    const TwoClassProblem pair(sides[i], all_but(sides, i));
+    starts.push_back(pair.from_diagonal(pair.paired()));
+  }
+  return starts;
+}
+
 // The affine problem has many local optima: the best starts are refined coarsely, to see which
-// basin is lowest, and then that one to the end. Returns whether it got there.
-bool lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& starts,
-                  const NewtonOptions& options, Matrix& B) {
+// basin is lowest, and then that one to the end.
+Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& starts,
+                     const DescentOptions& options, Matrix& B) {
   std::vector<std::pair<double, std::size_t>> order;
   for (std::size_t i = 0; i < starts.size(); ++i) {
     const double value = problem.value(starts[i]);
@@ -183,24 +173,36 @@ bool lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& starts
   std::sort(order.begin(), order.end());
   order.resize(std::min(order.size(), kRefinedStarts));
   const Index sweeps = starts.front().rows() <= kSweepFeatures ? kSweeps : 0;
-  double lowest = std::numeric_limits<double>::infinity();
+  Descent best;
   for (const auto& start : order) {
     try {
       Matrix candidate = starts[start.second];
-      problem.minimise_affine(candidate, sweeps,
-                              {options.max_iter, std::max(options.tol, kCoarse)});
-      const double value = problem.value(candidate);
-      if (value < lowest) {
-        lowest = value;
-        B = candidate;
-      }
+      const Descent descent = problem.minimise_affine(
+          candidate, sweeps, {options.max_iter, std::max(options.tol, kCoarse)});
+      if (!best.path.empty() && !(descent.value() < best.value())) continue;
+      best = descent;
+      B = candidate;
     } catch (const NumericalError&) {
       // One start of several.
     }
   }
-  if (!std::isfinite(lowest))
-    throw NumericalError("no start of the affine problem got through", -1, -1);
-  return problem.minimise_affine(B, 0, options).converged;
+  if (best.path.empty()) throw NumericalError("no start of the affine problem got through", -1, -1);
+  Descent rest = problem.minimise_affine(B, 0, options);
+  rest.path.insert(rest.path.begin(), best.path.begin(), best.path.end());
+  return rest;
+}
+
+// Over hundreds of problems the swept pairing ended lowest every time, so the other starts serve
+// only as a check, by their values.
+Descent lowest_of_two_classes(const TwoClassProblem& problem, const Matrix& other_start,
+                              const DescentOptions& options, Matrix& B) {
+  Matrix X = problem.paired();
+  problem.descend_rows(X, kSweeps, kCoarse);
+  const Matrix other = problem.to_diagonal(other_start);
+  if (problem.value(other) < problem.value(X)) X = other;
+  const Descent descent = problem.minimise(X, options);
+  B = problem.from_diagonal(X);
+  return descent;
 }
 
 }  // namespace
@@ -226,33 +228,35 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     if (!tied())
       sides.push_back({w[k], w[k] * precision_[cell(k, a)], state.C[canonical(k)], mu, nu});
   }
+  Matrix& B = state.B[a];
+  Descent& descent = state.descent[a];
+  const bool fresh = descent.path.empty();
+  const DescentOptions options{options_.max_iter, tol};
   const GroupProblem problem =
       tied() ? tied_problem_of(precision_[cell(0, a)], average) : problem_of(sides);
-
-  Matrix& B = state.B[a];
-  const NewtonOptions options{options_.max_iter, tol};
-  const bool fresh = !state.fitted[a];
-  state.fitted[a] = 1;
   if (options_.alignment == Alignment::symmetric) {
     if (fresh) B = transport_map(average.C, average.Sigma);
-    // Convex, and the convergence quadratic: the last digits cost a step or two.
-    state.converged[a] = problem.minimise_symmetric(B, {options_.max_iter, 0.0}).converged;
-  } else if (!fresh) {
-    state.converged[a] = problem.minimise_affine(B, 0, options).converged;
-  } else if (sides.size() == 1) {
+    // Convex, and the convergence quadratic: twice the digits cost a step or two.
+    descent = problem.minimise_symmetric(B, {options_.max_iter, tol * tol});
+  } else if (sides.size() == 1 && fresh) {
     B = tied_start(average);  // exact, and of all optimal isometries it moves points least
-  } else {
-    std::vector<Matrix> starts{tied_start(average)};
-    try {
-      starts.push_back(
-          symmetric_start(problem, average, state.C[canonical(state.pinned)], options_.max_iter));
-    } catch (const NumericalError&) {
-      // One start of several.
+    descent = {{0.0}, true};
+  } else if (sides.size() == 2) {
+    const TwoClassProblem two(sides[0], sides[1]);
+    if (fresh) {
+      descent = lowest_of_two_classes(two, tied_start(average), options, B);
+    } else {
+      Matrix X = two.to_diagonal(B);
+      descent = two.minimise(X, options);
+      B = two.from_diagonal(X);
     }
-    // Every class against the others; of two, one against the other says it all.
-    for (std::size_t i = 0; i < (sides.size() == 2 ? 1 : sides.size()); ++i)
-      starts.push_back(paired_start(sides[i], all_but(sides, i)));
-    state.converged[a] = lowest_basin(problem, starts, options, B);
+  } else if (fresh) {
+    descent = lowest_basin(
+        problem,
+        starts_of(problem, sides, average, state.C[canonical(state.pinned)], options_.max_iter),
+        options, B);
+  } else {
+    descent = problem.minimise_affine(B, 0, options);
   }
   state.m[a] = problem.shift(B) + mu_mean - B * nu_mean;
 }

@@ -17,8 +17,7 @@ class FullModel {
     std::vector<Matrix> C;  // canonical covariances: K, tied: 1
     std::vector<Matrix> B;  // (G)
     std::vector<Vector> m;
-    std::vector<char> fitted;
-    std::vector<char> converged;
+    std::vector<Descent> descent;  // of B, in the last fit; no path: not fitted yet
     Index pinned = -1;  // symmetric: the class whose canonical covariance is the identity
     Mask known;
   };
@@ -31,8 +30,10 @@ class FullModel {
   void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
   double divergence(const State& state, Index k, Index a) const;
   bool converged(const State& state) const {
-    return std::all_of(state.converged.begin(), state.converged.end(), [](char c) { return c; });
+    return std::all_of(state.descent.begin(), state.descent.end(),
+                       [](const Descent& descent) { return descent.converged; });
   }
+  std::vector<double> path(const State& state, Index a) const { return state.descent[a].path; }
 
  private:
   bool tied() const { return subgroups_.model == CovarianceModel::tied; }

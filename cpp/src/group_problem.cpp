@@ -5,10 +5,16 @@
 
 #include "fairsteer/errors.hpp"
 #include "fairsteer/gaussian.hpp"
+#include "newton.hpp"
 #include "row_descent.hpp"
 
 namespace fairsteer::detail {
 namespace {
+
+void symmetrise(Matrix& A) {
+  for (Index j = 0; j < A.cols(); ++j)
+    for (Index i = 0; i < j; ++i) A(i, j) = A(j, i) = 0.5 * (A(i, j) + A(j, i));
+}
 
 // f over symmetric positive-definite S. The Hessian at an ideal distribution is close to
 // D -> 2 S^{-1} D S^{-1}, whose inverse is the preconditioner.
@@ -26,15 +32,16 @@ class SymmetricObjective {
   void linearise(const Matrix& S) {
     S_ = S;
     inverse_ = S.llt().solve(Matrix::Identity(S.rows(), S.cols()));
-    inverse_ = 0.5 * (inverse_ + inverse_.transpose()).eval();
-    problem_.quadratic(S, quadratic_);
-    gradient_ = quadratic_ - problem_.linear();
-    gradient_ = (0.5 * (gradient_ + gradient_.transpose()) - inverse_).eval();
+    symmetrise(inverse_);
+    problem_.quadratic(S, gradient_);
+    gradient_ -= problem_.linear();
+    symmetrise(gradient_);
+    gradient_ -= inverse_;
   }
   const Matrix& gradient() const { return gradient_; }
   void product(const Matrix& D, Matrix& out) {
     problem_.quadratic(D, out);
-    out = (0.5 * (out + out.transpose())).eval();
+    symmetrise(out);
     scratch_.noalias() = inverse_ * D;
     out.noalias() += scratch_ * inverse_;
   }
@@ -68,8 +75,9 @@ class AffineObjective {
     const Vector inverse = decomposition.s.cwiseInverse();
     inverse_transpose_ = U_ * inverse.asDiagonal() * V_.transpose();
     coupling_ = inverse * inverse.transpose();
-    problem_.quadratic(X, quadratic_);
-    gradient_ = quadratic_ - problem_.linear() - inverse_transpose_;
+    problem_.quadratic(X, gradient_);
+    gradient_ -= problem_.linear();
+    gradient_ -= inverse_transpose_;
   }
   const Matrix& gradient() const { return gradient_; }
   void product(const Matrix& D, Matrix& out) {
@@ -98,7 +106,11 @@ class AffineObjective {
 GroupProblem::GroupProblem(std::vector<Term> terms, Matrix linear, Vector target)
     : terms_(std::move(terms)), J_(std::move(linear)), target_(std::move(target)) {
   total_ = Matrix::Zero(J_.rows(), J_.cols());
-  for (const Term& term : terms_) total_ += term.precision;
+  nu_.resize(J_.rows(), static_cast<Index>(terms_.size()));
+  for (Index k = 0; k < nu_.cols(); ++k) {
+    total_ += terms_[k].precision;
+    nu_.col(k) = terms_[k].nu;
+  }
   factor_.compute(total_);
   if (factor_.info() != Eigen::Success)
     throw NumericalError("the precisions of a group do not sum to a positive definite matrix", -1,
@@ -120,23 +132,24 @@ Vector GroupProblem::shift(const Matrix& B) const {
 
 void GroupProblem::quadratic(const Matrix& B, Matrix& out) const {
   const Index d = J_.rows();
-  const auto n = static_cast<Index>(terms_.size());
   out.setZero(d, d);
+  scratch_.resize(d, d);
+  moved_.resize(d, static_cast<Index>(terms_.size()));
   Vector sum = Vector::Zero(d);
-  Matrix product(d, d);
-  for (Index k = 0; k < n; ++k) {
+  for (Index k = 0; k < moved_.cols(); ++k) {
     const Term& term = terms_[k];
-    product.noalias() = B * term.second_moment;
-    out.noalias() += term.precision * product;
+    scratch_.noalias() = B * term.second_moment;
+    out.noalias() += term.precision * scratch_;
     sum.noalias() += term.precision * (B * term.nu);
   }
   const Vector delta = -factor_.solve(sum);
-  for (const Term& term : terms_) out.noalias() += (term.precision * delta) * term.nu.transpose();
+  for (Index k = 0; k < moved_.cols(); ++k) moved_.col(k).noalias() = terms_[k].precision * delta;
+  out.noalias() += moved_ * nu_.transpose();
 }
 
 double GroupProblem::value(const Matrix& B) const { return AffineObjective(*this).value(B); }
 
-NewtonResult GroupProblem::minimise_symmetric(Matrix& B, const NewtonOptions& options) const {
+Descent GroupProblem::minimise_symmetric(Matrix& B, const DescentOptions& options) const {
   SymmetricObjective objective(*this);
   return minimise(objective, B, options);
 }
@@ -169,8 +182,8 @@ void GroupProblem::descend(Matrix& X, Index sweeps) const {
   X = basis * Y.leftCols(d);
 }
 
-NewtonResult GroupProblem::minimise_affine(Matrix& B, Index sweeps,
-                                           const NewtonOptions& options) const {
+Descent GroupProblem::minimise_affine(Matrix& B, Index sweeps,
+                                      const DescentOptions& options) const {
   // X = L_p B L_s with L_p^T L_p = sum_k P_k and L_s L_s^T the average second moment.
   const Index d = J_.rows();
   Matrix average = Matrix::Zero(d, d);
@@ -201,11 +214,11 @@ NewtonResult GroupProblem::minimise_affine(Matrix& B, Index sweeps,
   X = X * lower_s;
   if (sweeps > 0) whitened.descend(X, sweeps);
   AffineObjective objective(whitened);
-  NewtonResult result = minimise(objective, X, options);
+  const Descent descent = minimise(objective, X, options);
   // B = L_p^{-T} X L_s^{-1}
   const Matrix right = lower_s.transpose().solve(X.transpose());
   B = lower_p.transpose().solve(right.transpose());
-  return result;
+  return descent;
 }
 
 }  // namespace fairsteer::detail

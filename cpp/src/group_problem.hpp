@@ -8,8 +8,8 @@
 
 #include <vector>
 
+#include "descent.hpp"
 #include "fairsteer/types.hpp"
-#include "newton.hpp"
 
 namespace fairsteer::detail {
 
@@ -32,11 +32,11 @@ class GroupProblem {
 
   /// Nearest symmetric positive-definite map, from the positive-definite `B` on: a convex problem
   /// (the paper's Theorem 4.1, in coordinates where R = I).
-  NewtonResult minimise_symmetric(Matrix& B, const NewtonOptions& options) const;
+  Descent minimise_symmetric(Matrix& B, const DescentOptions& options) const;
 
   /// Nearest invertible map that descent from `B` reaches: `sweeps` over its rows, which may leave
   /// a poor basin, then Newton steps.
-  NewtonResult minimise_affine(Matrix& B, Index sweeps, const NewtonOptions& options) const;
+  Descent minimise_affine(Matrix& B, Index sweeps, const DescentOptions& options) const;
 
   double value(const Matrix& B) const;
   void quadratic(const Matrix& B, Matrix& out) const;
@@ -50,6 +50,8 @@ class GroupProblem {
   Vector target_;
   Matrix total_;               // sum_k P_k
   Eigen::LLT<Matrix> factor_;  // of it
+  Matrix nu_;                  // (d, K)
+  mutable Matrix scratch_, moved_;
 };
 
 }  // namespace fairsteer::detail

@@ -22,6 +22,16 @@ detail::Solution<typename Model::State> alternate(const Model& model, const Subg
                                                            : alternation.all_subgroups();
 }
 
+template <class Model>
+detail::Solution<typename Model::State> alternate(const Model& model, const Subgroups& subgroups,
+                                                  const IdealOptions& options,
+                                                  detail::Solution<typename Model::State> start) {
+  const detail::Alternation<Model> alternation(model, subgroups, options);
+  return options.intervention == Intervention::affirmative
+             ? alternation.affirmative(std::move(start))
+             : alternation.all_subgroups(std::move(start));
+}
+
 Index reference_of(const IdealOptions& options) {
   return options.intervention == Intervention::affirmative ? options.reference : -1;
 }
@@ -53,10 +63,10 @@ IdealResult solve_diagonal(const Subgroups& subgroups, const IdealOptions& optio
       options.intervention == Intervention::affirmative)
     return solve(model, subgroups, options);
   // From the solution without reflections as well: the one with them is then never farther.
-  const auto solution =
-      detail::Alternation<detail::DiagonalModel>(model, subgroups, options)
-          .all_subgroups(alternate(detail::DiagonalModel(subgroups, Alignment::symmetric),
-                                   subgroups, options));
+  const auto upright =
+      alternate(detail::DiagonalModel(subgroups, Alignment::symmetric), subgroups, options);
+  const auto solution = detail::nearer(alternate(model, subgroups, options),
+                                       alternate(model, subgroups, options, upright));
   IdealResult result = summary(solution);
   model.lift(solution, -1, result);
   return result;
@@ -103,18 +113,23 @@ IdealResult solve_full_affine(const Subgroups& subgroups, const IdealOptions& op
   white.means = means.data();
   white.covariances = covariances.data();
 
-  // From the nearest symmetric solution as well: the affine one is then never farther.
-  std::optional<FullSolution> symmetric = symmetric_solution(subgroups, options);
-  if (symmetric)
+  const detail::FullModel model(white, options);
+  FullSolution solution = alternate(model, white, options);
+  // Never farther than the nearest symmetric solution. A coarse one mostly settles the matter.
+  IdealOptions coarse = options;
+  coarse.tol = std::max(options.tol, 0.1);
+  std::optional<FullSolution> symmetric = symmetric_solution(subgroups, coarse);
+  if (symmetric &&
+      solution.objective > symmetric->objective - coarse.tol * std::max(1.0, symmetric->objective))
+    symmetric = symmetric_solution(subgroups, options);
+  if (symmetric && symmetric->objective < solution.objective) {
     for (Index a = 0; a < G; ++a) {
       symmetric->state.B[a] = lower.solve(symmetric->state.B[a]);
       symmetric->state.m[a] = lower.solve(Vector(symmetric->state.m[a] - centre));
     }
-  const detail::FullModel model(white, options);
-  const detail::Alternation<detail::FullModel> alternation(model, white, options);
-  FullSolution solution = options.intervention == Intervention::affirmative
-                              ? alternation.affirmative(std::move(symmetric))
-                              : alternation.all_subgroups(std::move(symmetric));
+    solution = detail::nearer(std::move(solution),
+                              alternate(model, white, options, *std::move(symmetric)));
+  }
   for (Index a = 0; a < G; ++a) {
     solution.state.B[a] = lower * solution.state.B[a];
     solution.state.m[a] = lower * solution.state.m[a] + centre;

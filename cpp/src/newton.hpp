@@ -12,36 +12,22 @@
 #include <algorithm>
 #include <cmath>
 
-#include "fairsteer/types.hpp"
+#include "descent.hpp"
 
 namespace fairsteer::detail {
 
-struct NewtonOptions {
-  Index max_iter;
-  double tol;  ///< stop when the model promises to gain less, in the units of the objective
-};
-
-struct NewtonResult {
-  double value;
-  Index n_iter = 0;
-  Index n_products = 0;
-  bool converged = false;
-};
-
-inline double inner(const Matrix& a, const Matrix& b) { return a.cwiseProduct(b).sum(); }
-
 template <class Problem>
-NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options) {
-  NewtonResult result;
-  result.value = problem.value(X);
+Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
+  Descent descent;
+  descent.path = {problem.value(X)};
   double radius = std::sqrt(static_cast<double>(X.size()));
-  const double floor = 1e-14 * std::max(1.0, std::abs(result.value));  // what double can resolve
+  const double floor = 1e-14 * std::max(1.0, std::abs(descent.value()));  // what double can resolve
   const Index max_products = 10 * X.rows() + 50;
   Matrix step, residual, direction, preconditioned, curved;
   problem.linearise(X);
   Matrix gradient = problem.gradient();
   double left = 0;  // what the model still promises
-  for (; result.n_iter < options.max_iter; ++result.n_iter) {
+  for (Index n = 0; n < options.max_iter; ++n) {
     problem.precondition(gradient, preconditioned);
     const double decrement = inner(gradient, preconditioned);  // about twice what is left to gain
     left = 0.5 * decrement;
@@ -57,7 +43,6 @@ NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options)
     const double forcing = std::min(0.25, std::sqrt(std::sqrt(decrement)));
     for (Index j = 0; j < max_products; ++j) {
       problem.product(direction, curved);
-      ++result.n_products;
       const double curvature = inner(direction, curved);
       const double alpha = rz / curvature;
       const double next_norm =
@@ -87,7 +72,7 @@ NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options)
       rz = next_rz;
     }
     const double value = problem.value(X + step);
-    const double gained = result.value - value;
+    const double gained = descent.value() - value;
     // Near the optimum the difference of two values is rounding; there the model is trusted, unless
     // the value speaks up against it.
     const double noise = 100 * floor;
@@ -100,7 +85,7 @@ NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options)
       radius *= 2;
     if (ratio > 1e-4 && std::isfinite(value)) {
       X += step;
-      result.value = value;
+      descent.path.push_back(value);
       problem.linearise(X);
       gradient = problem.gradient();
     } else if (radius < 1e-12) {
@@ -108,8 +93,9 @@ NewtonResult minimise(Problem& problem, Matrix& X, const NewtonOptions& options)
     }
   }
   // Rounding may stop the descent short of the tolerance; then what is left is too small to matter.
-  result.converged = left <= std::max(options.tol, 1e-8 * std::max(1.0, std::abs(result.value)));
-  return result;
+  descent.converged =
+      left <= std::max(options.tol, 1e-8 * std::max(1.0, std::abs(descent.value())));
+  return descent;
 }
 
 }  // namespace fairsteer::detail

@@ -45,6 +45,7 @@ class TiedModel {
   void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
   double divergence(const State& state, Index k, Index a) const;
   bool converged(const State&) const { return true; }  // closed form
+  std::vector<double> path(const State&, Index) const { return {}; }
 
   /// Maps in d dimensions and the canonical family, with the free isometries chosen to move points
   /// least towards the frame: that of `reference`, or, when negative, the least-squares one.
