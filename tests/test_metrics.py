@@ -89,6 +89,51 @@ def test_many_classes_take_the_largest_gap_over_classes():
     )
 
 
+def test_root_mean_square_over_classes_by_hand():
+    y_true, y_pred, groups, weight = _random_labels(11, n=3000, n_classes=4)
+    odds = _by_hand(y_true, y_pred, groups, given=np.unique(y_true))
+    by_class = np.array([odds[k, k] for k in np.unique(y_true)])
+    rms = metrics.tpr_gap_rms(y_true, y_pred, sensitive_features=groups)
+    assert rms == pytest.approx(np.sqrt(np.mean(by_class**2)))
+    assert by_class.min() < rms < metrics.equal_opportunity_difference(y_true, y_pred, sensitive_features=groups)
+    repeats = np.ceil(weight).astype(int)
+    rows = np.repeat(np.arange(3000), repeats)
+    assert metrics.tpr_gap_rms(y_true, y_pred, sensitive_features=groups, sample_weight=repeats) == pytest.approx(
+        metrics.tpr_gap_rms(y_true[rows], y_pred[rows], sensitive_features=groups[rows])
+    )
+
+
+def test_root_mean_square_counts_both_of_two_classes_or_the_one_asked_for():
+    arguments = {"sensitive_features": ["a", "a", "b", "b"]}
+    y_true, y_pred = [0, 1, 0, 1], [0, 1, 0, 0]
+    assert metrics.tpr_gap_rms(y_true, y_pred, **arguments) == pytest.approx(np.sqrt((0 + 1) / 2))
+    assert metrics.tpr_gap_rms(y_true, y_pred, **arguments, pos_label=1) == 1.0
+    assert metrics.tpr_gap_rms(y_true, y_pred, **arguments, pos_label=0) == 0.0
+
+
+def test_root_mean_square_leaves_out_classes_that_cannot_be_compared():
+    groups = ["a", "a", "b", "b"]
+    assert metrics.tpr_gap_rms([0, 1, 1, 1], [0, 1, 1, 0], sensitive_features=groups) == 0.5  # class 0 only in a
+    assert np.isnan(metrics.tpr_gap_rms([0, 0, 1, 1], [0, 1, 1, 0], sensitive_features=groups))
+    assert metrics.tpr_gap_rms([0, 1], [1, 0], sensitive_features=["a", "a"]) == 0.0
+
+
+def test_classes_that_do_not_occur_still_set_the_rule():
+    y_true, y_pred, groups = [0, 1, 0, 1], [0, 1, 1, 1], ["a", "a", "b", "b"]
+    arguments = {"sensitive_features": groups}
+    assert metrics.equal_opportunity_difference(y_true, y_pred, **arguments) == 0.0  # of two classes, the positive one
+    assert metrics.equal_opportunity_difference(y_true, y_pred, **arguments, labels=[0, 1, 2]) == 1.0
+    for difference in DIFFERENCES:
+        assert difference(y_true, y_pred, **arguments, labels=[1, 0]) == difference(y_true, y_pred, **arguments)
+    with pytest.raises(ValueError, match="pos_label=2 is neither"):
+        metrics.demographic_parity_difference(y_true, y_pred, **arguments, pos_label=2)
+    assert metrics.demographic_parity_difference(y_true, y_pred, **arguments, pos_label=2, labels=[0, 1, 2]) == 0.0
+    table = metrics.group_metrics(y_true, y_pred, **arguments, labels=[0, 1, 2])
+    np.testing.assert_array_equal(table["classes"], [0, 1, 2])
+    with pytest.raises(ValueError, match=r"labels \(dtype <U1\) and y_pred .* mix labels"):
+        metrics.equalized_odds_difference(y_true, y_pred, **arguments, labels=["0", "1"])
+
+
 def test_pos_label_with_many_classes_is_one_against_the_rest():
     y_true, y_pred, groups, _ = _random_labels(5, n_classes=4)
     for difference in DIFFERENCES:
@@ -211,7 +256,7 @@ def test_refuses_with_a_sentence(arguments, message):
         "sensitive_features": ["a", "a", "b", "b"],
     }
     arguments = valid | arguments
-    for difference in [*DIFFERENCES, metrics.group_metrics]:
+    for difference in [*DIFFERENCES, metrics.tpr_gap_rms, metrics.group_metrics]:
         with pytest.raises(ValueError, match=message):
             difference(
                 arguments["y_true"],

@@ -5,10 +5,12 @@ Which one to use
 * `demographic_parity_difference`: do the groups receive each prediction equally often?
 * `equal_opportunity_difference`: are rows of the same true class recognised equally often?
 * `equalized_odds_difference`: is every kind of error made equally often?
+* `tpr_gap_rms`: equal opportunity of many classes, averaged over them instead of the worst.
 * `group_metrics`: the table behind these numbers, one entry per group.
 
 With two classes the three differences equal those of fairlearn, whose names they carry; fairlearn
-has no version for more classes, which is why they are here.
+has no version for more classes, which is why they are here. To score models by these or any of
+fairlearn's, see :mod:`fairsteer.scoring`.
 
 One rule for what cannot be compared
 ------------------------------------
@@ -21,12 +23,12 @@ is 0.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fairsteer._input import warn_caller
 from fairsteer.groups import GroupEncoder
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "equalized_odds_difference",
     "gaps",
     "group_metrics",
+    "tpr_gap_rms",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -74,6 +77,7 @@ def demographic_parity_difference(
     sensitive_features: Any,
     sample_weight: ArrayLike | None = None,
     pos_label: Any = None,
+    labels: ArrayLike | None = None,
 ) -> float:
     """Largest gap between two groups in how often a class is predicted.
 
@@ -83,7 +87,7 @@ def demographic_parity_difference(
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        True labels. Only used to know the set of classes.
+        True labels. Only used to know the classes.
     y_pred : array-like of shape (n_samples,)
         Predicted labels.
     sensitive_features : array-like of shape (n_samples,) or (n_samples, n_columns)
@@ -93,6 +97,8 @@ def demographic_parity_difference(
         Non-negative weights; every row counts 1 by default.
     pos_label : label, optional
         Fold all other labels into one and compare only this class against the rest.
+    labels : array-like, optional
+        All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
 
     Returns
     -------
@@ -111,7 +117,7 @@ def demographic_parity_difference(
     >>> demographic_parity_difference([0, 1, 1, 1], [1, 1, 0, 0], sensitive_features=["a", "a", "b", "b"])
     1.0
     """
-    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label)
+    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
     return _demographic_parity(counts).value
 
 
@@ -122,6 +128,7 @@ def equal_opportunity_difference(
     sensitive_features: Any,
     sample_weight: ArrayLike | None = None,
     pos_label: Any = None,
+    labels: ArrayLike | None = None,
 ) -> float:
     """Largest gap between two groups in how often rows of a class are recognised.
 
@@ -143,6 +150,8 @@ def equal_opportunity_difference(
         Non-negative weights; every row counts 1 by default.
     pos_label : label, optional
         The positive class. With more than two classes, the only class compared.
+    labels : array-like, optional
+        All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
 
     Returns
     -------
@@ -161,7 +170,7 @@ def equal_opportunity_difference(
     >>> equal_opportunity_difference([1, 1, 1, 1], [1, 1, 1, 0], sensitive_features=["a", "a", "b", "b"])
     0.5
     """
-    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label)
+    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
     return _equal_opportunity(counts).value
 
 
@@ -172,6 +181,7 @@ def equalized_odds_difference(
     sensitive_features: Any,
     sample_weight: ArrayLike | None = None,
     pos_label: Any = None,
+    labels: ArrayLike | None = None,
 ) -> float:
     """Largest gap between two groups in any entry of the normalised confusion matrix.
 
@@ -194,6 +204,8 @@ def equalized_odds_difference(
         Non-negative weights; every row counts 1 by default.
     pos_label : label, optional
         Fold all other labels into one and compare only this class against the rest.
+    labels : array-like, optional
+        All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
 
     Returns
     -------
@@ -212,8 +224,77 @@ def equalized_odds_difference(
     >>> equalized_odds_difference([0, 1, 0, 1], [0, 1, 1, 1], sensitive_features=["a", "a", "b", "b"])
     1.0
     """
-    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label)
+    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
     return _equalized_odds(counts).value
+
+
+def tpr_gap_rms(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sensitive_features: Any,
+    sample_weight: ArrayLike | None = None,
+    pos_label: Any = None,
+    labels: ArrayLike | None = None,
+) -> float:
+    """Root mean square over the classes of the gap in how often rows of a class are recognised.
+
+    ``sqrt(mean_k gap_k ** 2)`` with ``gap_k = max_{a,b} |P(h = k | Y = k, A=a) - P(h = k | Y = k, A=b)|``, for two
+    groups the measure of De-Arteaga et al. (2019) [1]_ as Ravfogel et al. (2020) [2]_ sum it up. Where
+    :func:`equal_opportunity_difference` shows the worst class, which among dozens is often a rare one, this shows
+    the typical class. All classes count, also when there are two of them.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        True labels.
+    y_pred : array-like of shape (n_samples,)
+        Predicted labels.
+    sensitive_features : array-like of shape (n_samples,) or (n_samples, n_columns)
+        Groups; several columns mean their intersections. Rows without a group are left out with a
+        warning.
+    sample_weight : array-like of shape (n_samples,), optional
+        Non-negative weights; every row counts 1 by default.
+    pos_label : label, optional
+        The only class compared.
+    labels : array-like, optional
+        All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
+
+    Returns
+    -------
+    float
+        Gap in [0, 1]; 0 with a single group, NaN if no class can be compared.
+
+    Raises
+    ------
+    ValueError
+        For lengths that differ, missing labels, labels of mixed types, negative weights or an
+        absent `pos_label`.
+
+    References
+    ----------
+    .. [1] De-Arteaga et al. "Bias in Bios: A Case Study of Semantic Representation Bias in a
+       High-Stakes Setting". FAT* 2019. arXiv:1901.09451.
+    .. [2] Ravfogel et al. "Null It Out: Guarding Protected Attributes by Iterative Nullspace
+       Projection". ACL 2020. arXiv:2004.07667.
+
+    Examples
+    --------
+    >>> from fairsteer.metrics import tpr_gap_rms
+    >>> groups = ["a", "a", "b", "b"]
+    >>> round(tpr_gap_rms([0, 1, 0, 1], [0, 1, 0, 0], sensitive_features=groups), 3)
+    0.707
+    """
+    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
+    if len(counts.groups) < 2:
+        return 0.0
+    hits, of_class = _recognised(counts, all_classes=pos_label is None)
+    rates = _ratio(hits, of_class)
+    rates = rates[:, np.isfinite(rates).sum(axis=0) >= 2]
+    if rates.size == 0:
+        return float("nan")
+    spread = np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0)
+    return float(np.sqrt(np.mean(spread**2)))
 
 
 def group_metrics(
@@ -223,6 +304,7 @@ def group_metrics(
     sensitive_features: Any,
     sample_weight: ArrayLike | None = None,
     pos_label: Any = None,
+    labels: ArrayLike | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Tabulate counts and rates of every group.
 
@@ -241,6 +323,8 @@ def group_metrics(
         Non-negative weights; every row counts 1 by default.
     pos_label : label, optional
         The positive class; with more than two classes, all others are folded into one.
+    labels : array-like, optional
+        All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
 
     Returns
     -------
@@ -265,7 +349,7 @@ def group_metrics(
     >>> table["selection_rate"].tolist()
     [0.5, 1.0]
     """
-    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label)
+    counts = _count(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
     weights = counts.weights
     total = weights.sum(axis=(1, 2))
     hits = np.diagonal(weights, axis1=1, axis2=2)
@@ -332,10 +416,14 @@ def _demographic_parity(counts: _Counts, min_rows: int = 0) -> Gap:
 
 
 def _equal_opportunity(counts: _Counts, min_rows: int = 0) -> Gap:
+    return _largest_gap(*_recognised(counts, all_classes=not counts.binary), min_rows)
+
+
+def _recognised(counts: _Counts, *, all_classes: bool) -> tuple[FloatArray, FloatArray]:
+    """Weight of the rows of each class that are recognised, and of all its rows: (G, K), or the last class alone."""
+    first = 0 if all_classes else -1
     hits, of_class = np.diagonal(counts.weights, axis1=1, axis2=2), counts.weights.sum(axis=2)
-    if counts.binary:
-        hits, of_class = hits[:, -1:], of_class[:, -1:]
-    return _largest_gap(hits, of_class, min_rows)
+    return hits[:, first:], of_class[:, first:]
 
 
 def _equalized_odds(counts: _Counts, min_rows: int = 0) -> Gap:
@@ -375,6 +463,7 @@ def _count(
     sensitive_features: Any,
     sample_weight: ArrayLike | None,
     pos_label: Any,
+    labels: ArrayLike | None = None,
 ) -> _Counts:
     """Validate the arguments and add up the confusion weights of every group."""
     true, pred = _labels(y_true, "y_true"), _labels(y_pred, "y_pred")
@@ -385,14 +474,11 @@ def _count(
     group_codes = encoder.encode(sensitive_features)
     if len(group_codes) != len(true):
         raise ValueError(f"sensitive_features has {len(group_codes)} rows and y_true has {len(true)}.")
-    classes, true_codes, pred_codes = _encode_classes(true, pred, pos_label)
+    more = true[:0] if labels is None else _labels(labels, "labels")
+    classes, true_codes, pred_codes = _encode_classes(true, pred, more, pos_label)
     known = group_codes >= 0
     if not known.all():
-        warnings.warn(
-            f"{int((~known).sum())} of {len(known)} rows have no group and are left out of the metric.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn_caller(f"{int((~known).sum())} of {len(known)} rows have no group and are left out of the metric.")
     n_groups, n_classes = len(encoder.groups_), len(classes)
     cell = (group_codes * n_classes + true_codes) * n_classes + pred_codes
     weights = np.bincount(cell[known], weights=weight[known], minlength=n_groups * n_classes**2)
@@ -450,25 +536,25 @@ def _weights(sample_weight: ArrayLike | None, n_rows: int) -> FloatArray:
 
 
 def _encode_classes(
-    true: NDArray[Any], pred: NDArray[Any], pos_label: Any
+    true: NDArray[Any], pred: NDArray[Any], more: NDArray[Any], pos_label: Any
 ) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.intp]]:
     """Classes in sorted order (the positive one last when there are two) and the codes of both label arrays."""
     text, number = set("US"), set("biufc")
-    kinds = {true.dtype.kind, pred.dtype.kind}
+    kinds = {true.dtype.kind, pred.dtype.kind, more.dtype.kind}
     mixed = bool(kinds & text) and bool(kinds & number)  # concatenating would turn the numbers into text
     try:
         if mixed:
             raise TypeError
-        classes, codes = np.unique(np.concatenate([true, pred]), return_inverse=True)
+        classes, codes = np.unique(np.concatenate([true, pred, more]), return_inverse=True)
     except TypeError:
+        given = f"y_true (dtype {true.dtype})" + (f", labels (dtype {more.dtype})" if more.size else "")
         raise ValueError(
-            f"y_true (dtype {true.dtype}) and y_pred (dtype {pred.dtype}) mix labels of different "
-            "types, such as text "
-            "and numbers; give both the same type."
+            f"{given} and y_pred (dtype {pred.dtype}) mix labels of different types, such as text and numbers; give "
+            "all the same type."
         ) from None
     if pos_label is not None:
         classes, codes = _against_rest(classes, codes, pos_label)
-    return classes, codes[: len(true)], codes[len(true) :]
+    return classes, codes[: len(true)], codes[len(true) : 2 * len(true)]
 
 
 def _against_rest(
