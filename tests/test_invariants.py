@@ -5,13 +5,14 @@ Numbers in the section titles are those of the list of invariants in the project
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
 import cvxpy
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import linalg, optimize, stats
 from scipy.special import expit, xlogy
 
 from benchmarks import problems, reference
@@ -111,6 +112,39 @@ def test_full_affine_optimum_is_stationary(n_classes, d):
     assert np.linalg.norm(B.T @ problem.gradient(B)) < 1e-5
     symmetric = solve(data, intervention="affirmative", reference_group=0, alignment="symmetric")
     assert ideal.kl_divergence <= symmetric.kl_divergence + 1e-10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_classes_with_equal_means_are_the_best_of_all_pairings_at_once(seed):
+    """Section 6: a scaled permutation of the two eigenbases, found here by trying every one."""
+    d = 5
+    data = problems.statistics(2, 2, d, covariance="full", seed=seed, degrees=d + 2)
+    means = np.repeat(data.means[:1], 2, axis=0)
+    data = dataclasses.replace(data, means=means)
+    ideal = solve(data, intervention="affirmative", reference_group=0)
+    w = ideal.class_prior
+    precision = w[:, None, None] * np.linalg.inv(data.covariances[:, 1])
+    a = linalg.eigh(precision[1], precision.sum(axis=0), eigvals_only=True)
+    average = np.tensordot(w, data.covariances[:, 0], axes=1)
+    c1 = linalg.eigh(data.covariances[1, 0], average, eigvals_only=True)
+    curvature = np.outer(1 - a, (1 - w[1] * c1) / w[0]) + np.outer(a, c1)
+    pairings = itertools.permutations(range(d))
+    best = min(np.log(curvature[range(d), list(pairing)]).sum() / 2 for pairing in pairings)
+    shared = (np.linalg.slogdet(precision.sum(axis=0))[1] - np.linalg.slogdet(average)[1]) / 2
+    log_dets = np.linalg.slogdet(data.covariances[:, 1])[1] - np.linalg.slogdet(data.covariances[:, 0])[1]
+    # f = d/2 + sum log h / 2 at X = h^{-1/2}; the change of coordinates adds log|det U| + log|det V|.
+    expected = best + (w @ log_dets) / 2 + shared + (np.linalg.slogdet(average)[1])
+    assert w @ ideal.cell_divergence[:, 1] == pytest.approx(expected, abs=1e-10)
+    assert ideal.n_iter == 1
+
+
+@pytest.mark.parametrize(("n_classes", "d", "separation"), [(2, 12, 0.1), (2, 12, 5.0), (2, 60, 1.0), (3, 12, 1.0)])
+def test_affine_is_never_farther_than_lbfgs_from_the_pairing(n_classes, d, separation):
+    data = problems.statistics(n_classes, 2, d, covariance="full", separation=separation, seed=d)
+    ideal = solve(data, intervention="affirmative", reference_group=0)
+    problem = group_problem(data, ideal, 1)
+    generic = problem.divergence(reference.lbfgs(problem, reference.paired_start(problem, 0, 1)))
+    assert ideal.class_prior @ ideal.cell_divergence[:, 1] <= generic * (1 + 1e-4)
 
 
 # ---

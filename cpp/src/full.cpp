@@ -66,9 +66,9 @@ void FullModel::start(State& state, Index group) const {
 
 namespace {
 
-constexpr Index kSweeps = 10;          // over rows, before the second-order steps
-constexpr Index kSweepFeatures = 256;  // beyond, the factors that sweeps keep outgrow memory
-constexpr std::size_t kRefinedStarts = 4;
+constexpr Index kSweeps = 30;              // over rows, before the second-order steps
+constexpr Index kSweepFeatures = 256;      // beyond, the factors that sweeps keep outgrow memory
+constexpr std::size_t kPairedClasses = 6;  // up to which every two classes give a start
 
 // Averages over the classes, by weight.
 struct Averages {
@@ -144,7 +144,10 @@ Side all_but(const std::vector<Side>& sides, std::size_t left_out) {
   return rest;
 }
 
-// The tied optimum, the symmetric one, and every class against the others.
+// Starts are cheap while matrices are small, and that is where they differ most.
+std::size_t n_refined(Index d) { return d <= 64 ? 16 : 4; }
+
+// The tied optimum, the symmetric one, every class against the others, and against every other.
 std::vector<Matrix> starts_of(const GroupProblem& problem, const std::vector<Side>& sides,
                               const Averages& average, const Matrix& pinned_covariance,
                               Index max_iter) {
@@ -156,8 +159,14 @@ std::vector<Matrix> starts_of(const GroupProblem& problem, const std::vector<Sid
   }
   for (std::size_t i = 0; i < sides.size(); ++i) {
     const TwoClassProblem pair(sides[i], all_but(sides, i));
-    starts.push_back(pair.from_diagonal(pair.paired()));
+    starts.push_back(pair.from_diagonal(pair.paired(starts.front())));
   }
+  if (sides.size() <= kPairedClasses)
+    for (std::size_t i = 0; i < sides.size(); ++i)
+      for (std::size_t j = i + 1; j < sides.size(); ++j) {
+        const TwoClassProblem pair(sides[i], sides[j]);
+        starts.push_back(pair.from_diagonal(pair.paired(starts.front())));
+      }
   return starts;
 }
 
@@ -171,7 +180,7 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
     if (std::isfinite(value)) order.emplace_back(value, i);
   }
   std::sort(order.begin(), order.end());
-  order.resize(std::min(order.size(), kRefinedStarts));
+  order.resize(std::min(order.size(), n_refined(starts.front().rows())));
   const Index sweeps = starts.front().rows() <= kSweepFeatures ? kSweeps : 0;
   Descent best;
   for (const auto& start : order) {
@@ -192,15 +201,18 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
   return rest;
 }
 
-// Over hundreds of problems the swept pairing ended lowest every time, so the other starts serve
-// only as a check, by their values.
-Descent lowest_of_two_classes(const TwoClassProblem& problem, const Matrix& other_start,
+// Over hundreds of problems the swept pairing ended lowest every time. The tied optimum is the one
+// to take where it is as near, because of all equally near maps it moves points least.
+Descent lowest_of_two_classes(const TwoClassProblem& problem, const Matrix& tied,
                               const DescentOptions& options, Matrix& B) {
-  Matrix X = problem.paired();
+  Matrix X = problem.paired(tied);
   problem.descend_rows(X, kSweeps, kCoarse);
-  const Matrix other = problem.to_diagonal(other_start);
-  if (problem.value(other) < problem.value(X)) X = other;
-  const Descent descent = problem.minimise(X, options);
+  Descent descent = problem.minimise(X, options);
+  const Matrix other = problem.to_diagonal(tied);
+  if (problem.value(other) < descent.value() + options.tol) {
+    X = other;
+    descent = problem.minimise(X, options);
+  }
   B = problem.from_diagonal(X);
   return descent;
 }

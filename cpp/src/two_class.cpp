@@ -11,6 +11,7 @@ namespace {
 constexpr Index kBlock = 48;        // rows whose changes reach the inverse together
 constexpr std::size_t kMemory = 5;  // pairs of steps and changes of the gradient
 constexpr double kFlat = 0.2;       // the least curvature of a pair, relative
+constexpr double kTilt = 1e-7;      // of ratios: above what rounding does, below what matters
 constexpr Index kStepsPerIteration = 10;
 
 }  // namespace
@@ -29,15 +30,27 @@ TwoClassProblem::TwoClassProblem(const Side& one, const Side& other)
   h_.noalias() += a_ * c1_.transpose();
 }
 
-Matrix TwoClassProblem::paired() const {
+// A slight tilt of both sides, by one generic matrix and by what the guide makes of it, decides the
+// bases that coincident ratios leave open, and decides them alike whatever rounding does.
+Matrix TwoClassProblem::paired(const Matrix& guide) const {
   const Index d = size();
-  Matrix X = Matrix::Zero(d, d);
+  const Matrix turn = polar_factor(to_diagonal(guide));
+  Matrix tilt = left_.U.transpose() * Vector::LinSpaced(d, 0, 1).asDiagonal() * left_.U;
+  tilt *= kTilt / std::max(tilt.cwiseAbs().maxCoeff(), std::numeric_limits<double>::min());
+  const Matrix A = Matrix(a_.asDiagonal()) + tilt;
+  const Matrix C = Matrix(c1_.asDiagonal()) - turn.transpose() * tilt * turn;
+  const Matrix U = Eigen::SelfAdjointEigenSolver<Matrix>(A).eigenvectors();
+  const Matrix V = Eigen::SelfAdjointEigenSolver<Matrix>(C).eigenvectors().rowwise().reverse();
+  const Vector mu = U.transpose() * mu_, nu = V.transpose() * nu_;
+  const Vector a = U.cwiseAbs2().transpose() * a_, c0 = V.cwiseAbs2().transpose() * c0_,
+               c1 = V.cwiseAbs2().transpose() * c1_;
+  Vector scale(d);
   for (Index i = 0; i < d; ++i) {
-    const Index j = d - 1 - i;
-    const double scale = 1 / std::sqrt(h_(i, j));
-    X(i, j) = mu_[i] * nu_[j] < 0 ? -scale : scale;
+    const double pull = mu[i] * nu[i];
+    const double side = std::abs(pull) > kTilt ? pull : U.col(i).dot(turn * V.col(i));
+    scale[i] = std::copysign(1 / std::sqrt((1 - a[i]) * c0[i] + a[i] * c1[i]), side);
   }
-  return X;
+  return U * scale.asDiagonal() * V.transpose();
 }
 
 double TwoClassProblem::value(const Matrix& X) const {

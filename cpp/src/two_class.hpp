@@ -31,7 +31,8 @@ class TwoClassProblem {
 
   /// Directions paired by the rearrangement inequality, ascending precision ratios with descending
   /// covariance ratios, signs by the differences of the means; with equal means the global optimum.
-  Matrix paired() const;
+  /// Directions whose ratios coincide may be turned freely: there the pairing follows `guide`.
+  Matrix paired(const Matrix& guide) const;
 
   double value(const Matrix& X) const;
 

@@ -107,9 +107,11 @@ class IdealDistribution:
     inverse_maps : dict
         Group label to ``(B, m)`` with ``x = B @ u + m``.
     objective_path : ndarray
-        KL divergence after every round of the alternation, never increasing.
+        KL divergence at the start and after every iteration, never increasing: a round of the alternation for
+        "all_subgroups", and for "affirmative" a step of the groups' own descents (a closed form needs none, and
+        leaves one value).
     n_iter : int
-        Rounds that were needed (1 for "affirmative").
+        Iterations that were needed, at least 1.
     converged : bool
         Whether they ended because of `tol`.
     """
@@ -326,7 +328,8 @@ def nearest_ideal(
         The model. "tied" pools the covariances of full moments; "full" and "diagonal" need moments of that kind.
         "diagonal" maps every feature for itself.
     max_iter : int, default=200
-        Most rounds of the alternation ("all_subgroups"), and most steps of an inner Newton iteration.
+        Most rounds of the alternation ("all_subgroups"), and most iterations of a descent within one: Newton steps, or
+        tens of quasi-Newton steps.
     tol : float, default=1e-6
         Stop when the divergence is estimated to be this near to its limit, in nats, relative to max(1, KL).
 
@@ -348,7 +351,7 @@ def nearest_ideal(
     UserWarning
         When a subgroup is empty in a group that has others: those decide, and it takes the weight of independence.
     sklearn.exceptions.ConvergenceWarning
-        When `max_iter` rounds did not suffice.
+        When `max_iter` iterations did not suffice.
 
     References
     ----------
@@ -439,7 +442,7 @@ def nearest_ideal(
         fell = f"from {path[-2]:.6g} to " if len(path) > 1 else "to "
         warnings.warn(
             f"The divergence did not converge: it fell {fell}{path[-1]:.6g} nats in the last of "
-            f"{result['n_iter']} rounds (max_iter={max_iter}, tol={tol:g}). Raise max_iter; if features differ much "
+            f"{result['n_iter']} iterations (max_iter={max_iter}, tol={tol:g}). Raise max_iter; if features differ much "
             "in scale, or covariances are nearly singular, standardise and shrink first.",
             ConvergenceWarning,
             stacklevel=2,
