@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,14 +97,96 @@ def test_the_word_nan_is_a_label() -> None:
 
 def test_labels_match_by_value_and_are_never_turned_into_strings() -> None:
     encoder = GroupEncoder().fit([0, 1])
-    assert encoder.encode([1.0, True, np.float32(0), "1", "0"]).tolist() == [1, 1, 0, UNSEEN, UNSEEN]
-    assert encoder.encode(np.array(["0", "1"])).tolist() == [UNSEEN, UNSEEN]
-    assert encoder.unknown_counts([1.0, "1", "1", None]) == {"1": 2, None: 1}
+    assert encoder.encode([1.0, True, np.float32(0), Decimal(1), 2]).tolist() == [1, 1, 0, 1, UNSEEN]
+    assert encoder.unknown_counts([1.0, 3, 3, None]) == {3: 2, None: 1}
 
     mixed = GroupEncoder().fit([1, "1", "a"])
     assert sorted(map(repr, mixed.groups_)) == ["'1'", "'a'", "1"]
     codes = mixed.encode(["1", 1])
     assert mixed.groups_[codes].tolist() == ["1", 1]
+
+
+# How the groups 0 and 1 may be written. Those of one kind equal one another; those of different kinds never meet in
+# silence. A missing value comes last in each, where the type has one.
+TYPES: dict[str, tuple[str, Any]] = {
+    "int": ("number", [0, 1]),
+    "int8": ("number", np.array([0, 1], dtype=np.int8)),
+    "uint64": ("number", np.array([0, 1], dtype=np.uint64)),
+    "float": ("number", [0.0, 1.0]),
+    "float32": ("number", np.array([0, 1, np.nan], dtype=np.float32)),
+    "float from Int64 with NA": ("number", pd.Series([0, 1, np.nan])),
+    "bool": ("number", [False, True]),
+    "numpy bool": ("number", np.array([False, True])),
+    "Int64": ("number", pd.Series([0, 1, None], dtype="Int64")),
+    "boolean": ("number", pd.Series([False, True, None], dtype="boolean")),
+    "category of int": ("number", pd.Series([0, 1, None]).astype("category")),
+    "category of bool": ("number", pd.Series([False, True]).astype("category")),
+    "polars Float32": ("number", pl.Series([0, 1, None, float("nan")], dtype=pl.Float32)),
+    "polars Int8": ("number", pl.Series([0, 1, None], dtype=pl.Int8)),
+    "polars Boolean": ("number", pl.Series([False, True, None])),
+    "pyarrow int": ("number", pa.array([0, 1, None])),
+    "pyarrow bool": ("number", pa.array([False, True, None])),
+    "pyarrow decimal": ("number", pa.array([0, 1, None], pa.decimal128(5, 2))),
+    "pyarrow dictionary of int": ("number", pa.array([0, 1, None]).dictionary_encode()),
+    "str": ("string", ["0", "1"]),
+    "numpy str": ("string", np.array(["0", "1"])),
+    "object array of numpy.str_": ("string", np.array([np.str_("0"), np.str_("1")], dtype=object)),
+    "pandas string": ("string", pd.Series(["0", "1", None], dtype="string")),
+    "category of str": ("string", pd.Series(["0", "1", None]).astype("category")),
+    "polars String": ("string", pl.Series(["0", "1", None])),
+    "polars Categorical": ("string", pl.Series(["0", "1", None]).cast(pl.Categorical)),
+    "polars Enum": ("string", pl.Series(["0", "1", None]).cast(pl.Enum(["0", "1", "2"]))),
+    "pyarrow string": ("string", pa.array(["0", "1", None])),
+    "pyarrow dictionary of str": ("string", pa.array(["0", "1", None]).dictionary_encode()),
+    "bytes": ("bytes", [b"0", b"1"]),
+    "numpy bytes": ("bytes", np.array([b"0", b"1"])),
+    "pyarrow binary": ("bytes", pa.array([b"0", b"1", None])),
+    "words": ("string", ["no", "yes"]),
+}
+
+
+@pytest.mark.parametrize("given", TYPES)
+@pytest.mark.parametrize("fitted", TYPES)
+def test_labels_of_two_types_are_equal_or_an_error(fitted: str, given: str) -> None:
+    (kind, at_fit), (other, later) = TYPES[fitted], TYPES[given]
+    encoder = GroupEncoder().fit(at_fit)
+    if kind != other:
+        with pytest.raises(ValueError, match=r"another type than at fit: the groups are the \w+ .*; given are the \w+"):
+            encoder.encode(later)
+        with pytest.raises(ValueError, match="another type"):
+            encoder.partial_fit(later)
+    elif ("words" in (fitted, given)) and fitted != given:
+        assert encoder.encode(later)[:2].tolist() == [UNSEEN, UNSEEN]
+    else:
+        assert encoder.encode(later).tolist() == [0, 1, MISSING, MISSING][: len(later)]
+
+
+@pytest.mark.parametrize(
+    ("fitted", "given", "message"),
+    [
+        ([0, 1], ["0", "1"], "the groups are the integers 0, 1; given are the strings '0', '1'"),
+        ([True, False], ["True"], "the groups are the booleans False, True; given are the strings 'True'"),
+        ([0.0, 1.5], ["a", 0.0], "the groups are the floats 0.0, 1.5; given are the strings 'a'"),
+        ([1, 2], [True, False], "the groups are the integers 1, 2; given are the booleans True, False"),
+        ([True, False], [0, 2], "the groups are the booleans False, True; given are the integers 2"),
+        (["a"], [b"a"], "the groups are the strings 'a'; given are the bytes b'a'"),
+        (list(range(9)), ["x", b"y"], "0, 1, 2, 3, 4 and 4 more; given are the strings 'x' and the bytes b'y'"),
+        ([["f", 1]], [["f", "1"]], "feature 1 are .* the integers 1; given are the strings '1'"),
+        (pd.DataFrame({"sex": ["f"], "age": [1]}), [[0, 1]], "feature 'sex' are .* the strings 'f'.* integers 0"),
+        (["2020"], pd.Series(pd.date_range("2020", periods=1)), "the strings '2020'; given are the Timestamp values"),
+        (["2020"], np.array(["2020"], dtype="datetime64[D]").astype(object), "the strings '2020'; given are the date"),
+    ],
+)
+def test_labels_of_another_type_are_named_with_their_types(fitted: Any, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GroupEncoder().fit(fitted).encode(given)
+
+
+@pytest.mark.parametrize("precision", [np.float16, np.float32, np.float64])
+def test_fractions_are_the_same_label_in_every_precision(precision: type) -> None:
+    labels = np.array([0.1, 0.7, 2.5, 70000.1])
+    assert GroupEncoder().fit(labels).encode(labels[:3].astype(precision)).tolist() == [0, 1, 2]
+    assert GroupEncoder().fit(labels.astype(np.float32)).encode(labels).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame, pa.table])
@@ -114,6 +198,8 @@ def test_several_columns_are_intersections(frame: type) -> None:
     # Known parts in a combination that nobody had are unseen.
     assert encoder.encode([["f", 2.0], ["f", 1.0]]).tolist() == [UNSEEN, 0]
     assert encoder.unknown_counts([["f", 2], ["x", 1], [None, 1]]) == {("f", 2): 1, ("x", 1): 1, None: 1}
+    with pytest.raises(ValueError, match="another type"):
+        encoder.encode([["f", "2"]])
 
 
 def test_intersections_do_not_overflow() -> None:
@@ -166,6 +252,9 @@ def test_columns_must_be_those_of_fit() -> None:
         (pd.Series(pd.date_range("2020", periods=3)), "dates.*by year"),
         (pd.Series(pd.date_range("2020", periods=3, tz="UTC")), "dates"),
         (np.array(["2020"], dtype="datetime64[ns]"), "discrete labels .*datetime64"),
+        (np.array([np.datetime64("2020", "ns"), None], dtype=object), "dates"),
+        (pd.Series([dt.time(3)]), "times"),
+        (pd.Series(pd.date_range("2020", periods=3)).astype("category"), "dates"),
         (pl.Series([dt.date(2020, 1, 1)]), "dates"),
         (pa.array([dt.timedelta(3)]), "durations"),
         ("abc", "one or two dimensions"),
@@ -180,9 +269,10 @@ def test_what_is_no_label_is_refused(labels: object, message: str) -> None:
         GroupEncoder().fit(labels)
 
 
-def test_labels_that_cannot_be_hashed_are_refused() -> None:
+@pytest.mark.parametrize("labels", [[{"a": 1}], pd.Series([{"a": 1}]), pa.array([{"a": 1}])])
+def test_labels_that_cannot_be_hashed_are_refused(labels: Any) -> None:
     with pytest.raises(TypeError, match="hashed"):
-        GroupEncoder().fit([{"a": 1}])
+        GroupEncoder().fit(labels)
 
 
 def test_whole_and_few_fractional_floats_are_labels() -> None:
@@ -198,6 +288,9 @@ def test_work_in_python_grows_with_labels_not_rows(monkeypatch: pytest.MonkeyPat
     encoder = GroupEncoder().fit(labels)
     assert np.array_equal(encoder.encode(labels), labels)
     assert len(calls) == 10
+    missing = np.where(labels == 0, np.nan, labels)
+    assert np.array_equal(GroupEncoder().fit(missing).encode(pl.Series(missing)), labels - 1)
+    assert len(calls) == 20
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame, pa.table])

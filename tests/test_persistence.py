@@ -121,6 +121,28 @@ def test_labels_keep_their_types(rows, path, classes, groups):
     _assert_same(loaded, saved, X, classes[y], groups[group])
 
 
+@pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
+@pytest.mark.parametrize("small_cells", ["pool", "merge"])
+@pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
+def test_small_subgroups_and_calibration(rows, path, covariance, small_cells, unknown_group):
+    X, y, group = rows
+    group = np.where(np.arange(150) % 9 == 0, 2 + np.arange(150) % 2, group)
+    saved = FairSteeringTransformer(
+        covariance=covariance, min_cell_size=6, small_cells=small_cells, unknown_group=unknown_group
+    )
+    saved.fit(X, y, sensitive_features=group)
+    loaded = _round_trip(saved, path)
+    assert loaded.get_params() == saved.get_params()
+    assert loaded.groups_.tolist() == saved.groups_.tolist()
+    assert (unknown_group == "error") == (loaded.group_calibration_ is None)
+    np.testing.assert_array_equal(loaded.predict_group_proba(X), saved.predict_group_proba(X))
+    _assert_same(loaded, saved, X, y, group)
+    more = X + 0.1, y, group[::-1]
+    for transformer in (loaded, saved):
+        transformer.partial_fit(*more[:2], sensitive_features=more[2])
+    _assert_same(loaded, saved, X, y, group)
+
+
 def test_intersections_and_their_column_names(rows, path):
     X, y, group = rows
     groups = pd.DataFrame({"sex": np.array(["f", "m"])[group], "old": np.arange(150) % 2 == 0})
@@ -299,7 +321,7 @@ def _set(*keys_and_value):
     ("change", "message"),
     [
         (_set("transformer", "moments", "classes", {"dtype": "object", "labels": _NESTED}), "damaged"),
-        (_set("format_version", 2), "has format version 2, and this fairsteer reads version 1"),
+        (_set("format_version", 1), "has format version 1, and this fairsteer reads version 2"),
         (_set("transformer", None), "damaged"),
         (_set("transformer", "moments", "covariance", "none"), "it has no 'none'"),
         (_set("transformer", "moments", "n_features", 10**9), "has shape"),
@@ -309,6 +331,8 @@ def _set(*keys_and_value):
         (_set("transformer", "moments", "groups", {"dtype": "<i8", "labels": ["0", "1"]}), "no label"),
         (_set("transformer", "moments", "groups", {"dtype": "<M8[s]", "labels": []}), "dtype datetime64"),
         (_set("transformer", "ideal", "covariance", "full"), "has shape"),
+        (_set("transformer", "model", "groups", {"dtype": "<i8", "labels": [{"int": 0}, {"int": 5}]}), "its model has"),
+        (_set("transformer", "calibration", {"float": "0x1p+0"}), "calibration.offsets is absent"),
         (_set("transformer", "params", {}), "parameters are"),
         (_set("transformer", "n_features_in", 7), "7 columns"),
         (_set("transformer", "sensitive_positions", [9]), "columns"),

@@ -11,7 +11,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import scipy.sparse
-from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal
 from sklearn.base import clone
 from sklearn.covariance import EmpiricalCovariance, LedoitWolf, ShrunkCovariance
@@ -19,7 +18,13 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, PowerTransformer, QuantileTransformer, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MinMaxScaler,
+    PowerTransformer,
+    QuantileTransformer,
+    StandardScaler,
+)
 from sklearn.utils import get_tags
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
@@ -299,8 +304,8 @@ def test_groups_not_given_at_transform_name_three_ways_out(data: Any) -> None:
 
 def test_unknown_labels_are_named_and_counted(data: Any) -> None:
     groups = data.group.astype(object)
-    groups[:3], groups[3:5] = "x", None
-    with pytest.raises(ValueError, match=r"5 of 600 rows.*missing \(2 rows\), 'x' \(3 rows\).*Known groups: 0, 1"):
+    groups[:3], groups[3:5] = 7, None
+    with pytest.raises(ValueError, match=r"5 of 600 rows.*missing \(2 rows\), 7 \(3 rows\).*Known groups: 0, 1"):
         fitted(data).transform(data.X, sensitive_features=groups)
 
 
@@ -323,10 +328,10 @@ def test_group_probabilities_are_those_of_the_fitted_gaussians(data: Any) -> Non
 def test_inferred_groups_weight_the_maps_by_their_posterior(data: Any, parameters: dict, strength: float) -> None:
     steer = fitted(data, unknown_group="infer", strength=strength, **parameters)
     groups = data.group.astype(object)
-    groups[0:200], groups[200:400] = "never seen", None
+    groups[0:200], groups[200:400] = 7, None
     steered = steer.transform(data.X, sensitive_features=groups)
 
-    proba = softmax(logsumexp(steer.moments_.shrink("ledoit_wolf").log_joint(data.X), axis=1), axis=1)
+    proba = steer.predict_group_proba(data.X)
     full = sum(proba[:, [a]] * (data.X @ A.T + b) for a, (A, b) in steer.maps_.items())
     mixture = (1 - strength) * data.X + strength * full
     np.testing.assert_allclose(steered[:400], mixture[:400], atol=1e-10)
@@ -362,6 +367,28 @@ def test_integer_weights_are_repetitions(data: Any, covariance: str) -> None:
     if covariance == "tied":
         steered = [steer.transform(data.X, sensitive_features=data.group) for steer in (weighted, repeated)]
         np.testing.assert_allclose(*steered, atol=1e-9)
+
+
+@pytest.mark.parametrize("scaler", [StandardScaler(), MinMaxScaler()])
+def test_integer_weights_are_repetitions_in_the_coordinates_too(data: Any, scaler: Any) -> None:
+    weight = np.random.default_rng(0).integers(0, 4, len(data.y))
+    steer = FairSteeringTransformer(feature_transform=scaler, intervention="affirmative")
+    weighted = clone(steer).fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)
+    X, y, group = (np.repeat(part, weight, axis=0) for part in data)
+    repeated = clone(steer).fit(X, y, sensitive_features=group)
+    steered = [one.transform(data.X, sensitive_features=data.group) for one in (weighted, repeated)]
+    np.testing.assert_allclose(*steered, atol=1e-9)
+
+
+def test_coordinates_that_take_no_weights_say_so(data: Any) -> None:
+    steer = FairSteeringTransformer(feature_transform=PowerTransformer())
+    weight = np.random.default_rng(0).uniform(1, 2, len(data.y))
+    with pytest.warns(UserWarning, match=r"PowerTransformer\(\) takes no sample_weight, .*FrozenEstimator"):
+        steer.fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)
+    steer.fit(data.X, data.y, sensitive_features=data.group, sample_weight=np.full(len(data.y), 2.0))
+    fitted_before = FrozenEstimator(PowerTransformer().fit(data.X))
+    steer.set_params(feature_transform=fitted_before)
+    steer.fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)
 
 
 def test_weight_zero_removes_rows_classes_and_groups(make_data: Callable) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler
 from sklearn.utils import check_array, get_tags
+from sklearn.utils.validation import has_fit_parameter
 
-from fairsteer._input import ROW_CHECKS, Floats
+from fairsteer._input import ROW_CHECKS, Floats, warn_caller
 
 
 def needs_all_rows(feature_transform: Any) -> bool:
@@ -20,14 +21,14 @@ def needs_all_rows(feature_transform: Any) -> bool:
     return bool(get_tags(feature_transform).requires_fit)
 
 
-def fit_coordinates(feature_transform: Any, rows: Floats, names: list[str]) -> Any:
+def fit_coordinates(feature_transform: Any, rows: Floats, names: list[str], sample_weight: Any) -> Any:
     """Fit a clone of `feature_transform`; raise ValueError if it cannot be undone."""
     if feature_transform is None:
         return None
     if isinstance(feature_transform, str):
         return FunctionTransformer(np.log, np.exp, check_inverse=False).fit(rows)
     rows = _widened(rows)
-    fitted = clone(feature_transform).fit(rows, None)
+    fitted = clone(feature_transform).fit(rows, None, **_weight_params(feature_transform, sample_weight))
     some = rows[:: -(-len(rows) // 1000)]
     # The median forgives clipping in the tails, which a quantile transform needs.
     error = np.median(np.abs(fitted.inverse_transform(fitted.transform(some)) - some), axis=0)
@@ -40,6 +41,21 @@ def fit_coordinates(feature_transform: Any, rows: Floats, names: list[str]) -> A
         )
         raise ValueError(msg)
     return fitted
+
+
+def _weight_params(feature_transform: Any, sample_weight: Any) -> dict[str, Any]:
+    if sample_weight is None or np.ptp(sample_weight) == 0:
+        return {}
+    if has_fit_parameter(feature_transform, "sample_weight"):
+        return {"sample_weight": sample_weight}
+    # Ranges are the same under any weights.
+    if needs_all_rows(feature_transform) and not isinstance(feature_transform, (MaxAbsScaler, MinMaxScaler)):
+        warn_caller(
+            f"feature_transform={feature_transform!r} takes no sample_weight, so all rows count the same in it. Fit it "
+            "to weighted data beforehand and pass it as sklearn.frozen.FrozenEstimator(fitted), or use "
+            "StandardScaler()."
+        )
+    return {}
 
 
 def to_coordinates(fitted: Any, rows: Floats, names: list[str]) -> Floats:

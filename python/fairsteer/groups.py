@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MISSING", "UNSEEN", "GroupEncoder", "select_columns"]
+__all__ = ["MISSING", "UNSEEN", "GroupEncoder", "renumber", "select_columns"]
 
 #: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
 MISSING = -1
@@ -23,9 +25,14 @@ _MAX_FRACTIONAL_LABELS = 20
 class GroupEncoder:
     """Turn the labels of sensitive groups into integer codes.
 
-    Labels are compared by value, as NumPy compares them, and never turned into strings: ``1``, ``1.0`` and
-    ``True`` are one label, ``"1"`` is another. Several columns stand for their intersections, whose labels are
-    tuples. A row with a missing value (``None``, ``NaN``, ``pd.NA``, ``NaT``) in any column has no group.
+    Labels are compared by value and never turned into strings: ``1``, ``1.0`` and ``True`` are one label, ``"1"`` is
+    another. Several columns stand for their intersections, whose labels are tuples. A row with a missing value
+    (``None``, ``NaN``, ``pd.NA``, ``NaT``) in any column has no group.
+
+    A label that was not there at ``fit`` is unseen where it could have been there, and an error where it could not,
+    because no label of its column was of its kind: a string among numbers, say. Booleans are of the kind of numbers
+    where those are all 0 or 1. A fraction in half or single precision is read as the shortest decimal number that it
+    stands for, so that 0.1 is the same label in every precision.
 
     Attributes
     ----------
@@ -77,7 +84,8 @@ class GroupEncoder:
         TypeError
             If a label cannot be hashed.
         """
-        return self._learn(sensitive_features, known=[])
+        self._learn(sensitive_features, known=[])
+        return self
 
     def partial_fit(self, sensitive_features: Any) -> GroupEncoder:
         """Add the labels of another batch to those known already.
@@ -97,17 +105,38 @@ class GroupEncoder:
         ValueError, TypeError
             As for ``fit`` and ``encode``.
         """
-        if not hasattr(self, "groups_"):
-            return self.fit(sensitive_features)
-        return self._learn(sensitive_features, known=self.groups_.tolist())
+        self.partial_fit_encode(sensitive_features)
+        return self
 
-    def _learn(self, sensitive_features: Any, known: list[Any]) -> GroupEncoder:
+    def partial_fit_encode(self, sensitive_features: Any) -> npt.NDArray[np.intp]:
+        """``partial_fit``, then ``encode`` of the same rows, reading them once.
+
+        Parameters
+        ----------
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Discrete labels, in as many columns as before.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype intp
+            As from ``encode``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for ``fit`` and ``encode``.
+        """
+        return self._learn(sensitive_features, known=self.groups_.tolist() if hasattr(self, "groups_") else [])
+
+    def _learn(self, sensitive_features: Any, known: list[Any]) -> npt.NDArray[np.intp]:
         columns, names = _split_columns(sensitive_features)
         if known:
             self._check_columns(columns, names)
         factors = [_factorise(column) for column in columns]
         for j, (labels, _) in enumerate(factors):
             _check_discrete(labels, f" {names[j]!r}" if names else "")
+        if known:
+            self._check_kinds(factors)
         labels, codes = _intersect(factors)
         present = [label for label in labels if label is not None]
         if not present:
@@ -116,7 +145,7 @@ class GroupEncoder:
         self.groups_ = _label_array(_sorted_labels(list(dict.fromkeys([*known, *present]))))
         if not known:
             self.n_columns_, self.column_names_ = len(columns), names
-        return self
+        return self._codes_of(labels)[codes]
 
     def encode(self, sensitive_features: Any) -> npt.NDArray[np.intp]:
         """Code of every row.
@@ -134,12 +163,16 @@ class GroupEncoder:
         Raises
         ------
         ValueError
-            If the number of columns, or the names of several columns or their order, differ from ``fit``.
+            If the number of columns, or the names of several columns or their order, differ from ``fit``; or if a
+            column holds labels of a kind that it did not hold then.
         """
         labels, codes = self._factorise_like_fit(sensitive_features)
+        return self._codes_of(labels)[codes]
+
+    def _codes_of(self, labels: list[Any]) -> npt.NDArray[np.intp]:
         table = {label: code for code, label in enumerate(self.groups_.tolist())}
         table[None] = MISSING
-        return np.array([table.get(label, UNSEEN) for label in labels], dtype=np.intp)[codes]
+        return np.array([table.get(label, UNSEEN) for label in labels], dtype=np.intp)
 
     def unknown_counts(self, sensitive_features: Any) -> dict[Any, int]:
         """Rows by label among those that ``encode`` finds missing or unseen.
@@ -165,7 +198,9 @@ class GroupEncoder:
     def _factorise_like_fit(self, sensitive_features: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
         columns, names = _split_columns(sensitive_features)
         self._check_columns(columns, names)
-        return _intersect([_factorise(column) for column in columns])
+        factors = [_factorise(column) for column in columns]
+        self._check_kinds(factors)
+        return _intersect(factors)
 
     def _check_columns(self, columns: list[Any], names: list[str] | None) -> None:
         fitted = self.n_columns_ if self.column_names_ is None else f"{self.n_columns_} ({self.column_names_})"
@@ -179,6 +214,24 @@ class GroupEncoder:
                 f"{self.column_names_}. Pass the same columns in the same order."
             )
             raise ValueError(msg)
+
+    def _check_kinds(self, factors: list[tuple[list[Any], npt.NDArray[np.intp]]]) -> None:
+        """Raise ValueError for labels that no label of their column at fit could have equalled."""
+        groups = self.groups_.tolist()
+        for j, (labels, _) in enumerate(factors):
+            fitted = groups if self.n_columns_ == 1 else list(dict.fromkeys(group[j] for group in groups))
+            numbers = [_kinds(label) for label in fitted if isinstance(label, Number)]
+            kinds = {kind for label in fitted if not isinstance(label, Number) for kind in _kinds(label)}
+            kinds |= set.intersection(*numbers) if numbers else set()
+            foreign = [label for label in labels if label is not None and not kinds & _kinds(label)]
+            if foreign:
+                column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
+                msg = (
+                    f"The labels of the sensitive feature{column} are of another type than at fit: the groups are the "
+                    f"{_described(fitted)}; given are the {_described(foreign)}. Convert one to the type of the "
+                    "other, or make labels missing (None) that are not known."
+                )
+                raise ValueError(msg)
 
 
 def select_columns(table: Any, positions: list[int]) -> Any:
@@ -235,36 +288,63 @@ def _split_columns(data: Any) -> tuple[list[Any], list[str] | None]:
 
 def _factorise(column: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
     """Distinct values of one column and each row's position among them; position 0 stands for missing (None)."""
-    values: list[Any]
-    if hasattr(column, "to_pylist"):
-        if hasattr(column.type, "index_type"):  # a pyarrow dictionary would be decoded row by row
-            column = column.cast(column.type.value_type)
-        values = column.to_pylist()
-    elif hasattr(column, "to_list"):
-        values = column.to_list()
-    else:
-        if column.dtype.kind not in "biufcUSTO":
-            msg = (
-                f"sensitive_features must hold discrete labels (strings, integers, booleans), got dtype "
-                f"{column.dtype}. Group the values first, for example by pandas.cut."
-            )
-            raise ValueError(msg)
-        values = column.tolist()
-    labels: list[Any] = [None]
-    positions: dict[Any, int] = {}
-    # Everything done once a row is a loop in C (fromkeys, map); Python sees the distinct values only.
+    # Everything done once a row is a loop in C; Python sees the distinct values only.
+    values: Iterable[Any]
     try:
-        distinct = dict.fromkeys(values)
-    except TypeError as error:
+        if hasattr(column, "dictionary_encode"):  # pyarrow
+            encoded = column.dictionary_encode()
+            if hasattr(encoded, "unify_dictionaries"):
+                encoded = encoded.unify_dictionaries().combine_chunks()
+            values = encoded.dictionary.to_pylist()
+            codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        elif hasattr(column, "factorize"):  # pandas
+            codes, distinct = column.factorize()
+            values = distinct.tolist()
+        else:
+            rows = _plain_values(column)
+            table = dict.fromkeys(rows)
+            values = list(table)
+            table.update(zip(values, range(len(values)), strict=True))
+            codes = np.fromiter(map(table.__getitem__, rows), dtype=np.intp, count=len(rows))
+        positions: dict[Any, int] = {None: 0}
+        of_value = [
+            0 if _is_missing(value) else positions.setdefault(_plain(value), len(positions)) for value in values
+        ]
+    except (TypeError, NotImplementedError) as error:
         msg = f"sensitive_features must hold labels that can be hashed: {error}."
         raise TypeError(msg) from error
-    for value in distinct:
-        if _is_missing(value):
-            positions[value] = 0
-        else:
-            positions[value] = len(labels)
-            labels.append(value.item() if isinstance(value, np.generic) else value)
-    return labels, np.fromiter(map(positions.__getitem__, values), dtype=np.intp, count=len(values))
+    of_value.append(0)  # where pandas and pyarrow say -1
+    return list(positions), np.array(of_value, dtype=np.intp)[codes]
+
+
+def _plain_values(column: Any) -> list[Any]:
+    """Rows of a polars or NumPy column as a list."""
+    if hasattr(column, "to_list"):
+        if not column.dtype.is_float():
+            rows: list[Any] = column.to_list()
+            return rows
+        column = column.to_numpy()
+    if column.dtype.kind not in "biufcUSTO":
+        msg = (
+            f"sensitive_features must hold discrete labels (strings, integers, booleans), got dtype "
+            f"{column.dtype}. Group the values first, for example by pandas.cut."
+        )
+        raise ValueError(msg)
+    if column.dtype.kind in "fc":
+        column = np.where(np.isnan(column), None, column)  # every NaN would be another value
+    return list(column.tolist())
+
+
+def _plain(value: Any) -> Any:
+    """Plain Python value of a label."""
+    if isinstance(value, np.generic) and not isinstance(value, (np.datetime64, np.timedelta64)):
+        value = value.item()
+    if type(value) is float and not value.is_integer():
+        with np.errstate(over="ignore"):
+            for narrow in (np.float16, np.float32):
+                if narrow(value) == value:
+                    return float(str(narrow(value)))
+    return value
 
 
 def _intersect(factors: list[tuple[list[Any], npt.NDArray[np.intp]]]) -> tuple[list[Any], npt.NDArray[np.intp]]:
@@ -278,9 +358,32 @@ def _intersect(factors: list[tuple[list[Any], npt.NDArray[np.intp]]]) -> tuple[l
             msg = f"The columns of sensitive_features have {len(codes)} and {len(column_codes)} rows."
             raise ValueError(msg)
         # Renumbered at every step, so the product of the numbers of labels cannot overflow.
-        pairs, codes = np.unique(codes * len(more) + column_codes, return_inverse=True)
+        pairs, codes = renumber(codes * len(more) + column_codes, len(rows) * len(more))
         rows = [(*rows[pair // len(more)], more[pair % len(more)]) for pair in pairs.tolist()]
     return [None if any(part is None for part in row) else row for row in rows], codes
+
+
+def renumber(codes: npt.NDArray[np.intp], n_codes: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Give the codes that occur numbers, in their order.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n_samples,), dtype intp
+        Codes from 0 to ``n_codes - 1``.
+    n_codes : int
+        How many there may be.
+
+    Returns
+    -------
+    present : ndarray
+        The codes that occur, sorted.
+    numbers : ndarray of shape (n_samples,)
+        Position in `present` of every code.
+    """
+    if n_codes > 4 * len(codes) + 1024:
+        return np.unique(codes, return_inverse=True)
+    seen = np.bincount(codes, minlength=n_codes) > 0  # counting needs no sorting
+    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[codes]
 
 
 def _is_missing(value: Any) -> bool:
@@ -292,8 +395,33 @@ def _is_missing(value: Any) -> bool:
         return True  # pd.NA, whose comparison with anything is neither true nor false
 
 
+def _kinds(label: Any) -> set[Any]:
+    """Kinds that a label may be of; labels without a kind in common are never equal."""
+    if isinstance(label, bool):
+        return {"boolean"}
+    if isinstance(label, Number):
+        number: Any = label
+        return {"number", "boolean"} if number in (0, 1) else {"number"}
+    return {next((kind for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label))}
+
+
+def _described(labels: list[Any], most: int = 5) -> str:
+    """Labels by type, for messages: ``integers 0, 1 and strings 'a'``."""
+    names = {bool: "booleans", int: "integers", float: "floats", str: "strings", bytes: "bytes", tuple: "tuples"}
+    by_type: dict[str, list[Any]] = {}
+    for label in labels:
+        by_type.setdefault(names.get(type(label), f"{type(label).__name__} values"), []).append(label)
+    parts = []
+    for name, some in by_type.items():
+        rest = f" and {len(some) - most} more" if len(some) > most else ""
+        parts.append(f"{name} {', '.join(map(repr, islice(some, most)))}{rest}")
+    return " and the ".join(parts)
+
+
 def _check_discrete(labels: list[Any], name: str) -> None:
-    dates = [label for label in labels if isinstance(label, (dt.date, dt.time, dt.timedelta))]
+    dates = [
+        label for label in labels if isinstance(label, (dt.date, dt.time, dt.timedelta, np.datetime64, np.timedelta64))
+    ]
     if dates:
         msg = (
             f"The sensitive feature{name} holds dates, times or durations (such as {dates[0]!r}), not labels. "

@@ -28,6 +28,9 @@ _RELATIVE_FLOOR = 1e-8
 # Rows whose log-densities are evaluated at a time.
 _CHUNK = 8192
 
+# Cells that a table in a message lists.
+_LISTED_CELLS = 40
+
 
 def _scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
     return {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[covariance]
@@ -93,11 +96,12 @@ def log_densities(
             white_means = solve_triangular(factors[0], relative.T, lower=True)
         for k, mean in enumerate(relative):
             if covariance == "diagonal":
-                distance = (((chunk - mean) / factors[k]) ** 2).sum(axis=1)
+                residual = ((chunk - mean) / factors[k]).T
             elif covariance == "full":
-                distance = (solve_triangular(factors[k], (chunk - mean).T, lower=True) ** 2).sum(axis=0)
+                residual = solve_triangular(factors[k], (chunk - mean).T, lower=True)
             else:
-                distance = ((white - white_means[:, [k]]) ** 2).sum(axis=0)
+                residual = white - white_means[:, [k]]
+            distance = np.einsum("jn,jn->n", residual, residual)
             out[start : start + _CHUNK, k] = -0.5 * (distance + log_dets[k] + d * np.log(2 * np.pi))
     return out
 
@@ -292,6 +296,18 @@ class SubgroupMoments:
     def _sums(self) -> tuple[FloatArray, ...]:
         return self.weights, self._weight_squares, self.means, self._scatters, self._cubics, self._quartics
 
+    @property
+    def sizes(self) -> FloatArray:
+        """Number of rows behind every subgroup, (n_classes, n_groups).
+
+        The weight sum, as for repeated rows, or the effective sample size (sum w)^2 / sum w^2 where that is larger,
+        so that weights normalised to a small sum do not count as few rows.
+        """
+        return _rows_behind(self.weights, self._weight_squares)
+
+    def _group_sizes(self) -> FloatArray:
+        return _rows_behind(self.weights.sum(axis=0), self._weight_squares.sum(axis=0))
+
     def _scatter_weights(self) -> FloatArray:
         """Weight sum behind every scatter, shaped to broadcast against them."""
         weights = self._pooled(self.weights)
@@ -464,6 +480,134 @@ class SubgroupMoments:
             raise ValueError(msg)
         return self._replace_covariances(None, float(amount))
 
+    def small_groups(self, min_size: float) -> list[Any]:
+        """Find groups to merge so that no subgroup is left with few rows.
+
+        Parameters
+        ----------
+        min_size : float
+            Rows (see `sizes`) that every class should have in every group.
+
+        Returns
+        -------
+        labels : list
+            The groups that have fewer in some class. Where these together have too few as well, the next smallest
+            groups join them. Every group, if nothing less will do; empty, if nothing is small.
+        """
+        smallest = self.sizes.min(axis=0)
+        order = np.argsort(smallest, kind="stable")
+        n = int((smallest < min_size).sum())
+        while 0 < n < self.n_groups:
+            some = order[:n]
+            joined = _rows_behind(self.weights[:, some].sum(axis=1), self._weight_squares[:, some].sum(axis=1))
+            if joined.min() >= min_size:
+                break
+            n += 1
+        return [self.groups.tolist()[a] for a in sorted(order[:n].tolist())]
+
+    def merge_groups(self, labels: Iterable[Any], into: Any) -> SubgroupMoments:
+        """Take several groups as one.
+
+        Parameters
+        ----------
+        labels : iterable
+            Labels of groups.
+        into : label
+            Label of the group that they become; it must be new.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            A new object, as if the rows of these groups had carried the label `into` (but for the Ledoit-Wolf
+            intensity of the tied model, see `merge`).
+
+        Raises
+        ------
+        ValueError
+            When a label is not among the groups or `into` is already, or the moments are pooled or shrunk.
+        """
+        labels, groups = list(labels), self.groups.tolist()
+        unknown = [label for label in labels if label not in groups]
+        if unknown or into in groups:
+            reason = f"{into!r} is a group already" if into in groups else f"{unknown[0]!r} is no group"
+            msg = f"Groups cannot be merged: {reason}."
+            raise ValueError(msg)
+        if self._regularised:
+            msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
+            raise ValueError(msg)
+        one = SubgroupMoments(self.n_features, classes=self.classes, groups=[into], covariance=self.covariance)
+        for label in labels:
+            part = self._of_groups([groups.index(label)])
+            _core.merge_moments(self.covariance, one._sums(), part._sums(), np.arange(self.n_classes))
+        kept = [a for a, label in enumerate(groups) if label not in labels]
+        return self._of_groups(kept).merge(one) if kept else one
+
+    def _of_groups(self, positions: list[int]) -> SubgroupMoments:
+        part = SubgroupMoments(
+            self.n_features, classes=self.classes, groups=self.groups[positions], covariance=self.covariance
+        )
+        for to, array in zip(part._sums(), self._sums(), strict=True):
+            to[...] = array[positions] if array is self._scatters and self.covariance == "tied" else array[:, positions]
+        return part
+
+    def borrow(self, min_size: float) -> SubgroupMoments:
+        """Fill small subgroups up with rows that the other subgroups suggest.
+
+        A subgroup of n < `min_size` rows gets the mean and covariance of its n rows together with ``min_size - n`` rows
+        of a borrowed Gaussian. Its mean is what the class and the group add to one another, fitted to all subgroups by
+        weighted least squares (two-way analysis of variance without interaction); its covariance is that of the group,
+        averaged over classes by weight. Where a whole group has n < `min_size` rows, what it adds is shrunk by
+        ``n / min_size``, and its covariance is filled up by that of all groups in the same way.
+
+        Parameters
+        ----------
+        min_size : float
+            Rows (see `sizes`) from which on a subgroup stands for itself.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            A new object; shrink the moments before, not afterwards. Weights stay, but for an empty subgroup, which
+            takes the weight that it would have if class and group were independent.
+
+        Raises
+        ------
+        ValueError
+            When `min_size` is negative.
+        """
+        if not min_size >= 0:
+            msg = f"min_size must not be negative, not {min_size}."
+            raise ValueError(msg)
+        own, of_group = (
+            np.minimum(n / min_size, 1.0) if min_size else np.ones_like(n) for n in (self.sizes, self._group_sizes())
+        )
+        if not (own < 1).any():
+            return self
+        weights, means, covariances = self.weights, self.means, self.covariances
+        group_weights = weights.sum(axis=0)
+        of_class = np.divide(weights, group_weights, out=np.zeros_like(weights), where=group_weights > 0)
+        class_means, offsets = _additive_means(weights, means)
+        offsets *= of_group[:, None]
+        borrowed = class_means[:, None] + offsets
+        difference = means - borrowed
+        within = covariances if self.covariance == "tied" else np.einsum("ka,ka...->a...", of_class, covariances)
+        overall = np.tensordot(group_weights / group_weights.sum(), within, axes=1)
+        fill = _broadcast(of_group, within)
+        within = fill * within + (1 - fill) * overall
+        # Two sets of rows with different means vary about their common mean.
+        spread = own * (1 - own)
+        if self.covariance == "tied":
+            filled = within + np.einsum("ka,kai,kaj->aij", of_class * spread, difference, difference, optimize=True)
+        else:
+            fill, shape = _broadcast(own, covariances), "kaj,kaj->kaj" if self.covariance == "diagonal" else None
+            between = np.einsum(shape or "kai,kaj->kaij", difference, difference)
+            filled = fill * covariances + (1 - fill) * within + _broadcast(spread, covariances) * between
+        moments = self._replace_covariances(filled)
+        moments.means = own[..., None] * means + (1 - own[..., None]) * borrowed
+        independent = np.outer(weights.sum(axis=1), group_weights) / weights.sum()
+        moments.weights = np.where(weights > 0, weights, independent)
+        return moments
+
     def tie(self) -> SubgroupMoments:
         """Pool the covariances of the classes of every group, by weight.
 
@@ -509,9 +653,7 @@ class SubgroupMoments:
 
         Notes
         -----
-        The number of rows behind a covariance is taken as the weight sum, as for repeated rows, or as the effective
-        sample size (sum w)^2 / sum w^2 where that is larger, so that weights normalised to a small sum do not
-        count as few rows.
+        Rows are counted as in `sizes`.
         """
         covariances = self.covariances
         if self.covariance == "tied":
@@ -521,7 +663,7 @@ class SubgroupMoments:
         else:
             weights, squares, quartics = map(self._pooled, (self.weights, self._weight_squares, self._quartics))
         with np.errstate(divide="ignore", invalid="ignore"):
-            n = np.maximum(weights, weights**2 / squares)
+            n = _rows_behind(weights, squares)
             if self.covariance == "diagonal":
                 fourth = quartics / weights[..., None]
                 error = ((fourth - covariances**2) if shrinkage == "ledoit_wolf" else 2 * covariances**2).sum(
@@ -693,29 +835,81 @@ class SubgroupMoments:
         out = np.full((len(rows), K, G), -np.inf)
         for a in range(G):
             seen = self.weights[:, a] > 0
+            if not seen.any():
+                continue
             of_group = covariances[a] if self.covariance == "tied" else covariances[seen, a]
             log_weights = np.log(self.weights[seen, a] / self.weights.sum())
             out[:, seen, a] = log_weights + log_densities(rows, self.means[seen, a], of_group, self.covariance)
         return out
 
-    def cell_table(self) -> str:
-        """Weights of all subgroups as text: a line a class, a column a group."""
-        header = ["class \\ group", *(str(label) for label in self.groups.tolist())]
-        lines = [header]
-        lines += [
-            [str(label), *(f"{weight:.6g}" for weight in row)]
-            for label, row in zip(self.classes.tolist(), self.weights, strict=True)
-        ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines
-        )
+    def cell_table(self, most: int | None = _LISTED_CELLS) -> str:
+        """Weights of subgroups as text.
+
+        Parameters
+        ----------
+        most : int or None, default=40
+            Up to this number of subgroups the table has a line a class and a column a group, or the other way round
+            if there are more groups than classes. Of more subgroups it lists this many, the smallest first. None:
+            the whole table, whatever its size.
+
+        Returns
+        -------
+        table : str
+            Lines of equal length.
+        """
+        classes, groups = ([str(label) for label in labels.tolist()] for labels in (self.classes, self.groups))
+        rest = 0
+        if most is not None and self.weights.size > most:
+            smallest = np.argsort(self.weights, axis=None, kind="stable")[:most].tolist()
+            cells = [divmod(cell, self.n_groups) for cell in smallest]
+            lines = [
+                ["class", "group", "weight"],
+                *([classes[k], groups[a], f"{self.weights[k, a]:.6g}"] for k, a in cells),
+            ]
+            rest = self.weights.size - most
+        elif self.n_groups > self.n_classes:
+            lines = [["group \\ class", *classes], *_labelled(groups, self.weights.T)]
+        else:
+            lines = [["class \\ group", *groups], *_labelled(classes, self.weights)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(map(str.rjust, line, widths)) for line in lines]
+        if rest:
+            text.append(f"and {rest} larger ones".rjust(len(text[0])))
+        return "\n".join(text)
 
     def __repr__(self) -> str:
         return (
             f"SubgroupMoments({self.n_classes} classes x {self.n_groups} groups, {self.n_features} features, "
             f"covariance={self.covariance!r}, weight={self.weights.sum():.6g})"
         )
+
+
+def _rows_behind(weights: FloatArray, squares: FloatArray) -> FloatArray:
+    """Count rows behind sums of weights and of their squares, see `SubgroupMoments.sizes`."""
+    effective = np.divide(weights**2, squares, out=np.zeros_like(weights), where=squares > 0)
+    return np.maximum(weights, effective)
+
+
+def _additive_means(weights: FloatArray, means: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Fit means (K, G, d) by those of classes (K, d) plus offsets of groups (G, d), which average to zero."""
+    group_weights, shares = weights.sum(axis=0), weights.sum(axis=1, keepdims=True)
+    shares = np.divide(weights, shares, out=np.zeros_like(weights), where=shares > 0)  # P(group | class)
+    class_means = np.einsum("ka,kaj->kj", shares, means)
+    residuals = np.einsum("ka,kaj->aj", weights, means - class_means[:, None])
+    # Normal equations without the classes; scaled, so that their spectrum lies in [0, 1] whatever the weights.
+    scale = np.sqrt(np.where(group_weights > 0, group_weights, 1.0))
+    matrix = np.eye(len(scale)) - (weights / scale).T @ (shares / scale)
+    offsets = np.linalg.pinv(matrix, rcond=1e-10, hermitian=True) @ (residuals / scale[:, None]) / scale[:, None]
+    offsets -= group_weights @ offsets / group_weights.sum()
+    return class_means - shares @ offsets, offsets
+
+
+def _broadcast(factors: FloatArray, covariances: FloatArray) -> FloatArray:
+    return factors.reshape(factors.shape + (1,) * (covariances.ndim - factors.ndim))
+
+
+def _labelled(labels: list[str], weights: FloatArray) -> list[list[str]]:
+    return [[label, *(f"{weight:.6g}" for weight in row)] for label, row in zip(labels, weights, strict=True)]
 
 
 def _union(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:

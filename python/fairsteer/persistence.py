@@ -10,6 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
+from fairsteer._calibration import GroupCalibration
 from fairsteer._json_labels import label_from_json, label_to_json, labels_from_json, labels_to_json
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "load", "read_extra", "save"]
 
 #: Version of the file format; a file of another version is refused.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _PathLike = str | os.PathLike[str]
 
@@ -65,7 +67,7 @@ def save(transformer: FairSteeringTransformer, path: _PathLike, *, extra: Mappin
     Parameters
     ----------
     transformer : FairSteeringTransformer
-        Fitted.
+        Fitted. A function, slice or mask as `sensitive_columns` is kept as the columns that it selected.
     path : path-like
         File to create or replace, usually ``*.safetensors``. It is replaced only when the new one is complete.
     extra : mapping, optional
@@ -192,7 +194,7 @@ def read_extra(path: _PathLike) -> dict[str, Any] | None:
 
 def _pack_transformer(transformer: FairSteeringTransformer, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe a fitted transformer in JSON and add its arrays to `tensors`."""
-    shrunk, ideal = transformer._fitted()
+    model, ideal = transformer._fitted()
     return {
         "params": _pack_params(transformer),
         "output": getattr(transformer, "_sklearn_output_config", {}).get("transform"),
@@ -202,13 +204,16 @@ def _pack_transformer(transformer: FairSteeringTransformer, tensors: dict[str, N
         "class_blind": transformer._class_blind,
         "encoder": _pack_encoder(transformer._encoder),
         "feature_transform": _pack_coordinates(transformer, tensors),
-        "moments": _pack_moments(transformer.moments_, shrunk, tensors),
+        "moments": _pack_moments(transformer.moments_, tensors),
+        "model": _pack_model(model, tensors),
+        "calibration": _pack_calibration(transformer.group_calibration_, tensors),
         "ideal": _pack_ideal(ideal, tensors),
     }
 
 
 def _unpack_transformer(block: Mapping[str, Any], tensors: _Tensors) -> FairSteeringTransformer:
-    moments, shrunk = _unpack_moments(block["moments"], tensors)
+    moments = _unpack_moments(block["moments"], tensors)
+    model = _unpack_model(block["model"], moments, tensors)
     coordinates = _unpack_coordinates(block["feature_transform"], moments.n_features, tensors)
     transformer = FairSteeringTransformer(**_unpack_params(block["params"], coordinates))
     transformer.n_features_in_ = _integer(block["n_features_in"])
@@ -219,8 +224,13 @@ def _unpack_transformer(block: Mapping[str, Any], tensors: _Tensors) -> FairStee
     transformer._class_blind = bool(block["class_blind"])
     transformer._encoder = _unpack_encoder(block["encoder"], moments.groups)
     transformer.feature_transform_ = coordinates
-    transformer.moments_, transformer.classes_, transformer.groups_ = moments, moments.classes, moments.groups
-    transformer._solution = (shrunk, _unpack_ideal(block["ideal"], moments, tensors))
+    transformer.moments_, transformer.classes_ = moments, moments.classes
+    transformer._merge_labels()
+    if transformer.groups_.tolist() != model.groups.tolist():
+        msg = f"its model has the groups {model.groups.tolist()}, its moments {transformer.groups_.tolist()}"
+        raise ValueError(msg)
+    transformer._solution = (model, _unpack_ideal(block["ideal"], model, tensors))
+    transformer.group_calibration_ = _unpack_calibration(block["calibration"], model.n_groups, tensors)
     _check_columns(transformer, moments.n_features)
     if block["output"] is not None:
         transformer.set_output(transform=str(block["output"]))
@@ -237,8 +247,9 @@ def _pack_params(transformer: FairSteeringTransformer) -> dict[str, Any]:
         )
         raise ValueError(msg)
     columns = params["sensitive_columns"]
-    if columns is not None and np.ndim(columns) == 1:
-        params["sensitive_columns"] = tuple(columns)
+    if columns is not None and not isinstance(columns, (str, Integral)):  # a function, a slice, ...: what it selected
+        names = getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
+        params["sensitive_columns"] = tuple(names[position] for position in transformer._sensitive_positions)
     return {name: label_to_json(value) for name, value in params.items()}
 
 
@@ -335,39 +346,64 @@ def _scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
     return {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[covariance]
 
 
-def _pack_moments(
-    moments: SubgroupMoments, shrunk: SubgroupMoments, tensors: dict[str, NDArray[Any]]
-) -> dict[str, Any]:
-    names = [f"moments.{name}" for name in _SUMS]
-    tensors.update(zip(names, moments._sums(), strict=True))
-    if shrunk is not moments:
-        tensors["moments.shrunk"] = shrunk.covariances
+def _pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    tensors.update(zip((f"moments.{name}" for name in _SUMS), moments._sums(), strict=True))
     return {
         "n_features": moments.n_features,
         "covariance": moments.covariance,
-        "shrunk": shrunk is not moments,
         "classes": labels_to_json(moments.classes),
         "groups": labels_to_json(moments.groups),
     }
 
 
-def _unpack_moments(block: Mapping[str, Any], tensors: _Tensors) -> tuple[SubgroupMoments, SubgroupMoments]:
+def _unpack_moments(block: Mapping[str, Any], tensors: _Tensors) -> SubgroupMoments:
     classes, groups = labels_from_json(block["classes"]), labels_from_json(block["groups"])
     covariance, K, G, d = block["covariance"], len(classes), len(groups), _integer(block["n_features"])
-    scatter = _scatter_shape(covariance, K, G, d)
     quartic = (K, G, d) if covariance == "diagonal" else (K, G)
-    shapes = dict(zip(_SUMS, ((K, G), (K, G), (K, G, d), scatter, (K, G, d), quartic), strict=True))
+    shapes = ((K, G), (K, G), (K, G, d), _scatter_shape(covariance, K, G, d), (K, G, d), quartic)
     # Taken first, so that a header's word alone never makes memory be allocated.
-    sums = [tensors.take(f"moments.{name}", shape) for name, shape in shapes.items()]
+    sums = [tensors.take(f"moments.{name}", shape) for name, shape in zip(_SUMS, shapes, strict=True)]
     moments = SubgroupMoments(d, classes=classes, groups=groups, covariance=covariance)
     for to, array in zip(moments._sums(), sums, strict=True):
         to[...] = array
+    _check_weights(moments)
+    return moments
+
+
+def _pack_model(model: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Describe the moments that were projected: merged, shrunk and filled up ones."""
+    tensors.update({f"model.{name}": getattr(model, name) for name in ("weights", "means", "covariances")})
+    return {"groups": labels_to_json(model.groups)}
+
+
+def _unpack_model(block: Mapping[str, Any], moments: SubgroupMoments, tensors: _Tensors) -> SubgroupMoments:
+    groups = labels_from_json(block["groups"])
+    K, G, d = moments.n_classes, len(groups), moments.n_features
+    weights, means = tensors.take("model.weights", (K, G)), tensors.take("model.means", (K, G, d))
+    covariances = tensors.take("model.covariances", _scatter_shape(moments.covariance, K, G, d))
+    model = SubgroupMoments(d, classes=moments.classes, groups=groups, covariance=moments.covariance)
+    model.weights[...], model.means[...] = weights, means
+    _check_weights(model)
+    return model._replace_covariances(covariances)
+
+
+def _check_weights(moments: SubgroupMoments) -> None:
     if (moments.weights < 0).any() or not moments.weights.any():
         msg = "a weight is negative or all are zero"
         raise ValueError(msg)
-    if not block["shrunk"]:
-        return moments, moments
-    return moments, moments._replace_covariances(tensors.take("moments.shrunk", scatter))
+
+
+def _pack_calibration(calibration: GroupCalibration | None, tensors: dict[str, NDArray[Any]]) -> Any:
+    if calibration is None:
+        return None
+    tensors["calibration.offsets"] = calibration.offsets
+    return label_to_json(calibration.slope)
+
+
+def _unpack_calibration(slope: Any, n_groups: int, tensors: _Tensors) -> GroupCalibration | None:
+    if slope is None:
+        return None
+    return GroupCalibration(float(label_from_json(slope)), tensors.take("calibration.offsets", (n_groups,)))
 
 
 def _pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:

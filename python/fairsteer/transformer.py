@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Hashable
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import issparse
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, _fit_context
 from sklearn.utils import (
     check_array,
@@ -20,6 +21,7 @@ from sklearn.utils import (
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fairsteer._calibration import N_FOLDS, GroupCalibration, held_out_folds
 from fairsteer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer._input import (
     ROW_CHECKS,
@@ -30,11 +32,12 @@ from fairsteer._input import (
     column_positions,
     few,
     is_bfloat16,
+    unknown_group_message,
     warn_caller,
     widen_bfloat16,
 )
 from fairsteer._maps import AffineMaps, row_chunks
-from fairsteer.groups import MISSING, GroupEncoder, select_columns
+from fairsteer.groups import MISSING, GroupEncoder, renumber, select_columns
 from fairsteer.ideal import Alignment, Certificate, IdealDistribution, Intervention, nearest_ideal
 from fairsteer.moments import CovarianceModel, SubgroupMoments
 
@@ -85,18 +88,33 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         Coordinates in which the features are taken as Gaussian: rows are transformed, steered and
         transformed back. ``"log"`` for positive, log-normal features; else any scikit-learn
         transformer with an ``inverse_transform`` that undoes its ``transform``, such as
-        :class:`~sklearn.preprocessing.StandardScaler` for features of very different scales.
+        :class:`~sklearn.preprocessing.StandardScaler` for features of very different scales. It is
+        fitted with the `sample_weight` if its ``fit`` takes one; otherwise a warning says that it is not.
     strength : float in [0, 1], default=1.0
         Part of the way that rows move: ``(1 - strength) * x + strength * T(x)``. Read when rows
         are transformed, so a new value on a fitted transformer needs no new fit.
-    sensitive_columns : str, int, list of these or None, default=None
-        Columns of `X` that hold the groups, by name or position; they are used and left out of the
-        output. Several columns stand for their intersections. None: groups come as
-        `sensitive_features`.
-    unknown_group : {"error", "infer"}, default="error"
+    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
+        Columns of `X` that hold the groups, as in
+        :class:`~sklearn.compose.ColumnTransformer`: by name or position (negative ones count from the
+        end), as a slice of positions, a list of booleans, or a function that is called with `X` at
+        ``fit`` and returns any of these, such as :func:`~sklearn.compose.make_column_selector`. They
+        are used and left out of the output. Several columns stand for their intersections. None:
+        groups come as `sensitive_features`.
+    unknown_group : {"error", "infer", "infer_hard"}, default="error"
         What happens to a row whose group is missing, was not there at ``fit``, or is not given at
-        all: a ValueError, or the combination of the groups' maps weighted by the group's posterior
-        probability given the features.
+        all: a ValueError; the combination of the groups' maps weighted by the probabilities of the
+        groups given the features (:meth:`predict_group_proba`); or the map of the likeliest group.
+    min_cell_size : int, default=0
+        Rows that every class should have in every group; `small_cells` says what happens to
+        subgroups with fewer. Weighted rows count by their weight, or by their effective number where
+        that is larger (:attr:`SubgroupMoments.sizes`). 0: no subgroup is too small; one without rows
+        leaves its group's map to the other classes, with a warning.
+    small_cells : {"error", "pool", "merge"}, default="error"
+        ``"error"`` lists the subgroups in a ValueError. ``"pool"`` fills a subgroup of ``n`` rows up
+        with ``min_cell_size - n`` rows of what its class in the other groups, and the other classes
+        of its group, suggest (:meth:`SubgroupMoments.borrow`). ``"merge"`` makes the groups with
+        such a subgroup one group, labelled ``"(small groups)"`` (a tuple of that for intersections),
+        joined by the next smallest until no subgroup is too small; their labels still choose the map.
     max_iter : int, default=200
         Limit on the iterations of the projection.
     tol : float, default=1e-6
@@ -109,9 +127,15 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         Class labels; ``[0]`` if fitted without `y`.
     groups_ : ndarray of shape (n_groups,)
         Group labels, tuples if there are several sensitive columns; ``[0]`` if fitted without
-        groups.
+        groups. Small groups are merged here if `small_cells` says so.
     moments_ : SubgroupMoments
-        Weights, means and covariances of the subgroups before shrinkage.
+        Weights, means and covariances of the subgroups before shrinkage, pooling and merging;
+        ``print(moments_.cell_table())`` shows the weights.
+    group_calibration_ : GroupCalibration or None
+        Slope and offsets that turn the groups' log-probabilities under the fitted Gaussians into ones
+        that agree with rows held out from these. Fitted by ``fit`` if `unknown_group` is not
+        ``"error"``; None, for probabilities as the Gaussians have them, otherwise and after
+        ``partial_fit``, which has no rows to hold out.
     ideal_ : IdealDistribution
         The nearest ideal distribution.
     maps_ : dict
@@ -168,6 +192,8 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
     _class_blind: bool
     _encoder: GroupEncoder | None
     _sensitive_positions: list[int]
+    _small_groups: list[Any]
+    _group_of_label: Codes
     _solution: tuple[SubgroupMoments, IdealDistribution] | None
 
     # Requested by default, so that nobody has to call set_fit_request and its siblings.
@@ -194,8 +220,10 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
             None,
         ],
         "strength": [Interval(Real, 0, 1, closed="both")],
-        "sensitive_columns": [str, Integral, "array-like", None],
-        "unknown_group": [StrOptions({"error", "infer"})],
+        "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
+        "unknown_group": [StrOptions({"error", "infer", "infer_hard"})],
+        "min_cell_size": [Interval(Integral, 0, None, closed="left")],
+        "small_cells": [StrOptions({"error", "pool", "merge"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
     }
@@ -212,7 +240,9 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         feature_transform: Any = None,
         strength: float = 1.0,
         sensitive_columns: Any = None,
-        unknown_group: Literal["error", "infer"] = "error",
+        unknown_group: Literal["error", "infer", "infer_hard"] = "error",
+        min_cell_size: int = 0,
+        small_cells: Literal["error", "pool", "merge"] = "error",
         max_iter: int = 200,
         tol: float = 1e-6,
     ) -> None:
@@ -226,6 +256,8 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         self.strength = strength
         self.sensitive_columns = sensitive_columns
         self.unknown_group = unknown_group
+        self.min_cell_size = min_cell_size
+        self.small_cells = small_cells
         self.max_iter = max_iter
         self.tol = tol
 
@@ -264,7 +296,8 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         ------
         ValueError
             If `X` holds NaN or infinite values, `y` is continuous, groups are given twice or are
-            not discrete labels, a group has no rows, or no rows are left.
+            not discrete labels, a group has no rows, or no rows are left; or if a subgroup has fewer
+            than `min_cell_size` rows and ``small_cells="error"``, or every group would have to merge.
         """
         batch = self._read_batch(X, y, sensitive_features, sample_weight, reset=True)
         weighted = batch.sample_weight is not None and np.ptp(batch.sample_weight) > 0
@@ -274,12 +307,11 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
                 "[0, 1] or None, or leave sample_weight out."
             )
             raise ValueError(msg)
-        self.feature_transform_ = fit_coordinates(self.feature_transform, batch.rows, self._feature_names())
+        self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
         self._set_moments(self._batch_moments(rows, batch), batch)
-        pooled = self._pool(self.moments_)
-        shrunk = pooled.shrink(self.shrinkage, X=rows, y_codes=batch.y_codes, group_codes=batch.group_codes)
-        self._solution = self._solve(shrunk)
+        self._solution = self._solve(self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes))
+        self.group_calibration_ = self._calibrate(rows, batch)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -332,10 +364,10 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         first = not hasattr(self, "moments_")
         batch = self._read_batch(X, y, sensitive_features, sample_weight, reset=first)
         if first:
-            self.feature_transform_ = fit_coordinates(self.feature_transform, batch.rows, self._feature_names())
+            self.feature_transform_ = self._fit_coordinates(batch)
         moments = self._batch_moments(self._to_model(batch.rows), batch)
         self._set_moments(moments if first else self.moments_.merge(moments), batch)
-        self._solution = None
+        self._solution = self.group_calibration_ = None
         return self
 
     def fit_transform(self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None) -> Any:
@@ -374,8 +406,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         codes = np.zeros(len(rows), dtype=np.intp)
         if labels is not None:
             encoder = GroupEncoder() if reset or self._encoder is None else copy.copy(self._encoder)
-            encoder.partial_fit(labels)
-            codes = encoder.encode(labels)
+            codes = encoder.partial_fit_encode(labels)
             check_consistent_length(rows, codes)
         n_missing = int((codes == MISSING).sum())
         if labels is None:
@@ -397,9 +428,12 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
             rows, y, codes = rows[kept], y[kept], codes[kept]
             weight = None if weight is None else weight[kept]
         classes, y_codes = np.unique(y, return_inverse=True)
-        present, codes = np.unique(codes, return_inverse=True)
+        present, codes = renumber(codes, 1 if encoder is None else len(encoder.groups_))
         groups = present if encoder is None else encoder.groups_[present]
         return _Batch(rows, y_codes, codes, weight, classes, groups, encoder, class_blind)
+
+    def _fit_coordinates(self, batch: _Batch) -> Any:
+        return fit_coordinates(self.feature_transform, batch.rows, self._feature_names(), batch.sample_weight)
 
     def _batch_moments(self, rows: Floats, batch: _Batch) -> SubgroupMoments:
         moments = SubgroupMoments(
@@ -413,31 +447,61 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
     def _set_moments(self, moments: SubgroupMoments, batch: _Batch) -> None:
         self.moments_ = moments
         self.classes_ = moments.classes
-        self.groups_ = moments.groups
         self._class_blind = batch.class_blind
         self._encoder = batch.encoder
         if self._encoder is not None:
             self._encoder.groups_ = moments.groups
+        self._merge_labels()
 
-    def _pool(self, moments: SubgroupMoments) -> SubgroupMoments:
-        if self.pooling == 0:
+    def _merge_labels(self) -> None:
+        """Choose the groups that merge, and number what is left."""
+        moments, merging = self.moments_, self.small_cells == "merge"
+        self._small_groups = moments.small_groups(self.min_cell_size) if merging else []
+        self.groups_ = self._merged(moments).groups
+        table = {label: code for code, label in enumerate(self.groups_.tolist())}
+        joint = table.get(self._joint_label(moments.groups.tolist()))
+        self._group_of_label = np.array([table.get(label, joint) for label in moments.groups.tolist()], dtype=np.intp)
+
+    def _merged(self, moments: SubgroupMoments) -> SubgroupMoments:
+        if not self._small_groups:
             return moments
-        if self.covariance != "full":
-            msg = f"pooling={self.pooling} needs covariance='full', not {self.covariance!r}; leave it at 0."
-            raise ValueError(msg)
-        if hasattr(self.shrinkage, "fit"):
-            msg = f"shrinkage={self.shrinkage!r} fits every subgroup alone; leave pooling at 0, not {self.pooling}."
-            raise ValueError(msg)
-        return moments.pool(self.pooling)
+        return moments.merge_groups(self._small_groups, self._joint_label(moments.groups.tolist()))
+
+    @staticmethod
+    def _joint_label(labels: list[Any]) -> Any:
+        name = "(small groups)"
+        joint: Any = name
+        while (joint := (name,) * len(labels[0]) if isinstance(labels[0], tuple) else name) in labels:
+            name += "'"
+        return joint
+
+    def _shrunk(self, moments: SubgroupMoments, rows: Any = None, y_codes: Any = None, codes: Any = None) -> Any:
+        """Merge, pool and shrink moments; an estimator as `shrinkage` needs the rows and their codes."""
+        moments = self._merged(moments)
+        if self.pooling > 0:
+            if self.covariance != "full":
+                msg = f"pooling={self.pooling} needs covariance='full', not {self.covariance!r}; leave it at 0."
+                raise ValueError(msg)
+            if hasattr(self.shrinkage, "fit"):
+                msg = f"shrinkage={self.shrinkage!r} fits every subgroup alone; leave pooling at 0, not {self.pooling}."
+                raise ValueError(msg)
+            moments = moments.pool(self.pooling)
+        codes = None if codes is None else self._group_of_label[codes]
+        return moments.shrink(self.shrinkage, X=rows, y_codes=y_codes, group_codes=codes)
+
+    def _borrowed(self, shrunk: SubgroupMoments) -> SubgroupMoments:
+        return shrunk.borrow(self.min_cell_size) if self.small_cells == "pool" else shrunk
 
     def _solve(self, shrunk: SubgroupMoments) -> tuple[SubgroupMoments, IdealDistribution]:
+        self._check_sizes()
         if isinstance(self.shrinkage, str):
             way_out = "Lower shrinkage, or leave such features out."
             if self.feature_transform is None:
                 way_out = "Bring the features to one scale, for example by feature_transform=StandardScaler()."
-            _warn_if_swamped(self.moments_, shrunk, self._feature_names(), way_out)
+            _warn_if_swamped(self._merged(self.moments_), shrunk, self._feature_names(), way_out)
+        model = self._borrowed(shrunk)
         ideal = nearest_ideal(
-            shrunk,
+            model,
             intervention=self.intervention,
             reference_group=self.reference_group,
             alignment=self.alignment,
@@ -445,13 +509,59 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
             max_iter=self.max_iter,
             tol=self.tol,
         )
-        return shrunk, ideal
+        return model, ideal
+
+    def _check_sizes(self) -> None:
+        """Refuse small subgroups if there is nothing to be done about them."""
+        moments = self.moments_
+        small = moments.sizes < self.min_cell_size
+        if self.small_cells == "error" and small.any():
+            msg = (
+                f"{small.sum()} of {small.size} subgroups have fewer than min_cell_size={self.min_cell_size} rows. "
+                "Ways out: let them borrow from other subgroups by small_cells='pool', make small groups one by "
+                f"small_cells='merge', or lower min_cell_size.\n{moments.cell_table()}"
+            )
+            raise ValueError(msg)
+        if len(self._small_groups) == moments.n_groups > 1:
+            msg = (
+                f"small_cells='merge' leaves one group and nothing to steer: for every class to have "
+                f"min_cell_size={self.min_cell_size} rows, all {moments.n_groups} groups have to merge. Lower "
+                f"min_cell_size, or let small subgroups borrow by small_cells='pool'.\n{moments.cell_table()}"
+            )
+            raise ValueError(msg)
+        if self.reference_group in self._small_groups:
+            msg = (
+                f"reference_group={self.reference_group!r} is too small to stay: it is merged with others, as a class "
+                f"has fewer than min_cell_size={self.min_cell_size} rows in it. Name another, or use "
+                f"small_cells='pool'.\n{moments.cell_table()}"
+            )
+            raise ValueError(msg)
+
+    def _calibrate(self, rows: Floats, batch: _Batch) -> GroupCalibration | None:
+        """Compare the groups' probabilities with the groups of rows that were held out."""
+        if self.unknown_group == "error" or len(self.groups_) == 1:
+            return None
+        folds, sample = held_out_folds(batch.rows, batch.y_codes * len(batch.groups) + batch.group_codes)
+        parts = []
+        for fold in range(N_FOLDS):
+            part = batch._replace(y_codes=np.where(folds == fold, batch.y_codes, -1))
+            parts.append(self._batch_moments(rows, part))
+        log_proba = np.empty((len(sample), len(self.groups_)))
+        for fold in range(N_FOLDS):
+            rest = functools.reduce(SubgroupMoments.merge, (part for i, part in enumerate(parts) if i != fold))
+            y_codes = np.where(folds == fold, -1, batch.y_codes)
+            model = self._borrowed(self._shrunk(rest, rows, y_codes, batch.group_codes))
+            held_out = np.flatnonzero(folds[sample] == fold)
+            for chunk in (held_out[some] for some in row_chunks(len(held_out))):
+                log_proba[chunk] = np.logaddexp.reduce(model.log_joint(rows[sample[chunk]].astype(np.float64)), axis=1)
+        weight = np.ones(len(sample)) if batch.sample_weight is None else batch.sample_weight[sample]
+        return GroupCalibration.fit(log_proba, self._group_of_label[batch.group_codes[sample]], weight)
 
     def _fitted(self) -> tuple[SubgroupMoments, IdealDistribution]:
         """Shrunk moments and their nearest ideal distribution."""
         check_is_fitted(self, "moments_")
         if self._solution is None:  # rows have come by partial_fit since
-            self._solution = self._solve(self._pool(self.moments_).shrink(self.shrinkage))
+            self._solution = self._solve(self._shrunk(self.moments_))
         return self._solution
 
     @property
@@ -494,8 +604,8 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         X : array-like or dataframe of shape (n_samples, n_features)
             Rows, in the columns of ``fit``.
         sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, unless there are `sensitive_columns`. May be left out with
-            ``unknown_group="infer"``.
+            Group labels, unless there are `sensitive_columns`. May be left out where `unknown_group`
+            says to infer them.
 
         Returns
         -------
@@ -507,8 +617,9 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         ------
         ValueError
             If the transformer was fitted with groups and none are given, or a row's group is
-            missing or was not there at ``fit``, unless ``unknown_group="infer"``; if it was fitted
-            without groups and groups are given; if `X` does not match ``fit``.
+            missing or was not there at ``fit``, unless `unknown_group` says to infer it; if a label is
+            of another type than at ``fit`` (a string among numbers, say); if it was fitted without
+            groups and groups are given; if `X` does not match ``fit``.
         """
         check_is_fitted(self, "moments_")
         return self._transform(X, sensitive_features)
@@ -625,7 +736,10 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         return ratio if weight is None else ratio * weight
 
     def predict_group_proba(self, X: Any) -> npt.NDArray[np.float64]:
-        """Probability of each group given a row's features, under the fitted distributions.
+        """Probability of each group given a row's features.
+
+        Under the fitted distributions, and calibrated on rows that were held out from them if
+        `unknown_group` was not ``"error"`` at ``fit`` (see `group_calibration_`).
 
         Parameters
         ----------
@@ -679,9 +793,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         """
         rows, labels = self._read_rows(X, sensitive_features, reset=False)
         y = column_or_1d(y)
-        codes = np.zeros(len(rows), dtype=np.intp)
-        if self._encoder is not None:
-            codes = self._encoder.encode(labels)
+        codes = self._training_codes(labels, len(rows))
         weight = check_sample_weight(sample_weight, rows)
         weight = np.ones(len(rows)) if weight is None else weight
         kept = (codes >= 0) & (weight > 0)
@@ -711,8 +823,10 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         shrunk, _ = self._fitted()
         proba = np.empty((len(rows), len(self.groups_)))
         for chunk in row_chunks(len(rows)):
-            log_joint = shrunk.log_joint(rows[chunk].astype(np.float64))
-            proba[chunk] = softmax(logsumexp(log_joint, axis=1), axis=1)
+            log_proba = np.logaddexp.reduce(shrunk.log_joint(rows[chunk].astype(np.float64)), axis=1)
+            if self.group_calibration_ is not None:
+                log_proba = self.group_calibration_.apply(log_proba)
+            proba[chunk] = softmax(log_proba, axis=1)
         return proba
 
     def _weight_ratio(self, y_codes: Codes, codes: Codes) -> npt.NDArray[np.float64]:
@@ -747,6 +861,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         if reset:
             self._sensitive_positions = column_positions(
                 self.sensitive_columns,
+                X,
                 getattr(self, "feature_names_in_", None),
                 self.n_features_in_,
             )
@@ -758,10 +873,24 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
     def _read_rows_and_codes(self, X: Any, sensitive_features: Any) -> tuple[Floats, Codes]:
         """Features and groups; a negative code stands for a group to be inferred."""
         rows, labels = self._read_rows(X, sensitive_features, reset=False)
-        infer = self.unknown_group == "infer"
+        infer = self.unknown_group in ("infer", "infer_hard")
         if labels is None and self._encoder is not None and infer:
-            return rows, np.full(len(rows), MISSING, dtype=np.intp)
-        return rows, self._known_codes(labels, rows, "transform", infer=infer)
+            codes = np.full(len(rows), MISSING, dtype=np.intp)
+        else:
+            codes = self._known_codes(labels, rows, "transform", infer=infer)
+        unknown = codes < 0
+        if self.unknown_group == "infer_hard" and unknown.any():
+            codes[unknown] = self._group_proba(self._to_model(rows[unknown])).argmax(axis=1)
+        return rows, codes
+
+    def _encode(self, encoder: GroupEncoder, labels: Any) -> Codes:
+        """Positions in `groups_`; negative for labels that are missing or new."""
+        codes = encoder.encode(labels)
+        return np.where(codes < 0, codes, self._group_of_label[np.maximum(codes, 0)])
+
+    def _training_codes(self, labels: Any, n_rows: int) -> Codes:
+        """Give the groups of the rows of ``fit``, negative for those that were left out."""
+        return np.zeros(n_rows, dtype=np.intp) if self._encoder is None else self._encode(self._encoder, labels)
 
     def _known_codes(self, labels: Any, rows: Any, method: str, *, infer: bool = False) -> Codes:
         if self._encoder is None:
@@ -774,7 +903,7 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
             return np.zeros(len(rows), dtype=np.intp)
         ways_out = (
             "pass sensitive_features=… with a known group in every row, fit with "
-            "sensitive_columns=… to take the groups from columns of X, or set "
+            "sensitive_columns=… to take the groups from columns of X, or fit with "
             "unknown_group='infer' to weight the groups by their probability given the features"
         )
         if method != "transform":
@@ -782,21 +911,16 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         if labels is None:
             msg = (
                 f"No groups are given, but the steering was fitted on the groups "
-                f"{few(map(repr, self.groups_.tolist()))} and moves a row by its group. The way out: {ways_out}."
+                f"{few(map(repr, self.moments_.groups.tolist()))} and moves a row by its group. The way out: "
+                f"{ways_out}."
             )
             raise ValueError(msg)
-        codes = self._encoder.encode(labels)
+        codes = self._encode(self._encoder, labels)
         if rows is not None:
             check_consistent_length(rows, codes)
         if not infer and (codes < 0).any():
             counts = self._encoder.unknown_counts(labels)
-            listed = few(f"{'missing' if k is None else repr(k)} ({n} rows)" for k, n in counts.items())
-            msg = (
-                f"{(codes < 0).sum()} of {len(codes)} rows have a group that is missing or was not "
-                f"there at fit: {listed}. Known groups: {few(map(repr, self.groups_.tolist()))}. The way out: "
-                f"{ways_out}."
-            )
-            raise ValueError(msg)
+            raise ValueError(unknown_group_message(codes, counts, self.moments_.groups, ways_out))
         return codes
 
     def _class_codes(self, y: Any, rows: Any) -> Codes:
@@ -817,12 +941,13 @@ class FairSteeringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         return np.array([table[label] for label in labels.tolist()], dtype=np.intp)[inverse]
 
     def _check_cells(self, y_codes: Codes, codes: Codes) -> None:
-        empty = np.flatnonzero(self.moments_.weights[y_codes, codes] == 0)
+        empty = np.flatnonzero(self._fitted()[0].weights[y_codes, codes] == 0)
         if empty.size:
             k, a = y_codes[empty[0]], codes[empty[0]]
             msg = (
                 f"Class {self.classes_.tolist()[k]!r} had no rows in group "
-                f"{self.groups_.tolist()[a]!r} at fit.\n{self.moments_.cell_table()}"
+                f"{self.groups_.tolist()[a]!r} at fit, so nothing is known of it. Leave such rows out, or fit with "
+                f"small_cells='pool' and min_cell_size=1 or more.\n{self.moments_.cell_table()}"
             )
             raise ValueError(msg)
 
