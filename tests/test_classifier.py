@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
 
 METHODS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
 
@@ -203,8 +203,8 @@ def test_unknown_groups_follow_the_rule_of_the_steering(data: Any, method: str, 
     classifier = fitted(data, estimator)
     with pytest.raises(ValueError, match="unknown_group='infer'"):
         getattr(classifier, method)(data.X)
-    with pytest.raises(ValueError, match=r"'x' \(600 rows\)"):
-        getattr(classifier, method)(data.X, sensitive_features=np.full(600, "x"))
+    with pytest.raises(ValueError, match=r"9 \(600 rows\)"):
+        getattr(classifier, method)(data.X, sensitive_features=np.full(600, 9))
     infers = fitted(data, estimator, unknown_group="infer")
     groups = data.group.astype(object)
     groups[:300] = None
@@ -223,7 +223,8 @@ def test_inferred_posterior_is_that_of_the_mixed_map(data: Any) -> None:
     )
     classifier.steering_.set_params(strength=0)
     joint = classifier.steering_.moments_.shrink("ledoit_wolf").log_joint(data.X)
-    expected = softmax(logsumexp(joint, axis=2), axis=1)
+    given_group = softmax(joint, axis=1)
+    expected = np.einsum("nka,na->nk", given_group, classifier.steering_.predict_group_proba(data.X))
     np.testing.assert_allclose(classifier.predict_proba(data.X), expected, atol=1e-9)
 
 
@@ -317,6 +318,92 @@ def test_methods_are_those_of_the_estimator(data: Any) -> None:
     assert all(hasattr(IdealDistributionClassifier(), method) for method in METHODS)
 
 
+# ---- aligned scores
+
+
+@pytest.mark.parametrize("estimator", [None, LogisticRegression()])
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
+def test_aligned_scores_are_those_of_the_aligner_around_it(
+    make_data: Callable, constraint: Any, n_classes: int, estimator: Any
+) -> None:
+    data = make_data(n_classes=n_classes, n=1200)
+    groups = np.array(["f", "m"])[data.group]
+    aligned = IdealDistributionClassifier(estimator=estimator, score_alignment=constraint, cv=3)
+    aligner = ScoreAligner(IdealDistributionClassifier(estimator=estimator), constraint=constraint, cv=3)
+    for classifier in (aligned, aligner):
+        classifier.fit(data.X, data.y, sensitive_features=groups)
+    for method in METHODS:
+        np.testing.assert_allclose(
+            getattr(aligned, method)(data.X, sensitive_features=groups),
+            getattr(aligner, method)(data.X, sensitive_features=groups),
+        )
+    plain = IdealDistributionClassifier(estimator=estimator).fit(data.X, data.y, sensitive_features=groups)
+    change = aligned.predict_proba(data.X, sensitive_features=groups) - plain.predict_proba(
+        data.X, sensitive_features=groups
+    )
+    assert np.abs(change).max() > 0.01
+
+
+def test_alignment_takes_groups_from_columns_and_weights(data: Any) -> None:
+    weight = np.random.default_rng(0).integers(0, 3, 600)
+    frame = np.column_stack([data.X, data.group])
+    columns = IdealDistributionClassifier(
+        FairSteeringTransformer(sensitive_columns=-1), score_alignment="equal_opportunity", cv=3
+    ).fit(frame, data.y, sample_weight=weight)
+    beside = IdealDistributionClassifier(score_alignment="equal_opportunity", cv=3)
+    beside.fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)
+    np.testing.assert_allclose(
+        columns.predict_proba(frame), beside.predict_proba(data.X, sensitive_features=data.group), atol=1e-9
+    )
+
+
+def test_costs_apply_to_aligned_probabilities_of_two_classes(make_data: Callable) -> None:
+    data = make_data()
+    costs = [[0, 1], [3, 0]]
+    classifier = IdealDistributionClassifier(cost_matrix=costs, score_alignment="equal_opportunity")
+    classifier.fit(data.X, data.y, sensitive_features=data.group)
+    proba = classifier.predict_proba(data.X, sensitive_features=data.group)
+    predicted = classifier.predict(data.X, sensitive_features=data.group)
+    assert np.array_equal(predicted, (proba @ costs).argmin(axis=1))
+    three = make_data(n_classes=3)
+    with pytest.raises(ValueError, match="leave out cost_matrix, or score_alignment"):
+        classifier.set_params(cost_matrix=1 - np.eye(3)).fit(three.X, three.y, sensitive_features=three.group)
+
+
+def test_alignment_weights_inferred_groups_by_their_probability(data: Any) -> None:
+    classifier = IdealDistributionClassifier(
+        FairSteeringTransformer(unknown_group="infer"), score_alignment="equal_opportunity"
+    ).fit(data.X, data.y, sensitive_features=data.group)
+    steering = classifier.steering_
+    plain = IdealDistributionClassifier(steering).fit(data.X, data.y, sensitive_features=data.group)
+    log_odds = plain.decision_function(data.X)
+    each = [classifier._alignment.proba(log_odds, np.full(600, a)) for a in (0, 1)]
+    expected = np.einsum("na,ank->nk", steering.predict_group_proba(data.X), each)
+    np.testing.assert_allclose(classifier.predict_proba(data.X), expected, atol=1e-9)
+    with pytest.raises(ValueError, match="unknown_group='infer'"):
+        IdealDistributionClassifier(score_alignment="equal_opportunity").fit(
+            data.X, data.y, sensitive_features=data.group
+        ).predict(data.X)
+
+
+def test_alignment_gives_probabilities_to_an_estimator_without_them(data: Any) -> None:
+    classifier = IdealDistributionClassifier(estimator=RidgeClassifier(), score_alignment="demographic_parity")
+    assert hasattr(classifier, "predict_proba")
+    proba = classifier.fit(data.X, data.y, sensitive_features=data.group).predict_proba(
+        data.X, sensitive_features=data.group
+    )
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    rate = [classifier.predict(data.X, sensitive_features=data.group)[data.group == a].mean() for a in (0, 1)]
+    assert abs(rate[0] - rate[1]) < 0.05
+
+
+def test_one_class_needs_no_alignment(data: Any) -> None:
+    classifier = IdealDistributionClassifier(score_alignment="equal_opportunity")
+    classifier.fit(data.X, np.ones(600), sensitive_features=data.group)
+    assert (classifier.predict(data.X, sensitive_features=data.group) == 1).all()
+
+
 # ---- scikit-learn's manners
 
 
@@ -327,7 +414,12 @@ def test_parameters_are_left_alone(data: Any) -> None:
     assert not hasattr(steering, "moments_")
     assert not hasattr(estimator, "coef_")
     assert classifier.get_params()["steering__strength"] == 1
-    for bad in ({"steering": LogisticRegression()}, {"estimator": 3}, {"cost_matrix": "none"}):
+    for bad in (
+        {"steering": LogisticRegression()},
+        {"estimator": 3},
+        {"cost_matrix": "none"},
+        {"score_alignment": "all"},
+    ):
         with pytest.raises(ValueError, match=f"The '{next(iter(bad))}' parameter"):
             IdealDistributionClassifier(**bad).fit(data.X, data.y, sensitive_features=data.group)
 

@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import issparse
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
 
 # The checks give no groups to the estimators as constructed, and groups of few rows to the others.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -22,12 +26,28 @@ class SteeringOfStripes(FairSteeringTransformer):
 
     def _read_rows(self, X: Any, sensitive_features: Any, *, reset: bool) -> tuple[Any, Any]:
         rows, labels = super()._read_rows(X, sensitive_features, reset=reset)
-        return rows, np.floor(5 * rows[:, -1].astype(float)) % 2 if labels is None else labels
+        return rows, stripes(rows) if labels is None else labels
+
+
+class AlignerOfStripes(ScoreAligner):
+    """The same groups, whose scores are aligned."""
+
+    def _labels_of(self, X: Any, sensitive_features: Any, *, reset: bool) -> Any:
+        labels = super()._labels_of(X, sensitive_features, reset=reset)
+        if labels is not None:
+            return labels
+        rows = check_array(X, accept_sparse="csr", dtype=float)
+        return stripes(rows.toarray() if issparse(rows) else rows)
+
+
+def stripes(rows: np.ndarray) -> np.ndarray:
+    return np.floor(5 * rows[:, -1].astype(float)) % 2
 
 
 STEERINGS = [
     SteeringOfStripes(unknown_group="infer"),  # some checks transform stripes that they did not fit
-    SteeringOfStripes(unknown_group="infer", covariance="full", intervention="affirmative"),
+    # Symmetric maps are unique; affine ones are not where rows repeat and are fewer than features.
+    SteeringOfStripes(unknown_group="infer", covariance="full", intervention="affirmative", alignment="symmetric"),
 ]
 
 
@@ -36,7 +56,13 @@ STEERINGS = [
         FairSteeringTransformer(),
         *STEERINGS,
         IdealDistributionClassifier(),
-        *[IdealDistributionClassifier(steering) for steering in STEERINGS],
+        IdealDistributionClassifier(STEERINGS[0]),
+        # Having a `cv`, it is checked for weights on repeated rows in more dimensions than rows: convex programs only.
+        IdealDistributionClassifier(clone(STEERINGS[1]).set_params(alignment="symmetric")),
+        IdealDistributionClassifier(STEERINGS[0], score_alignment="equal_opportunity"),
+        ScoreAligner(LogisticRegression()),
+        AlignerOfStripes(LogisticRegression(), unknown_group="average"),
+        AlignerOfStripes(LogisticRegression(), unknown_group="average", constraint="demographic_parity"),
     ],
     expected_failed_checks=lambda estimator: (
         # It is skipped unless SCIPY_ARRAY_API=1.
@@ -54,3 +80,12 @@ def test_the_stripes_are_steered() -> None:
     steer = SteeringOfStripes(unknown_group="infer").fit(X)
     assert len(steer.groups_) == 2
     assert np.abs(steer.transform(X) - X).max() > 0.01
+
+
+def test_the_scores_of_stripes_are_aligned() -> None:
+    X = np.random.default_rng(0).normal(size=(200, 2))
+    plain, aligner = LogisticRegression(), AlignerOfStripes(LogisticRegression())
+    y = X.sum(axis=1) > 0
+    change = aligner.fit(X, y).predict_proba(X) - plain.fit(X, y).predict_proba(X)
+    assert len(aligner.groups_) == 2
+    assert np.abs(change).max() > 0.01

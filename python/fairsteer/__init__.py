@@ -6,6 +6,7 @@ from fairsteer._show_versions import build_info, show_versions
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
 from fairsteer.moments import SubgroupMoments
+from fairsteer.score_alignment import ScoreAligner
 from fairsteer.transformer import FairSteeringTransformer
 
 __version__ = version("fairsteer")
@@ -15,6 +16,7 @@ __all__ = [
     "FairSteeringTransformer",
     "IdealDistribution",
     "IdealDistributionClassifier",
+    "ScoreAligner",
     "SubgroupMoments",
     "__version__",
     "build_info",

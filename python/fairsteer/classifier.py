@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
-from sklearn import get_config
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
-from sklearn.metrics import accuracy_score
-from sklearn.pipeline import Pipeline
-from sklearn.utils import check_array
-from sklearn.utils._param_validation import HasMethods
+from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.utils import check_array, indexable
+from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fairsteer._group_aware import GroupAwareClassifierMixin
+from fairsteer._input import check_classes, check_sample_weight, weight_params
 from fairsteer._maps import row_chunks
+from fairsteer._score_maps import Alignment, Constraint
+from fairsteer.score_alignment import (
+    aligned_proba,
+    class_decision,
+    class_scores,
+    cross_fitted_alignment,
+    log_zero_allowed,
+)
 from fairsteer.transformer import FairSteeringTransformer
 
 __all__ = ["IdealDistributionClassifier"]
 
 
 def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
-    """Whether the classifier has a method: always its own, else where `estimator` has it."""
+    """Whether the classifier has a method: always its own and with aligned scores, else where `estimator` has it."""
 
     def check(classifier: IdealDistributionClassifier) -> bool:
         estimator = getattr(classifier, "estimator_", classifier.estimator)
-        return estimator is None or hasattr(estimator, method)
+        return estimator is None or hasattr(estimator, method) or classifier.score_alignment is not None
 
     return check
 
 
-class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
+class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
     """Classifier of the nearest ideal distribution.
 
     Features are steered to the nearest ideal distribution (see
@@ -51,12 +59,20 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         Cost of predicting class ``j`` (column) where class ``i`` (row) is true, in the order of
         ``classes_``; predictions minimise the expected cost. None: 1 for every error, or the
         `estimator`'s own rule.
+    score_alignment : {"equal_opportunity", "demographic_parity"}, default=None
+        Whether scores are aligned between groups after the steering, as by
+        :class:`~fairsteer.ScoreAligner`, which explains it and has more parameters. The rates are
+        equal on out-of-fold rows, whether features are Gaussian or not.
+    cv : int, cross-validation generator or iterable, default=5
+        Splits whose test rows give the out-of-fold scores of a `score_alignment`, as for
+        :class:`~fairsteer.ScoreAligner`.
 
     Attributes
     ----------
     steering_ : FairSteeringTransformer
-        The fitted steering. A new strength takes effect without a new fit:
-        ``classifier.steering_.set_params(strength=0.5)``.
+        The fitted steering. A new strength takes effect without a new fit,
+        ``classifier.steering_.set_params(strength=0.5)``, unless there is a `score_alignment`, which
+        is fitted to the scores of one strength.
     estimator_ : classifier or None
         The fitted `estimator`.
     classes_ : ndarray of shape (n_classes,)
@@ -71,6 +87,7 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
     See Also
     --------
     FairSteeringTransformer : The steering alone, for pipelines.
+    ScoreAligner : The alignment alone, for any classifier.
 
     Notes
     -----
@@ -94,17 +111,14 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
     True
     """
 
-    __metadata_request__fit = {"sensitive_features": True}
-    __metadata_request__predict = {"sensitive_features": True}
-    __metadata_request__predict_proba = {"sensitive_features": True}
-    __metadata_request__predict_log_proba = {"sensitive_features": True}
-    __metadata_request__decision_function = {"sensitive_features": True}
-    __metadata_request__score = {"sensitive_features": True}
+    _alignment: Alignment | None
 
     _parameter_constraints = {
         "steering": [FairSteeringTransformer, None],
         "estimator": [HasMethods(["fit", "predict"]), None],
         "cost_matrix": ["array-like", None],
+        "score_alignment": [StrOptions({"equal_opportunity", "demographic_parity"}), None],
+        "cv": ["cv_object"],
     }
 
     def __init__(
@@ -113,10 +127,14 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         estimator: Any = None,
         *,
         cost_matrix: Any = None,
+        score_alignment: Constraint | None = None,
+        cv: Any = 5,
     ) -> None:
         self.steering = steering
         self.estimator = estimator
         self.cost_matrix = cost_matrix
+        self.score_alignment = score_alignment
+        self.cv = cv
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(
@@ -144,7 +162,9 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         ------
         ValueError
             As the steering raises; if `cost_matrix` has the wrong shape; if `estimator` has no
-            ``predict_proba`` for a `cost_matrix`, or cannot take the weights it needs.
+            ``predict_proba`` for a `cost_matrix`, or cannot take the weights it needs; if there are
+            more than two classes, a `cost_matrix` and a `score_alignment`; as
+            :class:`~fairsteer.ScoreAligner` raises.
         """
         validate_data(self, X, y, skip_check_array=True)
         steering = FairSteeringTransformer() if self.steering is None else self.steering
@@ -153,9 +173,12 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         self.cost_matrix_ = self._check_cost_matrix()
         self.estimator_ = None
         if self.estimator is not None:
-            rows, y, weight = self.steering_._training_rows(X, y, sensitive_features, sample_weight)
+            rows, labels, weight = self.steering_._training_rows(X, y, sensitive_features, sample_weight)
             self.estimator_ = clone(self.estimator)
-            self.estimator_.fit(rows, y, **_weight_params(self.estimator_, weight))
+            self.estimator_.fit(rows, labels, **_ideal_weight_params(self.estimator_, weight))
+        self._alignment = None
+        if self.score_alignment is not None and len(self.classes_) > 1:
+            self._alignment = self._fit_alignment(self.score_alignment, X, y, sensitive_features, sample_weight)
         return self
 
     def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -166,8 +189,8 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         X : array-like or dataframe of shape (n_samples, n_features)
             Rows, in the columns of ``fit``.
         sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, unless the steering has `sensitive_columns`. May be left out if it has
-            ``unknown_group="infer"``.
+            Group labels, unless the steering has `sensitive_columns`. May be left out where its
+            `unknown_group` says to infer them.
 
         Returns
         -------
@@ -183,6 +206,8 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         if self.cost_matrix_ is not None:
             proba = self.predict_proba(X, sensitive_features=sensitive_features)
             return self._labels((proba @ self.cost_matrix_).argmin(axis=1))
+        if self._alignment is not None:
+            return self._labels(self._aligned_proba(self._alignment, X, sensitive_features).argmax(axis=1))
         if self.estimator_ is not None:
             return self._ask_estimator("predict", X, sensitive_features)
         return self._labels(self._log_posterior(X, sensitive_features).argmax(axis=1))
@@ -204,6 +229,8 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
             Probabilities, in the order of ``classes_``; rows sum to 1.
         """
         check_is_fitted(self, "steering_")
+        if self._alignment is not None:
+            return self._aligned_proba(self._alignment, X, sensitive_features)
         if self.estimator_ is not None:
             return self._ask_estimator("predict_proba", X, sensitive_features)
         return np.exp(self._log_posterior(X, sensitive_features))
@@ -225,10 +252,8 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
             Log-probabilities in nats, in the order of ``classes_``.
         """
         check_is_fitted(self, "steering_")
-        if self.estimator_ is not None:
-            with np.errstate(divide="ignore"):  # log 0 = -inf is the right answer
-                log_proba: npt.NDArray[Any] = np.log(self._ask_estimator("predict_proba", X, sensitive_features))
-                return log_proba
+        if self.estimator_ is not None or self._alignment is not None:
+            return log_zero_allowed(self.predict_proba(X, sensitive_features=sensitive_features))
         return self._log_posterior(X, sensitive_features)
 
     @available_if(_has("decision_function"))
@@ -246,37 +271,17 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples,) or (n_samples, n_classes)
             With two classes the log-odds of ``classes_[1]``, else the log-probabilities; the
-            `estimator`'s own scores if there is one.
+            `estimator`'s own scores if there is one and no `score_alignment`.
         """
         check_is_fitted(self, "steering_")
+        if self._alignment is not None:
+            return class_decision(self._aligned_proba(self._alignment, X, sensitive_features))
         if self.estimator_ is not None:
             return self._ask_estimator("decision_function", X, sensitive_features)
         log_posterior = self._log_posterior(X, sensitive_features)
         if len(self.classes_) == 2:
             return log_posterior[:, 1] - log_posterior[:, 0]
         return log_posterior
-
-    def score(self, X: Any, y: Any, sample_weight: Any = None, *, sensitive_features: Any = None) -> float:
-        """Accuracy of the predictions.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        y : array-like of shape (n_samples,)
-            True class labels.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        float
-            Weighted share of rows whose class is predicted, in [0, 1].
-        """
-        predicted = self.predict(X, sensitive_features=sensitive_features)
-        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
     def _labels(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
         labels: npt.NDArray[Any] = self.classes_[codes]
@@ -304,15 +309,57 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
             if strength < 1:
                 joint = shrunk.log_joint(x)
                 own = np.take_along_axis(joint, np.maximum(a, 0)[:, None, None], axis=2)[:, :, 0]
-                own[a < 0] = logsumexp(joint[a < 0], axis=2)
+                if (a < 0).any():
+                    # The fitted P(y | x, a), weighted by the calibrated P(a | x).
+                    given_group = joint[a < 0] - logsumexp(joint[a < 0], axis=1, keepdims=True)
+                    own[a < 0] = logsumexp(given_group, axis=2, b=steering._group_proba(x[a < 0])[:, None])
                 out += (1 - strength) * (own - logsumexp(own, axis=1, keepdims=True))
             out -= logsumexp(out, axis=1, keepdims=True)
         return result
 
+    def _fit_alignment(
+        self, constraint: Constraint, X: Any, y: Any, sensitive_features: Any, sample_weight: Any
+    ) -> Alignment:
+        """Align the scores of this classifier trained without the rows that it scores."""
+        steering = self.steering_
+        rows, labels = steering._read_rows(X, sensitive_features, reset=False)
+        y = check_classes(y, rows)
+        weight = check_sample_weight(sample_weight, rows)
+        (X,) = indexable(X)
+        alignment, _ = cross_fitted_alignment(
+            clone(self).set_params(score_alignment=None),
+            X,
+            y,
+            y_codes=np.searchsorted(self.classes_, y),
+            group_codes=steering._training_codes(labels, len(rows)),
+            weight=np.ones(len(rows)) if weight is None else weight,
+            classes=self.classes_,
+            groups=steering.groups_,
+            fit_params=_given(sensitive_features=sensitive_features, sample_weight=weight),
+            predict_params=_given(sensitive_features=sensitive_features),
+            cv=self.cv,
+            constraint=constraint,
+        )
+        return alignment
+
+    def _aligned_proba(self, alignment: Alignment, X: Any, sensitive_features: Any) -> npt.NDArray[np.float64]:
+        steering = self.steering_
+        plain = copy.copy(self)
+        plain.score_alignment = plain._alignment = None
+        scores = class_scores(plain, X, self.classes_, {"sensitive_features": sensitive_features})
+        rows, codes = steering._model_rows(X, sensitive_features)
+        return aligned_proba(alignment, scores, codes, steering._group_proba(rows[codes < 0]))
+
     def _check_cost_matrix(self) -> npt.NDArray[np.float64] | None:
         if self.cost_matrix is None:
             return None
-        if self.estimator is not None and not hasattr(self.estimator, "predict_proba"):
+        if self.score_alignment is not None and len(self.classes_) > 2:
+            msg = (
+                f"score_alignment with {len(self.classes_)} classes aligns the most probable class, not the one with "
+                "the least expected cost: leave out cost_matrix, or score_alignment."
+            )
+            raise ValueError(msg)
+        if not _has("predict_proba")(self):
             msg = (
                 f"cost_matrix needs the probabilities of classes, but {self.estimator!r} has no "
                 "predict_proba. Wrap it in sklearn.calibration.CalibratedClassifierCV."
@@ -330,19 +377,17 @@ class IdealDistributionClassifier(ClassifierMixin, BaseEstimator):
         return costs
 
 
-def _weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _given(**params: Any) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _ideal_weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Keywords that hand sample weights to an estimator's ``fit``."""
     if np.ptp(weight) <= 1e-9 * weight.max():  # equal but for rounding
         return {}
-    if has_fit_parameter(estimator, "sample_weight"):
-        return {"sample_weight": weight}
-    if isinstance(estimator, Pipeline):
-        # With metadata routing on, the pipeline's own requests say which step takes them.
-        if get_config()["enable_metadata_routing"]:
-            return {"sample_weight": weight}
-        name, last = estimator.steps[-1]
-        if has_fit_parameter(last, "sample_weight"):
-            return {f"{name}__sample_weight": weight}
+    params = weight_params(estimator, weight)
+    if params is not None:
+        return params
     msg = (
         f"{estimator!r} takes no sample_weight in fit, but must be trained under weights that make "
         "classes and groups independent. Use a classifier that takes them, such as "
