@@ -1,0 +1,464 @@
+"""What to compare steering with: transformers that match groups, or erase them, without looking at classes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils.validation import check_is_fitted
+
+from fairsteer import _core
+from fairsteer._input import Codes, Floats
+from fairsteer._maps import AffineMaps
+from fairsteer.ideal import _reference
+from fairsteer.moments import SubgroupMoments
+from fairsteer.transformer import FairSteeringTransformer, _Batch, _warn_if_swamped
+
+__all__ = ["CovarianceMatchingTransformer", "LeaceTransformer", "MeanMatchingTransformer"]
+
+Doubles = npt.NDArray[np.float64]
+
+# Of standardised features, a direction with less than this share of the largest variance is rounding error.
+_RANK_CUTOFF = 1e-12
+# A correlation with the groups that is smaller than this is rounding error too.
+_NO_CORRELATION = 1e-8
+# The barycentre is found when a step moves its points by less than this share of their spread, root mean squares.
+_BARYCENTRE_TOLERANCE = 1e-6
+_BARYCENTRE_MAX_ITER = 100
+
+
+class _ClassBlindTransformer(FairSteeringTransformer):
+    """What the baselines share: one Gaussian a group, and maps that follow from these."""
+
+    covariance = "tied"
+    pooling = 0.0
+    min_cell_size = 0
+    small_cells = "error"
+
+    def fit(
+        self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> _ClassBlindTransformer:
+        """Fit the groups' means and covariances, and the maps that follow from them.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, with the sensitive columns if there are `sensitive_columns`.
+        y : None
+            Ignored.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels. Rows where one is missing are left out, with a warning. Without any
+            groups the transformer is the identity.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights; an integer weight equals as many repetitions, zero leaves the row
+            out.
+
+        Returns
+        -------
+        self
+            The transformer itself.
+
+        Raises
+        ------
+        ValueError
+            If `X` holds NaN or infinite values, groups are given twice or are not discrete labels,
+            or no rows are left.
+        """
+        super().fit(X, sensitive_features=sensitive_features, sample_weight=sample_weight)
+        return self
+
+    def partial_fit(
+        self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> _ClassBlindTransformer:
+        """Add a batch of rows: batches give the same result as one ``fit`` on all rows.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows.
+        y : None
+            Ignored.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, in all batches or in none; new groups may appear in any batch.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights.
+
+        Returns
+        -------
+        self
+            The transformer itself.
+
+        Raises
+        ------
+        ValueError
+            As for ``fit``, and if `shrinkage` or `feature_transform` is an estimator that needs
+            all rows at once.
+        """
+        super().partial_fit(X, sensitive_features=sensitive_features, sample_weight=sample_weight)
+        return self
+
+    def _solve(self, shrunk: SubgroupMoments) -> Any:
+        return shrunk, self._fit_maps(shrunk)
+
+    @abstractmethod
+    def _fit_maps(self, shrunk: SubgroupMoments) -> tuple[Doubles, Doubles]:
+        """Matrices (n_groups, d, d) and shifts (n_groups, d) at full strength."""
+
+    def _full_maps(self) -> tuple[Doubles, Doubles]:
+        maps: Any = self._fitted()[1]
+        return maps[0], maps[1]
+
+    def _group_maps(self, strength: float) -> AffineMaps:
+        return AffineMaps.at_strength(*self._full_maps(), strength)
+
+    @property
+    def maps_(self) -> dict[Any, tuple[Doubles, Doubles]]:
+        """Map ``(A, b)`` of each group at full strength."""
+        return dict(zip(self.groups_.tolist(), zip(*self._full_maps(), strict=True), strict=True))
+
+
+class _MatchingTransformer(_ClassBlindTransformer):
+    """A map for each group, to a reference group or to what lies between all groups."""
+
+    _parameter_constraints = {
+        name: FairSteeringTransformer._parameter_constraints[name]
+        for name in (
+            "reference_group",
+            "shrinkage",
+            "feature_transform",
+            "strength",
+            "sensitive_columns",
+            "unknown_group",
+        )
+    }
+
+    def __init__(
+        self,
+        *,
+        reference_group: Hashable = None,
+        shrinkage: Any = "ledoit_wolf",
+        feature_transform: Any = None,
+        strength: float = 1.0,
+        sensitive_columns: Any = None,
+        unknown_group: Literal["error", "infer", "infer_hard"] = "error",
+    ) -> None:
+        self.reference_group = reference_group
+        self.shrinkage = shrinkage
+        self.feature_transform = feature_transform
+        self.strength = strength
+        self.sensitive_columns = sensitive_columns
+        self.unknown_group = unknown_group
+
+    def _reference(self) -> int | None:
+        """Position of the group that stays: the only one, the one asked for, or none."""
+        if self.reference_group is None:
+            return 0 if len(self.groups_) == 1 else None
+        return _reference(self.moments_, self.reference_group)
+
+
+class MeanMatchingTransformer(_MatchingTransformer):
+    """Shift the groups so that their means agree.
+
+    Rows of group ``a`` go to ``x + (target - mean[a])``: the optimal-transport map between groups
+    that differ in their means alone.
+
+    Parameters
+    ----------
+    reference_group : label, default=None
+        The group whose mean is the target and whose rows come back untouched. None: every group
+        moves, to the mean of all rows, which is the shift of least total squared length.
+    shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
+        How the groups' covariances are regularised. The shift does not use them; only the groups'
+        probabilities do, under ``unknown_group="infer"``.
+    feature_transform : None, "log" or transformer, default=None
+        Coordinates in which rows are moved, as for :class:`FairSteeringTransformer`.
+    strength : float in [0, 1], default=1.0
+        Part of the way that rows move. Read when rows are transformed.
+    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
+        Columns of `X` that hold the groups; they are used and left out of the output. None: groups
+        come as `sensitive_features`.
+    unknown_group : {"error", "infer", "infer_hard"}, default="error"
+        What happens to a row whose group is missing, was not there at ``fit``, or is not given at
+        all: a ValueError; the combination of the groups' maps weighted by the probabilities of the
+        groups given the features; or the map of the likeliest group.
+
+    Attributes
+    ----------
+    groups_ : ndarray of shape (n_groups,)
+        Group labels; ``[0]`` if fitted without groups.
+    moments_ : SubgroupMoments
+        Weights, means and covariances of the groups, in one class, before shrinkage.
+    maps_ : dict
+        For each group label the map ``(A, b)`` at full strength: ``x -> A @ x + b``. With a
+        `feature_transform`, in its coordinates.
+    feature_transform_ : transformer or None
+        The fitted `feature_transform`.
+    n_features_in_ : int
+        Number of columns of `X` at ``fit``, sensitive ones included.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of `X`, where it had string names.
+
+    See Also
+    --------
+    CovarianceMatchingTransformer : Matches the covariances too.
+    FairSteeringTransformer : Looks at the classes as well.
+
+    Examples
+    --------
+    >>> from fairsteer.baselines import MeanMatchingTransformer
+    >>> X, group = [[0.0], [2.0], [5.0], [9.0]], ["a", "a", "b", "b"]
+    >>> match = MeanMatchingTransformer(reference_group="a")
+    >>> match.fit_transform(X, sensitive_features=group).ravel()
+    array([ 0.,  2., -1.,  3.])
+    """
+
+    def _fit_maps(self, shrunk: SubgroupMoments) -> tuple[Doubles, Doubles]:
+        weights, means = _shares(shrunk), shrunk.means[0]
+        reference = self._reference()
+        target = weights @ means if reference is None else means[reference]
+        return np.broadcast_to(np.eye(shrunk.n_features), shrunk.covariances.shape), target - means
+
+
+class CovarianceMatchingTransformer(_MatchingTransformer):
+    """Match the means and covariances of the groups by optimal transport.
+
+    Rows of group ``a`` go by the optimal-transport map from ``N(mean[a], covariance[a])`` to the
+    target, of all maps that match means and covariances the one that moves rows least: MiMiC [1]_.
+    With a reference group it is what
+    ``FairSteeringTransformer(intervention="affirmative")`` does when it is fitted without classes.
+
+    Parameters
+    ----------
+    reference_group : label, default=None
+        The group that is the target and whose rows come back untouched. None: every group moves,
+        to the Wasserstein barycentre of the groups, which moves rows least in all [2]_.
+    shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
+        How the groups' covariances are regularised. An estimator is a scikit-learn covariance
+        estimator.
+    feature_transform : None, "log" or transformer, default=None
+        Coordinates in which rows are moved, as for :class:`FairSteeringTransformer`.
+    strength : float in [0, 1], default=1.0
+        Part of the way that rows move. Read when rows are transformed.
+    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
+        Columns of `X` that hold the groups; they are used and left out of the output. None: groups
+        come as `sensitive_features`.
+    unknown_group : {"error", "infer", "infer_hard"}, default="error"
+        What happens to a row whose group is missing, was not there at ``fit``, or is not given at
+        all: a ValueError; the combination of the groups' maps weighted by the probabilities of the
+        groups given the features; or the map of the likeliest group.
+
+    Attributes
+    ----------
+    groups_ : ndarray of shape (n_groups,)
+        Group labels; ``[0]`` if fitted without groups.
+    moments_ : SubgroupMoments
+        Weights, means and covariances of the groups, in one class, before shrinkage.
+    maps_ : dict
+        For each group label the map ``(A, b)`` at full strength: ``x -> A @ x + b``. With a
+        `feature_transform`, in its coordinates.
+    feature_transform_ : transformer or None
+        The fitted `feature_transform`.
+    n_features_in_ : int
+        Number of columns of `X` at ``fit``, sensitive ones included.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of `X`, where it had string names.
+
+    See Also
+    --------
+    FairSteeringTransformer : Looks at the classes as well.
+
+    Notes
+    -----
+    How far rows move is measured in the units of the features, so features of very different
+    scales should be brought to one scale, for example by ``feature_transform=StandardScaler()``.
+
+    References
+    ----------
+    .. [1] Singh, Ravfogel, Herzig, Aharoni, Cotterell, Kumaraguru. "Representation Surgery: Theory
+       and Practice of Affine Steering". ICML 2024. arXiv:2402.09631.
+    .. [2] Álvarez-Esteban, del Barrio, Cuesta-Albertos, Matrán. "A Fixed-Point Approach to
+       Barycenters in Wasserstein Space". Journal of Mathematical Analysis and Applications 441, 2016.
+
+    Examples
+    --------
+    >>> from fairsteer.baselines import CovarianceMatchingTransformer
+    >>> X, group = [[1.0], [3.0], [6.0], [10.0]], ["a", "a", "b", "b"]
+    >>> match = CovarianceMatchingTransformer(reference_group="a")
+    >>> match.fit_transform(X, sensitive_features=group).ravel()
+    array([1., 3., 1., 3.])
+    """
+
+    def _fit_maps(self, shrunk: SubgroupMoments) -> tuple[Doubles, Doubles]:
+        if isinstance(self.shrinkage, str):
+            _warn_if_swamped(
+                self.moments_,
+                shrunk,
+                self._feature_names(),
+                "Bring the features to one scale, for example by feature_transform=StandardScaler().",
+            )
+        weights, means, covariances = _shares(shrunk), shrunk.means[0], shrunk._positive_definite()[0]
+        reference = self._reference()
+        if reference is None:
+            mean, covariance = weights @ means, _barycentre(weights, covariances)
+        else:
+            mean, covariance = means[reference], covariances[reference]
+        linear = np.stack([_core.transport_map(own, covariance) for own in covariances])
+        if reference is not None:
+            linear[reference] = np.eye(len(mean))  # exactly, so that its rows keep their bits
+        offset = mean - np.einsum("aij,aj->ai", linear, means)
+        return linear, offset
+
+
+class LeaceTransformer(_ClassBlindTransformer):
+    """Erase all linear information on the groups, and change the features as little as that allows.
+
+    Least-squares concept erasure (LEACE) [1]_: one affine map for all rows, after which every group
+    has the same mean, so that no linear classifier or regression finds the groups better than a
+    constant does. Of all affine maps that achieve it, this one changes the features least, in every
+    quadratic norm at once. It does not need the groups at ``transform``.
+
+    Parameters
+    ----------
+    strength : float in [0, 1], default=1.0
+        Part of the way that rows move. Read when rows are transformed.
+    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
+        Columns of `X` that hold the groups; they are left out of the output. None: groups come as
+        `sensitive_features`.
+
+    Attributes
+    ----------
+    groups_ : ndarray of shape (n_groups,)
+        Group labels; ``[0]`` if fitted without groups.
+    moments_ : SubgroupMoments
+        Weights, means and covariances of the groups, in one class.
+    maps_ : dict
+        For each group label the map ``(A, b)`` at full strength, ``x -> A @ x + b``: the same for all.
+    n_features_in_ : int
+        Number of columns of `X` at ``fit``, sensitive ones included.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of `X`, where it had string names.
+
+    See Also
+    --------
+    CovarianceMatchingTransformer : Matches means and covariances, and needs the groups.
+
+    Notes
+    -----
+    With the covariance of the features ``S``, ``W`` the pseudo-inverse of its square root, and ``P`` the
+    orthogonal projector on the whitened differences of the groups' means, rows go to
+    ``x - W^+ P W (x - mean)`` (Theorem 4.3 of [1]_, with one indicator a group). The result does not
+    depend on the scales of the features. Directions with less than 1e-12 of the largest variance
+    of the standardised features are taken as not varying, and canonical correlations with the
+    groups below 1e-8 as none.
+
+    References
+    ----------
+    .. [1] Belrose, Schneider-Joseph, Ravfogel, Cotterell, Raff, Biderman. "LEACE: Perfect Linear
+       Concept Erasure in Closed Form". NeurIPS 2023. arXiv:2306.03819.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fairsteer.baselines import LeaceTransformer
+    >>> rng = np.random.default_rng(0)
+    >>> group = rng.integers(0, 2, 200)
+    >>> X = rng.normal(size=(200, 3)) + np.outer(group, [2, 1, 0])
+    >>> U = LeaceTransformer().fit(X, sensitive_features=group).transform(X)
+    >>> bool(np.allclose(U[group == 0].mean(axis=0), U[group == 1].mean(axis=0)))
+    True
+    """
+
+    shrinkage = None
+    feature_transform = None
+    unknown_group = "error"
+
+    _parameter_constraints = {
+        name: FairSteeringTransformer._parameter_constraints[name] for name in ("strength", "sensitive_columns")
+    }
+
+    def __init__(self, *, strength: float = 1.0, sensitive_columns: Any = None) -> None:
+        self.strength = strength
+        self.sensitive_columns = sensitive_columns
+
+    def inverse_transform(self, X: Any, *, sensitive_features: Any = None) -> Any:
+        """Undo ``transform`` at the present strength, which must be below 1.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features_out)
+            Erased rows, without sensitive columns.
+        sensitive_features : array-like, default=None
+            Ignored.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features_out)
+            Rows as they were before ``transform``.
+
+        Raises
+        ------
+        ValueError
+            At strength 1: what is erased cannot be recovered.
+        """
+        check_is_fitted(self, "moments_")
+        if self._strength() == 1 and self._group_maps(1.0).moves.any():
+            msg = "At strength=1 LEACE erases what tells the groups apart, and nothing brings it back. Lower strength."
+            raise ValueError(msg)
+        return super().inverse_transform(X)
+
+    def _known_codes(self, labels: Any, rows: Any, method: str, *, infer: bool = False) -> Codes:
+        # One map for all rows, whatever their groups.
+        return np.zeros(len(rows), dtype=np.intp)
+
+    def _batch_moments(self, rows: Floats, batch: _Batch) -> SubgroupMoments:
+        # Sums of products in float32 would make directions that do not vary look as if they did.
+        return super()._batch_moments(rows.astype(np.float64, copy=False), batch)
+
+    def _fit_maps(self, shrunk: SubgroupMoments) -> tuple[Doubles, Doubles]:
+        weights, means = _shares(shrunk), shrunk.means[0]
+        mean, scale = weights @ means, shrunk._feature_scale()
+        # One-hot groups divided by their root mean squares: whitened, these are correlations.
+        cross = np.sqrt(weights) * ((means - mean) / scale).T
+        within = np.einsum("a,aij->ij", weights, shrunk.covariances) / np.outer(scale, scale)
+        variances, directions = np.linalg.eigh(within + cross @ cross.T)
+        varies = variances > _RANK_CUTOFF * variances[-1]
+        root, directions = np.sqrt(variances[varies]), directions[:, varies]
+        basis, correlations, _ = np.linalg.svd((directions / root).T @ cross, full_matrices=False)
+        basis = basis[:, correlations > _NO_CORRELATION]
+        erased = (directions * root) @ basis @ (basis.T @ (directions / root).T)
+        erased *= scale[:, None] / scale
+        return (np.eye(len(mean)) - erased)[None], (erased @ mean)[None]
+
+    @property
+    def maps_(self) -> dict[Any, tuple[Doubles, Doubles]]:
+        """The map ``(A, b)`` at full strength, the same for each group."""
+        linear, offset = self._full_maps()
+        return dict.fromkeys(self.groups_.tolist(), (linear[0], offset[0]))
+
+
+def _shares(moments: SubgroupMoments) -> Doubles:
+    """Share of the weight that each group has."""
+    shares: Doubles = moments.weights[0] / moments.weights.sum()
+    return shares
+
+
+def _barycentre(weights: Doubles, covariances: Doubles) -> Doubles:
+    """Covariance of the Wasserstein barycentre of centred Gaussians.
+
+    The fixed-point iteration of Álvarez-Esteban et al. (2016): the average of the maps to the groups moves every
+    candidate closer, and one of two groups to the barycentre in one step. The groups match at any candidate; only how
+    far rows move depends on it.
+    """
+    covariance: Doubles = covariances[weights.argmax()]
+    for _ in range(_BARYCENTRE_MAX_ITER):
+        average = np.einsum("a,aij->ij", weights, [_core.transport_map(covariance, own) for own in covariances])
+        step = average - np.eye(len(average))
+        moved = np.sum(step @ covariance * step)
+        covariance = average @ covariance @ average
+        covariance = (covariance + covariance.T) / 2
+        if moved <= _BARYCENTRE_TOLERANCE**2 * np.trace(covariance):
+            break
+    return covariance
