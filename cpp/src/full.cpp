@@ -67,7 +67,6 @@ void FullModel::start(State& state, Index group) const {
 namespace {
 
 constexpr Index kSweeps = 30;              // over rows, before the second-order steps
-constexpr Index kSweepFeatures = 256;      // beyond, the factors that sweeps keep outgrow memory
 constexpr std::size_t kPairedClasses = 6;  // up to which every two classes give a start
 
 // Averages over the classes, by weight.
@@ -144,8 +143,18 @@ Side all_but(const std::vector<Side>& sides, std::size_t left_out) {
   return rest;
 }
 
-// Starts are cheap while matrices are small, and that is where they differ most.
-std::size_t n_refined(Index d) { return d <= 64 ? 16 : 4; }
+// How thoroughly to look for the lowest basin. Small matrices have the worst local optima for their
+// size, and cost nothing; the factors that sweeps keep outgrow memory for large ones.
+struct Search {
+  std::size_t n_starts;
+  std::vector<Index> sweeps;  // over rows before the Newton steps: each start is tried with each
+  double tol;
+};
+Search search_for(Index d) {
+  if (d <= 32) return {16, {0, kSweeps}, 1e-6};
+  if (d <= 256) return {4, {kSweeps}, kCoarse};
+  return {4, {0}, kCoarse};
+}
 
 // The tied optimum, the symmetric one, every class against the others, and against every other.
 std::vector<Matrix> starts_of(const GroupProblem& problem, const std::vector<Side>& sides,
@@ -180,21 +189,22 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
     if (std::isfinite(value)) order.emplace_back(value, i);
   }
   std::sort(order.begin(), order.end());
-  order.resize(std::min(order.size(), n_refined(starts.front().rows())));
-  const Index sweeps = starts.front().rows() <= kSweepFeatures ? kSweeps : 0;
+  const Search search = search_for(starts.front().rows());
+  order.resize(std::min(order.size(), search.n_starts));
+  const DescentOptions coarse{options.max_iter, std::max(options.tol, search.tol)};
   Descent best;
-  for (const auto& start : order) {
-    try {
-      Matrix candidate = starts[start.second];
-      const Descent descent = problem.minimise_affine(
-          candidate, sweeps, {options.max_iter, std::max(options.tol, kCoarse)});
-      if (!best.path.empty() && !(descent.value() < best.value())) continue;
-      best = descent;
-      B = candidate;
-    } catch (const NumericalError&) {
-      // One start of several.
+  for (const auto& start : order)
+    for (const Index sweeps : search.sweeps) {
+      try {
+        Matrix candidate = starts[start.second];
+        Descent descent = problem.minimise_affine(candidate, sweeps, coarse);
+        if (!best.path.empty() && !(descent.value() < best.value())) continue;
+        best = std::move(descent);
+        B = std::move(candidate);
+      } catch (const NumericalError&) {
+        // One start of several.
+      }
     }
-  }
   if (best.path.empty()) throw NumericalError("no start of the affine problem got through", -1, -1);
   Descent rest = problem.minimise_affine(B, 0, options);
   rest.path.insert(rest.path.begin(), best.path.begin(), best.path.end());
