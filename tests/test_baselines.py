@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import cvxpy as cp
@@ -15,7 +16,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fairsteer import FairSteeringTransformer
+from fairsteer import FairSteeringTransformer, persistence
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
 
 MATCHING = [
@@ -166,6 +167,13 @@ def test_features_that_shrinkage_would_hide_are_warned_of(three_groups: Any) -> 
     X = three_groups.X * [1e5, 1, 1, 1]
     with pytest.warns(UserWarning, match=r"x1, x2, x3 vary so much less.*StandardScaler"):
         CovarianceMatchingTransformer().fit(X, sensitive_features=three_groups.group)
+
+
+def test_mean_matching_warns_of_them_only_where_it_infers_groups(three_groups: Any) -> None:
+    X = three_groups.X * [1e5, 1, 1, 1]
+    MeanMatchingTransformer().fit(X, sensitive_features=three_groups.group)
+    with pytest.warns(UserWarning, match=r"x1, x2, x3 vary so much less"):
+        MeanMatchingTransformer(unknown_group="infer").fit(X, sensitive_features=three_groups.group)
 
 
 # ---- LEACE
@@ -347,6 +355,13 @@ def test_classes_are_not_looked_at(data: Any, transformer: Any) -> None:
 
 
 @pytest.mark.parametrize("transformer", BASELINES)
+def test_they_offer_nothing_that_needs_an_ideal_distribution(data: Any, transformer: Any) -> None:
+    names = ("steer", "ideal_sample_weight", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
+    assert all(hasattr(FairSteeringTransformer, name) for name in names)
+    assert not any(hasattr(fitted(transformer, data), name) for name in names)
+
+
+@pytest.mark.parametrize("transformer", BASELINES)
 def test_strength_moves_rows_part_of_the_way_without_a_new_fit(data: Any, transformer: Any) -> None:
     baseline = fitted(transformer, data)
     full = baseline.transform(data.X, sensitive_features=data.group)
@@ -436,3 +451,17 @@ def test_pickles_move_rows_as_before(data: Any, transformer: Any) -> None:
     again = pickle.loads(pickle.dumps(baseline))
     moved = again.transform(data.X, sensitive_features=data.group)
     assert np.array_equal(moved, baseline.transform(data.X, sensitive_features=data.group))
+
+
+@pytest.mark.parametrize("transformer", BASELINES)
+def test_saved_and_loaded_they_move_rows_as_before(data: Any, transformer: Any, tmp_path: Path) -> None:
+    baseline = fitted(clone(transformer).set_params(strength=0.7), data)
+    persistence.save(baseline, tmp_path / "map.safetensors")
+    again = persistence.load(tmp_path / "map.safetensors")
+    assert type(again) is type(baseline)
+    assert again.get_params() == baseline.get_params()
+    moved = again.transform(data.X, sensitive_features=data.group)
+    assert np.array_equal(moved, baseline.transform(data.X, sensitive_features=data.group))
+    more = [steer.partial_fit(data.X, sensitive_features=1 - data.group) for steer in (baseline, again)]
+    first, second = (steer.transform(data.X, sensitive_features=data.group) for steer in more)
+    np.testing.assert_allclose(first, second, atol=1e-12)

@@ -32,6 +32,7 @@ def fitted(data: Any, estimator: Any = None, cost_matrix: Any = None, **steering
 # ---- the Bayes classifier of the ideal distribution
 
 
+@pytest.mark.filterwarnings("ignore:The nearest ideal distribution all but leaves out")
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("intervention", ["affirmative", "all_subgroups"])
 def test_posterior_is_the_canonical_one_of_the_steered_row(

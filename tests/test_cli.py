@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from sklearn.preprocessing import StandardScaler
 
+from fairsteer import persistence
+from fairsteer.baselines import MeanMatchingTransformer
 from fairsteer.cli import _jobs, main
 from fairsteer.cli._errors import UsageError
 from fairsteer.cli._evaluate import deal_folds
@@ -119,6 +121,50 @@ def test_many_classes_and_intersections(run, table, tmp_path):
 def test_every_option_reaches_the_estimator(run, file, options):
     code, _, err = run(*_steer(file, *options))
     assert (code, "Traceback" in err) == (0, False)
+
+
+@pytest.mark.parametrize("small_cells", ["pool", "merge"])
+def test_small_cells_and_inference_are_those_of_the_estimator(run, table, file, small_cells):
+    table["sex"] = np.where(np.arange(N_ROWS) % 20 < 2, np.array(["x", "y"])[np.arange(N_ROWS) % 2], table["sex"])
+    table.loc[30:39, "sex"] = np.nan
+    table = table.drop(columns=["colour", "one"])
+    table.to_csv(file, index=False)
+    model, out, again = (file.with_name(name) for name in ("map.safetensors", "out.csv", "again.csv"))
+    options = ("--min-cell-size", 20, "--small-cells", small_cells, "--unknown-group", "infer_hard")
+    code, _, err = run(*_steer(file, *options, "--model", model, "--out", out))
+    assert code == 0
+    assert "10 rows have no 'sex'" in _one_line(err)
+    assert "by the map of the group that is likeliest" in _one_line(err)
+
+    X, known = table[["height", "income"]], table["sex"].notna()
+    steering = FairSteeringTransformer(
+        feature_transform=StandardScaler(), min_cell_size=20, small_cells=small_cells, unknown_group="infer_hard"
+    )
+    steering.fit(X[known], table.loc[known, "ill"], sensitive_features=table.loc[known, "sex"])
+    expected = steering.transform(X, sensitive_features=table["sex"])
+    np.testing.assert_allclose(pd.read_csv(out)[["height", "income"]], expected, rtol=1e-9, atol=1e-9)
+
+    # The saved map knows the groups by their own labels, though they may be merged.
+    code, _, err = run("apply", model, file, "--out", again)
+    assert code == 0, err
+    assert again.read_bytes() == out.read_bytes()
+    assert run("apply", model, file, "--out", again, "--unknown-group", "infer")[0] == 0
+    steering.set_params(unknown_group="infer")
+    np.testing.assert_allclose(
+        pd.read_csv(again)[["height", "income"]],
+        steering.transform(X, sensitive_features=table["sex"]),
+        rtol=1e-9,
+        atol=1e-9,
+    )
+
+
+def test_min_cell_size_is_asked_of_the_whole_file_not_of_its_folds(run, table, file):
+    least = table.value_counts(["ill", "sex"]).min()
+    assert run(*_steer(file, "--min-cell-size", least))[0] == 0
+    code, _, err = run(*_steer(file, "--min-cell-size", least + 1))
+    assert code == 2
+    assert f"1 subgroups have fewer than {least + 1} rows" in err
+    assert f"({least}). --small-cells pool" in err
 
 
 def test_versions(run):
@@ -328,6 +374,10 @@ BAD_INPUT = {
     "useless reference": ([*_steer("rows.csv"), "--reference-group", "m"], "--intervention affirmative"),
     "shrinkage": ([*_steer("rows.csv"), "--shrinkage", "much"], "--shrinkage must be"),
     "shrinkage range": ([*_steer("rows.csv"), "--shrinkage", "2"], "--shrinkage must be a number in [0, 1], not 2"),
+    "cell size": ([*_steer("rows.csv"), "--min-cell-size", "-1"], "--min-cell-size must be at least 0, not -1"),
+    "small cells": ([*_steer("rows.csv"), "--min-cell-size", "200"], "4 subgroups have fewer than 200 rows: no in f"),
+    "no small cells": ([*_steer("rows.csv"), "--small-cells", "pool"], "--small-cells pool needs --min-cell-size"),
+    "no inference": ([*_steer("rows.csv"), "--unknown-group", "error"], "--unknown-group"),
     "strength": ([*_steer("rows.csv"), "--strength", "-1"], "--strength must be a number in [0, 1], not -1"),
     "folds": ([*_steer("rows.csv"), "--folds", "1"], "--folds must be at least 2, not 1"),
     "categories": ([*_steer("rows.csv"), "--max-categories", "0"], "--max-categories must be at least 1, not 0"),
@@ -342,6 +392,11 @@ BAD_INPUT = {
     "map extension": ([*_steer("rows.csv"), "--model", "map.csv"], "must end in .safetensors"),
     "map has no folder": ([*_steer("rows.csv"), "--model", "nowhere/map.safetensors"], "does not exist"),
     "no map": (["apply", "none.safetensors", "rows.csv", "--out", "out.csv"], "none.safetensors"),
+    "no map of the command": (["apply", "mean.safetensors", "rows.csv", "--out", "out.csv"], "not the table it was"),
+    "another map": (
+        ["apply", "other.safetensors", "rows.csv", "--out", "out.csv"],
+        "holds a MeanMatchingTransformer, not a map that fairsteer steer wrote",
+    ),
     "no map at all": (["apply", "rows.csv", "rows.csv", "--out", "out.csv"], "rows.csv"),
     "missing columns": (
         ["apply", "map.safetensors", "few.csv", "--out", "out.csv"],
@@ -368,6 +423,10 @@ def folder(table, file, tmp_path, monkeypatch, run):
     table.assign(when=pd.Timestamp("2020-01-01")).to_parquet("dates.parquet")
     table.drop(columns=["income", "one"]).to_csv("few.csv", index=False)
     table.assign(height="tall").to_csv("text.csv", index=False)
+    run(*_steer("rows.csv", "--model", "other.safetensors"))
+    match = MeanMatchingTransformer().fit(table[["height"]], sensitive_features=table["sex"])
+    persistence.save(match, "mean.safetensors")
+    persistence.save(match, "other.safetensors", extra=persistence.read_extra("other.safetensors"))
     return tmp_path
 
 

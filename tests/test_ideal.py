@@ -446,6 +446,18 @@ def test_a_group_without_a_row_is_refused_with_the_table():
         assert text in message
 
 
+def test_a_group_that_the_ideal_all_but_leaves_out_is_named():
+    covariances = np.ones((1, 2, 1, 1))
+    covariances[0, 1] = 4
+    means = np.array([[[0.0], [0.0]], [[1.0], [-40.0]]])
+    far = SubgroupMoments.from_statistics([[3, 1], [3, 1]], means, np.repeat(covariances, 2, axis=0), groups=["m", "f"])
+    with pytest.warns(UserWarning, match=r"all but leaves out group 'f': its share falls from 0\.25 to .*affirmative"):
+        ideal = nearest_ideal(far, alignment="symmetric", covariance="full")
+    assert ideal.group_prior[1] < 0.01 * 0.25
+    kept = nearest_ideal(far, alignment="symmetric", covariance="full", intervention="affirmative")
+    np.testing.assert_allclose(kept.group_prior, [0.75, 0.25])
+
+
 def test_groups_that_share_no_class_are_refused():
     weights = np.diag([10.0, 20.0])
     moments = SubgroupMoments.from_statistics(weights, np.ones((2, 2, 1)), np.ones((2, 1, 1)))

@@ -223,6 +223,7 @@ def test_symmetric_equals_lbfgs_on_a_cholesky_factor(kind, n_classes, d):
 # ---
 # 3. Order of the divergences; an ideal input stays
 # ---
+@pytest.mark.filterwarnings("ignore:The nearest ideal distribution all but leaves out")
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_affine_is_never_farther_than_symmetric(kind, intervention):

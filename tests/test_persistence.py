@@ -17,10 +17,13 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
 
-from fairsteer import persistence
+from fairsteer import IdealDistributionClassifier, ScoreAligner, persistence
 from fairsteer._json_labels import label_from_json, label_to_json
+from fairsteer.baselines import MeanMatchingTransformer
 from fairsteer.transformer import FairSteeringTransformer
 
 
@@ -222,6 +225,79 @@ def test_the_file_is_the_same_every_time(rows, path):
     assert contents == {path.read_bytes()}
 
 
+# ---- the classifier
+
+
+def _assert_predicts_the_same(loaded, saved, X, group):
+    for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+        np.testing.assert_array_equal(
+            getattr(loaded, method)(X, sensitive_features=group),
+            getattr(saved, method)(X, sensitive_features=group),
+            strict=True,
+        )
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("score_alignment", [None, "equal_opportunity", "demographic_parity"])
+@pytest.mark.parametrize("steering", [None, FairSteeringTransformer(unknown_group="infer", covariance="full")], ids=str)
+def test_loaded_classifier_predicts_as_the_saved_one_did(rows, path, n_classes, score_alignment, steering):
+    X, y, group = rows
+    y = np.array(["a", "b", "c"])[y % n_classes]
+    saved = IdealDistributionClassifier(steering, score_alignment=score_alignment, cv=4)
+    loaded = _round_trip(saved.fit(X, y, sensitive_features=group), path)
+    assert str(loaded.get_params()) == str(saved.get_params())
+    assert loaded.n_features_in_ == 4
+    assert loaded.classes_.tolist() == saved.classes_.tolist()
+    beyond = np.concatenate([X, 3 * X, -X])  # scores that the alignment has not seen
+    _assert_predicts_the_same(loaded, saved, beyond, np.tile(group, 3))
+    if steering is not None:
+        _assert_predicts_the_same(loaded, saved, beyond, None)
+    _assert_same(loaded.steering_, saved.steering_, X, y, group)
+    refitted = clone(loaded).fit(X, y, sensitive_features=group)
+    _assert_predicts_the_same(refitted, saved, X, group)
+
+
+def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_group(rows, path):
+    X, y, group = rows
+    y = np.where(group == 1, np.minimum(y, 1), y)
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group)
+    saved = IdealDistributionClassifier(FairSteeringTransformer(sensitive_columns=["sex"]), cost_matrix=1 - np.eye(3))
+    with pytest.warns(UserWarning, match="No row of the subgroups"):
+        saved.fit(frame, y)
+    loaded = _round_trip(saved, path)
+    _assert_predicts_the_same(loaded, saved, frame, None)
+    np.testing.assert_array_equal(loaded.cost_matrix, saved.cost_matrix)
+    assert loaded.feature_names_in_.tolist() == list(frame)
+    with (
+        pytest.warns(UserWarning, match="No row of the subgroups"),
+        pytest.warns(UserWarning, match="There is no out-of-fold row of class 2 in group 1"),
+    ):
+        saved.set_params(cost_matrix=None, score_alignment="equal_opportunity").fit(frame, y)
+    _assert_predicts_the_same(_round_trip(saved, path), saved, frame, None)
+
+
+def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, path):
+    X, y, group = rows
+    classifier = IdealDistributionClassifier(estimator=LogisticRegression()).fit(X, y, sensitive_features=group)
+    with pytest.raises(ValueError, match=r"estimator=LogisticRegression.* steering_ alone.*skops.*joblib"):
+        persistence.save(classifier, path)
+    aligner = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
+    with pytest.raises(ValueError, match=r"ScoreAligner cannot be saved.*skops.*joblib"):
+        persistence.save(aligner, path)
+    with pytest.raises(NotFittedError):
+        persistence.save(IdealDistributionClassifier(), path)
+
+    class Mine(FairSteeringTransformer):
+        pass
+
+    classifier = IdealDistributionClassifier(Mine(), cv=KFold(3)).fit(X, y, sensitive_features=group)
+    with pytest.raises(ValueError, match=r"cv=KFold.*set_params\(cv=5\)"):
+        persistence.save(classifier, path)
+    with pytest.raises(ValueError, match=r"steering=Mine\(\) cannot be saved"):
+        persistence.save(classifier.set_params(cv=5), path)
+    assert not path.exists()
+
+
 # ---- what is refused
 
 
@@ -248,7 +324,7 @@ def test_save_refuses_other_things(rows, path):
     class Mine(FairSteeringTransformer):
         pass
 
-    with pytest.raises(ValueError, match="itself can be saved, not a Mine"):
+    with pytest.raises(ValueError, match=r"Mine cannot be saved.*FairSteeringTransformer.* themselves can"):
         persistence.save(Mine().fit(X, y, sensitive_features=group), path)
     with pytest.raises(NotFittedError):
         persistence.save(FairSteeringTransformer(), path)
@@ -368,6 +444,49 @@ def test_arrays_that_do_not_fit_are_refused(content, path, change, message):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=message):
             persistence.load(path)
+
+
+@pytest.fixture
+def aligned(rows, path):
+    X, y, group = rows
+    classifier = IdealDistributionClassifier(score_alignment="equal_opportunity", cost_matrix=1 - np.eye(2))
+    persistence.save(classifier.fit(X, y > 0, sensitive_features=group), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("header", "arrays", "message"),
+    [
+        (_set("kind", "LeaceTransformer"), None, "no 'transformer'"),
+        (_set("kind", "Pipeline"), None, "no 'Pipeline'"),
+        (_set("classifier", "alignment", "scales", [{"float": "0x1p+0"}]), None, "the scales"),
+        (_set("classifier", "alignment", "scales", [{"float": "nan"}] * 2), None, "the scales"),
+        (_set("classifier", "alignment", "amount", {"float": "0x1p+3"}), None, "the amount 8.0"),
+        (_set("classifier", "alignment", []), None, "damaged"),
+        (None, lambda t: t.update({"cost_matrix": np.eye(3)}), r"shape \(3, 3\)"),
+        (None, lambda t: t.update({"alignment.measured": t["alignment.measured"] + np.inf}), "not finite"),
+        (None, lambda t: t.update({"alignment.calibration": -t["alignment.calibration"]}), "not increase"),
+        (None, lambda t: t.update({"alignment.calibration": np.zeros((2, 0))}), "not increase"),
+        (None, lambda t: t.update({"alignment.distribution.0": np.array([[0.0, 1], [0, 1]])}), "levels"),
+        (None, lambda t: t.update({"alignment.shares": np.ones(3)}), r"shape \(3,\)"),
+    ],
+)
+def test_classifier_that_does_not_fit_together_is_refused(aligned, path, header, arrays, message):
+    _rewrite(aligned, path, header=header, arrays=arrays)
+    with pytest.raises(ValueError, match=message):
+        persistence.load(path)
+
+
+def test_baseline_that_does_not_fit_together_is_refused(rows, path):
+    X, _, group = rows
+    persistence.save(MeanMatchingTransformer().fit(X, sensitive_features=group), path)
+    content = path.read_bytes()
+    _rewrite(content, path, arrays=lambda t: t.update({"maps.linear": t["maps.linear"][:1]}))
+    with pytest.raises(ValueError, match=r"maps.linear has shape \(1, 4, 4\)"):
+        persistence.load(path)
+    _rewrite(content, path, header=_set("kind", "FairSteeringTransformer"))
+    with pytest.raises(ValueError, match="parameters are"):
+        persistence.load(path)
 
 
 def test_missing_safetensors_is_a_sentence():

@@ -1,8 +1,11 @@
-"""What the front page promises: its code runs, its output is what is printed, its links and options exist."""
+"""What the pages and docstrings promise: their code runs, its output is what is printed, links and options exist."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,13 +13,27 @@ from pathlib import Path
 
 import pytest
 
+import fairsteer
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(fairsteer.__path__, "fairsteer.")
+    if not module.name.endswith(".__main__")  # it runs the command line
+]
+
+
 def _blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def _anchors(page):
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
 
 
 def _shape(text):
@@ -53,12 +70,28 @@ def test_the_two_commands_are_there(command):
     assert any(command in block.splitlines() for block in _blocks("sh"))
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings_are_true(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_every_public_name_is_there_without_an_optional_package():
+    optional = ["cvxpy", "fairlearn", "matplotlib", "pandas", "polars", "pyarrow", "rich", "safetensors", "typer"]
+    program = f"import sys; sys.modules.update(dict.fromkeys({optional}))\nfrom fairsteer import *\n"
+    program += "from fairsteer import persistence, metrics\nprint(fairness_scorer('tpr_gap_rms'), LeaceTransformer())"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "LeaceTransformer()" in printed
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("https://")]
     for target in targets:
-        assert (page.parent / target).exists(), target
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), target
 
 
 def test_every_parameter_of_the_transformer_has_a_row():

@@ -522,6 +522,7 @@ def test_a_subgroup_without_rows_is_named(data: Any) -> None:
         steer.ideal_sample_weight(data.y, sensitive_features=data.group)
 
 
+@pytest.mark.filterwarnings("ignore:The nearest ideal distribution all but leaves out")
 def test_ideal_weights_make_classes_and_groups_independent(make_data: Callable) -> None:
     data = make_data(n_classes=3, n_groups=3)
     given = np.random.default_rng(0).uniform(0.5, 2, len(data.y))
@@ -601,6 +602,7 @@ def test_shrinkage_across_scales_warns_and_names_the_features(data: Any) -> None
 # ---- streams
 
 
+@pytest.mark.filterwarnings("ignore:The nearest ideal distribution all but leaves out")
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 def test_partial_fit_on_batches_equals_fit(make_data: Callable, covariance: str) -> None:
     data = make_data(n_classes=3, n_groups=3)

@@ -118,6 +118,7 @@ IdealResult solve_full_affine(const Subgroups& subgroups, const IdealOptions& op
   // Never farther than the nearest symmetric solution. A coarse one mostly settles the matter.
   IdealOptions coarse = options;
   coarse.tol = std::max(options.tol, 0.1);
+  coarse.max_iter = std::min<Index>(options.max_iter, 20);
   std::optional<FullSolution> symmetric = symmetric_solution(subgroups, coarse);
   if (symmetric &&
       solution.objective > symmetric->objective - coarse.tol * std::max(1.0, symmetric->objective))

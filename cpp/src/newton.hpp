@@ -16,13 +16,14 @@
 
 namespace fairsteer::detail {
 
+constexpr Index kMaxProducts = 100;  // an iteration; more mean that the matrices are nearly singular
+
 template <class Problem>
 Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
   Descent descent;
   descent.path = {problem.value(X)};
   double radius = std::sqrt(static_cast<double>(X.size()));
   const double floor = 1e-14 * std::max(1.0, std::abs(descent.value()));  // what double can resolve
-  const Index max_products = 10 * X.rows() + 50;
   Matrix step, residual, direction, preconditioned, curved;
   problem.linearise(X);
   Matrix gradient = problem.gradient();
@@ -41,7 +42,7 @@ Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
     double promised = 0;
     bool at_boundary = false;
     const double forcing = std::min(0.25, std::sqrt(std::sqrt(decrement)));
-    for (Index j = 0; j < max_products; ++j) {
+    for (Index j = 0; j < kMaxProducts; ++j) {
       problem.product(direction, curved);
       const double curvature = inner(direction, curved);
       const double alpha = rz / curvature;
