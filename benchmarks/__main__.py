@@ -27,15 +27,8 @@ COLUMNS = (
 )
 
 
-def duration(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.2f} {unit}"
-    return f"{seconds * 1e6:.1f} µs"
-
-
 NOTES = f"""
-memory: {timing.memory_method()}
+memory: {timing.memory_method()}, in a subprocess
 time: median of alternated runs after a first one
 difference: largest, relative to the largest value; projections: of the divergence and of the maps,
   all_subgroups: of the divergence alone
@@ -78,7 +71,7 @@ def report_memory(side: str) -> None:
 def measure(case: Case, budget: float) -> dict[str, Any]:
     sides = case.sides()
     difference = sides.difference(sides.ours(), sides.theirs())
-    ours, theirs, rounds = timing.paired(sides.ours, sides.theirs, budget=budget)
+    (ours, theirs), rounds = timing.alternated((sides.ours, sides.theirs), budget=budget)
     return {
         **asdict(case),
         "seconds": ours,
@@ -95,7 +88,7 @@ def row(result: dict[str, Any]) -> str:
     return (
         f"{result['operation']:<14} {result['n_features']:>4} {result['n_cells']:>5}"
         f" {result['n_rows'] or '':>6} {result['dtype']:<8}"
-        f" {duration(result['seconds']):>10} {duration(result['reference_seconds']):>10}"
+        f" {timing.duration(result['seconds']):>10} {timing.duration(result['reference_seconds']):>10}"
         f" {result['reference_seconds'] / result['seconds']:>7.1f}x"
         f" {result['memory'] / 2**20:>6.1f} MB {result['reference_memory'] / 2**20:>6.1f} MB"
         f" {result['difference']:>10.1e} {result['rounds']:>6}{mark}"

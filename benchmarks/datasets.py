@@ -37,6 +37,13 @@ class Rows:
         """Features of all rows, by a transformer that has seen only some of them."""
         return np.asarray(self.features.fit(self.X[fitted_to]).transform(self.X), dtype=np.float64)
 
+    @property
+    def n_numeric(self) -> int:
+        """Leading features that are numbers; the others are one-hot."""
+        return sum(
+            len(columns) for _, step, columns in self.features.transformers if not isinstance(step, OneHotEncoder)
+        )
+
     def moments(self, Z: NDArray[np.float64], rows: NDArray[np.bool_] | slice = slice(None)) -> SubgroupMoments:
         """Full moments of some rows of features."""
         moments = SubgroupMoments(Z.shape[1], classes=self.classes, groups=self.groups, covariance="full")
@@ -65,12 +72,17 @@ def _rows(name: str, X: Any, labels: pd.Series, groups: pd.Series, features: Any
     return Rows(name, X, y, a, features, class_names, group_names)
 
 
-def _features(numeric: list[str], skewed: list[str], categorical: list[str]) -> Any:
+def _features(numeric: list[str], skewed: list[str], categorical: list[str], min_frequency: float = 0.05) -> Any:
     """Standardised numbers, logarithms of skewed ones, and the categories that one row in twenty has."""
     return make_column_transformer(
         (StandardScaler(), numeric),
         (make_pipeline(FunctionTransformer(np.log1p), StandardScaler()), skewed),
-        (OneHotEncoder(drop="first", min_frequency=0.05, sparse_output=False), categorical),
+        (
+            OneHotEncoder(
+                drop="first", min_frequency=min_frequency, handle_unknown="infrequent_if_exist", sparse_output=False
+            ),
+            categorical,
+        ),
     )
 
 
@@ -91,6 +103,75 @@ def compas(folder: Path) -> Rows:
     race = table["race"].astype(str).replace({"Asian": "Other", "Native American": "Other"})
     features = _features(["age"], ["priors_count", "juv_misd_count", "juv_other_count"], ["c_charge_degree", "sex"])
     return _rows("compas, race", table, table["two_year_recid"], race, features)
+
+
+def adult_in_full(folder: Path) -> Rows:
+    """Adult with all columns, `relationship` among them, which names the sex of the married; groups: sex."""
+    table = pd.read_parquet(folder / "tabular" / "adult.parquet")
+    features = _features(
+        ["age", "education_num", "hours_per_week"],
+        ["capital_gain", "capital_loss"],
+        ["workclass", "marital_status", "occupation", "relationship", "race", "native_country"],
+        min_frequency=0.01,
+    )
+    return _rows("adult, sex", table, table["income"], table["sex"], features)
+
+
+def compas_two_races(folder: Path) -> Rows:
+    """Arrested again within two years, for the two largest races; without COMPAS' own scores."""
+    table = pd.read_parquet(folder / "tabular" / "compas.parquet")
+    table = table[table["race"].isin(["African-American", "Caucasian"])]
+    features = _features(
+        ["age"], ["priors_count", "juv_fel_count", "juv_misd_count", "juv_other_count"], ["c_charge_degree", "sex"]
+    )
+    return _rows("compas, race", table, table["two_year_recid"], table["race"], features)
+
+
+def german_credit(folder: Path) -> Rows:
+    """Credit risk; without `marital_status`, which names the sex."""
+    table = pd.read_parquet(folder / "tabular" / "german_credit.parquet")
+    numeric = ["duration_months", "installment_rate", "residence_since", "age", "n_credits", "n_dependents"]
+    left_out = {*numeric, "credit_amount", "sex", "marital_status", "credit_risk"}
+    categorical = [column for column in table.columns if column not in left_out]
+    classes = table["credit_risk"].map({"bad": "0 bad", "good": "1 good"})
+    return _rows("german credit, sex", table, classes, table["sex"], _features(numeric, ["credit_amount"], categorical))
+
+
+def law_school(folder: Path) -> Rows:
+    """Passing the bar examination, white or not."""
+    table = pd.read_parquet(folder / "tabular" / "law_school.parquet")
+    numeric = ["decile1b", "decile3", "lsat", "ugpa", "zfygpa", "zgpa", "fam_inc"]
+    return _rows(
+        "law school, race",
+        table,
+        table["pass_bar"],
+        table["race"],
+        _features(numeric, [], ["fulltime", "tier", "sex"], min_frequency=0.01),
+    )
+
+
+# First codes of the major groups of occupations (Census 2018).
+_OCCUPATIONS = [
+    *(0, 10, 500, 800, 1005, 1305, 1600, 2001, 2100, 2205, 2600, 3000, 3601, 3700, 4000, 4200, 4330, 4700, 5000),
+    *(6005, 6200, 6800, 7000, 7700, 9005, 9800, 9921),
+]
+
+
+def acs_income(folder: Path, sensitive: str) -> Rows:
+    """Income above 50,000 dollars in 2018; races with less than 5 % of the people count as Other."""
+    table = pd.read_parquet(folder / "tabular" / "acs_income.parquet")
+    race = table["race"].astype(str)
+    table["race"] = race.where(race.isin(["White", "Black", "Asian"]), "Other")
+    table["occupation"] = np.digitize(table["occupation_code"], _OCCUPATIONS)
+    table["born_in_the_us"] = table["place_of_birth"] < 60
+    categorical = ["class_of_worker", "marital_status", "occupation", "relationship", "born_in_the_us"]
+    features = _features(
+        ["age", "education", "hours_per_week"],
+        [],
+        [*categorical, "sex" if sensitive == "race" else "race"],
+        min_frequency=0.01,
+    )
+    return _rows(f"acs income, {sensitive}", table, table["income_gt_50k"], table[sensitive], features)
 
 
 def biographies(folder: Path, occupations: list[str] | None = None, leading: int | None = None) -> Rows:

@@ -867,6 +867,26 @@ def nearest_ideal(
     )
 
 
+def divergence_with_maps(data: Moments, B: Array, m: Array, *, fit_priors: bool = True) -> float:
+    """The least divergence of an ideal distribution whose groups have the maps ``z -> m[a] + B[a] z``.
+
+    The canonical family is the best for them (§7, step 2); so are the priors, with which it takes turns (step 3), or
+    they are held at the data's own class and group shares.
+    """
+    state = _State(data, "affine", pinned=None)
+    state.take_family_of(0)
+    state.known[:] = True
+    state.B, state.m = np.array(B), np.array(m)
+    before = np.inf
+    while True:
+        state.update_family(state.present.any(axis=1))
+        value, cells = state.value()
+        if not fit_priors or before - value <= 1e-10:
+            return value
+        state.p, state.r = product_prior(state.q, cells, state.p, state.r)
+        before = value
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # From distributions to points, §10; certificates, §11
 # ------------------------------------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +21,69 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-def paired(
-    ours: Callable[[], Any], theirs: Callable[[], Any], *, budget: float, rounds: int = 15
-) -> tuple[float, float, int]:
-    """Median seconds of each, measured in turns so that a busy moment hits both; and the rounds.
+@dataclass(frozen=True)
+class Measured:
+    """One way to an answer: what came out, how long it took and how far its memory peaked."""
+
+    answer: Any
+    seconds: float
+    peak: int
+    rounds: int
+
+
+def duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} µs"
+
+
+def alternated(runs: Sequence[Callable[[], Any]], *, budget: float, rounds: int = 15) -> tuple[list[float], int]:
+    """Median seconds of each, measured in turns so that a busy moment hits all; and the rounds.
 
     Each has run once before (the caller compared the answers). Ends after ``rounds`` rounds, or after
     the round in which ``budget`` seconds are used up.
     """
-    seconds: tuple[list[float], list[float]] = ([], [])
+    seconds: list[list[float]] = [[] for _ in runs]
     end = time.perf_counter() + budget
     for index in range(rounds):
         # Who goes first alternates too.
-        for side in (0, 1) if index % 2 == 0 else (1, 0):
-            run = (ours, theirs)[side]
+        for side in range(len(runs))[:: 1 if index % 2 == 0 else -1]:
             start = time.perf_counter()
-            run()
+            runs[side]()
             seconds[side].append(time.perf_counter() - start)
         if time.perf_counter() > end:
             break
-    return statistics.median(seconds[0]), statistics.median(seconds[1]), len(seconds[0])
+    return [statistics.median(own) for own in seconds], len(seconds[0])
+
+
+def measured(runs: Sequence[Callable[[], Any]], *, budget: float) -> list[Measured]:
+    """Answer, memory and time of each: a first run for the memory, then rounds in turns for the time.
+
+    When the first runs took more than the budget there are no others (0 rounds), and they are the time.
+    """
+    first = []
+    for run in runs:
+        answers: list[Any] = []
+        start = time.perf_counter()
+        peak = extra_peak_memory(lambda run=run, answers=answers: answers.append(run()))
+        first.append((answers[0], time.perf_counter() - start, peak))
+    seconds, rounds = [spent for _, spent, _ in first], 0
+    if sum(seconds) <= budget:
+        seconds, rounds = alternated(runs, budget=budget)
+    return [Measured(answer, spent, peak, rounds) for (answer, _, peak), spent in zip(first, seconds, strict=True)]
 
 
 def memory_method() -> str:
     if _CLEAR.exists() and _STATUS.exists():
-        return "peak resident set of a subprocess over its level before the call (VmHWM, reset)"
-    return "growth of a subprocess's largest resident set (getrusage; small calls may show as 0)"
+        return "peak resident set over its level before the call (VmHWM, reset)"
+    return "growth of the largest resident set (getrusage; small calls may show as 0)"
 
 
 def extra_peak_memory(run: Callable[[], Any]) -> int:
     """Bytes by which the process's resident set peaked above its level before the call."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: what earlier calls freed goes back, and counts when taken again
     try:
         _CLEAR.write_text("5")  # the peak starts again from the present level
         before = _resident("VmRSS")

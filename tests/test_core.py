@@ -72,7 +72,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
     A, b = maps()
     for dtype, tolerance in [("float32", 1e-6), ("float64", 1e-14)]:
         X, codes = rows(dtype)
-        out, alone = np.empty_like(X), np.empty_like(X)
+        out, alone = np.zeros_like(X), np.empty_like(X)
         _core.apply_maps(X, codes, A, b, out)
         for i in range(0, N, 16):
             _core.apply_maps(X[i : i + 1], codes[i : i + 1], A, b, alone[i : i + 1])
@@ -81,12 +81,12 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
 
 def test_no_rows_and_wide_rows():
     A, b = maps()
-    out = np.empty((0, D))
-    _core.apply_maps(np.empty((0, D)), np.empty(0, np.int64), A, b, out)
+    out = np.zeros((0, D))
+    _core.apply_maps(np.zeros((0, D)), np.empty(0, np.int64), A, b, out)
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((2, 300, 300)), rng.standard_normal((2, 300))
     X, codes = rng.standard_normal((70, 300)), rng.integers(2, size=70)
-    out = np.empty_like(X)
+    out = np.zeros_like(X)
     _core.apply_maps(X, codes, A, b, out)
     np.testing.assert_allclose(out, reference.apply_maps(X, codes, A, b), rtol=1e-10, atol=1e-10)
 
@@ -97,13 +97,13 @@ def test_a_code_beyond_the_groups_is_refused(code):
     X, codes = rows()
     codes[11] = code
     with pytest.raises(ValueError, match=str(code)):
-        _core.apply_maps(X, codes, A, b, np.empty_like(X))
+        _core.apply_maps(X, codes, A, b, np.zeros_like(X))
 
 
 def refusals():
     A, b = maps()
     X, codes = rows()
-    out = np.empty_like(X)
+    out = np.zeros_like(X)
     yield "X with a column too many", (np.ones((N, D + 1)), codes, A, b, out)
     yield "X with one dimension", (X[0], codes, A, b, out)
     yield "X of integers", (np.ones((N, D), np.int64), codes, A, b, out)
@@ -142,7 +142,7 @@ def test_the_gil_is_released_and_calls_from_many_threads_agree():
     X, codes = rows()
     X, codes = np.tile(X, (40, 1)), np.tile(codes, 40)
     expected = reference.apply_maps(X, codes, A, b)
-    outs = [np.empty_like(X) for _ in range(8)]
+    outs = [np.zeros_like(X) for _ in range(8)]
     threads = [threading.Thread(target=_core.apply_maps, args=(X, codes, A, b, out)) for out in outs]
     for thread in threads:
         thread.start()

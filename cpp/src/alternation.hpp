@@ -86,7 +86,7 @@ class Alternation {
 
   /// With the reference's family as the canonical one, or whatever family `start` has.
   Solution<State> affirmative() const {
-    auto solution = begin(options_.reference, fit_tolerance(0, 0));
+    auto solution = begin(options_.reference, fit_tolerance(0.1, 1));
     if (!solution) throw std::invalid_argument("a group shares no class with the reference group");
     evaluate(*solution);
     finish_affirmative(*solution);
@@ -95,7 +95,7 @@ class Alternation {
   Solution<State> affirmative(Solution<State> start) const {
     for (Index a = 0; a < subgroups_.n_groups; ++a)
       if (a != options_.reference)
-        model_.fit_group(start.state, a, *weights(start, a), fit_tolerance(start.objective, 0));
+        model_.fit_group(start.state, a, *weights(start, a), fit_tolerance(0.1, 1));
     evaluate(start);
     finish_affirmative(start);
     return start;
@@ -180,6 +180,7 @@ class Alternation {
     solution.path = {solution.objective};
     const Mask all(subgroups_.n_classes, 1);
     double previous_step = 0;
+    double tolerance = std::max(options_.tol, kCoarse);  // of the groups' fits
     for (solution.n_iter = 1; solution.n_iter <= options_.max_iter; ++solution.n_iter) {
       const Solution<State> before = solution;
       const double scale = std::max(1.0, std::abs(solution.objective));
@@ -187,8 +188,7 @@ class Alternation {
         fit_priors(solution);
         model_.fit_canonical(solution.state, target(solution.priors), all);
         for (Index a = 0; a < subgroups_.n_groups; ++a)
-          model_.fit_group(solution.state, a, *weights(solution, a),
-                           fit_tolerance(solution.objective, previous_step));
+          model_.fit_group(solution.state, a, *weights(solution, a), tolerance);
         evaluate(solution);
       } catch (const NumericalError&) {
         solution = before;  // as near as double precision gets; reported as not converged
@@ -208,18 +208,23 @@ class Alternation {
       const double left = step * rate / (1 - rate);
       previous_step = step;
       if (solution.n_iter > 1 && left <= options_.tol * scale) {
-        solution.converged = model_.converged(solution.state);
-        return;
+        if (tolerance <= fit_tolerance(0.1, scale)) {
+          solution.converged = model_.converged(solution.state);
+          return;
+        }
+        tolerance = 0;  // perhaps it was the fits that came to rest
+      } else {
+        // As long as the alternation moves by more, the fits need not be better than it is.
+        tolerance = std::min(tolerance, 0.01 * step);
       }
+      tolerance = std::max(tolerance, fit_tolerance(0.01, scale));
     }
     solution.n_iter = options_.max_iter;
   }
 
   // Iterative fits stop well inside the tolerance of the whole, so that their errors do not add up
-  // to it; and as long as the alternation moves by more, they need not be better than it is.
-  double fit_tolerance(double objective, double previous_step) const {
-    return std::max(0.1 * options_.tol * std::max(1.0, std::abs(objective)), 0.01 * previous_step);
-  }
+  // to it.
+  double fit_tolerance(double part, double scale) const { return part * options_.tol * scale; }
 
   // w[k] of one group: the priors of the classes that it and the canonical family both have.
   std::optional<Vector> weights(const Solution<State>& solution, Index a) const {

@@ -67,6 +67,7 @@ void FullModel::start(State& state, Index group) const {
 namespace {
 
 constexpr Index kSweeps = 30;              // over rows, before the second-order steps
+constexpr Index kPairSweeps = 10;          // of two classes: from the pairing they settle sooner
 constexpr std::size_t kPairedClasses = 6;  // up to which every two classes give a start
 
 // Averages over the classes, by weight.
@@ -216,7 +217,7 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
 Descent lowest_of_two_classes(const TwoClassProblem& problem, const Matrix& tied,
                               const DescentOptions& options, Matrix& B) {
   Matrix X = problem.paired(tied);
-  problem.descend_rows(X, kSweeps, kCoarse);
+  problem.descend_rows(X, kPairSweeps, kCoarse);
   Descent descent = problem.minimise(X, options);
   const Matrix other = problem.to_diagonal(tied);
   if (problem.value(other) < descent.value() + options.tol) {

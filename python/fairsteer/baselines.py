@@ -1,21 +1,23 @@
-"""What to compare steering with: transformers that match groups, or erase them, without looking at classes."""
+"""What to compare steering with: transformers that match groups, or erase them, without looking at classes.
+
+Parameters and attributes that they share with :class:`~fairsteer.FairSteeringTransformer` mean the same as there, and
+`fit` takes a `y` only to ignore it.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Hashable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer import _core
+from fairsteer._group_map_transformer import Batch, GroupMapTransformer
 from fairsteer._input import Codes, Floats
-from fairsteer._maps import AffineMaps
 from fairsteer.ideal import _reference
 from fairsteer.moments import SubgroupMoments
-from fairsteer.transformer import FairSteeringTransformer, _Batch, _warn_if_swamped
 
 __all__ = ["CovarianceMatchingTransformer", "LeaceTransformer", "MeanMatchingTransformer"]
 
@@ -30,101 +32,25 @@ _BARYCENTRE_TOLERANCE = 1e-6
 _BARYCENTRE_MAX_ITER = 100
 
 
-class _ClassBlindTransformer(FairSteeringTransformer):
+class GroupMaps(NamedTuple):
+    """Maps at full strength, one a group or one for all."""
+
+    linear: Doubles
+    offset: Doubles
+
+
+class _ClassBlindTransformer(GroupMapTransformer):
     """What the baselines share: one Gaussian a group, and maps that follow from these."""
 
-    covariance = "tied"
-    pooling = 0.0
-    min_cell_size = 0
-    small_cells = "error"
-
-    def fit(
-        self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
-    ) -> _ClassBlindTransformer:
-        """Fit the groups' means and covariances, and the maps that follow from them.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, with the sensitive columns if there are `sensitive_columns`.
-        y : None
-            Ignored.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels. Rows where one is missing are left out, with a warning. Without any
-            groups the transformer is the identity.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; an integer weight equals as many repetitions, zero leaves the row
-            out.
-
-        Returns
-        -------
-        self
-            The transformer itself.
-
-        Raises
-        ------
-        ValueError
-            If `X` holds NaN or infinite values, groups are given twice or are not discrete labels,
-            or no rows are left.
-        """
-        super().fit(X, sensitive_features=sensitive_features, sample_weight=sample_weight)
-        return self
-
-    def partial_fit(
-        self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
-    ) -> _ClassBlindTransformer:
-        """Add a batch of rows: batches give the same result as one ``fit`` on all rows.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows.
-        y : None
-            Ignored.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, in all batches or in none; new groups may appear in any batch.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights.
-
-        Returns
-        -------
-        self
-            The transformer itself.
-
-        Raises
-        ------
-        ValueError
-            As for ``fit``, and if `shrinkage` or `feature_transform` is an estimator that needs
-            all rows at once.
-        """
-        super().partial_fit(X, sensitive_features=sensitive_features, sample_weight=sample_weight)
-        return self
-
-    def _solve(self, shrunk: SubgroupMoments) -> Any:
-        return shrunk, self._fit_maps(shrunk)
-
-    @abstractmethod
-    def _fit_maps(self, shrunk: SubgroupMoments) -> tuple[Doubles, Doubles]:
-        """Matrices (n_groups, d, d) and shifts (n_groups, d) at full strength."""
-
-    def _full_maps(self) -> tuple[Doubles, Doubles]:
-        maps: Any = self._fitted()[1]
-        return maps[0], maps[1]
-
-    def _group_maps(self, strength: float) -> AffineMaps:
-        return AffineMaps.at_strength(*self._full_maps(), strength)
-
-    @property
-    def maps_(self) -> dict[Any, tuple[Doubles, Doubles]]:
-        """Map ``(A, b)`` of each group at full strength."""
-        return dict(zip(self.groups_.tolist(), zip(*self._full_maps(), strict=True), strict=True))
+    def _read_batch(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Batch:
+        return super()._read_batch(X, None, sensitive_features, sample_weight, reset=reset)
 
 
 class _MatchingTransformer(_ClassBlindTransformer):
     """A map for each group, to a reference group or to what lies between all groups."""
 
     _parameter_constraints = {
-        name: FairSteeringTransformer._parameter_constraints[name]
+        name: GroupMapTransformer._parameter_constraints[name]
         for name in (
             "reference_group",
             "shrinkage",
@@ -173,38 +99,20 @@ class MeanMatchingTransformer(_MatchingTransformer):
     shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
         How the groups' covariances are regularised. The shift does not use them; only the groups'
         probabilities do, under ``unknown_group="infer"``.
-    feature_transform : None, "log" or transformer, default=None
-        Coordinates in which rows are moved, as for :class:`FairSteeringTransformer`.
-    strength : float in [0, 1], default=1.0
-        Part of the way that rows move. Read when rows are transformed.
-    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
-        Columns of `X` that hold the groups; they are used and left out of the output. None: groups
-        come as `sensitive_features`.
-    unknown_group : {"error", "infer", "infer_hard"}, default="error"
-        What happens to a row whose group is missing, was not there at ``fit``, or is not given at
-        all: a ValueError; the combination of the groups' maps weighted by the probabilities of the
-        groups given the features; or the map of the likeliest group.
+    feature_transform, strength, sensitive_columns, unknown_group
+        As for :class:`~fairsteer.FairSteeringTransformer`.
 
     Attributes
     ----------
-    groups_ : ndarray of shape (n_groups,)
-        Group labels; ``[0]`` if fitted without groups.
+    groups_, maps_, group_calibration_, feature_transform_, n_features_in_, feature_names_in_
+        As for :class:`~fairsteer.FairSteeringTransformer`.
     moments_ : SubgroupMoments
         Weights, means and covariances of the groups, in one class, before shrinkage.
-    maps_ : dict
-        For each group label the map ``(A, b)`` at full strength: ``x -> A @ x + b``. With a
-        `feature_transform`, in its coordinates.
-    feature_transform_ : transformer or None
-        The fitted `feature_transform`.
-    n_features_in_ : int
-        Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
-        Names of the columns of `X`, where it had string names.
 
     See Also
     --------
     CovarianceMatchingTransformer : Matches the covariances too.
-    FairSteeringTransformer : Looks at the classes as well.
+    fairsteer.FairSteeringTransformer : Looks at the classes as well.
 
     Examples
     --------
@@ -215,11 +123,14 @@ class MeanMatchingTransformer(_MatchingTransformer):
     array([ 0.,  2., -1.,  3.])
     """
 
-    def _fit_maps(self, shrunk: SubgroupMoments) -> tuple[Doubles, Doubles]:
-        weights, means = _shares(shrunk), shrunk.means[0]
+    def _fit_maps(self, model: SubgroupMoments) -> GroupMaps:
+        weights, means = _shares(model), model.means[0]
         reference = self._reference()
         target = weights @ means if reference is None else means[reference]
-        return np.broadcast_to(np.eye(shrunk.n_features), shrunk.covariances.shape), target - means
+        return GroupMaps(np.broadcast_to(np.eye(model.n_features), model.covariances.shape), target - means)
+
+    def _uses_covariances(self) -> bool:
+        return self.unknown_group != "error"
 
 
 class CovarianceMatchingTransformer(_MatchingTransformer):
@@ -238,37 +149,19 @@ class CovarianceMatchingTransformer(_MatchingTransformer):
     shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
         How the groups' covariances are regularised. An estimator is a scikit-learn covariance
         estimator.
-    feature_transform : None, "log" or transformer, default=None
-        Coordinates in which rows are moved, as for :class:`FairSteeringTransformer`.
-    strength : float in [0, 1], default=1.0
-        Part of the way that rows move. Read when rows are transformed.
-    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
-        Columns of `X` that hold the groups; they are used and left out of the output. None: groups
-        come as `sensitive_features`.
-    unknown_group : {"error", "infer", "infer_hard"}, default="error"
-        What happens to a row whose group is missing, was not there at ``fit``, or is not given at
-        all: a ValueError; the combination of the groups' maps weighted by the probabilities of the
-        groups given the features; or the map of the likeliest group.
+    feature_transform, strength, sensitive_columns, unknown_group
+        As for :class:`~fairsteer.FairSteeringTransformer`.
 
     Attributes
     ----------
-    groups_ : ndarray of shape (n_groups,)
-        Group labels; ``[0]`` if fitted without groups.
+    groups_, maps_, group_calibration_, feature_transform_, n_features_in_, feature_names_in_
+        As for :class:`~fairsteer.FairSteeringTransformer`.
     moments_ : SubgroupMoments
         Weights, means and covariances of the groups, in one class, before shrinkage.
-    maps_ : dict
-        For each group label the map ``(A, b)`` at full strength: ``x -> A @ x + b``. With a
-        `feature_transform`, in its coordinates.
-    feature_transform_ : transformer or None
-        The fitted `feature_transform`.
-    n_features_in_ : int
-        Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
-        Names of the columns of `X`, where it had string names.
 
     See Also
     --------
-    FairSteeringTransformer : Looks at the classes as well.
+    fairsteer.FairSteeringTransformer : Looks at the classes as well.
 
     Notes
     -----
@@ -291,15 +184,8 @@ class CovarianceMatchingTransformer(_MatchingTransformer):
     array([1., 3., 1., 3.])
     """
 
-    def _fit_maps(self, shrunk: SubgroupMoments) -> tuple[Doubles, Doubles]:
-        if isinstance(self.shrinkage, str):
-            _warn_if_swamped(
-                self.moments_,
-                shrunk,
-                self._feature_names(),
-                "Bring the features to one scale, for example by feature_transform=StandardScaler().",
-            )
-        weights, means, covariances = _shares(shrunk), shrunk.means[0], shrunk._positive_definite()[0]
+    def _fit_maps(self, model: SubgroupMoments) -> GroupMaps:
+        weights, means, covariances = _shares(model), model.means[0], model._positive_definite()[0]
         reference = self._reference()
         if reference is None:
             mean, covariance = weights @ means, _barycentre(weights, covariances)
@@ -309,7 +195,7 @@ class CovarianceMatchingTransformer(_MatchingTransformer):
         if reference is not None:
             linear[reference] = np.eye(len(mean))  # exactly, so that its rows keep their bits
         offset = mean - np.einsum("aij,aj->ai", linear, means)
-        return linear, offset
+        return GroupMaps(linear, offset)
 
 
 class LeaceTransformer(_ClassBlindTransformer):
@@ -322,24 +208,17 @@ class LeaceTransformer(_ClassBlindTransformer):
 
     Parameters
     ----------
-    strength : float in [0, 1], default=1.0
-        Part of the way that rows move. Read when rows are transformed.
-    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
-        Columns of `X` that hold the groups; they are left out of the output. None: groups come as
-        `sensitive_features`.
+    strength, sensitive_columns
+        As for :class:`~fairsteer.FairSteeringTransformer`.
 
     Attributes
     ----------
-    groups_ : ndarray of shape (n_groups,)
-        Group labels; ``[0]`` if fitted without groups.
+    groups_, n_features_in_, feature_names_in_
+        As for :class:`~fairsteer.FairSteeringTransformer`.
     moments_ : SubgroupMoments
         Weights, means and covariances of the groups, in one class.
     maps_ : dict
         For each group label the map ``(A, b)`` at full strength, ``x -> A @ x + b``: the same for all.
-    n_features_in_ : int
-        Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
-        Names of the columns of `X`, where it had string names.
 
     See Also
     --------
@@ -371,12 +250,8 @@ class LeaceTransformer(_ClassBlindTransformer):
     True
     """
 
-    shrinkage = None
-    feature_transform = None
-    unknown_group = "error"
-
     _parameter_constraints = {
-        name: FairSteeringTransformer._parameter_constraints[name] for name in ("strength", "sensitive_columns")
+        name: GroupMapTransformer._parameter_constraints[name] for name in ("strength", "sensitive_columns")
     }
 
     def __init__(self, *, strength: float = 1.0, sensitive_columns: Any = None) -> None:
@@ -413,16 +288,16 @@ class LeaceTransformer(_ClassBlindTransformer):
         # One map for all rows, whatever their groups.
         return np.zeros(len(rows), dtype=np.intp)
 
-    def _batch_moments(self, rows: Floats, batch: _Batch) -> SubgroupMoments:
+    def _batch_moments(self, rows: Floats, batch: Batch) -> SubgroupMoments:
         # Sums of products in float32 would make directions that do not vary look as if they did.
         return super()._batch_moments(rows.astype(np.float64, copy=False), batch)
 
-    def _fit_maps(self, shrunk: SubgroupMoments) -> tuple[Doubles, Doubles]:
-        weights, means = _shares(shrunk), shrunk.means[0]
-        mean, scale = weights @ means, shrunk._feature_scale()
+    def _fit_maps(self, model: SubgroupMoments) -> GroupMaps:
+        weights, means = _shares(model), model.means[0]
+        mean, scale = weights @ means, model._feature_scale()
         # One-hot groups divided by their root mean squares: whitened, these are correlations.
         cross = np.sqrt(weights) * ((means - mean) / scale).T
-        within = np.einsum("a,aij->ij", weights, shrunk.covariances) / np.outer(scale, scale)
+        within = np.einsum("a,aij->ij", weights, model.covariances) / np.outer(scale, scale)
         variances, directions = np.linalg.eigh(within + cross @ cross.T)
         varies = variances > _RANK_CUTOFF * variances[-1]
         root, directions = np.sqrt(variances[varies]), directions[:, varies]
@@ -430,13 +305,13 @@ class LeaceTransformer(_ClassBlindTransformer):
         basis = basis[:, correlations > _NO_CORRELATION]
         erased = (directions * root) @ basis @ (basis.T @ (directions / root).T)
         erased *= scale[:, None] / scale
-        return (np.eye(len(mean)) - erased)[None], (erased @ mean)[None]
+        return GroupMaps((np.eye(len(mean)) - erased)[None], (erased @ mean)[None])
 
     @property
     def maps_(self) -> dict[Any, tuple[Doubles, Doubles]]:
         """The map ``(A, b)`` at full strength, the same for each group."""
-        linear, offset = self._full_maps()
-        return dict.fromkeys(self.groups_.tolist(), (linear[0], offset[0]))
+        maps = self._fitted()[1]
+        return dict.fromkeys(self.groups_.tolist(), (maps.linear[0], maps.offset[0]))
 
 
 def _shares(moments: SubgroupMoments) -> Doubles:

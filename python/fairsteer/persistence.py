@@ -1,7 +1,7 @@
-"""Keep a fitted transformer in one file that is read without running any code.
+"""Keep a fitted estimator in one file that is read without running any code.
 
 The file is safetensors: arrays of numbers, and a header of JSON. Nothing is pickled, so a file from a stranger can do
-no more than be wrong, and `load` says so. A loaded transformer does what the saved one did, bit for bit.
+no more than be wrong, and `load` says so. A loaded estimator does what the saved one did, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,16 +12,28 @@ import zlib
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
+from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._calibration import GroupCalibration
+from fairsteer._group_map_transformer import GroupMapTransformer
 from fairsteer._json_labels import label_from_json, label_to_json, labels_from_json, labels_to_json
+from fairsteer._score_maps import (
+    Alignment,
+    Calibration,
+    Constraint,
+    MonotoneAlignment,
+    OffsetAlignment,
+    ScoreDistribution,
+)
+from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
+from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
@@ -36,6 +48,14 @@ __all__ = ["FORMAT_VERSION", "load", "read_extra", "save"]
 FORMAT_VERSION = 2
 
 _PathLike = str | os.PathLike[str]
+
+# Transformers that can be saved. A subclass may have anything in it, so it cannot.
+_TRANSFORMERS: dict[str, type[GroupMapTransformer]] = {
+    kind.__name__: kind
+    for kind in (FairSteeringTransformer, MeanMatchingTransformer, CovarianceMatchingTransformer, LeaceTransformer)
+}
+
+_OTHER_WAYS = "skops.io.dump keeps any scikit-learn estimator; so does joblib.dump, whose files run code when loaded."
 
 # Scalers that are affine maps of each feature, and the fitted arrays that make them up.
 _SCALERS: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -61,13 +81,19 @@ _IDEAL_PLAIN: dict[str, type] = {
 }
 
 
-def save(transformer: FairSteeringTransformer, path: _PathLike, *, extra: Mapping[str, Any] | None = None) -> None:
-    """Write a fitted transformer to a file.
+def save(
+    estimator: GroupMapTransformer | IdealDistributionClassifier,
+    path: _PathLike,
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a fitted estimator to a file.
 
     Parameters
     ----------
-    transformer : FairSteeringTransformer
-        Fitted. A function, slice or mask as `sensitive_columns` is kept as the columns that it selected.
+    estimator : FairSteeringTransformer, transformer of :mod:`fairsteer.baselines` or IdealDistributionClassifier
+        Fitted. A function, slice or mask as `sensitive_columns` is kept as the columns that it selected; the `steering`
+        of a classifier as a clone of its ``steering_``.
     path : path-like
         File to create or replace, usually ``*.safetensors``. It is replaced only when the new one is complete.
     extra : mapping, optional
@@ -78,11 +104,12 @@ def save(transformer: FairSteeringTransformer, path: _PathLike, *, extra: Mappin
     ImportError
         If safetensors is not installed.
     sklearn.exceptions.NotFittedError
-        If the transformer is not fitted.
+        If the estimator is not fitted.
     ValueError
         If something cannot be kept without running code at `load`: an estimator as `shrinkage`, a `feature_transform`
         other than None, ``"log"`` or a standard, min-max, max-abs or robust scaler, labels other than integers, floats,
-        text, booleans and tuples of these, or a subclass of FairSteeringTransformer.
+        text, booleans and tuples of these, an `estimator` in the classifier, a `cv` that is no number, a subclass, or
+        any other estimator, such as :class:`~fairsteer.ScoreAligner`.
     OSError
         If the file cannot be written.
 
@@ -106,14 +133,11 @@ def save(transformer: FairSteeringTransformer, path: _PathLike, *, extra: Mappin
     True
     """
     safetensors = _safetensors()
-    if type(transformer) is not FairSteeringTransformer:
-        msg = f"Only a FairSteeringTransformer itself can be saved, not a {type(transformer).__name__}."
-        raise ValueError(msg)
     tensors: dict[str, NDArray[Any]] = {}
     header = {
         "format_version": FORMAT_VERSION,
-        "kind": "FairSteeringTransformer",
-        "transformer": _pack_transformer(transformer, tensors),
+        "kind": type(estimator).__name__,
+        **_pack(estimator, tensors),
         "extra": None if extra is None else dict(extra),
     }
     try:
@@ -132,8 +156,8 @@ def save(transformer: FairSteeringTransformer, path: _PathLike, *, extra: Mappin
         temporary.unlink(missing_ok=True)
 
 
-def load(path: _PathLike) -> FairSteeringTransformer:
-    """Read a fitted transformer from a file that `save` wrote.
+def load(path: _PathLike) -> Any:
+    """Read a fitted estimator from a file that `save` wrote.
 
     Parameters
     ----------
@@ -142,8 +166,8 @@ def load(path: _PathLike) -> FairSteeringTransformer:
 
     Returns
     -------
-    FairSteeringTransformer
-        Fitted; it transforms, inverts, steers, infers groups and takes further batches as the saved one did.
+    estimator
+        Fitted, of the class that was saved; it does everything as the saved one did, further batches included.
 
     Raises
     ------
@@ -156,7 +180,7 @@ def load(path: _PathLike) -> FairSteeringTransformer:
     """
     header, tensors = _read(path)
     try:
-        return _unpack_transformer(header["transformer"], _Tensors(tensors))
+        return _unpack(header, _Tensors(tensors))
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
@@ -189,12 +213,83 @@ def read_extra(path: _PathLike) -> dict[str, Any] | None:
     return extra
 
 
-# ---- the transformer
+# ---- the estimators
 
 
-def _pack_transformer(transformer: FairSteeringTransformer, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def _pack(estimator: Any, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    if type(estimator) in _TRANSFORMERS.values():
+        return {"transformer": _pack_transformer(estimator, tensors)}
+    if type(estimator) is IdealDistributionClassifier:
+        return {"classifier": _pack_classifier(estimator, tensors)}
+    kinds = ", ".join([*_TRANSFORMERS, IdealDistributionClassifier.__name__])
+    msg = f"{type(estimator).__name__} cannot be saved without pickling it; {kinds} themselves can. {_OTHER_WAYS}"
+    raise ValueError(msg)
+
+
+def _unpack(header: Mapping[str, Any], tensors: _Tensors) -> GroupMapTransformer | IdealDistributionClassifier:
+    if header["kind"] == IdealDistributionClassifier.__name__:
+        return _unpack_classifier(header["classifier"], tensors)
+    return _unpack_transformer(_TRANSFORMERS[header["kind"]], header["transformer"], tensors)
+
+
+def _pack_classifier(classifier: IdealDistributionClassifier, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    check_is_fitted(classifier, "steering_")
+    if classifier.estimator_ is not None:
+        msg = (
+            f"estimator={classifier.estimator_!r} cannot be saved without pickling it; estimator=None can, and so can "
+            f"the steering_ alone. {_OTHER_WAYS}"
+        )
+        raise ValueError(msg)
+    if not (classifier.cv is None or isinstance(classifier.cv, Integral)):
+        msg = (
+            f"cv={classifier.cv!r} cannot be saved without pickling it. The way out: classifier.set_params(cv=5), "
+            "for a fitted classifier needs its cv no more."
+        )
+        raise ValueError(msg)
+    if type(classifier.steering_) is not FairSteeringTransformer:
+        msg = (
+            f"steering={classifier.steering_!r} cannot be saved without pickling it; a FairSteeringTransformer itself "
+            f"can. {_OTHER_WAYS}"
+        )
+        raise ValueError(msg)
+    if classifier.cost_matrix_ is not None:
+        tensors["cost_matrix"] = classifier.cost_matrix_
+    return {
+        "steering": _pack_transformer(classifier.steering_, tensors),
+        "default_steering": classifier.steering is None,
+        "costs": classifier.cost_matrix_ is not None,
+        "score_alignment": label_to_json(classifier.score_alignment),
+        "cv": label_to_json(classifier.cv),
+        "alignment": _pack_alignment(classifier._alignment, tensors),
+    }
+
+
+def _unpack_classifier(block: Mapping[str, Any], tensors: _Tensors) -> IdealDistributionClassifier:
+    steering: Any = _unpack_transformer(FairSteeringTransformer, block["steering"], tensors)
+    K, G = len(steering.classes_), len(steering.groups_)
+    costs = tensors.take("cost_matrix", (K, K)) if block["costs"] else None
+    classifier = IdealDistributionClassifier(
+        None if block["default_steering"] else clone(steering),
+        cost_matrix=None if costs is None else costs.copy(),
+        score_alignment=label_from_json(block["score_alignment"]),
+        cv=label_from_json(block["cv"]),
+    )
+    classifier.steering_, classifier.estimator_, classifier.cost_matrix_ = steering, None, costs
+    classifier.classes_, classifier.n_features_in_ = steering.classes_, steering.n_features_in_
+    if hasattr(steering, "feature_names_in_"):
+        classifier.feature_names_in_ = steering.feature_names_in_
+    classifier._alignment = _unpack_alignment(block["alignment"], K, G, tensors)
+    return classifier
+
+
+def _pack_transformer(transformer: GroupMapTransformer, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe a fitted transformer in JSON and add its arrays to `tensors`."""
-    model, ideal = transformer._fitted()
+    model, maps = transformer._fitted()
+    if isinstance(maps, IdealDistribution):
+        ideal = _pack_ideal(maps, tensors)
+    else:
+        ideal = None
+        tensors.update({"maps.linear": maps.linear, "maps.offset": maps.offset})
     return {
         "params": _pack_params(transformer),
         "output": getattr(transformer, "_sklearn_output_config", {}).get("transform"),
@@ -207,15 +302,17 @@ def _pack_transformer(transformer: FairSteeringTransformer, tensors: dict[str, N
         "moments": _pack_moments(transformer.moments_, tensors),
         "model": _pack_model(model, tensors),
         "calibration": _pack_calibration(transformer.group_calibration_, tensors),
-        "ideal": _pack_ideal(ideal, tensors),
+        "ideal": ideal,
     }
 
 
-def _unpack_transformer(block: Mapping[str, Any], tensors: _Tensors) -> FairSteeringTransformer:
+def _unpack_transformer(
+    kind: type[GroupMapTransformer], block: Mapping[str, Any], tensors: _Tensors
+) -> GroupMapTransformer:
     moments = _unpack_moments(block["moments"], tensors)
     model = _unpack_model(block["model"], moments, tensors)
     coordinates = _unpack_coordinates(block["feature_transform"], moments.n_features, tensors)
-    transformer = FairSteeringTransformer(**_unpack_params(block["params"], coordinates))
+    transformer = kind(**_unpack_params(kind, block["params"], coordinates))
     transformer.n_features_in_ = _integer(block["n_features_in"])
     names = _unpack_names(block["feature_names_in"])
     if names is not None:
@@ -229,7 +326,9 @@ def _unpack_transformer(block: Mapping[str, Any], tensors: _Tensors) -> FairStee
     if transformer.groups_.tolist() != model.groups.tolist():
         msg = f"its model has the groups {model.groups.tolist()}, its moments {transformer.groups_.tolist()}"
         raise ValueError(msg)
-    transformer._solution = (model, _unpack_ideal(block["ideal"], model, tensors))
+    ideal = kind is FairSteeringTransformer
+    maps = _unpack_ideal(block["ideal"], model, tensors) if ideal else _unpack_maps(kind, model, tensors)
+    transformer._solution = (model, maps)
     transformer.group_calibration_ = _unpack_calibration(block["calibration"], model.n_groups, tensors)
     _check_columns(transformer, moments.n_features)
     if block["output"] is not None:
@@ -237,12 +336,12 @@ def _unpack_transformer(block: Mapping[str, Any], tensors: _Tensors) -> FairStee
     return transformer
 
 
-def _pack_params(transformer: FairSteeringTransformer) -> dict[str, Any]:
+def _pack_params(transformer: GroupMapTransformer) -> dict[str, Any]:
     params = transformer.get_params(deep=False)
-    del params["feature_transform"]  # rebuilt from the fitted one
-    if hasattr(params["shrinkage"], "fit"):
+    params.pop("feature_transform", None)  # rebuilt from the fitted one
+    if hasattr(transformer.shrinkage, "fit"):
         msg = (
-            f"shrinkage={params['shrinkage']!r} is an estimator and cannot be saved without pickling it; "
+            f"shrinkage={transformer.shrinkage!r} is an estimator and cannot be saved without pickling it; "
             "'ledoit_wolf', 'oas', a number in [0, 1] and None can."
         )
         raise ValueError(msg)
@@ -253,10 +352,11 @@ def _pack_params(transformer: FairSteeringTransformer) -> dict[str, Any]:
     return {name: label_to_json(value) for name, value in params.items()}
 
 
-def _unpack_params(block: Mapping[str, Any], fitted: Any) -> dict[str, Any]:
+def _unpack_params(kind: type[GroupMapTransformer], block: Mapping[str, Any], fitted: Any) -> dict[str, Any]:
     params = {name: label_from_json(value) for name, value in block.items()}
-    params["feature_transform"] = _unfitted(fitted)
-    known = FairSteeringTransformer().get_params(deep=False)
+    known = kind().get_params(deep=False)
+    if "feature_transform" in known:
+        params["feature_transform"] = _unfitted(fitted)
     if set(params) != set(known):
         msg = f"its parameters are {sorted(params)}"
         raise ValueError(msg)
@@ -265,7 +365,7 @@ def _unpack_params(block: Mapping[str, Any], fitted: Any) -> dict[str, Any]:
     return params
 
 
-def _check_columns(transformer: FairSteeringTransformer, n_features: int) -> None:
+def _check_columns(transformer: GroupMapTransformer, n_features: int) -> None:
     n_columns, positions = transformer.n_features_in_, transformer._sensitive_positions
     names = getattr(transformer, "feature_names_in_", None)
     if len(set(positions)) != n_columns - n_features or not all(0 <= p < n_columns for p in positions):
@@ -295,7 +395,7 @@ def _unpack_encoder(block: Mapping[str, Any] | None, groups: NDArray[Any]) -> Gr
 # ---- coordinates
 
 
-def _pack_coordinates(transformer: FairSteeringTransformer, tensors: dict[str, NDArray[Any]]) -> Any:
+def _pack_coordinates(transformer: GroupMapTransformer, tensors: dict[str, NDArray[Any]]) -> Any:
     given, fitted = transformer.feature_transform, transformer.feature_transform_
     if given is None and fitted is None:
         return None
@@ -406,6 +506,11 @@ def _unpack_calibration(slope: Any, n_groups: int, tensors: _Tensors) -> GroupCa
     return GroupCalibration(float(label_from_json(slope)), tensors.take("calibration.offsets", (n_groups,)))
 
 
+def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensors: _Tensors) -> GroupMaps:
+    n_maps, d = 1 if kind is LeaceTransformer else model.n_groups, model.n_features
+    return GroupMaps(tensors.take("maps.linear", (n_maps, d, d)), tensors.take("maps.offset", (n_maps, d)))
+
+
 def _pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     shapes = _ideal_shapes(ideal.covariance, len(ideal.classes), len(ideal.groups), ideal.means.shape[2])
     tensors.update({f"ideal.{name}": getattr(ideal, name) for name in shapes})
@@ -451,6 +556,60 @@ def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[in
     }
 
 
+def _pack_alignment(alignment: Any, tensors: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
+    if alignment is None:
+        return None
+    tensors["alignment.measured"] = alignment.measured
+    block = {"budget": label_to_json(float(alignment.budget))}
+    if isinstance(alignment, OffsetAlignment):
+        tensors["alignment.offsets"] = alignment.offsets
+        return block | {"constraint": alignment.constraint}
+    calibration = alignment.calibration
+    tensors["alignment.shares"] = alignment.shares
+    tensors["alignment.calibration"] = np.stack([calibration.scores, calibration.log_odds])
+    for a, distribution in enumerate(alignment.distributions):
+        tensors[f"alignment.distribution.{a}"] = np.stack([distribution.values, distribution.levels])
+    return block | {
+        "amount": label_to_json(float(alignment.amount)),
+        "scales": [label_to_json(float(distribution.scale)) for distribution in alignment.distributions],
+    }
+
+
+def _unpack_alignment(block: Mapping[str, Any] | None, K: int, G: int, tensors: _Tensors) -> Alignment | None:
+    if block is None:
+        return None
+    measured = tensors.take("alignment.measured", (1 if K == 2 else K, G, G), nan=True)
+    budget = float(label_from_json(block["budget"]))
+    if K > 2:
+        if block["constraint"] not in get_args(Constraint):
+            msg = f"its constraint is {block['constraint']!r}"
+            raise ValueError(msg)
+        return OffsetAlignment(tensors.take("alignment.offsets", (G, K)), block["constraint"], measured, budget)
+    amount, scales = float(label_from_json(block["amount"])), [float(label_from_json(s)) for s in block["scales"]]
+    if len(scales) != G or not all(0 < scale < np.inf for scale in scales) or not 0 <= amount <= 1:
+        msg = f"its score alignment has the amount {amount} and the scales {scales} for {G} groups"
+        raise ValueError(msg)
+    distributions = []
+    for a, scale in enumerate(scales):
+        values, levels = _increasing(f"alignment.distribution.{a}", tensors)
+        if not 0 < levels[0] <= levels[-1] < 1:
+            msg = f"the levels of a score distribution go from {levels[0]} to {levels[-1]}"
+            raise ValueError(msg)
+        distributions.append(ScoreDistribution(values, levels, scale))
+    calibration = Calibration(*_increasing("alignment.calibration", tensors))
+    shares = tensors.take("alignment.shares", (G,))
+    return MonotoneAlignment(tuple(distributions), shares, amount, calibration, measured, budget)
+
+
+def _increasing(name: str, tensors: _Tensors) -> NDArray[Any]:
+    """Take the points of an increasing function: their abscissae, then their ordinates."""
+    points = tensors.take(name, (2, None))
+    if not points.size or (np.diff(points) < 0).any():
+        msg = f"the array {name} does not increase"
+        raise ValueError(msg)
+    return points
+
+
 # ---- the file
 
 
@@ -460,7 +619,9 @@ class _Tensors:
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._arrays = arrays
 
-    def take(self, name: str, shape: tuple[int | None, ...], dtypes: Sequence[str] = ("float64",)) -> NDArray[Any]:
+    def take(
+        self, name: str, shape: tuple[int | None, ...], dtypes: Sequence[str] = ("float64",), *, nan: bool = False
+    ) -> NDArray[Any]:
         """Return a copy of an array; raise ValueError if it is absent or not what it must be."""
         array = self._arrays.get(name)
         if array is None:
@@ -470,7 +631,7 @@ class _Tensors:
         if not fits or array.dtype.name not in dtypes:
             msg = f"the array {name} has shape {array.shape} and dtype {array.dtype}, not {shape} and {dtypes[0]}"
             raise ValueError(msg)
-        if not np.isfinite(array).all():
+        if not (np.isfinite(array) | (nan & np.isnan(array))).all():
             msg = f"the array {name} is not finite"
             raise ValueError(msg)
         return np.array(array)

@@ -25,7 +25,7 @@ from ._mapfile import TableDescription
 from ._problem import Problem, read_problem
 from ._report import Reporter, name_group
 from ._tabular import TableEncoder
-from ._texts import HOW_TO_READ, NOISE, WHERE_NEXT
+from ._texts import HOW_TO_READ, INFERRED, NOISE, WHERE_NEXT
 
 __all__ = ["SteerOptions", "apply_map", "demo", "steer_file"]
 
@@ -138,6 +138,7 @@ def steer_file(options: SteerOptions, report: Reporter) -> None:
         target=options.target,
         sensitive=options.sensitive,
         others=[*options.drop, *options.keep],
+        unknown_group=options.steering["unknown_group"],
         tell=report.note,
     )
     steering = _steering(options, problem)
@@ -159,7 +160,7 @@ def steer_file(options: SteerOptions, report: Reporter) -> None:
     _write(steering, description, frame, options.out, options.model, report)
 
 
-def apply_map(map_file: Path, file: Path, out: Path, *, overwrite: bool, infer: bool, report: Reporter) -> None:
+def apply_map(map_file: Path, file: Path, out: Path, *, overwrite: bool, unknown_group: str, report: Reporter) -> None:
     """Steer the rows of a new table with a saved map.
 
     Parameters
@@ -172,9 +173,9 @@ def apply_map(map_file: Path, file: Path, out: Path, *, overwrite: bool, infer: 
         Where to write the steered rows.
     overwrite : bool
         Whether `out` may be `file`.
-    infer : bool
-        Whether rows of groups that the map does not know are steered as rows without a group are,
-        by all groups' maps weighted by how likely each group is for the row; refused otherwise.
+    unknown_group : {"error", "infer", "infer_hard"}
+        Whether rows of groups that the map does not know are refused or steered by inferred groups. Rows
+        without a group are steered the same way, under ``"error"`` as ``fairsteer steer`` was told.
     report : Reporter
         Where to print.
 
@@ -185,12 +186,16 @@ def apply_map(map_file: Path, file: Path, out: Path, *, overwrite: bool, infer: 
     """
     check_output(out, sources=[file, map_file], overwrite=overwrite)
     steering, description = _load_map(map_file)
-    frame = read_table(file, text_columns=_text_columns(description, steering.groups_.tolist()))
+    if unknown_group != "error":
+        steering.set_params(unknown_group=unknown_group)
+    known = steering.moments_.groups.tolist()  # as they were before small groups merged
+    frame = read_table(file, text_columns=_text_columns(description, known))
     needed = [*(column.name for column in description.encoder.columns), *description.sensitive]
     absent = [name for name in needed if name not in frame.columns]
     if absent:
         raise UsageError(f"{file.name} lacks {len(absent)} columns that the map needs: {', '.join(absent)}.")
-    _check_groups(frame[list(description.sensitive)], steering.groups_.tolist(), infer, report)
+    groups = frame[list(description.sensitive)]
+    _check_groups(groups, known, steering.unknown_group, refuse=unknown_group == "error", report=report)
     description.encoder.tell_gaps(frame, report.note)
     description.encoder.tell_unseen(frame, report.note)
     _write(steering, description, frame, out, None, report)
@@ -210,14 +215,19 @@ def _steering(options: SteerOptions, problem: Problem) -> FairSteeringTransforme
     reference_group = problem.group_named(options.reference_group)
     if reference_group is not None and options.steering["intervention"] != "affirmative":
         raise UsageError("--reference-group belongs to --intervention affirmative; add it.")
-    return FairSteeringTransformer(
-        reference_group=reference_group,
-        # Features of all units: without it shrinkage would take kilometres more seriously than
-        # children.
-        feature_transform=StandardScaler(),
-        unknown_group="infer",
-        **options.steering,
-    )
+    parameters = {**options.steering, "reference_group": reference_group}
+    least = parameters["min_cell_size"]
+    if parameters["small_cells"] == "error":
+        if small := problem.small_cells(least):
+            raise UsageError(
+                f"{len(small)} subgroups have fewer than {least} rows: {'; '.join(small[:5])}"
+                f"{' ...' if len(small) > 5 else ''}. --small-cells pool lets them borrow from others, "
+                "--small-cells merge makes small groups one; or lower --min-cell-size."
+            )
+        # The folds of the cross-validation have fewer rows, and are not what was asked about.
+        parameters["min_cell_size"] = 0
+    # Features of all units: without it shrinkage would take kilometres more seriously than children.
+    return FairSteeringTransformer(feature_transform=StandardScaler(), **parameters)
 
 
 def _encoder(options: SteerOptions, frame: pd.DataFrame, tell: Callable[[str], None]) -> TableEncoder:
@@ -275,9 +285,12 @@ def _save_map(steering: FairSteeringTransformer, description: TableDescription, 
 
 def _load_map(path: Path) -> tuple[FairSteeringTransformer, TableDescription]:
     try:
-        return persistence.load(path), TableDescription.from_json(persistence.read_extra(path), path)
+        steering, description = persistence.load(path), TableDescription.from_json(persistence.read_extra(path), path)
     except (ImportError, ValueError, OSError) as error:
         raise UsageError(str(error)) from error
+    if not isinstance(steering, FairSteeringTransformer):
+        raise UsageError(f"{path} holds a {type(steering).__name__}, not a map that fairsteer steer wrote.")
+    return steering, description
 
 
 def _write_table(
@@ -313,12 +326,14 @@ def _steered(
     return np.asarray(steering.transform(encoder.encode(piece), sensitive_features=groups), dtype=np.float64)
 
 
-def _check_groups(groups: pd.DataFrame, known: list[Any], infer: bool, report: Reporter) -> None:
+def _check_groups(
+    groups: pd.DataFrame, known: list[Any], unknown_group: str, *, refuse: bool, report: Reporter
+) -> None:
     """Refuse groups the map has never seen unless they are to be inferred; say how many rows have none."""
     n_missing = int(groups.isna().any(axis=1).sum())
     unseen = [] if n_missing == len(groups) else _unseen(groups, known)
     name = " and ".join(groups.columns)
-    if unseen and not infer:
+    if unseen and refuse:
         raise UsageError(
             "the map does not know the groups "
             f"{'; '.join(unseen[:5])}{' ...' if len(unseen) > 5 else ''} of {name} (it knows "
@@ -327,10 +342,7 @@ def _check_groups(groups: pd.DataFrame, known: list[Any], infer: bool, report: R
         )
     if n_missing or unseen:
         what = [f"{n_missing} rows have no {name}"] * bool(n_missing) + [f"{len(unseen)} groups are new"] * bool(unseen)
-        report.note(
-            f"{' and '.join(what)}: steered by the maps of all groups, weighted by how likely each "
-            "group is for the row."
-        )
+        report.note(f"{' and '.join(what)}: {INFERRED[unknown_group]}.")
 
 
 def _unseen(groups: pd.DataFrame, known: list[Any]) -> list[str]:

@@ -14,6 +14,7 @@ from fairsteer.groups import GroupEncoder
 
 from ._errors import UsageError
 from ._report import name_group
+from ._texts import INFERRED
 
 __all__ = ["Problem", "read_problem"]
 
@@ -49,6 +50,14 @@ class Problem:
     cells: NDArray[np.intp]
     labels: list[Any]
 
+    def small_cells(self, least: int) -> list[str]:
+        """Describe the cells with fewer than `least` usable rows."""
+        classes = np.unique(self.y).tolist()
+        counts = np.bincount(self.cells, minlength=len(self.labels) * len(classes)).reshape(-1, len(classes))
+        return [
+            f"{classes[k]} in {name_group(self.labels[a])} ({counts[a, k]})" for a, k in np.argwhere(counts < least)
+        ]
+
     def class_named(self, text: str | None) -> Any:
         """Class whose text is `text`; None for None."""
         classes: list[Any] = np.unique(self.y).tolist()
@@ -65,6 +74,7 @@ def read_problem(
     target: str,
     sensitive: Sequence[str],
     others: Sequence[str],
+    unknown_group: str,
     tell: Tell,
 ) -> Problem:
     """Check the columns that were named and find the rows to fit on.
@@ -79,6 +89,8 @@ def read_problem(
         Columns of the groups.
     others : sequence of str
         Further columns the user named, to be dropped or kept.
+    unknown_group : {"infer", "infer_hard"}
+        How rows without a group will be steered.
     tell : callable
         Receives one sentence for everything the user should know.
 
@@ -101,7 +113,7 @@ def read_problem(
         raise UsageError(f"no row has both a value of {target!r} and of {_quoted(sensitive)}.")
     y = _classes(frame.loc[usable, target], target)
     encoder, codes = _encode_groups(groups[usable], sensitive)
-    _tell_missing(has_class, has_group, target, sensitive, tell)
+    _tell_missing(has_class, has_group, target, sensitive, unknown_group, tell)
     return Problem(
         frame=frame,
         groups=groups,
@@ -129,6 +141,7 @@ def _tell_missing(
     has_group: NDArray[np.bool_],
     target: str,
     sensitive: Sequence[str],
+    unknown_group: str,
     tell: Tell,
 ) -> None:
     if not has_class.all():
@@ -138,10 +151,8 @@ def _tell_missing(
         )
     if not has_group.all():
         tell(
-            f"{int((~has_group).sum())} rows have no {_quoted(sensitive)}: left out of the fit and "
-            "the table; in the "
-            "output they are steered by the maps of all groups, weighted by how likely each group "
-            "is for the row."
+            f"{int((~has_group).sum())} rows have no {_quoted(sensitive)}: left out of the fit and the table; in the "
+            f"output they are {INFERRED[unknown_group]}."
         )
 
 

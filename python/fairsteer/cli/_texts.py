@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["HOW_TO_READ", "NOISE", "WHERE_NEXT"]
+__all__ = ["HOW_TO_READ", "INFERRED", "NOISE", "WHERE_NEXT"]
+
+# How rows without a known group are steered, by `unknown_group`.
+INFERRED = {
+    "infer": "steered by the maps of all groups, weighted by how likely each group is for the row",
+    "infer_hard": "steered by the map of the group that is likeliest for the row",
+}
 
 HOW_TO_READ = (
     "A gap is the largest difference between two groups in a rate. Demographic parity: how often the class is "
