@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from scipy.stats import binom
+from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -437,8 +438,18 @@ def test_html_escapes_labels(fitted):
     assert "[bold]" not in str(found)
 
 
+def test_too_few_held_out_rows_tell_nothing_of_the_divergence(make_data):
+    X, y, group = make_data(n=60, n_features=8)
+    steer = FairSteeringTransformer(shrinkage=LedoitWolf()).fit(X, y, sensitive_features=group)
+    table = steering_report(steer, X, y, sensitive_features=group, min_rows=5, **QUICK).tables["divergence"]
+    assert np.isfinite(table["after"][0])
+    assert np.isnan(table["after"][1])
+
+
 def test_refusals(fitted, reported):
     steer, X, y, group = fitted
+    with pytest.raises(TypeError, match="takes a FairSteeringTransformer, not StandardScaler"):
+        steering_report(StandardScaler().fit(X), X, y, sensitive_features=group)
     with pytest.raises(ValueError, match="There is no table 'gap'; there are 'divergence', 'gaps'"):
         reported.to_frame("gap")
     with pytest.raises(ValueError, match="No groups are given"):

@@ -1,9 +1,9 @@
-"""The command line: ``fairsteer demo``, ``steer``, ``apply`` and ``versions``.
+"""The command line: ``fairsteer demo``, ``steer``, ``audit``, ``apply`` and ``versions``.
 
-One job per module: `_app` declares the commands, `_jobs` runs them, `_files` reads and writes,
-`_tabular` turns columns into numbers, `_evaluate` measures before and after, `_report` prints. This
-module only holds the console entry, so that it can say in a sentence what to install when the extra
-``cli`` is missing.
+One job per module: `_app` declares the commands, `_jobs` runs them, `_audit` does both for ``audit``, `_files`
+reads and writes, `_tabular` turns columns into numbers, `_evaluate` measures before and after, `_report` prints.
+This module only holds the console entry, so that it can say in a sentence what to install when the extra ``cli``
+is missing.
 """
 
 from __future__ import annotations

@@ -45,11 +45,27 @@ class Covariance(str, Enum):
     diagonal = "diagonal"
 
 
+class SmallCells(str, Enum):
+    """What happens to subgroups with too few rows."""
+
+    error = "error"
+    pool = "pool"
+    merge = "merge"
+
+
+class Inference(str, Enum):
+    """How rows without a known group are steered."""
+
+    infer = "infer"
+    infer_hard = "infer_hard"
+
+
 class UnknownGroup(str, Enum):
     """What happens to rows of groups the map does not know."""
 
     error = "error"
     infer = "infer"
+    infer_hard = "infer_hard"
 
 
 Columns = list[str]
@@ -92,6 +108,13 @@ def steer(
     pooling: Annotated[
         float, typer.Option(help="With full: how far the classes of a group share their covariances.")
     ] = 0.0,
+    min_cell_size: Annotated[int, typer.Option(help="Rows that every class should have in every group.")] = 0,
+    small_cells: Annotated[
+        SmallCells, typer.Option(help="With fewer: refuse, borrow from other subgroups, or join small groups.")
+    ] = SmallCells.error,
+    unknown_group: Annotated[
+        Inference, typer.Option(help="Rows without a group: all groups' maps by probability, or the likeliest group's.")
+    ] = Inference.infer,
     strength: Annotated[float, typer.Option(help="0 leaves rows as they are, 1 steers fully.")] = 1.0,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation behind the table.")] = 5,
     min_rows: Annotated[int, typer.Option(help="Rates from fewer rows take no part in the gaps.")] = 30,
@@ -103,10 +126,15 @@ def steer(
     _check_range("--pooling", pooling, 0.0, 1.0)
     if pooling > 0 and covariance is not Covariance.full:
         raise UsageError(f"--pooling needs --covariance full, not {covariance.value}.")
+    if small_cells is not SmallCells.error and min_cell_size == 0:
+        raise UsageError(
+            f"--small-cells {small_cells.value} needs --min-cell-size, the rows below which a cell is small."
+        )
     for option, value, least in (
         ("--folds", folds, 2),
         ("--max-categories", max_categories, 1),
         ("--min-rows", min_rows, 1),
+        ("--min-cell-size", min_cell_size, 0),
     ):
         if value < least:
             raise UsageError(f"{option} must be at least {least}, not {value}.")
@@ -116,6 +144,9 @@ def steer(
         "covariance": covariance.value,
         "shrinkage": _shrinkage(shrinkage),
         "pooling": pooling,
+        "min_cell_size": min_cell_size,
+        "small_cells": small_cells.value,
+        "unknown_group": unknown_group.value,
         "strength": strength,
     }
     options = SteerOptions(
@@ -149,14 +180,7 @@ def apply(
     overwrite: _Overwrite = False,
 ) -> None:
     """Steer new rows with a saved map. The target column is not needed."""
-    apply_map(
-        model,
-        file,
-        out,
-        overwrite=overwrite,
-        infer=unknown_group is UnknownGroup.infer,
-        report=Reporter(),
-    )
+    apply_map(model, file, out, overwrite=overwrite, unknown_group=unknown_group.value, report=Reporter())
 
 
 @app.command()
@@ -183,3 +207,7 @@ def _shrinkage(text: str) -> Any:
 def _check_range(option: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise UsageError(f"{option} must be a number in [{low:g}, {high:g}], not {value:g}.")
+
+
+# Declared beside its job, with the options that are above.
+from . import _audit  # noqa: E402, F401
