@@ -74,6 +74,11 @@ IdealResult solve_diagonal(const Subgroups& subgroups, const IdealOptions& optio
 
 using FullSolution = detail::Solution<detail::FullModel::State>;
 
+double last_step(const FullSolution& solution) {
+  const std::vector<double>& path = solution.path;
+  return path.size() < 2 ? solution.objective : path[path.size() - 2] - path.back();
+}
+
 std::optional<FullSolution> symmetric_solution(const Subgroups& subgroups, IdealOptions options) {
   options.alignment = Alignment::symmetric;
   try {
@@ -115,13 +120,12 @@ IdealResult solve_full_affine(const Subgroups& subgroups, const IdealOptions& op
 
   const detail::FullModel model(white, options);
   FullSolution solution = alternate(model, white, options);
-  // Never farther than the nearest symmetric solution. A coarse one mostly settles the matter.
+  // Never farther than the nearest symmetric solution. That problem is convex, and Newton's steps
+  // shrink fast: a few of them mostly settle that it stays above.
   IdealOptions coarse = options;
-  coarse.tol = std::max(options.tol, 0.1);
-  coarse.max_iter = std::min<Index>(options.max_iter, 20);
+  coarse.max_iter = std::min<Index>(options.max_iter, 6);
   std::optional<FullSolution> symmetric = symmetric_solution(subgroups, coarse);
-  if (symmetric &&
-      solution.objective > symmetric->objective - coarse.tol * std::max(1.0, symmetric->objective))
+  if (symmetric && solution.objective > symmetric->objective - 2 * last_step(*symmetric))
     symmetric = symmetric_solution(subgroups, options);
   if (symmetric && symmetric->objective < solution.objective) {
     for (Index a = 0; a < G; ++a) {

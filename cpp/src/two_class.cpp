@@ -34,7 +34,7 @@ TwoClassProblem::TwoClassProblem(const Side& one, const Side& other)
 // bases that coincident ratios leave open, and decides them alike whatever rounding does.
 Matrix TwoClassProblem::paired(const Matrix& guide) const {
   const Index d = size();
-  const Matrix turn = polar_factor(to_diagonal(guide));
+  const Matrix turn = to_diagonal(guide);
   Matrix tilt = left_.U.transpose() * Vector::LinSpaced(d, 0, 1).asDiagonal() * left_.U;
   tilt *= kTilt / std::max(tilt.cwiseAbs().maxCoeff(), std::numeric_limits<double>::min());
   const Matrix A = Matrix(a_.asDiagonal()) + tilt;
@@ -146,18 +146,15 @@ class TwoClassProblem::Relative {
     const Vector r0 = scratch_ * problem_.c0_, r1 = scratch_ * problem_.c1_;
     same_.resize(d, d);
     cross_.resize(d, d);
-    const auto gamma = [&](Index i, Index j) { return (1 - a[i]) * r0[j] + a[i] * r1[j]; };
     for (Index j = 0; j < d; ++j) {
-      same_(j, j) = 1 / (gamma(j, j) + 1);
+      const auto one = (1 - a.array()) * r0[j] + a.array() * r1[j];
+      const auto other = r0.array() * (1 - a[j]) + r1.array() * a[j];
+      product_ = one * other;
+      coupling_ = ((1 - kFlat) * product_).min(1.0);
+      same_.col(j) = other / (product_ - coupling_);
+      cross_.col(j) = -coupling_.sqrt() / (product_ - coupling_);
+      same_(j, j) = 1 / ((1 - a[j]) * r0[j] + a[j] * r1[j] + 1);
       cross_(j, j) = 0;
-      for (Index i = j + 1; i < d; ++i) {
-        const double one = gamma(i, j), other = gamma(j, i);
-        const double coupling = std::min(1.0, std::sqrt((1 - kFlat) * one * other));
-        const double det = one * other - coupling * coupling;
-        same_(i, j) = other / det;
-        same_(j, i) = one / det;
-        cross_(i, j) = cross_(j, i) = -coupling / det;
-      }
     }
     // g may be zero: with D = diag(sqrt(g)), I + D (n^T M^{-1} n)_rows D.
     root_ = g.cwiseSqrt();
@@ -185,6 +182,7 @@ class TwoClassProblem::Relative {
   const TwoClassProblem& problem_;
   Matrix same_, cross_, scratch_;
   Vector along_, root_;
+  Eigen::ArrayXd product_, coupling_;
   Eigen::LLT<Matrix> schur_;
 };
 
