@@ -445,8 +445,8 @@ def nearest_ideal(
         fell = f"from {path[-2]:.6g} to " if len(path) > 1 else "to "
         warnings.warn(
             f"The divergence did not converge: it fell {fell}{path[-1]:.6g} nats in the last of "
-            f"{result['n_iter']} iterations (max_iter={max_iter}, tol={tol:g}). Raise max_iter; if features differ much "
-            "in scale, or covariances are nearly singular, standardise and shrink first.",
+            f"{result['n_iter']} iterations (max_iter={max_iter}, tol={tol:g}). Raise max_iter; if features differ "
+            "much in scale, or covariances are nearly singular, standardise and shrink first.",
             ConvergenceWarning,
             stacklevel=2,
         )
