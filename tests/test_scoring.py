@@ -262,7 +262,10 @@ def test_weights_without_routing_reach_several_scorers(data: Any) -> None:
     search.set_params(scoring=scoring, refit="gap").fit(with_group(data), data.y, sample_weight=weight)
     measure = minus(GAPS[0])
     if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7):  # weights went to the fit alone
-        measure = lambda y, ask, group, weight: minus(GAPS[0])(y, ask, group, None)  # noqa: E731
+
+        def measure(y, ask, group, weight):
+            return minus(GAPS[0])(y, ask, group, None)
+
     expected = np.mean(by_hand("ideal", data, measure, weight=weight))
     assert search.cv_results_["mean_test_gap"][0] == pytest.approx(expected)
 

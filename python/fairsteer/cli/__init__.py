@@ -1,9 +1,9 @@
 """The command line: ``fairsteer demo``, ``steer``, ``audit``, ``apply`` and ``versions``.
 
-One job per module: `_app` declares the commands, `_jobs` runs them, `_audit` does both for ``audit``, `_files`
-reads and writes, `_tabular` turns columns into numbers, `_evaluate` measures before and after, `_report` prints.
-This module only holds the console entry, so that it can say in a sentence what to install when the extra ``cli``
-is missing.
+One job per module: `_app` declares the commands, `_options` says what their options may be, `_jobs`
+runs them, `_audit` does both for ``audit``, `_files` reads and writes, `_tabular` turns columns into
+numbers, `_evaluate` measures before and after, `_report` prints. This module only holds the console
+entry, so that it can say in a sentence what to install when the extra ``cli`` is missing.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from ._app import app
     except ModuleNotFoundError as missing:
-        if missing.name not in _NEEDED:
+        package = (missing.name or "").partition(".")[0]
+        if package not in _NEEDED:
             raise
-        _fail(f'the command line needs {missing.name}: pip install "fairsteer[cli]" brings it.')
+        _fail(f'the command line needs {package}: pip install "fairsteer[cli]" brings it.')
     try:
         code = app(
             args=None if arguments is None else list(arguments),

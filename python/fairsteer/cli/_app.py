@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from ._audit import AUDIT_HELP, audit
 from ._errors import UsageError
 from ._jobs import SteerOptions, apply_map, steer_file
 from ._jobs import demo as run_demo
+from ._options import (
+    Alignment,
+    Columns,
+    Covariance,
+    Inference,
+    Intervention,
+    SmallCells,
+    UnknownGroup,
+    check_range,
+    parse_shrinkage,
+)
 from ._report import Reporter
 
 __all__ = ["app"]
@@ -23,52 +34,6 @@ app = typer.Typer(
 )
 
 
-class Intervention(str, Enum):
-    """Which groups move."""
-
-    all_subgroups = "all_subgroups"
-    affirmative = "affirmative"
-
-
-class Alignment(str, Enum):
-    """Which ideal distributions compete."""
-
-    affine = "affine"
-    symmetric = "symmetric"
-
-
-class Covariance(str, Enum):
-    """How many covariances are fitted."""
-
-    tied = "tied"
-    full = "full"
-    diagonal = "diagonal"
-
-
-class SmallCells(str, Enum):
-    """What happens to subgroups with too few rows."""
-
-    error = "error"
-    pool = "pool"
-    merge = "merge"
-
-
-class Inference(str, Enum):
-    """How rows without a known group are steered."""
-
-    infer = "infer"
-    infer_hard = "infer_hard"
-
-
-class UnknownGroup(str, Enum):
-    """What happens to rows of groups the map does not know."""
-
-    error = "error"
-    infer = "infer"
-    infer_hard = "infer_hard"
-
-
-Columns = list[str]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow --out to be the input file.")]
 
 
@@ -122,8 +87,8 @@ def steer(
     overwrite: _Overwrite = False,
 ) -> None:
     """Check the options and run the job."""
-    _check_range("--strength", strength, 0.0, 1.0)
-    _check_range("--pooling", pooling, 0.0, 1.0)
+    check_range("--strength", strength, 0.0, 1.0)
+    check_range("--pooling", pooling, 0.0, 1.0)
     if pooling > 0 and covariance is not Covariance.full:
         raise UsageError(f"--pooling needs --covariance full, not {covariance.value}.")
     if small_cells is not SmallCells.error and min_cell_size == 0:
@@ -142,7 +107,7 @@ def steer(
         "intervention": intervention.value,
         "alignment": alignment.value,
         "covariance": covariance.value,
-        "shrinkage": _shrinkage(shrinkage),
+        "shrinkage": parse_shrinkage(shrinkage),
         "pooling": pooling,
         "min_cell_size": min_cell_size,
         "small_cells": small_cells.value,
@@ -191,23 +156,4 @@ def versions() -> None:
     show_versions()
 
 
-def _shrinkage(text: str) -> Any:
-    if text in ("ledoit_wolf", "oas"):
-        return text
-    if text == "none":
-        return None
-    try:
-        amount = float(text)
-    except ValueError:
-        raise UsageError(f"--shrinkage must be ledoit_wolf, oas, none or a number in [0, 1], not {text!r}.") from None
-    _check_range("--shrinkage", amount, 0.0, 1.0)
-    return amount
-
-
-def _check_range(option: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UsageError(f"{option} must be a number in [{low:g}, {high:g}], not {value:g}.")
-
-
-# Declared beside its job, with the options that are above.
-from . import _audit  # noqa: E402, F401
+app.command(help=AUDIT_HELP)(audit)

@@ -10,21 +10,23 @@ from rich.console import Console
 
 from fairsteer.report import SteeringReport, steering_report
 
-from ._app import Alignment, Columns, Covariance, Intervention, _check_range, _shrinkage, app
 from ._errors import UsageError
 from ._evaluate import quoting_warnings
 from ._files import Replacement, check_target_folder, read_table
 from ._jobs import SteerOptions, _encoder, _library_problems, _steering
+from ._options import Alignment, Columns, Covariance, Intervention, check_range, parse_shrinkage
 from ._problem import Problem, read_problem
 from ._report import Reporter
 
-__all__ = ["audit", "audit_file"]
+__all__ = ["AUDIT_HELP", "audit", "audit_file"]
 
 
-@app.command(
-    help="Report what steering the file would do: gaps before and after on held-out rows with intervals, the model's "
+AUDIT_HELP = (
+    "Report what steering the file would do: gaps before and after on held-out rows with intervals, the model's "
     "bounds beside them, and what moves; with --html, as a page to pass on. Columns are read as by steer."
 )
+
+
 def audit(
     file: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
     target: Annotated[str, typer.Option(help="Column of the classes.")],
@@ -50,7 +52,7 @@ def audit(
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
 ) -> None:
     """Check the options and run the job."""
-    _check_range("--strength", strength, 0.0, 1.0)
+    check_range("--strength", strength, 0.0, 1.0)
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence must be a number between 0 and 1, not {confidence:g}.")
     for option, value, least in (
@@ -77,7 +79,7 @@ def audit(
             "intervention": intervention.value,
             "alignment": alignment.value,
             "covariance": covariance.value,
-            "shrinkage": _shrinkage(shrinkage),
+            "shrinkage": parse_shrinkage(shrinkage),
             "min_cell_size": 0,
             "small_cells": "error",
             "strength": strength,
