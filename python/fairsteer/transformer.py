@@ -130,6 +130,11 @@ class FairSteeringTransformer(GroupMapTransformer):
 
     Notes
     -----
+    Each group has its own affine map, so integers and 0/1 columns end at values that one group alone has. Linear
+    models cannot use that, trees can: before them steer numeric columns only, with
+    ``feature_transform=QuantileTransformer(output_distribution="normal")``, or align scores instead
+    (:class:`ScoreAligner`).
+
     Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
     Statistics are kept in double precision; rows come back in the floating-point type they came
     in (``float64`` for other types).
