@@ -16,7 +16,8 @@
 
 namespace fairsteer::detail {
 
-constexpr Index kMaxProducts = 100;  // an iteration; more mean that the matrices are nearly singular
+constexpr Index kMaxProducts =
+    100;  // an iteration; more mean that the matrices are nearly singular
 
 template <class Problem>
 Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
