@@ -14,7 +14,7 @@ import sklearn
 from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
-from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401 -- scikit-learn asks for it before HalvingGridSearchCV
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import get_scorer, log_loss, make_scorer, roc_auc_score
 from sklearn.model_selection import (
