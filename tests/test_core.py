@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from benchmarks import problems, reference
 from fairsteer import _core
@@ -41,6 +42,11 @@ def laid_out(X, order):
     return np.ascontiguousarray(X)
 
 
+def in_precision_of(X, *maps):
+    """Maps as they go with rows: double for double ones, single for the others."""
+    return [array.astype(np.float64 if X.dtype == np.float64 else np.float32) for array in maps]
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("order", ["C", "F", "strided", "negative", "one row for all"])
 @pytest.mark.parametrize("writeable", [True, False])
@@ -51,7 +57,7 @@ def test_apply_maps_on_every_dtype_and_order(dtype, order, writeable):
     if not writeable:
         X.flags.writeable = False
     out = np.full(X.shape, np.nan, dtype=dtype)
-    _core.apply_maps(X, codes, A, b, out)
+    _core.apply_maps(X, codes, *in_precision_of(X, A, b), out)
     expected = reference.apply_maps(X.astype(np.float64), codes, A, b)
     np.testing.assert_allclose(out.astype(np.float64), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -63,7 +69,7 @@ def test_rows_with_a_negative_code_are_not_written(dtype):
     codes[::4] = -1
     codes[1::4] = -2
     out = np.full(X.shape, 7, dtype=dtype)
-    _core.apply_maps(X, codes, A, b, out)
+    _core.apply_maps(X, codes, *in_precision_of(X, A, b), out)
     assert (out[codes < 0] == 7).all()
     assert (out[codes >= 0] != 7).any(axis=1).all()
 
@@ -73,9 +79,10 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
     for dtype, tolerance in [("float32", 1e-6), ("float64", 1e-14)]:
         X, codes = rows(dtype)
         out, alone = np.zeros_like(X), np.empty_like(X)
-        _core.apply_maps(X, codes, A, b, out)
+        own = in_precision_of(X, A, b)
+        _core.apply_maps(X, codes, *own, out)
         for i in range(0, N, 16):
-            _core.apply_maps(X[i : i + 1], codes[i : i + 1], A, b, alone[i : i + 1])
+            _core.apply_maps(X[i : i + 1], codes[i : i + 1], *own, alone[i : i + 1])
             np.testing.assert_allclose(alone[i], out[i], rtol=tolerance, atol=tolerance)
 
 
@@ -118,6 +125,7 @@ def refusals():
     yield "codes with two dimensions", (X, codes[:, None], A, b, out)
     yield "codes strided", (X, np.repeat(codes, 2)[::2], A, b, out)
     yield "A of float32", (X, codes, A.astype(np.float32), b, out)
+    yield "maps of float64 with rows of float32", (X.astype(np.float32), codes, A, b, out.astype(np.float32))
     yield "A in Fortran order", (X, codes, np.asfortranarray(A), b, out)
     yield "A not square", (X, codes, np.ascontiguousarray(A[:, :, :-1]), b, out)
     yield "A with two dimensions", (X, codes, A[0], b, out)
@@ -165,35 +173,36 @@ def sums(kind, K=2, G=2, d=D):
 
 def data():
     X, y, a = problems.rows(N, 2, 2, D, seed=2)
-    return X, (y * 2 + a).astype(np.int64), np.random.default_rng(0).uniform(0.1, 2, N)
+    return X, y.astype(np.int64), a.astype(np.int64), np.random.default_rng(0).uniform(0.1, 2, N)
 
 
 @pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("order", ["C", "F", "strided", "negative"])
 def test_the_sums_are_the_central_moments(kind, dtype, order):
-    X, codes, weights = data()
+    X, y, a, weights = data()
     X = X.astype(dtype)
     into = sums(kind)
-    _core.update_moments(kind, into, laid_out(X, order), codes, weights)
+    _core.update_moments(kind, into, laid_out(X, order), y, a, weights)
     weight, square, mean, scatter, cubic, quartic = into
     rtol, atol = (1e-10, 1e-9) if dtype == "float64" else (1e-4, 2e-3)
     X = X.astype(np.float64)
     expected_scatter = np.zeros_like(scatter)
     for cell in range(4):
         k, g = divmod(cell, 2)
-        rows, w = X[codes == cell], weights[codes == cell]
-        y = rows - w @ rows / w.sum()
+        inside = (y == k) & (a == g)
+        rows, w = X[inside], weights[inside]
+        residual = rows - w @ rows / w.sum()
         assert weight[k, g] == pytest.approx(w.sum())
         assert square[k, g] == pytest.approx((w**2).sum())
         np.testing.assert_allclose(mean[k, g], w @ rows / w.sum(), rtol=rtol, atol=atol)
         if kind == "diagonal":
-            expected_scatter[k, g] = w @ y**2
-            third, fourth = w @ y**3, w @ y**4
+            expected_scatter[k, g] = w @ residual**2
+            third, fourth = w @ residual**3, w @ residual**4
         else:
-            norm = np.sum(y**2, axis=1)
-            expected_scatter[g if kind == "tied" else (k, g)] += (y * w[:, None]).T @ y
-            third, fourth = (w * norm) @ y, w @ norm**2
+            norm = np.sum(residual**2, axis=1)
+            expected_scatter[g if kind == "tied" else (k, g)] += (residual * w[:, None]).T @ residual
+            third, fourth = (w * norm) @ residual, w @ norm**2
         np.testing.assert_allclose(cubic[k, g], third, rtol=rtol, atol=atol * N)
         np.testing.assert_allclose(quartic[k, g], fourth, rtol=rtol, atol=atol * N)
     np.testing.assert_allclose(scatter, expected_scatter, rtol=rtol, atol=atol * N)
@@ -201,31 +210,34 @@ def test_the_sums_are_the_central_moments(kind, dtype, order):
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
 def test_merged_sums_equal_those_of_one_pass(kind):
-    X, codes, weights = data()
+    X, y, a, weights = data()
     whole, left, right = sums(kind), sums(kind), sums(kind)
-    _core.update_moments(kind, whole, X, codes, weights)
-    _core.update_moments(kind, left, X[:90], codes[:90], weights[:90])
-    _core.update_moments(kind, right, X[90:], codes[90:], weights[90:])
+    _core.update_moments(kind, whole, X, y, a, weights)
+    _core.update_moments(kind, left, X[:90], y[:90], a[:90], weights[:90])
+    _core.update_moments(kind, right, X[90:], y[90:], a[90:], weights[90:])
     _core.merge_moments(kind, left, right, np.arange(4))
     for merged, once in zip(left, whole, strict=True):
         np.testing.assert_allclose(merged, once, rtol=1e-9, atol=1e-9)
 
 
 def test_sums_refuse_what_does_not_fit():
-    X, codes, weights = data()
+    X, y, a, weights = data()
     good = sums("full")
     bad = {
-        "covariance": ("spherical", good, X, codes, weights),
-        "number of arrays": ("full", good[:5], X, codes, weights),
-        "model": ("tied", good, X, codes, weights),
-        "columns": ("full", good, X[:, :-1], codes, weights),
-        "codes": ("full", good, X, codes[:-1], weights),
-        "code dtype": ("full", good, X, codes.astype(np.int32), weights),
-        "code range": ("full", good, X, codes + 1, weights),
-        "weights": ("full", good, X, codes, weights[:-1]),
-        "weight dtype": ("full", good, X, codes, weights.astype(np.float32)),
-        "float32 sums": ("full", tuple(s.astype(np.float32) for s in good), X, codes, weights),
-        "X dtype": ("full", good, X.astype(int), codes, weights),
+        "covariance": ("spherical", good, X, y, a, weights),
+        "number of arrays": ("full", good[:5], X, y, a, weights),
+        "model": ("tied", good, X, y, a, weights),
+        "columns": ("full", good, X[:, :-1], y, a, weights),
+        "class codes": ("full", good, X, y[:-1], a, weights),
+        "group codes": ("full", good, X, y, a[:-1], weights),
+        "class code dtype": ("full", good, X, y.astype(np.int32), a, weights),
+        "group code dtype": ("full", good, X, y, a.astype(np.int32), weights),
+        "class code range": ("full", good, X, y + 1, a, weights),
+        "group code range": ("full", good, X, y, a + 1, weights),
+        "weights": ("full", good, X, y, a, weights[:-1]),
+        "weight dtype": ("full", good, X, y, a, weights.astype(np.float32)),
+        "float32 sums": ("full", tuple(s.astype(np.float32) for s in good), X, y, a, weights),
+        "X dtype": ("full", good, X.astype(int), y, a, weights),
     }
     for name, arguments in bad.items():
         try:
@@ -236,7 +248,7 @@ def test_sums_refuse_what_does_not_fit():
     locked = sums("full")
     locked[3].setflags(write=False)
     with pytest.raises((ValueError, TypeError), match="read-only"):
-        _core.update_moments("full", locked, X, codes, weights)
+        _core.update_moments("full", locked, X, y, a, weights)
     assert not any(array.any() for array in good)
 
 
@@ -247,3 +259,24 @@ def test_merging_sums_refuses_cells_out_of_range():
             _core.merge_moments("full", left, right, cells)
     with pytest.raises(ValueError, match=r"features"):
         _core.merge_moments("full", left, sums("full", d=D + 1), np.arange(4))
+
+
+@pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("d", [5, 80])
+def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind, dtype, d):
+    X, y, a = problems.rows(20_000, 3, 2, d, seed=5, dtype=dtype)
+    y, a = y.astype(np.int64), a.astype(np.int64)
+    weights = np.random.default_rng(0).uniform(0.1, 2, len(X))
+    with threadpool_limits(1, "blas"):
+        one, *others = [sums(kind, K=3, d=d) for _ in range(3)]
+        _core.update_moments(kind, one, X, y, a, weights, 1)
+        for n_threads, other in zip((2, 5), others, strict=True):
+            _core.update_moments(kind, other, X, y, a, weights, n_threads)
+            assert all(np.array_equal(x, z) for x, z in zip(one, other, strict=True))
+        rng = np.random.default_rng(1)
+        A, b = in_precision_of(X, rng.standard_normal((2, d, d)), rng.standard_normal((2, d)))
+        mapped = [np.empty_like(X) for _ in range(3)]
+        for n_threads, out in zip((1, 2, 5), mapped, strict=True):
+            _core.apply_maps(X, a, A, b, out, n_threads)
+            assert np.array_equal(out, mapped[0])

@@ -221,7 +221,7 @@ def test_merged_groups_steer_as_one(covariance: str, labels: list) -> None:
     other = steering(covariance=covariance, unknown_group="infer").fit(X, y, sensitive_features=joined)
     names = ["weights", "means", *(["covariances"] if covariance != "tied" else [])]
     for name in names:
-        one, two = (getattr(part._fitted()[0], name) for part in (steer, other))
+        one, two = (getattr(part._fitted().model, name) for part in (steer, other))
         order = [steer.groups_.tolist().index(label) for label in [*kept, joint]]
         np.testing.assert_allclose(one[:, order], two, rtol=1e-9, atol=1e-12)
     steered = steer.transform(X, sensitive_features=of_row)
@@ -296,7 +296,7 @@ def test_weights_are_repetitions_and_zeros_removals(covariance: str, small_cells
     repeated = steering(**parameters).fit(X2[order], y2[order], sensitive_features=a2[order])
     assert weighted.groups_.tolist() == repeated.groups_.tolist()
     for name in ("weights", "means", "covariances"):
-        one, two = (getattr(steer._fitted()[0], name) for steer in (weighted, repeated))
+        one, two = (getattr(steer._fitted().model, name) for steer in (weighted, repeated))
         np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(weighted.predict_group_proba(X), repeated.predict_group_proba(X), atol=1e-6)
     assert weighted.kl_divergence_ == pytest.approx(repeated.kl_divergence_, rel=1e-3)
@@ -318,7 +318,7 @@ def test_a_hundred_intersections_of_a_census(real_data: Path) -> None:
     steer = steering(min_cell_size=50, small_cells="merge").fit(X, y, sensitive_features=groups)
     assert len(steer.moments_.groups) == 108
     assert len(steer.groups_) == 68
-    sizes = steer._fitted()[0].weights
+    sizes = steer._fitted().model.weights
     assert sizes.sum() == len(y)
     assert sizes.min() >= 50
     steered = steer.transform(X, sensitive_features=groups)

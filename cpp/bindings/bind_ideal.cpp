@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "arrays.hpp"
 #include "bindings.hpp"
 #include "fairsteer/errors.hpp"
@@ -7,12 +9,15 @@
 namespace fairsteer::bindings {
 namespace {
 
-DoubleArray to_array(const std::vector<Matrix>& matrices) {
+// Every matrix is given up when it has been written.
+DoubleArray to_array(std::vector<Matrix>&& matrices) {
   const auto n = static_cast<Index>(matrices.size());
   const Index d = matrices.empty() ? 0 : matrices[0].rows();
   DoubleArray array({n, d, d});
-  for (Index i = 0; i < n; ++i)  // written row by row: NumPy's order
+  for (Index i = 0; i < n; ++i) {  // written row by row: NumPy's order
     Eigen::Map<Matrix>(array.mutable_data() + i * d * d, d, d) = matrices[i].transpose();
+    matrices[i].resize(0, 0);
+  }
   return array;
 }
 
@@ -111,15 +116,15 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
   out["group_prior"] = to_array(result.group_prior);
   out["cell_divergence"] = to_array(result.cell_divergence);
   out["kl_divergence"] = result.divergence;
-  out["linear"] = to_array(result.linear);
+  out["linear"] = to_array(std::move(result.linear));
   out["offset"] = to_array(result.offset);
-  out["inverse_linear"] = to_array(result.inverse_linear);
+  out["inverse_linear"] = to_array(std::move(result.inverse_linear));
   out["inverse_offset"] = to_array(result.inverse_offset);
   out["canonical_means"] = to_array(Matrix(result.canonical_mean.transpose()));
   if (subgroups.model == CovarianceModel::diagonal)
     out["canonical_covariances"] = to_array(Matrix(result.canonical_covariance[0].transpose()));
   else
-    out["canonical_covariances"] = to_array(result.canonical_covariance);
+    out["canonical_covariances"] = to_array(std::move(result.canonical_covariance));
   out["objective_path"] = DoubleArray(static_cast<py::ssize_t>(result.objective_path.size()),
                                       result.objective_path.data());
   out["n_iter"] = result.n_iter;

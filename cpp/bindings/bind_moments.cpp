@@ -71,7 +71,8 @@ struct SumsArrays {
 };
 
 void update(const std::string& covariance, const py::tuple& arrays, const py::array& X,
-            const CodeArray& codes, const std::optional<DoubleArray>& weights) {
+            const CodeArray& classes, const CodeArray& groups,
+            const std::optional<DoubleArray>& weights, Index n_threads) {
   const SumsArrays into(covariance, arrays);
   dispatch_rows(X, [&](auto type) {
     using T = decltype(type);
@@ -79,12 +80,14 @@ void update(const std::string& covariance, const py::tuple& arrays, const py::ar
     if (rows.cols != into.sums.n_features)
       throw std::invalid_argument("X must have " + std::to_string(into.sums.n_features) +
                                   " columns, not " + std::to_string(rows.cols));
-    check_shape("codes", codes, {rows.rows});
+    check_shape("class codes", classes, {rows.rows});
+    check_shape("group codes", groups, {rows.rows});
     if (weights) check_shape("weights", *weights, {rows.rows});
-    const std::int64_t* code = codes.data();
+    const std::int64_t* k = classes.data();
+    const std::int64_t* a = groups.data();
     const double* weight = weights ? weights->data() : nullptr;
     const py::gil_scoped_release release;  // plain buffers from here on
-    update_moments<T>(into.sums, rows, code, weight);
+    update_moments<T>(into.sums, rows, k, a, weight, n_threads);
   });
 }
 
@@ -112,7 +115,8 @@ void merge(const std::string& covariance, const py::tuple& arrays, const py::tup
 
 void bind_moments(py::module_& m) {
   m.def("update_moments", &update, py::arg("covariance"), py::arg("sums"), py::arg("X"),
-        py::arg("codes").noconvert(), py::arg("weights").noconvert() = py::none(),
+        py::arg("classes").noconvert(), py::arg("groups").noconvert(),
+        py::arg("weights").noconvert() = py::none(), py::arg("n_threads") = 1,
         "Add rows to (weights, weight_squares, means, scatters, cubics, quartics), in place.");
   m.def("merge_moments", &merge, py::arg("covariance"), py::arg("sums"), py::arg("other"),
         py::arg("cells").noconvert(), "Add the sums of `other`, whose cell c is cells[c] here.");

@@ -50,7 +50,7 @@ IdealResult summary(const detail::Solution<State>& solution) {
 }
 
 template <class Model>
-IdealResult solve(const Model& model, const Subgroups& subgroups, const IdealOptions& options) {
+IdealResult solve(Model model, const Subgroups& subgroups, const IdealOptions& options) {
   const auto solution = alternate(model, subgroups, options);
   IdealResult result = summary(solution);
   model.lift(solution, reference_of(options), result);

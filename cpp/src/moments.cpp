@@ -1,322 +1,531 @@
 #include "fairsteer/moments.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <type_traits>
 #include <vector>
 
+#include "chan_merge.hpp"
 #include "fairsteer/row_sort.hpp"
+#include "kernels.hpp"
+#include "parallel.hpp"
 
 namespace fairsteer {
 namespace {
 
-// A block of gathered rows stays in cache, and is long enough that adding its product to the
-// double-precision scatter is a small part of forming it.
+using detail::RowList;
+
+// Rows whose products are added up in single precision before they go to double.
+constexpr Index kTaskRows = 4096;
+
+// Rows that are read at a time.
+constexpr Index kChunk = 256;
+
+// Numbers in the tables of one thread, where rows are read in their own order.
+constexpr Index kTableSize = Index{1} << 17;
+
+// A block of centred rows: large enough that adding its product to the matrix of products is a
+// small part of forming it, small enough to stay near the core.
 Index block_rows(Index n_features) {
-  return std::clamp<Index>((Index{1} << 19) / n_features, 128, 1024);
+  return std::clamp<Index>((Index{1} << 19) / n_features, 512, 1024);
 }
 
-/// One cell's sums, about its own mean. The scatter is a matrix, or a column of variances.
-struct CellSums {
-  CellSums(Index d, bool is_diagonal)
-      : mean(Vector::Zero(d)),
-        scatter(Matrix::Zero(d, is_diagonal ? 1 : d)),
-        cubic(Vector::Zero(d)),
-        quartic(Vector::Zero(is_diagonal ? d : 1)),
-        diagonal(is_diagonal) {}
+/// Rows of any type and layout as lists of float or double rows.
+template <class T>
+class Reader {
+ public:
+  using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-  void set_zero() {
-    weight = weight_square = 0;
-    mean.setZero();
-    scatter.setZero();
-    cubic.setZero();
-    quartic.setZero();
+  explicit Reader(const RowsView<T>& rows) : rows_(rows) {}
+
+  /// Whether rows are read where they lie; otherwise they are copied to the `staging` of `read`.
+  bool in_place() const { return std::is_same_v<T, S> && rows_.col_stride == 1; }
+
+  RowList<S> read(const Index* which, Index count, S* staging) const {
+    if constexpr (std::is_same_v<T, S>)
+      if (in_place()) return {rows_.data, rows_.row_stride, which, count, rows_.cols};
+    stage(which, count, staging);
+    return {staging, rows_.cols, nullptr, count, rows_.cols};
   }
 
-  double weight = 0;
-  double weight_square = 0;
-  Vector mean;
-  Matrix scatter;
-  Vector cubic;
-  Vector quartic;
-  bool diagonal;
-};
-
-// Third and fourth moments about c - delta, from those about c: y becomes y + delta.
-// `sum` is sum s_i y_i about c (zero when c is the mean), `scatter_delta` the scatter times delta.
-void shift_matrix_model(double weight, double trace, const Vector& sum, const Vector& scatter_delta,
-                        const Vector& delta, Eigen::Ref<Vector> cubic, double& quartic) {
-  const double square = delta.squaredNorm();
-  const double sum_delta = sum.dot(delta);
-  quartic += 4 * delta.dot(scatter_delta) + 4 * cubic.dot(delta) + 2 * trace * square +
-             4 * square * sum_delta + weight * square * square;
-  cubic += trace * delta + 2 * scatter_delta + 2 * sum_delta * delta + square * sum +
-           weight * square * delta;
-}
-
-// The same, feature by feature.
-void shift_diagonal_model(double weight, const Vector& variance, const Vector& sum,
-                          const Vector& delta, Eigen::Ref<Vector> cubic,
-                          Eigen::Ref<Vector> quartic) {
-  const auto d = delta.array();
-  quartic.array() += 4 * cubic.array() * d + 6 * variance.array() * d.square() +
-                     4 * sum.array() * d.cube() + weight * d.square().square();
-  cubic.array() += 3 * variance.array() * d + 3 * sum.array() * d.square() + weight * d.cube();
-}
-
-// Reads rows into the columns of `block`, minus `shift`, times the square root of their weight.
-template <class T, class S>
-void gather(const RowsView<T>& rows, const Index* which, Index count, const Vector& shift,
-            const double* weights, MatrixOf<S>& block) {
-  const Index d = rows.cols;
-  if (rows.col_stride == 1 || rows.col_stride < rows.row_stride) {
-    for (Index i = 0; i < count; ++i) {
-      const T* source = rows.row(which[i]);
-      const double scale = weights ? std::sqrt(weights[which[i]]) : 1.0;
-      S* target = block.data() + i * d;
-      if (rows.col_stride == 1) {
-        for (Index j = 0; j < d; ++j)
-          target[j] = static_cast<S>((static_cast<double>(source[j]) - shift[j]) * scale);
-      } else {
-        for (Index j = 0; j < d; ++j)
-          target[j] =
-              static_cast<S>((static_cast<double>(source[j * rows.col_stride]) - shift[j]) * scale);
+ private:
+  void stage(const Index* which, Index count, S* out) const {
+    const Index d = rows_.cols;
+    if constexpr (std::is_same_v<T, Eigen::half>) {
+      if (rows_.col_stride == 1) {
+        for (Index i = 0; i < count; ++i) detail::widen(rows_.row(which[i]), d, out + i * d);
+        return;
       }
     }
-    return;
+    // Where columns are the contiguous direction, a few of them are read side by side.
+    constexpr Index kColumns = 16;
+    for (Index j0 = 0; j0 < d; j0 += kColumns)
+      for (Index i = 0; i < count; ++i) {
+        const T* row = rows_.row(which[i]);
+        for (Index j = j0; j < std::min(d, j0 + kColumns); ++j)
+          out[i * d + j] = static_cast<S>(row[j * rows_.col_stride]);
+      }
   }
-  // Columns are the contiguous direction: walk them in the outer loop.
-  for (Index j = 0; j < d; ++j) {
-    const T* column = rows.data + j * rows.col_stride;
-    for (Index i = 0; i < count; ++i) {
-      const double scale = weights ? std::sqrt(weights[which[i]]) : 1.0;
-      block(j, i) = static_cast<S>(
-          (static_cast<double>(column[which[i] * rows.row_stride]) - shift[j]) * scale);
+
+  const RowsView<T>& rows_;
+};
+
+/// Where a task adds up the rows of one cell, until it is its turn to add them to the whole.
+struct Slot {
+  Index cell;
+  Index begin, end;  ///< of the sorted rows
+};
+
+struct Task {
+  Index first_slot, n_slots;
+  Index begin, end;  ///< rows, where they are read in their own order
+};
+
+/// How the rows are cut into tasks. It does not depend on the number of threads.
+struct Plan {
+  /// Rows are read in their own order; every task has a slot for every cell.
+  Plan(Index n_rows, Index n_cells) {
+    for (Index cell = 0; cell < n_cells; ++cell) slots.push_back({cell, 0, 0});
+    const Index size = std::max(2 * kTaskRows, 16 * n_cells);
+    for (Index begin = 0; begin < n_rows; begin += size)
+      tasks.push_back({0, n_cells, begin, std::min(n_rows, begin + size)});
+  }
+
+  /// Rows are read cell by cell; a task has rows of one scatter.
+  Plan(const MomentSums& sums, const RowsByCode& rows) {
+    const bool tied = sums.model == CovarianceModel::tied;
+    Index task_rows = 0, scatter = -1;
+    for (Index i = 0; i < sums.n_cells(); ++i) {
+      // Tied: the cells of a group follow one another.
+      const Index cell = tied ? i % sums.n_classes * sums.n_groups + i / sums.n_classes : i;
+      for (Index begin = rows.begin[cell]; begin < rows.begin[cell + 1];) {
+        if (scatter != detail::scatter_of(sums, cell) || task_rows == kTaskRows) {
+          tasks.push_back({static_cast<Index>(slots.size()), 0, 0, 0});
+          scatter = detail::scatter_of(sums, cell);
+          task_rows = 0;
+        }
+        const Index end = std::min(rows.begin[cell + 1], begin + kTaskRows - task_rows);
+        slots.push_back({cell, begin, end});
+        ++tasks.back().n_slots;
+        task_rows += end - begin;
+        begin = end;
+      }
     }
   }
-}
 
-template <class T>
-Vector mean_of_rows(const RowsView<T>& rows, const Index* which, Index count) {
-  Vector mean = Vector::Zero(rows.cols);
-  for (Index i = 0; i < count; ++i) {
-    const T* source = rows.row(which[i]);
-    for (Index j = 0; j < rows.cols; ++j)
-      mean[j] += static_cast<double>(source[j * rows.col_stride]);
+  Index n_tasks() const { return static_cast<Index>(tasks.size()); }
+  Index most_slots() const {
+    Index most = 0;
+    for (const Task& task : tasks) most = std::max(most, task.n_slots);
+    return most;
   }
-  return mean / static_cast<double>(count);
-}
 
-/// Scratch of one call, reused for every cell.
+  std::vector<Slot> slots;
+  std::vector<Task> tasks;
+};
+
+/// Some rows of a task, and the slots that they belong to.
+struct Chunk {
+  Index count;
+  std::array<Index, kChunk> row;
+  std::array<Index, kChunk> slot;  // within the task
+  std::array<Index, kChunk> cell;
+  std::array<Index, kChunk> position;  // in the block
+  std::array<double, kChunk> weight;
+};
+
+/// Scratch of one thread.
 template <class S>
 struct Scratch {
-  Scratch(Index d, Index rows) : block(d, rows), norm(rows), factor(rows) {}
-  MatrixOf<S> block;
-  MatrixOf<S> product;
-  Vector norm;
-  VectorOf<S> factor;
+  Chunk chunk;
+  MatrixOf<S> staging;           // (d, kChunk) where rows cannot be read in place
+  std::vector<S> block;          // rows of every scatter, `stride` apart
+  std::vector<Index> fill;       // rows in the block of each scatter
+  MatrixOf<S> product;           // lower triangle, for BLAS
+  std::vector<double> products;  // the same of every scatter, for few features
+  std::array<double, kChunk> norms;
+  std::array<S, kChunk> factors;
+  Matrix vectors;  // (d, slots): sums of a slot, of rows or of cubes
+  Matrix squares;  // (2, slots): weights and their squares, or traces and fourth powers
 };
 
-template <class T, class S>
-void sum_cell(const RowsView<T>& rows, const Index* which, Index count, const double* weights,
-              Scratch<S>& scratch, CellSums& cell) {
-  const Index d = rows.cols;
-  const Index limit = scratch.block.cols();
-  cell.set_zero();
-  // Any point near the rows serves as the provisional centre; their mean is not known yet.
-  const Vector centre = mean_of_rows(rows, which, std::min<Index>(count, 64));
-  Vector sum = Vector::Zero(d);
-  for (Index start = 0; start < count; start += limit) {
-    const Index n = std::min(limit, count - start);
-    const Index* some = which + start;
-    gather<T, S>(rows, some, n, centre, weights, scratch.block);
-    const auto block = scratch.block.leftCols(n);
-    for (Index i = 0; i < n; ++i) {
-      const double w = weights ? weights[some[i]] : 1.0;
-      cell.weight += w;
-      cell.weight_square += w * w;
-    }
-    auto factor = scratch.factor.head(n);
-    if (weights) {
-      for (Index i = 0; i < n; ++i) factor[i] = static_cast<S>(std::sqrt(weights[some[i]]));
-    } else {
-      factor.setOnes();
-    }
-    sum += (block * factor).template cast<double>();
-    if (cell.diagonal) {
-      for (Index i = 0; i < n; ++i) {
-        const double w = weights ? weights[some[i]] : 1.0;
-        const auto y = block.col(i).template cast<double>().array();  // sqrt(s) (x - centre)
-        cell.scatter.col(0).array() += y.square();
-        cell.cubic.array() += y.cube() / std::sqrt(w);
-        cell.quartic.array() += y.square().square() / w;
-      }
-      continue;
-    }
-    for (Index i = 0; i < n; ++i) {
-      const double w = weights ? weights[some[i]] : 1.0;
-      const double square = block.col(i).template cast<double>().squaredNorm();  // s |x - centre|^2
-      cell.quartic[0] += square * square / w;
-      factor[i] = static_cast<S>(square / std::sqrt(w));
-    }
-    cell.cubic += (block * factor).template cast<double>();
-    if constexpr (std::is_same_v<S, double>) {
-      cell.scatter.template selfadjointView<Eigen::Lower>().rankUpdate(block);
-    } else {
-      scratch.product.setZero(d, d);
-      scratch.product.template selfadjointView<Eigen::Lower>().rankUpdate(block);
-      cell.scatter.template triangularView<Eigen::Lower>() +=
-          scratch.product.template cast<double>();
-    }
-  }
-  // From the provisional centre to the mean.
-  const Vector shift = sum / cell.weight;
-  cell.mean = centre + shift;
-  if (cell.diagonal) {
-    shift_diagonal_model(cell.weight, cell.scatter.col(0), sum, -shift, cell.cubic, cell.quartic);
-    cell.scatter.col(0).array() -= cell.weight * shift.array().square();
-    cell.scatter = cell.scatter.cwiseMax(0.0);
-    cell.quartic = cell.quartic.cwiseMax(0.0);
-    return;
-  }
-  const Vector scatter_delta = -(cell.scatter.template selfadjointView<Eigen::Lower>() * shift);
-  shift_matrix_model(cell.weight, cell.scatter.trace(), sum, scatter_delta, -shift, cell.cubic,
-                     cell.quartic[0]);
-  cell.scatter.template selfadjointView<Eigen::Lower>().rankUpdate(shift, -cell.weight);
-  cell.scatter.template triangularView<Eigen::StrictlyUpper>() = cell.scatter.transpose();
-  cell.scatter.diagonal() = cell.scatter.diagonal().cwiseMax(0.0);
-  cell.quartic[0] = std::max(cell.quartic[0], 0.0);
-}
+template <class T>
+class Update {
+ public:
+  using S = typename Reader<T>::S;
 
-struct CellView {
-  double weight;
-  double weight_square;
-  const double* mean;
-  const double* scatter;
-  const double* cubic;
-  const double* quartic;
-};
+  Update(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* classes,
+         const std::int64_t* groups, const double* weights, Index n_threads)
+      : sums_(sums),
+        rows_(rows),
+        reader_(rows),
+        classes_(classes),
+        groups_(groups),
+        weights_(weights),
+        n_threads_(n_threads),
+        diagonal_(sums.model == CovarianceModel::diagonal),
+        small_(!diagonal_ && detail::has_small_product(sums.n_features)),
+        stride_(small_ ? detail::small_product_stride<S>(sums.n_features) : sums.n_features),
+        product_size_(stride_ * detail::small_product_columns(sums.n_features)),
+        in_order_(reads_in_order()),
+        sorted_(in_order_ ? RowsByCode{}
+                          : sort_rows(rows.rows, sums.n_cells(),
+                                      [&](Index row) { return cell_of(row); })),
+        plan_(in_order_ ? Plan(rows.rows, sums.n_cells()) : Plan(sums, sorted_)),
+        batch_(sums.n_features, sums.n_cells()) {}
 
-// Chan's merge of one cell, but for the sum of the two scatters, which is left to the caller: the
-// tied model has one for all cells of a group. The scales turn a group's scatter into the share of
-// the cell (one in the other models).
-void merge_cell(const MomentSums& sums, Index cell, const CellView& other, double own_scale,
-                double other_scale) {
-  const Index d = sums.n_features;
-  const bool diagonal = sums.model == CovarianceModel::diagonal;
-  const Index which = sums.model == CovarianceModel::tied ? cell % sums.n_groups : cell;
-  const Index size = diagonal ? d : d * d;
-  Eigen::Map<Vector> mean(sums.mean + cell * d, d);
-  Eigen::Map<Vector> cubic(sums.cubic + cell * d, d);
-  Eigen::Map<Vector> quartic(sums.quartic + cell * (diagonal ? d : 1), diagonal ? d : 1);
-  Eigen::Map<Matrix> scatter(sums.scatter + which * size, d, diagonal ? 1 : d);
-  const VectorView other_mean(other.mean, d);
-  const MatrixView other_scatter(other.scatter, d, diagonal ? 1 : d);
-  Vector other_cubic = VectorView(other.cubic, d);
-  Vector other_quartic = VectorView(other.quartic, diagonal ? d : 1);
-
-  const double n1 = sums.weight[cell];
-  const double n2 = other.weight;
-  const double total = n1 + n2;
-  const Vector difference = other_mean - mean;
-  if (n1 > 0) {
-    const Vector delta1 = -(n2 / total) * difference;  // old rows about the new mean
-    const Vector delta2 = (n1 / total) * difference;
-    const Vector zero = Vector::Zero(d);
-    if (diagonal) {
-      shift_diagonal_model(n1, scatter.col(0), zero, delta1, cubic, quartic);
-      shift_diagonal_model(n2, other_scatter.col(0), zero, delta2, other_cubic, other_quartic);
-    } else {
-      shift_matrix_model(n1, own_scale * scatter.trace(), zero, own_scale * (scatter * delta1),
-                         delta1, cubic, quartic[0]);
-      shift_matrix_model(n2, other_scale * other_scatter.trace(), zero,
-                         other_scale * (other_scatter * delta2), delta2, other_cubic,
-                         other_quartic[0]);
+  void run() {
+    const Index d = sums_.n_features;
+    scratch_.resize(std::max<Index>(1, std::min(n_threads_, plan_.n_tasks())));
+    n_scatters_ = in_order_ && !diagonal_ ? detail::n_scatters(sums_) : 1;
+    limit_ = in_order_ ? std::clamp<Index>(kTableSize / (n_scatters_ * stride_), 32, 512)
+                       : block_rows(d);
+    if (!in_order_) limit_ = std::min<Index>(limit_, std::max<Index>(1, sorted_.rows.size()));
+    leading_ = limit_ + 16;  // off the powers of two, at which cache lines displace one another
+    for (Scratch<S>& scratch : scratch_) {
+      if (!reader_.in_place()) scratch.staging.resize(d, kChunk);
+      scratch.vectors.resize(diagonal_ ? 3 * d : d, plan_.most_slots());
+      scratch.squares.resize(2, plan_.most_slots());
+      if (diagonal_) continue;
+      scratch.block.resize(small_ ? n_scatters_ * limit_ * stride_ : leading_ * d);
+      scratch.fill.resize(n_scatters_);
+      if (small_)
+        scratch.products.resize(n_scatters_ * product_size_);
+      else
+        scratch.product.resize(d, d);
     }
-  }
-  cubic += other_cubic;
-  quartic += other_quartic;
-  if (n1 > 0) {
-    const double between = n1 * n2 / total;
-    if (diagonal)
-      scatter.col(0).array() += between * difference.array().square();
+    for (Index c = 0; c < sums_.n_cells(); ++c) scatter_.push_back(detail::scatter_of(sums_, c));
+    find_means();
+    if (!(batch_.weight.sum() > 0)) return;
+    if (diagonal_)
+      add_diagonal();
     else
-      scatter.noalias() += (between * difference) * difference.transpose();
-    mean += (n2 / total) * difference;
-  } else {
-    mean = other_mean;
+      add_products();
   }
-  sums.weight[cell] = total;
-  sums.weight_square[cell] += other.weight_square;
-}
 
-double group_weight(const MomentSums& sums, Index group) {
-  double total = 0;
-  for (Index k = 0; k < sums.n_classes; ++k) total += sums.weight[k * sums.n_groups + group];
-  return total;
-}
+ private:
+  // Negative for a row that is left out.
+  Index cell_of(Index row) const {
+    const std::int64_t k = classes_[row], a = groups_[row];
+    const bool counts = (k | a) >= 0 && (weights_ == nullptr || weights_[row] > 0);
+    return counts ? k * sums_.n_groups + a : -1;
+  }
+
+  // Short rows are read in the order in which they lie, where the tables that this takes stay near
+  // the core: jumping from row to row of a cell would cost more than everything else.
+  bool reads_in_order() const {
+    const Index d = sums_.n_features;
+    if (!reader_.in_place() || !(small_ || diagonal_)) return false;
+    const Index products = diagonal_ ? 0 : detail::n_scatters(sums_) * product_size_;
+    return products <= kTableSize && sums_.n_cells() * d <= kTableSize / 2;
+  }
+
+  /// Calls `function(chunk)` for all rows of a task, at most `most()` at a time.
+  template <class Most, class Function>
+  void for_chunks(const Task& task, Chunk& chunk, Most most, Function function) const {
+    Slot slot{};
+    Index s = -1, row = task.begin;
+    for (bool more = true; more;) {
+      const Index limit = std::min(kChunk, most());
+      Index n = 0;
+      if (in_order_) {
+        for (; n < limit && row < task.end; ++row) {
+          const Index cell = cell_of(row);
+          chunk.row[n] = row;
+          chunk.slot[n] = chunk.cell[n] = cell;
+          n += cell >= 0;
+        }
+        more = row < task.end;
+      } else {
+        while (n < limit) {
+          if (slot.begin == slot.end) {
+            more = ++s < task.n_slots;
+            if (!more) break;
+            slot = plan_.slots[task.first_slot + s];
+          }
+          chunk.row[n] = sorted_.rows[slot.begin++];
+          chunk.slot[n] = s;
+          chunk.cell[n++] = slot.cell;
+        }
+      }
+      if (weights_)
+        for (Index i = 0; i < n; ++i) chunk.weight[i] = weights_[chunk.row[i]];
+      chunk.count = n;
+      if (n > 0) function(chunk);
+    }
+  }
+
+  RowList<S> read(Scratch<S>& scratch) const {
+    return reader_.read(scratch.chunk.row.data(), scratch.chunk.count, scratch.staging.data());
+  }
+
+  const double* weights_of(const Chunk& chunk) const {
+    return weights_ ? chunk.weight.data() : nullptr;
+  }
+
+  Index cell(const Task& task, Index slot) const {
+    return plan_.slots[task.first_slot + slot].cell;
+  }
+
+  // Calls `work(task, scratch)` on several threads, and `flush` in the order of the tasks.
+  template <class Work, class Flush>
+  void for_tasks(Work work, Flush flush) {
+    detail::Turns turns;
+    detail::for_each_task(
+        plan_.n_tasks(), n_threads_,
+        [&](Index t, Index thread) {
+          const Task& task = plan_.tasks[t];
+          scratch_[thread].vectors.setZero();
+          scratch_[thread].squares.setZero();
+          work(task, scratch_[thread]);
+          turns.take(t, [&] { flush(task, scratch_[thread]); });
+        },
+        [&] { turns.give_up(); });
+  }
+
+  // A row of every cell: sums relative to it lose nothing to an offset.
+  Matrix first_rows() {
+    const Index d = sums_.n_features;
+    Matrix origin = Matrix::Zero(d, sums_.n_cells());
+    std::vector<char> found(sums_.n_cells(), 0);
+    Index missing = sums_.n_cells();
+    const auto visit = [&](Index row, Index c) {
+      if (found[c]) return;
+      found[c] = 1;
+      --missing;
+      Scratch<S>& scratch = scratch_.front();
+      const RowList<S> list = reader_.read(&row, 1, scratch.staging.data());
+      const S* first = list.data + (list.which ? row * list.stride : 0);
+      origin.col(c) = Eigen::Map<const VectorOf<S>>(first, d).template cast<double>();
+    };
+    if (in_order_) {
+      for (Index row = 0; row < rows_.rows && missing > 0; ++row)
+        if (cell_of(row) >= 0) visit(row, cell_of(row));
+    } else {
+      for (const Slot& slot : plan_.slots) visit(sorted_.rows[slot.begin], slot.cell);
+    }
+    return origin;
+  }
+
+  // The exact mean of every cell before anything is squared: neither a large offset nor a cell's
+  // share of a common scatter then costs digits.
+  void find_means() {
+    const Index d = sums_.n_features;
+    const Matrix origin = first_rows();
+    for_tasks(
+        [&](const Task& task, Scratch<S>& scratch) {
+          for_chunks(
+              task, scratch.chunk, [] { return kChunk; },
+              [&](Chunk& chunk) {
+                for (Index i = 0; i < chunk.count; ++i) {
+                  const double w = weights_ ? chunk.weight[i] : 1.0;
+                  double* sums = scratch.squares.data() + 2 * chunk.slot[i];
+                  sums[0] += w;
+                  sums[1] += w * w;
+                }
+                detail::add_rows(read(scratch), origin.data(), chunk.cell.data(), weights_of(chunk),
+                                 scratch.vectors.data(), chunk.slot.data());
+              });
+        },
+        [&](const Task& task, const Scratch<S>& scratch) {
+          for (Index s = 0; s < task.n_slots; ++s) {
+            batch_.weight[cell(task, s)] += scratch.squares(0, s);
+            batch_.weight_square[cell(task, s)] += scratch.squares(1, s);
+            batch_.mean.col(cell(task, s)) += VectorView(scratch.vectors.data() + s * d, d);
+          }
+        });
+    for (Index c = 0; c < sums_.n_cells(); ++c) {
+      if (!(batch_.weight[c] > 0)) continue;
+      batch_.mean.col(c) = origin.col(c) + batch_.mean.col(c) / batch_.weight[c];
+      batch_.centre.col(c) = batch_.mean.col(c).template cast<S>().template cast<double>();
+    }
+  }
+
+  void add_products() {
+    std::vector<detail::ChanMerge> merges;
+    std::vector<std::vector<Index>> cells(detail::n_scatters(sums_));
+    for (Index c = 0; c < sums_.n_cells(); ++c)
+      if (batch_.weight[c] > 0) cells[detail::scatter_of(sums_, c)].push_back(c);
+    for (const auto& some : cells)
+      if (!some.empty()) merges.emplace_back(sums_, some, batch_.of(some));
+
+    const Index d = sums_.n_features;
+    const MatrixOf<S> centre = batch_.centre.template cast<S>();
+    for_tasks(
+        [&](const Task& task, Scratch<S>& scratch) {
+          std::fill(scratch.products.begin(), scratch.products.end(), 0.0);
+          scratch.product.setZero();
+          std::fill(scratch.fill.begin(), scratch.fill.end(), 0);
+          for_chunks(
+              task, scratch.chunk, [&] { return room(scratch); },
+              [&](Chunk&) { add_chunk(centre, scratch); });
+          for (Index scatter = 0; scatter < n_scatters_; ++scatter) multiply(scratch, scatter);
+        },
+        [&](const Task& task, const Scratch<S>& scratch) {
+          for (Index s = 0; s < task.n_slots; ++s) {
+            batch_.trace[cell(task, s)] += scratch.squares(0, s);
+            batch_.quartic[cell(task, s)] += scratch.squares(1, s);
+            batch_.cubic.col(cell(task, s)) += scratch.vectors.col(s);
+          }
+          for (Index scatter = 0; scatter < n_scatters_; ++scatter) {
+            const Index whole = in_order_ ? scatter : detail::scatter_of(sums_, cell(task, 0));
+            double* into = sums_.scatter + whole * d * d;
+            if (small_)
+              detail::add_lower(scratch.products.data() + scatter * product_size_, stride_, d,
+                                into);
+            else
+              detail::add_lower(scratch.product.data(), d, d, into);
+          }
+        });
+    for (detail::ChanMerge& merge : merges) {
+      const detail::CellSums added = batch_.of(merge.cells());
+      merge.finish(added.trace, added.quartic, added.cubic);
+    }
+  }
+
+  // Rows that fit into every block.
+  Index room(Scratch<S>& scratch) const {
+    Index most = 0;
+    for (Index scatter = 0; scatter < n_scatters_; ++scatter) {
+      if (scratch.fill[scatter] == limit_) multiply(scratch, scatter);
+      most = std::max(most, scratch.fill[scatter]);
+    }
+    return limit_ - most;
+  }
+
+  // Centres rows into the block of their scatter; tiny cells share one. The block holds sqrt(s) y,
+  // so that its norms are s |y|^2; s |y|^2 y is wanted too.
+  void add_chunk(const MatrixOf<S>& centre, Scratch<S>& scratch) const {
+    Chunk& chunk = scratch.chunk;
+    if (small_)
+      centre_by_row(centre, scratch);
+    else
+      centre_by_column(centre, scratch);
+    for (Index i = 0; i < chunk.count; ++i) {
+      const double norm = scratch.norms[i], w = weights_ ? chunk.weight[i] : 1.0;
+      double* sums = scratch.squares.data() + 2 * chunk.slot[i];
+      sums[0] += norm;
+      sums[1] += norm * norm / w;
+      if (weights_) scratch.norms[i] = norm / std::sqrt(w);
+    }
+    if (small_)
+      detail::add_weighted(scratch.block.data(), chunk.position.data(), stride_, chunk.count,
+                           sums_.n_features, scratch.norms.data(), scratch.vectors.data(),
+                           chunk.slot.data());
+    else
+      add_cubes_by_column(scratch);
+  }
+
+  void centre_by_row(const MatrixOf<S>& centre, Scratch<S>& scratch) const {
+    Chunk& chunk = scratch.chunk;
+    for (Index i = 0; i < chunk.count; ++i) {
+      const Index scatter = in_order_ ? scatter_[chunk.cell[i]] : 0;
+      chunk.position[i] = scatter * limit_ + scratch.fill[scatter]++;
+    }
+    detail::centre_rows(read(scratch), centre.data(), chunk.cell.data(), weights_of(chunk),
+                        scratch.block.data(), chunk.position.data(), stride_, scratch.norms.data());
+  }
+
+  void centre_by_column(const MatrixOf<S>& centre, Scratch<S>& scratch) const {
+    Chunk& chunk = scratch.chunk;
+    detail::centre_columns(read(scratch), centre.data(), chunk.cell.data(), weights_of(chunk),
+                           scratch.block.data() + scratch.fill[0], leading_, scratch.norms.data());
+    scratch.fill[0] += chunk.count;
+  }
+
+  // For stretches of rows of one cell, relative to the largest factor: single precision suffices.
+  void add_cubes_by_column(Scratch<S>& scratch) const {
+    const Chunk& chunk = scratch.chunk;
+    const S* block = scratch.block.data() + scratch.fill[0] - chunk.count;
+    for (Index begin = 0, end; begin < chunk.count; begin = end) {
+      end = begin + 1;
+      while (end < chunk.count && chunk.slot[end] == chunk.slot[begin]) ++end;
+      const double* factors = scratch.norms.data();
+      const double largest = *std::max_element(factors + begin, factors + end);
+      if (!(largest > 0)) continue;
+      for (Index i = begin; i < end; ++i) scratch.factors[i] = static_cast<S>(factors[i] / largest);
+      detail::add_weighted_columns(block + begin, leading_, end - begin, sums_.n_features,
+                                   scratch.factors.data() + begin, largest,
+                                   scratch.vectors.col(chunk.slot[begin]).data());
+    }
+  }
+
+  void multiply(Scratch<S>& scratch, Index scatter) const {
+    const Index d = sums_.n_features, filled = scratch.fill[scatter];
+    if (filled == 0) return;
+    if (small_) {
+      detail::add_small_product(scratch.block.data() + scatter * limit_ * stride_, stride_, filled,
+                                d, scratch.products.data() + scatter * product_size_);
+    } else {
+      const Eigen::Map<const MatrixOf<S>, 0, Eigen::OuterStride<>> block(
+          scratch.block.data(), filled, d, Eigen::OuterStride<>(leading_));
+      scratch.product.template selfadjointView<Eigen::Lower>().rankUpdate(block.transpose());
+    }
+    scratch.fill[scatter] = 0;
+  }
+
+  void add_diagonal() {
+    const Index d = sums_.n_features;
+    Matrix total = Matrix::Zero(3 * d, sums_.n_cells());  // squares, cubes, fourth powers
+    for_tasks(
+        [&](const Task& task, Scratch<S>& scratch) {
+          for_chunks(
+              task, scratch.chunk, [] { return kChunk; },
+              [&](Chunk& chunk) {
+                detail::add_powers(read(scratch), batch_.mean.data(), chunk.cell.data(),
+                                   weights_of(chunk), scratch.vectors.data(), chunk.slot.data());
+              });
+        },
+        [&](const Task& task, const Scratch<S>& scratch) {
+          for (Index s = 0; s < task.n_slots; ++s)
+            total.col(cell(task, s)) += scratch.vectors.col(s);
+        });
+    for (Index c = 0; c < sums_.n_cells(); ++c)
+      if (batch_.weight[c] > 0)
+        detail::merge_diagonal_cell(
+            sums_, c,
+            {batch_.weight[c], batch_.weight_square[c], batch_.mean.col(c).data(),
+             total.col(c).data(), total.col(c).data() + d, total.col(c).data() + 2 * d});
+  }
+
+  const MomentSums& sums_;
+  const RowsView<T>& rows_;
+  const Reader<T> reader_;
+  const std::int64_t* const classes_;
+  const std::int64_t* const groups_;
+  const double* const weights_;
+  const Index n_threads_;
+  const bool diagonal_;
+  const bool small_;          // own products instead of BLAS
+  const Index stride_;        // of rows in a block
+  const Index product_size_;  // of one scatter's
+  const bool in_order_;
+  const RowsByCode sorted_;
+  const Plan plan_;
+  detail::CellSums batch_;
+  std::vector<Scratch<S>> scratch_;
+  std::vector<Index> scatter_;  // of every cell
+  Index limit_ = 0;             // rows of a block
+  Index leading_ = 0;           // from feature to feature in a block for BLAS
+  Index n_scatters_ = 0;        // of a task
+};
 
 }  // namespace
 
 template <class T>
-void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* codes,
-                    const double* weights) {
-  using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  const Index d = sums.n_features;
-  const bool diagonal = sums.model == CovarianceModel::diagonal;
-  const RowsByCode sorted = sort_rows_by_code(codes, rows.rows, sums.n_cells(), [&](Index i) {
-    return weights == nullptr || weights[i] > 0;
-  });
-  Index longest = 1;
-  for (Index c = 0; c < sums.n_cells(); ++c) longest = std::max(longest, sorted.size(c));
-  Scratch<S> scratch(d, std::min(longest, block_rows(d)));
-  CellSums cell(d, diagonal);
-  for (Index c = 0; c < sums.n_cells(); ++c) {
-    if (sorted.size(c) == 0) continue;
-    sum_cell<T, S>(rows, sorted.rows.data() + sorted.begin[c], sorted.size(c), weights, scratch,
-                   cell);
-    const CellView view{cell.weight,         cell.weight_square, cell.mean.data(),
-                        cell.scatter.data(), cell.cubic.data(),  cell.quartic.data()};
-    const Index group = c % sums.n_groups;
-    const bool tied = sums.model == CovarianceModel::tied;
-    const double total = tied ? group_weight(sums, group) : 0;
-    merge_cell(sums, c, view, tied && total > 0 ? sums.weight[c] / total : 1.0, 1.0);
-    const Index which = tied ? group : c;
-    Eigen::Map<Matrix>(sums.scatter + which * cell.scatter.size(), d, cell.scatter.cols()) +=
-        cell.scatter;
-  }
+void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* classes,
+                    const std::int64_t* groups, const double* weights, Index n_threads) {
+  check_codes("class codes", classes, rows.rows, sums.n_classes);
+  check_codes("group codes", groups, rows.rows, sums.n_groups);
+  Update<T>(sums, rows, classes, groups, weights, n_threads).run();
 }
 
-template void update_moments(const MomentSums&, const RowsView<float>&, const std::int64_t*,
-                             const double*);
-template void update_moments(const MomentSums&, const RowsView<double>&, const std::int64_t*,
-                             const double*);
-template void update_moments(const MomentSums&, const RowsView<Eigen::half>&, const std::int64_t*,
-                             const double*);
-
-void merge_moments(const MomentSums& sums, const MomentSums& other, const std::int64_t* cells) {
-  const Index d = sums.n_features;
-  const bool tied = sums.model == CovarianceModel::tied;
-  const bool diagonal = sums.model == CovarianceModel::diagonal;
-  const Index size = diagonal ? d : d * d;
-  std::vector<double> before(sums.n_groups, 1.0);
-  if (tied)
-    for (Index a = 0; a < sums.n_groups; ++a) before[a] = group_weight(sums, a);
-  for (Index c = 0; c < other.n_cells(); ++c) {
-    if (other.weight[c] <= 0) continue;
-    const Index which = tied ? c % other.n_groups : c;
-    const CellView view{other.weight[c],     other.weight_square[c],
-                        other.mean + c * d,  other.scatter + which * size,
-                        other.cubic + c * d, other.quartic + c * (diagonal ? d : 1)};
-    const double here = before[cells[c] % sums.n_groups];
-    merge_cell(sums, cells[c], view, tied && here > 0 ? sums.weight[cells[c]] / here : 1.0,
-               tied ? other.weight[c] / group_weight(other, which) : 1.0);
-  }
-  for (Index i = 0; i < (tied ? other.n_groups : other.n_cells()); ++i) {
-    const Index into = tied ? cells[i] % sums.n_groups : cells[i];
-    Eigen::Map<Vector>(sums.scatter + into * size, size) +=
-        VectorView(other.scatter + i * size, size);
-  }
-}
+#define FAIRSTEER_UPDATE_MOMENTS(T)                                                        \
+  template void update_moments(const MomentSums&, const RowsView<T>&, const std::int64_t*, \
+                               const std::int64_t*, const double*, Index);
+FAIRSTEER_UPDATE_MOMENTS(float)
+FAIRSTEER_UPDATE_MOMENTS(double)
+FAIRSTEER_UPDATE_MOMENTS(Eigen::half)
 
 }  // namespace fairsteer

@@ -1,6 +1,7 @@
 #include "tied.hpp"
 
 #include <cmath>
+#include <limits>
 
 #include "fairsteer/errors.hpp"
 #include "fairsteer/gaussian.hpp"
@@ -147,7 +148,104 @@ double TiedModel::divergence(const State& state, Index k, Index a) const {
          log_det;
 }
 
-void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResult& result) const {
+namespace {
+
+// The orthogonal matrix whose first columns span given ones: I - W T W^T, a product of reflections
+// that is applied by two thin products.
+class Reflections {
+ public:
+  explicit Reflections(const Matrix& columns) : sign_(columns.cols()) {
+    if (columns.cols() == 0) return;
+    const Eigen::HouseholderQR<Matrix> qr(columns);
+    const Index s = columns.cols();
+    W_ = qr.matrixQR();
+    sign_ = W_.diagonal().head(s).cwiseSign();
+    W_.triangularView<Eigen::StrictlyUpper>().setZero();
+    W_.diagonal().setOnes();
+    T_ = Matrix::Zero(s, s);
+    for (Index j = 0; j < s; ++j) {
+      const double tau = qr.hCoeffs()[j];
+      const Vector inner = W_.leftCols(j).transpose() * W_.col(j);
+      T_.col(j).head(j) = T_.topLeftCorner(j, j).triangularView<Eigen::Upper>() * inner;
+      T_.col(j).head(j) *= -tau;
+      T_(j, j) = tau;
+    }
+  }
+
+  /// The columns come back up to these signs.
+  const Vector& sign() const { return sign_; }
+  void apply_on_the_left(Matrix& Y) const {  // Q Y
+    if (T_.size() == 0) return;
+    const Matrix inner = T_ * (W_.transpose() * Y);
+    Y.noalias() -= W_ * inner;
+  }
+  void apply_transpose_on_the_left(Matrix& Y) const {  // Q^T Y
+    if (T_.size() == 0) return;
+    const Matrix inner = T_.transpose() * (W_.transpose() * Y);
+    Y.noalias() -= W_ * inner;
+  }
+  void apply_transpose_on_the_right(Matrix& Y) const {  // Y Q^T
+    if (T_.size() == 0) return;
+    const Matrix inner = (Y * W_) * T_.transpose();
+    Y.noalias() -= inner * W_.transpose();
+  }
+
+ private:
+  Matrix W_, T_;
+  Vector sign_;
+};
+
+// Group a in canonical coordinates z: x = centre + H Q (m + X z) with
+// X = [U U'] diag(D, O) [V V']^T L_t^{-1}, where U and V hold the directions that carry class
+// information and the isometry O of the others is free.
+struct Lifted {
+  Index d = 0, r = 0, s = 0;        // features, dimension of the span, informative directions
+  Matrix L_t;                       // (r, r); identity outside the span
+  Reflections basis{Matrix(0, 0)};  // [U U'] among the whitened features
+  Matrix V;                         // (r, r); identity outside the span
+  Vector x;                         // (s) the diagonal of D
+  Matrix O;                         // (d - s, d - s)
+  Vector m;                         // (d) among the whitened features
+
+  Matrix to_group() const {  // X
+    Matrix X = Matrix::Zero(d, d);
+    X.diagonal().head(s) = x;
+    X.bottomRightCorner(d - s, d - s) = O;
+    if (r > 0) {
+      const Matrix span = X.leftCols(r) * V.transpose();
+      const Matrix solved = L_t.transpose().triangularView<Eigen::Upper>().solve(span.transpose());
+      X.leftCols(r) = solved.transpose();
+    }
+    basis.apply_on_the_left(X);
+    return X;
+  }
+  Matrix to_canonical() const {  // X^{-1}
+    Matrix X = Matrix::Zero(d, d);
+    X.diagonal().head(s) = x.cwiseInverse();
+    X.bottomRightCorner(d - s, d - s) = O.transpose();
+    if (r > 0) {
+      const Matrix span = V * X.topRows(r);
+      X.topRows(r) = L_t.triangularView<Eigen::Lower>() * span;
+    }
+    basis.apply_transpose_on_the_right(X);
+    return X;
+  }
+  Vector shift_in_canonical() const {  // X^{-1} m, without a matrix of X
+    Matrix y = m;
+    basis.apply_transpose_on_the_left(y);
+    y.topRows(s) = x.cwiseInverse().asDiagonal() * y.topRows(s);
+    y.bottomRows(d - s) = (O.transpose() * y.bottomRows(d - s)).eval();
+    if (r > 0) {
+      const Matrix span = V * y.topRows(r);
+      y.topRows(r) = L_t.triangularView<Eigen::Lower>() * span;
+    }
+    return y;
+  }
+};
+
+}  // namespace
+
+void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResult& result) {
   const Index d = subgroups_.n_features, r = rank_, G = subgroups_.n_groups;
   const Priors& priors = solution.priors;
 
@@ -156,81 +254,43 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   Matrix nu = solution.state.nu;
   root.triangularView<Eigen::Lower>().solveInPlace(nu);
 
-  // Group a: x = centre + H Q (m + X z) with X = (U D V^T + U' O V'^T) L_t^{-1}, where U, V hold
-  // the directions that carry class information and O is free.
-  struct Lifted {
-    Matrix L_t;                          // (r, r); identity on the complement
-    Eigen::HouseholderQR<Matrix> basis;  // of U within the whitened features: [U U']
-    Matrix V;  // (r, r) [V V'] within the span; identity on the complement
-    Vector x;  // (s)
-    Matrix O;  // (d - s, d - s)
-    Vector m;
-    Index s = 0;
-  };
   std::vector<Lifted> lifted(G);
   for (Index a = 0; a < G; ++a) {
     Lifted& to = lifted[a];
     const Group& group = groups_[a];
-    const Vector w = class_weights(subgroups_, priors.p, a);
+    to.d = d;
+    to.r = r;
     to.m = Vector::Zero(d);
     if (r > 0) {
-      const TiedProblem problem(Matrix::Identity(r, r), nu, group.means, w);
+      const TiedProblem problem(Matrix::Identity(r, r), nu, group.means,
+                                class_weights(subgroups_, priors.p, a));
       const ClosedForm closed(problem.T, problem.M);
       to.s = closed.n_informative();
       to.L_t = closed.L_t;
       to.V = closed.V;
-      to.x = closed.x.head(to.s);
-      // The offset within the span; the whole of X is applied to nu below, once O is known.
       to.m.head(r) = problem.mu_mean;
-      if (to.s > 0) {
-        Matrix U = Matrix::Zero(d, to.s);
-        U.topRows(r) = closed.U.leftCols(to.s);
-        U = (group.span.householderQ() * U).eval();
-        to.basis.compute(U);
-        // Householder fixes U only up to the sign of its columns.
-        const Vector sign = to.basis.matrixQR().diagonal().head(to.s).cwiseSign();
-        to.x = to.x.cwiseProduct(sign);
-      }
       to.m = group.span.householderQ() * to.m;
-    } else {
-      to.L_t = to.V = Matrix(0, 0);
+      Matrix U = Matrix::Zero(d, to.s);
+      U.topRows(r) = closed.U.leftCols(to.s);
+      to.basis = Reflections(Matrix(group.span.householderQ() * U));
+      to.x = closed.x.head(to.s).cwiseProduct(to.basis.sign());
     }
     to.O = Matrix::Identity(d - to.s, d - to.s);
   }
 
-  // X_a applied to a matrix in canonical coordinates, and its inverse applied to whitened features.
-  const auto to_group = [&](const Lifted& to, Matrix z) {
-    if (r > 0) {
-      Matrix top = to.L_t.triangularView<Eigen::Lower>().solve(z.topRows(r));
-      z.topRows(r) = to.V.transpose() * top;
-    }
-    z.topRows(to.s) = to.x.asDiagonal() * z.topRows(to.s);
-    z.bottomRows(d - to.s) = (to.O * z.bottomRows(d - to.s)).eval();
-    if (to.s > 0) z.applyOnTheLeft(to.basis.householderQ());
-    return z;
-  };
-  const auto to_canonical = [&](const Lifted& to, Matrix y) {
-    if (to.s > 0) y.applyOnTheLeft(to.basis.householderQ().adjoint());
-    y.topRows(to.s) = to.x.cwiseInverse().asDiagonal() * y.topRows(to.s);
-    y.bottomRows(d - to.s) = (to.O.transpose() * y.bottomRows(d - to.s)).eval();
-    if (r > 0) {
-      const Matrix top = to.V * y.topRows(r);
-      y.topRows(r) = to.L_t.triangularView<Eigen::Lower>() * top;
-    }
-    return y;
-  };
   // z = E x + t
   std::vector<Matrix> E(lifted.size());
   std::vector<Vector> t(lifted.size());
-  const auto invert = [&](Index a) {
-    const Lifted& to = lifted[a];
-    Matrix inverse = Matrix::Identity(d, d);
-    groups_[a].H.triangularView<Eigen::Lower>().solveInPlace(inverse);
-    E[a] = to_canonical(to, inverse);
+  const auto set_inverse = [&](Index a, Matrix to_canonical) {
+    E[a] = std::move(to_canonical);
+    groups_[a].H.triangularView<Eigen::Lower>().solveInPlace<Eigen::OnTheRight>(E[a]);
     // The group's average class mean is the image of the canonical one.
-    Vector z = Vector::Zero(d);
-    if (r > 0) z.head(r) = nu * class_weights(subgroups_, priors.p, a);
-    t[a] = z - to_canonical(to, to.m) - E[a] * groups_[a].centre;
+    t[a] = -lifted[a].shift_in_canonical() - E[a] * groups_[a].centre;
+    if (r > 0) t[a].head(r) += nu * class_weights(subgroups_, priors.p, a);
+  };
+  // H X, the linear part of z -> x
+  const auto from_canonical = [&](Index a) {
+    return Matrix(groups_[a].H.triangularView<Eigen::Lower>() * lifted[a].to_group());
   };
   // The isometry that moves the points of group a least when canonical points lie at `frame`.
   const auto least_displacement = [&](Index a, const Matrix& frame) {
@@ -242,50 +302,88 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       const Matrix solved = to.L_t.triangularView<Eigen::Lower>().solve(left);
       cross.leftCols(r) = solved.transpose() * to.V;
     }
-    if (to.s > 0) cross.applyOnTheLeft(to.basis.householderQ().adjoint());
+    to.basis.apply_transpose_on_the_left(cross);
     to.O = polar_factor(cross.bottomRightCorner(d - to.s, d - to.s));
+  };
+  // The frame that moves the points of all groups least, for the present isometries: a regression
+  // of x on z. Sets E and t.
+  const Vector scale = feature_scale();
+  const auto fit_frame = [&] {
+    Vector x_mean = Vector::Zero(d), z_mean = Vector::Zero(d);
+    Matrix xz = Matrix::Zero(d, d), zz = Matrix::Zero(d, d);
+    std::vector<Vector> x_of, z_of;
+    for (Index a = 0; a < G; ++a) {
+      const double weight = subgroups_.weight.col(a).sum();
+      // Within classes: Sigma E^T = H X^{-T} and E Sigma E^T = X^{-1} X^{-T}.
+      Matrix inverse = lifted[a].to_canonical();
+      zz.selfadjointView<Eigen::Lower>().rankUpdate(inverse, weight);
+      const Matrix cross = groups_[a].H.triangularView<Eigen::Lower>() * inverse.transpose();
+      xz += weight * cross;
+      set_inverse(a, std::move(inverse));
+      const Matrix between = class_differences(a);
+      const Matrix moved = E[a] * between;
+      zz.selfadjointView<Eigen::Lower>().rankUpdate(moved);
+      xz.noalias() += between * moved.transpose();
+      x_of.push_back(group_mean(a));
+      z_of.push_back(E[a] * x_of.back() + t[a]);
+      x_mean += weight * x_of.back();
+      z_mean += weight * z_of.back();
+    }
+    for (Index a = 0; a < G; ++a) {
+      const double weight = subgroups_.weight.col(a).sum();
+      const Vector dx = x_of[a] - x_mean, dz = z_of[a] - z_mean;
+      xz.noalias() += (weight * dx) * dz.transpose();
+      zz.selfadjointView<Eigen::Lower>().rankUpdate(dz, weight);
+    }
+    // F zz = xz
+    const Eigen::LLT<Eigen::Ref<Matrix>> factor(zz);
+    if (factor.info() != Eigen::Success)
+      return Frame{Matrix::Constant(d, d, std::numeric_limits<double>::quiet_NaN()), x_mean};
+    factor.matrixU().solveInPlace<Eigen::OnTheRight>(xz);
+    factor.matrixL().solveInPlace<Eigen::OnTheRight>(xz);
+    Frame frame{std::move(xz), Vector()};
+    frame.offset = x_mean - frame.linear * z_mean;
+    return frame;
   };
 
   Index anchor = reference;
   if (anchor < 0) subgroups_.weight.colwise().sum().maxCoeff(&anchor);
   // The anchor's own coordinates: u = x for its points. Its isometry only names the complement.
-  Frame frame;
-  const auto anchor_frame = [&] {
-    frame.linear = groups_[anchor].H.triangularView<Eigen::Lower>() *
-                   to_group(lifted[anchor], Matrix::Identity(d, d));
-    invert(anchor);
-    frame.offset = -frame.linear * t[anchor];
-  };
-  anchor_frame();
-  for (Index a = 0; a < G; ++a) {
+  Frame frame{from_canonical(anchor), Vector()};
+  for (Index a = 0; a < G; ++a)
     if (a != anchor) least_displacement(a, frame.linear);
-    invert(a);
-  }
+  bool fitted = false;
   if (reference < 0) {
-    const auto moments = group_moments(subgroups_);
-    const Vector scale = feature_scale(moments);
-    Frame fitted = least_squares_frame(moments, E, t);
+    Frame least = fit_frame();
     // Two groups: the first isometry is already the best. More: each round moves points less.
     for (int round = 0; G > 2 && r < d && round < kFrameRounds; ++round) {
-      const Matrix before = fitted.linear;
-      for (Index a = 0; a < G; ++a) {
-        least_displacement(a, fitted.linear);
-        invert(a);
-      }
-      fitted = least_squares_frame(moments, E, t);
+      const Matrix before = least.linear;
+      for (Index a = 0; a < G; ++a) least_displacement(a, before);
+      least = fit_frame();
       const auto relative = [&](const Matrix& F) {
-        return (scale.cwiseInverse().asDiagonal() * F).eval();
+        return (scale.cwiseInverse().asDiagonal() * F).norm();
       };
-      if (relative(fitted.linear - before).norm() <= 1e-6 * relative(fitted.linear).norm()) break;
+      if (relative(least.linear - before) <= 1e-6 * relative(least.linear)) break;
     }
-    if (is_invertible(fitted, scale))
-      frame = std::move(fitted);
-    else
-      anchor_frame();
+    fitted = is_invertible(least, scale);
+    if (fitted) frame = std::move(least);
+  } else {
+    for (Index a = 0; a < G; ++a) set_inverse(a, lifted[a].to_canonical());
+  }
+  if (!fitted) {
+    frame.linear = from_canonical(anchor);
+    frame.offset = -frame.linear * t[anchor];
   }
 
-  const Eigen::PartialPivLU<Matrix> frame_factor(frame.linear);
-  const Matrix frame_inverse = frame_factor.inverse();
+  Matrix canonical = Matrix::Zero(d, subgroups_.n_classes);
+  canonical.topRows(r) = nu;
+  result.canonical_mean = (frame.linear * canonical).colwise() + frame.offset;
+  Matrix covariance = Matrix::Zero(d, d);
+  covariance.selfadjointView<Eigen::Lower>().rankUpdate(frame.linear);
+  covariance.triangularView<Eigen::StrictlyUpper>() = covariance.transpose();
+  result.canonical_covariance = {std::move(covariance)};
+
+  const Eigen::PartialPivLU<Matrix> factor(frame.linear.transpose());
   for (Index a = 0; a < G; ++a) {
     if (a == reference) {
       result.linear.push_back(Matrix::Identity(d, d));
@@ -294,19 +392,46 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       result.inverse_offset.push_back(Vector::Zero(d));
       continue;
     }
+    // What is not needed any more makes room for what comes.
+    Matrix inverse = from_canonical(a).transpose();
+    groups_[a].H.resize(0, 0);
+    lifted[a].O.resize(0, 0);
+    inverse = factor.solve(inverse);
+    result.inverse_linear.push_back(inverse.transpose());
     result.linear.push_back(frame.linear * E[a]);
+    E[a].resize(0, 0);
     result.offset.push_back(frame.linear * t[a] + frame.offset);
-    result.inverse_linear.push_back(groups_[a].H.triangularView<Eigen::Lower>() *
-                                    to_group(lifted[a], frame_inverse));
     result.inverse_offset.push_back(-result.inverse_linear[a] * result.offset[a]);
   }
-  Matrix canonical = Matrix::Zero(d, subgroups_.n_classes);
-  canonical.topRows(r) = nu;
-  result.canonical_mean = (frame.linear * canonical).colwise() + frame.offset;
-  Matrix covariance = Matrix::Zero(d, d);
-  covariance.selfadjointView<Eigen::Lower>().rankUpdate(frame.linear);
-  covariance.triangularView<Eigen::StrictlyUpper>() = covariance.transpose();
-  result.canonical_covariance = {covariance};
+}
+
+Vector TiedModel::group_mean(Index a) const {
+  Vector mean = Vector::Zero(subgroups_.n_features);
+  for (Index k = 0; k < subgroups_.n_classes; ++k)
+    mean += subgroups_.weight(k, a) / subgroups_.weight.col(a).sum() * subgroups_.mean(k, a);
+  return mean;
+}
+
+Matrix TiedModel::class_differences(Index a) const {
+  const Vector mean = group_mean(a);
+  Matrix differences = Matrix::Zero(subgroups_.n_features, subgroups_.n_classes);
+  for (Index k = 0; k < subgroups_.n_classes; ++k)
+    if (subgroups_.seen(k, a))
+      differences.col(k) = std::sqrt(subgroups_.weight(k, a)) * (subgroups_.mean(k, a) - mean);
+  return differences;
+}
+
+Vector TiedModel::feature_scale() const {
+  const Index d = subgroups_.n_features, G = subgroups_.n_groups;
+  Vector mean = Vector::Zero(d), variance = Vector::Zero(d);
+  for (Index a = 0; a < G; ++a) mean += subgroups_.weight.col(a).sum() * group_mean(a);
+  for (Index a = 0; a < G; ++a) {
+    const double weight = subgroups_.weight.col(a).sum();
+    variance += weight * subgroups_.covariance(0, a).diagonal();
+    variance += weight * (group_mean(a) - mean).cwiseAbs2();
+    variance += class_differences(a).rowwise().squaredNorm();
+  }
+  return (variance.array() > 0).select(variance.cwiseSqrt(), 1.0);
 }
 
 }  // namespace fairsteer::detail

@@ -49,7 +49,8 @@ class TiedModel {
 
   /// Maps in d dimensions and the canonical family, with the free isometries chosen to move points
   /// least towards the frame: that of `reference`, or, when negative, the least-squares one.
-  void lift(const Solution<State>& solution, Index reference, IdealResult& result) const;
+  /// Takes the model apart: large matrices are given up when they have been used.
+  void lift(const Solution<State>& solution, Index reference, IdealResult& result);
 
  private:
   struct Group {
@@ -58,6 +59,12 @@ class TiedModel {
     Matrix means;                       // (r, K) whitened class means within the span, centred
     Vector centre;                      // (d) in the coordinates of the features
   };
+
+  Vector group_mean(Index a) const;
+  /// Class means of a group minus its mean, times the roots of their weights: (d, K).
+  Matrix class_differences(Index a) const;
+  /// Standard deviations of the features over all groups; 1 where there is none.
+  Vector feature_scale() const;
 
   const Subgroups& subgroups_;
   Index rank_;

@@ -17,8 +17,10 @@ def update_moments(
     covariance: str,
     sums: tuple[DoubleArray, ...],
     X: NDArray[Any],
-    codes: CodeArray,
+    classes: CodeArray,
+    groups: CodeArray,
     weights: DoubleArray | None = None,
+    n_threads: int = 1,
 ) -> None: ...
 def merge_moments(
     covariance: str, sums: tuple[DoubleArray, ...], other: tuple[DoubleArray, ...], cells: CodeArray
@@ -36,4 +38,6 @@ def nearest_ideal(
 ) -> dict[str, Any]: ...
 def floor_spectra(covariances: DoubleArray, scale: DoubleArray, floor: float) -> NDArray[np.int64]: ...
 def transport_map(source: DoubleArray, target: DoubleArray) -> DoubleArray: ...
-def apply_maps(X: NDArray[Any], codes: CodeArray, A: DoubleArray, b: DoubleArray, out: NDArray[Any]) -> None: ...
+def apply_maps(
+    X: NDArray[Any], codes: CodeArray, A: NDArray[Any], b: NDArray[Any], out: NDArray[Any], n_threads: int = 1
+) -> None: ...

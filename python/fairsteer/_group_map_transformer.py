@@ -33,7 +33,7 @@ from fairsteer._input import (
     warn_caller,
     widen_bfloat16,
 )
-from fairsteer._maps import AffineMaps, row_chunks
+from fairsteer._maps import AffineMaps, FoldedMaps, row_chunks
 from fairsteer.groups import MISSING, GroupEncoder, renumber, select_columns
 from fairsteer.moments import CovarianceModel, SubgroupMoments
 
@@ -51,6 +51,20 @@ class Batch(NamedTuple):
     groups: npt.NDArray[Any]
     encoder: GroupEncoder | None
     class_blind: bool
+
+
+class Solution(NamedTuple):
+    """What a fit comes to."""
+
+    model: SubgroupMoments
+    maps: Any
+    """`linear`, of shape (n_groups, d, d), and `offset`, of shape (n_groups, d), or one map for all groups."""
+    folded: FoldedMaps
+
+    @classmethod
+    def of(cls, model: SubgroupMoments, maps: Any) -> Solution:
+        """Solution with the maps of `_fit_maps`."""
+        return cls(model, maps, FoldedMaps(maps.linear, maps.offset))
 
 
 class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
@@ -98,7 +112,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     _sensitive_positions: list[int]
     _small_groups: list[Any]
     _group_of_label: Codes
-    _solution: tuple[SubgroupMoments, Any] | None
+    _solution: Solution | None
 
     # Requested by default, so that nobody has to call set_fit_request and its siblings.
     __metadata_request__fit = {"sensitive_features": True}
@@ -336,7 +350,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _borrowed(self, shrunk: SubgroupMoments) -> SubgroupMoments:
         return shrunk.borrow(self.min_cell_size) if self.small_cells == "pool" else shrunk
 
-    def _solve(self, shrunk: SubgroupMoments) -> tuple[SubgroupMoments, Any]:
+    def _solve(self, shrunk: SubgroupMoments) -> Solution:
         """Model of the subgroups, and the maps that follow from it."""
         self._check_sizes()
         if isinstance(self.shrinkage, str) and self._uses_covariances():
@@ -345,7 +359,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 way_out = "Bring the features to one scale, for example by feature_transform=StandardScaler()."
             _warn_if_swamped(self._merged(self.moments_), shrunk, self._feature_names(), way_out)
         model = self._borrowed(shrunk)
-        return model, self._fit_maps(model)
+        return Solution.of(model, self._fit_maps(model))
 
     def _uses_covariances(self) -> bool:
         """Whether the covariances make a difference to how rows move."""
@@ -405,7 +419,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         weight = np.ones(len(sample)) if batch.sample_weight is None else batch.sample_weight[sample]
         return GroupCalibration.fit(log_proba, self._group_of_label[batch.group_codes[sample]], weight)
 
-    def _fitted(self) -> tuple[SubgroupMoments, Any]:
+    def _fitted(self) -> Solution:
         """Model of the subgroups, and what holds the maps."""
         check_is_fitted(self, "moments_")
         if self._solution is None:  # rows have come by partial_fit since
@@ -415,7 +429,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     @property
     def maps_(self) -> dict[Any, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
         """Map ``(A, b)`` of each group at full strength."""
-        maps = self._fitted()[1]
+        maps = self._fitted().maps
         return {group: (maps.linear[a], maps.offset[a]) for a, group in enumerate(self.groups_.tolist())}
 
     # ---- moving rows
@@ -538,14 +552,15 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         return out
 
     def _to_model(self, rows: Floats) -> Floats:
+        if self.feature_transform_ is None:
+            return rows
         return to_coordinates(self.feature_transform_, rows, self._feature_names())
 
     def _group_maps(self, strength: float) -> AffineMaps:
-        maps = self._fitted()[1]
-        return AffineMaps.at_strength(maps.linear, maps.offset, strength)
+        return self._fitted().folded(strength)
 
     def _group_proba(self, rows: Floats) -> npt.NDArray[np.float64]:
-        shrunk, _ = self._fitted()
+        shrunk = self._fitted().model
         proba = np.empty((len(rows), len(self.groups_)))
         for chunk in row_chunks(len(rows)):
             log_proba = np.logaddexp.reduce(shrunk.log_joint(rows[chunk].astype(np.float64)), axis=1)

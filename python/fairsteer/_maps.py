@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fairsteer import _core
 from fairsteer._input import Codes, Floats
+from fairsteer._threads import own_threads
 
 Doubles = npt.NDArray[np.float64]
 
+# The core maps so few rows of a group without BLAS, so that nothing has to be arranged with its threads.
+_FEW_ROWS = 4
 
-class AffineMaps(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class AffineMaps:
     """Maps ``x -> A[c] @ x + b[c]`` of rows with code ``c``, between identity and full strength."""
 
     A: Doubles
@@ -28,8 +36,16 @@ class AffineMaps(NamedTuple):
     def at_strength(cls, linear: Doubles, offset: Doubles, strength: float) -> AffineMaps:
         """Fold the strength into maps: ``A_s = (1 - s) I + s A``, ``b_s = s b``."""
         eye = np.eye(offset.shape[1])
-        A, b = (1 - strength) * eye + strength * linear, strength * offset
-        return cls(A, b, (eye != A).any(axis=(1, 2)) | (b != 0).any(axis=1))
+        A, b = (linear, offset) if strength == 1 else ((1 - strength) * eye + strength * linear, strength * offset)
+        return cls(A, b, np.array([(eye != M).any() or v.any() for M, v in zip(A, b, strict=True)], dtype=bool))
+
+    def in_precision_of(self, rows: Floats) -> tuple[Floats, Floats]:
+        """Matrices and shifts as the core takes them: double for double rows, else single."""
+        return (self.A, self.b) if rows.dtype == np.float64 else self._single
+
+    @cached_property
+    def _single(self) -> tuple[Floats, Floats]:
+        return self.A.astype(np.float32), self.b.astype(np.float32)
 
     def inverse(self, labels: Sequence[Any]) -> AffineMaps:
         """Invert every map; `labels` name them in the error that a singular one raises."""
@@ -72,7 +88,9 @@ class AffineMaps(NamedTuple):
         mapped = np.empty(rows.shape, rows.dtype) if moved.all() else np.array(rows, order="C")
         single = moved & ~mixed
         if single.any():
-            _core.apply_maps(rows, np.where(single, codes, -1), self.A, self.b, mapped)
+            A, b = self.in_precision_of(rows)
+            with own_threads() if len(rows) > _FEW_ROWS else nullcontext(1) as n_threads:
+                _core.apply_maps(rows, np.where(single, codes, -1), A, b, mapped, n_threads)
         if proba is not None:
             positions = np.flatnonzero(moved & mixed)
             for chunk in row_chunks(len(positions)):
@@ -82,6 +100,27 @@ class AffineMaps(NamedTuple):
                     weight[:, [c]] * (some @ A.T + b) for c, (A, b) in enumerate(zip(self.A, self.b, strict=True))
                 )
         return mapped, moved
+
+
+class FoldedMaps:
+    """The maps of a fit, folded once for the strength at which they are used.
+
+    They are folded again after a copy or a pickle: that takes less than to carry them along.
+    """
+
+    def __init__(self, linear: Doubles, offset: Doubles) -> None:
+        self._linear, self._offset = linear, offset
+        self._folded: tuple[float, AffineMaps] | None = None
+
+    def __call__(self, strength: float) -> AffineMaps:
+        """Give the maps at a strength in [0, 1]."""
+        folded = self._folded
+        if folded is None or folded[0] != strength:
+            folded = self._folded = strength, AffineMaps.at_strength(self._linear, self._offset, strength)
+        return folded[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_folded": None}
 
 
 def row_chunks(n_rows: int) -> Iterator[slice]:

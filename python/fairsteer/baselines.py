@@ -310,7 +310,7 @@ class LeaceTransformer(_ClassBlindTransformer):
     @property
     def maps_(self) -> dict[Any, tuple[Doubles, Doubles]]:
         """The map ``(A, b)`` at full strength, the same for each group."""
-        maps = self._fitted()[1]
+        maps = self._fitted().maps
         return dict.fromkeys(self.groups_.tolist(), (maps.linear[0], maps.offset[0]))
 
 

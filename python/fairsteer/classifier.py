@@ -297,7 +297,7 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
         steering = self.steering_
         rows, codes = steering._model_rows(X, sensitive_features)
         strength = steering._strength()
-        shrunk, ideal = steering._fitted()
+        shrunk, ideal, _ = steering._fitted()
         to_frame = steering._group_maps(1.0)
         result = np.zeros((len(rows), len(self.classes_)))
         for chunk in row_chunks(len(rows)):

@@ -10,6 +10,7 @@ from scipy.linalg import solve_triangular
 from sklearn.base import clone
 
 from fairsteer import _core
+from fairsteer._threads import own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -364,14 +365,14 @@ class SubgroupMoments:
             X = X.astype(np.float64)
         y = self._codes(y_codes, self.n_classes, "y_codes", len(X))
         a = self._codes(group_codes, self.n_groups, "group_codes", len(X))
-        cells = np.where((y < 0) | (a < 0), -1, y * self.n_groups + a)
         weights = None
         if sample_weight is not None:
             weights = np.ascontiguousarray(sample_weight, dtype=np.float64)
             if not (np.isfinite(weights).all() and (weights >= 0).all()):
                 msg = "sample_weight must be finite and not negative."
                 raise ValueError(msg)
-        _core.update_moments(self.covariance, self._sums(), X, cells, weights)
+        with own_threads() as n_threads:
+            _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
         return self
 
     @staticmethod

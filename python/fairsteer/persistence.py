@@ -22,7 +22,7 @@ from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScale
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._calibration import GroupCalibration
-from fairsteer._group_map_transformer import GroupMapTransformer
+from fairsteer._group_map_transformer import GroupMapTransformer, Solution
 from fairsteer._json_labels import label_from_json, label_to_json, labels_from_json, labels_to_json
 from fairsteer._score_maps import (
     Alignment,
@@ -284,7 +284,7 @@ def _unpack_classifier(block: Mapping[str, Any], tensors: _Tensors) -> IdealDist
 
 def _pack_transformer(transformer: GroupMapTransformer, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe a fitted transformer in JSON and add its arrays to `tensors`."""
-    model, maps = transformer._fitted()
+    model, maps, _ = transformer._fitted()
     if isinstance(maps, IdealDistribution):
         ideal = _pack_ideal(maps, tensors)
     else:
@@ -328,7 +328,7 @@ def _unpack_transformer(
         raise ValueError(msg)
     ideal = kind is FairSteeringTransformer
     maps = _unpack_ideal(block["ideal"], model, tensors) if ideal else _unpack_maps(kind, model, tensors)
-    transformer._solution = (model, maps)
+    transformer._solution = Solution.of(model, maps)
     transformer.group_calibration_ = _unpack_calibration(block["calibration"], model.n_groups, tensors)
     _check_columns(transformer, moments.n_features)
     if block["output"] is not None:

@@ -502,7 +502,7 @@ def _against_rest(predicted: PredictedRows, pos_label: Any) -> PredictedRows:
 def _divergence_table(
     transformer: FairSteeringTransformer, rows: _Rows, trials: list[_Trial], *, same_rows: bool
 ) -> Table:
-    fitted = transformer._fitted()[0]
+    fitted = transformer._fitted().model
     parts = [(trial.steering, trial.test) for trial in trials]
     if not same_rows:
         parts = [(transformer, np.arange(len(rows.codes)))]
@@ -546,7 +546,7 @@ def _unlikeness(steering: FairSteeringTransformer, moments: SubgroupMoments | No
 
     Of rows as they are, and as they are after steering.
     """
-    fitted, ideal = steering._fitted()
+    fitted, ideal, _ = steering._fitted()
     if moments is None:
         return [float("nan"), float("nan")]
     found = []

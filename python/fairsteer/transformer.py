@@ -213,7 +213,7 @@ class FairSteeringTransformer(GroupMapTransformer):
     @property
     def ideal_(self) -> IdealDistribution:
         """The nearest ideal distribution."""
-        ideal: IdealDistribution = self._fitted()[1]
+        ideal: IdealDistribution = self._fitted().maps
         return ideal
 
     @property
@@ -358,7 +358,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         return np.array([table[label] for label in labels.tolist()], dtype=np.intp)[inverse]
 
     def _check_cells(self, y_codes: Codes, codes: Codes) -> None:
-        empty = np.flatnonzero(self._fitted()[0].weights[y_codes, codes] == 0)
+        empty = np.flatnonzero(self._fitted().model.weights[y_codes, codes] == 0)
         if empty.size:
             k, a = y_codes[empty[0]], codes[empty[0]]
             msg = (

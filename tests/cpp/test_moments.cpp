@@ -42,6 +42,18 @@ std::vector<std::int64_t> codes_of(Index n, Index cells) {
   return codes;
 }
 
+template <class T>
+void update(const Sums& sums, const RowsView<T>& rows, const std::int64_t* cells,
+            const double* weights = nullptr, Index n_threads = 1) {
+  std::vector<std::int64_t> classes, groups;
+  for (Index i = 0; i < rows.rows; ++i) {
+    const auto G = sums.view.n_groups;
+    classes.push_back(cells[i] < 0 ? -1 : cells[i] / G);
+    groups.push_back(cells[i] < 0 ? 0 : cells[i] % G);
+  }
+  update_moments<T>(sums.view, rows, classes.data(), groups.data(), weights, n_threads);
+}
+
 double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
   double largest = 0;
   for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
@@ -56,7 +68,7 @@ TEST(moments_equal_the_two_pass_formula) {
   const Matrix rows = random.matrix(d, n);  // a column is a row of X: C order
   const auto codes = codes_of(n, K * G);
   Sums sums(CovarianceModel::full, K, G, d);
-  update_moments<double>(sums.view, {rows.data(), n, d, d, 1}, codes.data(), nullptr);
+  update<double>(sums, {rows.data(), n, d, d, 1}, codes.data());
   for (Index c = 0; c < K * G; ++c) {
     double weight = 0, quartic = 0;
     Vector mean = Vector::Zero(d);
@@ -90,12 +102,11 @@ TEST(every_layout_gives_the_same_moments) {
        {CovarianceModel::tied, CovarianceModel::full, CovarianceModel::diagonal}) {
     Sums reference(model, K, G, d), fortran(model, K, G, d), strided(model, K, G, d),
         reversed(model, K, G, d);
-    update_moments<double>(reference.view, {rows.data(), n, d, d, 1}, codes.data(), nullptr);
-    update_moments<double>(fortran.view, {columns.data(), n, d, 1, n}, codes.data(), nullptr);
-    update_moments<double>(strided.view, {padded.data(), n, d, 6 * d, 3}, codes.data(), nullptr);
+    update<double>(reference, {rows.data(), n, d, d, 1}, codes.data());
+    update<double>(fortran, {columns.data(), n, d, 1, n}, codes.data());
+    update<double>(strided, {padded.data(), n, d, 6 * d, 3}, codes.data());
     std::vector<std::int64_t> backwards(codes.rbegin(), codes.rend());
-    update_moments<double>(reversed.view, {rows.data() + (n - 1) * d, n, d, -d, 1},
-                           backwards.data(), nullptr);
+    update<double>(reversed, {rows.data() + (n - 1) * d, n, d, -d, 1}, backwards.data());
     CHECK_NEAR(largest_difference(reference.scatter, fortran.scatter), 0, 0);
     CHECK_NEAR(largest_difference(reference.scatter, strided.scatter), 0, 0);
     CHECK_NEAR(largest_difference(reference.scatter, reversed.scatter), 0, 1e-11);
@@ -116,10 +127,10 @@ TEST(merging_equals_the_moments_of_the_union) {
   for (const auto model :
        {CovarianceModel::tied, CovarianceModel::full, CovarianceModel::diagonal}) {
     Sums all(model, K, G, d), first(model, K, G, d), second(model, K, G, d);
-    update_moments<double>(all.view, {rows.data(), n, d, d, 1}, codes.data(), weights.data());
-    update_moments<double>(first.view, {rows.data(), 150, d, d, 1}, codes.data(), weights.data());
-    update_moments<double>(second.view, {rows.data() + 150 * d, n - 150, d, d, 1},
-                           codes.data() + 150, weights.data() + 150);
+    update<double>(all, {rows.data(), n, d, d, 1}, codes.data(), weights.data());
+    update<double>(first, {rows.data(), 150, d, d, 1}, codes.data(), weights.data());
+    update<double>(second, {rows.data() + 150 * d, n - 150, d, d, 1}, codes.data() + 150,
+                   weights.data() + 150);
     merge_moments(first.view, second.view, cells.data());
     CHECK_NEAR(largest_difference(all.weight, first.weight), 0, 1e-12);
     CHECK_NEAR(largest_difference(all.mean, first.mean), 0, 1e-9);
@@ -139,11 +150,10 @@ TEST(half_and_single_precision_rows_are_summed_in_double) {
   const std::vector<std::int64_t> codes(n, 0);
   Sums exact(CovarianceModel::tied, 1, 1, d), from_single(CovarianceModel::tied, 1, 1, d),
       from_half(CovarianceModel::tied, 1, 1, d), exact_half(CovarianceModel::tied, 1, 1, d);
-  update_moments<double>(exact.view, {rows.data(), n, d, d, 1}, codes.data(), nullptr);
-  update_moments<float>(from_single.view, {single.data(), n, d, d, 1}, codes.data(), nullptr);
-  update_moments<Eigen::half>(from_half.view, {half.data(), n, d, d, 1}, codes.data(), nullptr);
-  update_moments<double>(exact_half.view, {half_as_double.data(), n, d, d, 1}, codes.data(),
-                         nullptr);
+  update<double>(exact, {rows.data(), n, d, d, 1}, codes.data());
+  update<float>(from_single, {single.data(), n, d, d, 1}, codes.data());
+  update<Eigen::half>(from_half, {half.data(), n, d, d, 1}, codes.data());
+  update<double>(exact_half, {half_as_double.data(), n, d, d, 1}, codes.data());
   CHECK_NEAR(largest_difference(exact.scatter, from_single.scatter), 0, 1e-5 * n);
   CHECK_NEAR(largest_difference(exact_half.scatter, from_half.scatter), 0, 1e-5 * n);
 }
@@ -152,8 +162,7 @@ TEST(a_code_that_is_too_large_is_refused) {
   const double x[2] = {1, 2};
   const std::int64_t codes[2] = {0, 4};
   Sums sums(CovarianceModel::tied, 2, 2, 1);
-  CHECK_THROWS_AS(update_moments<double>(sums.view, {x, 2, 1, 1, 1}, codes, nullptr),
-                  std::invalid_argument);
+  CHECK_THROWS_AS(update<double>(sums, {x, 2, 1, 1, 1}, codes), std::invalid_argument);
   double out[2];
   const double A[2] = {1, 1}, b[2] = {0, 0};
   CHECK_THROWS_AS(apply_maps<double>({x, 2, 1, 1, 1}, codes, 2, A, b, out), std::invalid_argument);
@@ -174,5 +183,44 @@ TEST(maps_are_applied_by_group_and_missing_groups_are_left) {
             ? Vector::Constant(d, 7.0)
             : Vector(A.middleCols(codes[i] * d, d).transpose() * rows.col(i) + b.col(codes[i]));
     CHECK_NEAR((out.col(i) - expected).norm(), 0, 1e-12);
+  }
+}
+
+TEST(sums_do_not_depend_on_the_threads_or_on_the_order_of_reading) {
+  const Index n = 12000, K = 2, G = 2;
+  for (const Index d : {3, 70}) {  // read in the order of the rows, and cell by cell
+    Random random(6);
+    const Matrix rows = random.matrix(d, n);
+    const Matrix columns = rows.transpose();
+    const auto codes = codes_of(n, K * G);
+    for (const auto model :
+         {CovarianceModel::tied, CovarianceModel::full, CovarianceModel::diagonal}) {
+      Sums one(model, K, G, d), three(model, K, G, d), staged(model, K, G, d);
+      update<double>(one, {rows.data(), n, d, d, 1}, codes.data());
+      update<double>(three, {rows.data(), n, d, d, 1}, codes.data(), nullptr, 3);
+      update<double>(staged, {columns.data(), n, d, 1, n}, codes.data(), nullptr, 2);
+      CHECK_NEAR(largest_difference(one.scatter, three.scatter), 0, 0);
+      CHECK_NEAR(largest_difference(one.quartic, three.quartic), 0, 0);
+      CHECK_NEAR(largest_difference(one.scatter, staged.scatter), 0, 1e-10);
+      CHECK_NEAR(largest_difference(one.mean, staged.mean), 0, 1e-14);
+    }
+  }
+}
+
+TEST(an_update_of_sums_that_hold_rows_equals_one_of_all_rows) {
+  const Index n = 3000, K = 2, G = 2, d = 3;
+  Random random(7);
+  Matrix rows = random.matrix(d, n);
+  rows.array() += 1e5;
+  const auto codes = codes_of(n, K * G);
+  for (const auto model : {CovarianceModel::full, CovarianceModel::diagonal}) {
+    Sums all(model, K, G, d), twice(model, K, G, d);
+    update<double>(all, {rows.data(), n, d, d, 1}, codes.data());
+    update<double>(twice, {rows.data(), 900, d, d, 1}, codes.data());
+    update<double>(twice, {rows.data() + 900 * d, n - 900, d, d, 1}, codes.data() + 900);
+    CHECK_NEAR(largest_difference(all.mean, twice.mean), 0, 1e-9);
+    CHECK_NEAR(largest_difference(all.scatter, twice.scatter), 0, 1e-6);
+    CHECK_NEAR(largest_difference(all.cubic, twice.cubic), 0, 1e-4);
+    CHECK_NEAR(largest_difference(all.quartic, twice.quartic), 0, 1e-4);
   }
 }

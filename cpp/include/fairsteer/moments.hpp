@@ -34,14 +34,15 @@ struct MomentSums {
   Index n_cells() const { return n_classes * n_groups; }
 };
 
-/// Adds rows to the sums. `codes[i]` is the cell of row i, negative to leave it out; `weights` may
-/// be null (all one); a row of weight zero is left out.
+/// Adds rows to the sums. `classes[i]` and `groups[i]` are the codes of row i, negative to leave it
+/// out; `weights` may be null (all one); a row of weight zero is left out.
 ///
-/// T is float, double or Eigen::half. Products of float and half rows are formed in float within a
-/// block and summed in double.
+/// T is float, double or Eigen::half. Products of float and half rows are formed in float over a
+/// few thousand rows at a time and summed in double. The result does not depend on `n_threads`,
+/// each of which calls BLAS: the caller keeps BLAS to one thread of its own.
 template <class T>
-void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* codes,
-                    const double* weights);
+void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* classes,
+                    const std::int64_t* groups, const double* weights, Index n_threads = 1);
 
 /// Adds the sums of `other`, whose cell c is cell `cells[c]` here (Chan, Golub and LeVeque 1979).
 ///

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "fairsteer/types.hpp"
@@ -16,28 +14,26 @@ struct RowsByCode {
   Index size(Index code) const { return begin[code + 1] - begin[code]; }
 };
 
-/// Sorts rows by code. Negative codes, and rows that `keep(i)` refuses, are left out.
 /// Throws std::invalid_argument for a code of `n_codes` or more.
-template <class Keep>
-RowsByCode sort_rows_by_code(const std::int64_t* codes, Index n_rows, Index n_codes, Keep keep) {
+void check_codes(const char* name, const std::int64_t* codes, Index n_rows, Index n_codes);
+
+/// Sorts rows by `code_of(row)`, below `n_codes`. Rows with a negative code are left out.
+template <class CodeOf>
+RowsByCode sort_rows(Index n_rows, Index n_codes, CodeOf code_of) {
   RowsByCode sorted;
   sorted.begin.assign(n_codes + 1, 0);
   for (Index i = 0; i < n_rows; ++i) {
-    if (codes[i] >= n_codes)
-      throw std::invalid_argument("codes must be below " + std::to_string(n_codes) + ", not " +
-                                  std::to_string(codes[i]) + " (row " + std::to_string(i) + ")");
-    if (codes[i] >= 0 && keep(i)) ++sorted.begin[codes[i] + 1];
+    const Index code = code_of(i);
+    if (code >= 0) ++sorted.begin[code + 1];
   }
   for (std::size_t c = 1; c < sorted.begin.size(); ++c) sorted.begin[c] += sorted.begin[c - 1];
   sorted.rows.resize(sorted.begin.back());
   std::vector<Index> next(sorted.begin.begin(), sorted.begin.end() - 1);
-  for (Index i = 0; i < n_rows; ++i)
-    if (codes[i] >= 0 && keep(i)) sorted.rows[next[static_cast<std::size_t>(codes[i])]++] = i;
+  for (Index i = 0; i < n_rows; ++i) {
+    const Index code = code_of(i);
+    if (code >= 0) sorted.rows[next[code]++] = i;
+  }
   return sorted;
-}
-
-inline RowsByCode sort_rows_by_code(const std::int64_t* codes, Index n_rows, Index n_codes) {
-  return sort_rows_by_code(codes, n_rows, n_codes, [](Index) { return true; });
 }
 
 }  // namespace fairsteer

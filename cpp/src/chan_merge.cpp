@@ -1,0 +1,178 @@
+#include "chan_merge.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace fairsteer {
+namespace detail {
+namespace {
+
+// Third and fourth moments about c - delta, from those about c: y becomes y + delta.
+// `sum` is sum s_i y_i about c (zero when c is the mean), `scatter_delta` the scatter times delta.
+void shift_matrix_model(double weight, double trace, const Vector& sum, const Vector& scatter_delta,
+                        const Vector& delta, Eigen::Ref<Vector> cubic, double& quartic) {
+  const double square = delta.squaredNorm();
+  const double sum_delta = sum.dot(delta);
+  quartic += 4 * delta.dot(scatter_delta) + 4 * cubic.dot(delta) + 2 * trace * square +
+             4 * square * sum_delta + weight * square * square;
+  cubic += trace * delta + 2 * scatter_delta + 2 * sum_delta * delta + square * sum +
+           weight * square * delta;
+}
+
+// The same, feature by feature, about the mean.
+void shift_diagonal_model(double weight, const ConstVectorRef& variance, const Vector& delta,
+                          Eigen::Ref<Vector> cubic, Eigen::Ref<Vector> quartic) {
+  const auto d = delta.array();
+  quartic.array() +=
+      4 * cubic.array() * d + 6 * variance.array() * d.square() + weight * d.square().square();
+  cubic.array() += 3 * variance.array() * d + weight * d.cube();
+}
+
+void mirror(Eigen::Map<Matrix> lower) {
+  constexpr Index kTile = 32;  // two tiles stay in cache
+  const Index d = lower.rows();
+  for (Index j0 = 0; j0 < d; j0 += kTile)
+    for (Index i0 = j0; i0 < d; i0 += kTile)
+      for (Index j = j0; j < std::min(d, j0 + kTile); ++j)
+        for (Index i = std::max(i0, j + 1); i < std::min(d, i0 + kTile); ++i)
+          lower(j, i) = lower(i, j);
+}
+
+}  // namespace
+
+ChanMerge::ChanMerge(const MomentSums& sums, std::vector<Index> cells, CellSums added)
+    : sums_(sums), cells_(std::move(cells)), added_(std::move(added)) {
+  const Index d = sums.n_features, target = scatter_of(sums, cells_.front());
+  const auto m = static_cast<Index>(cells_.size());
+  scatter_ = sums.scatter + target * d * d;
+  if (sums.model == CovarianceModel::tied)
+    for (Index k = 0; k < sums.n_classes; ++k)
+      old_total_ += sums.weight[k * sums.n_groups + target];
+  else
+    old_total_ = sums.weight[target];
+  old_weight_.resize(m);
+  difference_ = old_shift_ = Matrix::Zero(d, m);
+  new_shift_ = added_.centre - added_.mean;
+  for (Index i = 0; i < m; ++i) {
+    const double n1 = old_weight_[i] = sums.weight[cells_[i]], n2 = added_.weight[i];
+    if (!(n1 > 0)) continue;
+    difference_.col(i) = added_.mean.col(i) - VectorView(sums.mean + cells_[i] * d, d);
+    old_shift_.col(i) = -(n2 / (n1 + n2)) * difference_.col(i);
+    new_shift_.col(i) += n1 / (n1 + n2) * difference_.col(i);
+  }
+  if (old_total_ > 0) {
+    const MatrixView scatter(scatter_, d, d);
+    old_trace_ = scatter.trace();
+    old_moved_ = scatter.selfadjointView<Eigen::Lower>() * old_shift_;
+    new_moved_ = scatter.selfadjointView<Eigen::Lower>() * new_shift_;
+  }
+}
+
+void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix& cubic) {
+  const Index d = sums_.n_features;
+  Eigen::Map<Matrix> scatter(scatter_, d, d);
+  // The scatter of the new rows times what they shift by.
+  Matrix moved = Matrix::Zero(d, new_shift_.cols());
+  if (!new_shift_.isZero(0)) moved = scatter.selfadjointView<Eigen::Lower>() * new_shift_;
+  if (old_total_ > 0) moved -= new_moved_;
+  Matrix rounding = added_.mean - added_.centre;
+  const Vector zero = Vector::Zero(d);
+  const double new_total = added_.weight.sum();
+  for (Index i = 0; i < rounding.cols(); ++i) {
+    const Index c = cells_[i];
+    const double n1 = old_weight_[i], n2 = added_.weight[i];
+    Eigen::Map<Vector> own_mean(sums_.mean + c * d, d), own_cubic(sums_.cubic + c * d, d);
+    double& own_quartic = sums_.quartic[c];
+    // The tied model keeps no scatter of a cell: it gets its share of the group's.
+    if (n1 > 0) {
+      const double share = n1 / old_total_;
+      shift_matrix_model(n1, share * old_trace_, zero, share * old_moved_.col(i), old_shift_.col(i),
+                         own_cubic, own_quartic);
+    }
+    Vector new_cubic = cubic.col(i);
+    double new_quartic = quartic[i];
+    shift_matrix_model(n2, trace[i], n2 * rounding.col(i), n2 / new_total * moved.col(i),
+                       new_shift_.col(i), new_cubic, new_quartic);
+    own_cubic += new_cubic;
+    own_quartic = std::max(0.0, own_quartic + new_quartic);
+    if (n1 > 0)
+      own_mean += n2 / (n1 + n2) * difference_.col(i);
+    else
+      own_mean = added_.mean.col(i);
+    sums_.weight[c] = n1 + n2;
+    sums_.weight_square[c] += added_.weight_square[i];
+    difference_.col(i) *= std::sqrt(n1 / (n1 + n2) * n2);
+    rounding.col(i) *= std::sqrt(n2);
+  }
+  if (old_total_ > 0) scatter.selfadjointView<Eigen::Lower>().rankUpdate(difference_);
+  if (!rounding.isZero(0)) scatter.selfadjointView<Eigen::Lower>().rankUpdate(rounding, -1.0);
+  scatter.diagonal() = scatter.diagonal().cwiseMax(0.0);
+  mirror(scatter);
+}
+
+void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell& other) {
+  const Index d = sums.n_features;
+  Eigen::Map<Vector> mean(sums.mean + cell * d, d), variance(sums.scatter + cell * d, d),
+      cubic(sums.cubic + cell * d, d), quartic(sums.quartic + cell * d, d);
+  const VectorView other_mean(other.mean, d), other_variance(other.variance, d);
+  Vector other_cubic = VectorView(other.cubic, d), other_quartic = VectorView(other.quartic, d);
+  const double n1 = sums.weight[cell], n2 = other.weight;
+  if (n1 > 0) {
+    const Vector difference = other_mean - mean;
+    shift_diagonal_model(n1, variance, -(n2 / (n1 + n2)) * difference, cubic, quartic);
+    shift_diagonal_model(n2, other_variance, (n1 / (n1 + n2)) * difference, other_cubic,
+                         other_quartic);
+    variance.array() += n1 / (n1 + n2) * n2 * difference.array().square();
+    mean += n2 / (n1 + n2) * difference;
+  } else {
+    mean = other_mean;
+  }
+  variance += other_variance;
+  cubic += other_cubic;
+  quartic += other_quartic;
+  sums.weight[cell] = n1 + n2;
+  sums.weight_square[cell] += other.weight_square;
+}
+
+}  // namespace detail
+
+void merge_moments(const MomentSums& sums, const MomentSums& other, const std::int64_t* cells) {
+  const Index d = sums.n_features;
+  if (sums.model == CovarianceModel::diagonal) {
+    for (Index c = 0; c < other.n_cells(); ++c)
+      if (other.weight[c] > 0)
+        detail::merge_diagonal_cell(
+            sums, cells[c],
+            {other.weight[c], other.weight_square[c], other.mean + c * d, other.scatter + c * d,
+             other.cubic + c * d, other.quartic + c * d});
+    return;
+  }
+  for (Index from = 0; from < detail::n_scatters(other); ++from) {
+    std::vector<Index> here, there;
+    for (Index c = 0; c < other.n_cells(); ++c)
+      if (detail::scatter_of(other, c) == from && other.weight[c] > 0) {
+        here.push_back(cells[c]);
+        there.push_back(c);
+      }
+    if (here.empty()) continue;
+    const auto m = static_cast<Index>(here.size());
+    const MatrixView scatter(other.scatter + from * d * d, d, d);
+    detail::CellSums added(d, m);
+    for (Index i = 0; i < m; ++i) {
+      added.weight[i] = other.weight[there[i]];
+      added.weight_square[i] = other.weight_square[there[i]];
+      added.quartic[i] = other.quartic[there[i]];
+      added.mean.col(i) = VectorView(other.mean + there[i] * d, d);
+      added.cubic.col(i) = VectorView(other.cubic + there[i] * d, d);
+    }
+    added.centre = added.mean;
+    added.trace = added.weight * (scatter.trace() / added.weight.sum());
+    Eigen::Map<Matrix> into(sums.scatter + detail::scatter_of(sums, here[0]) * d * d, d, d);
+    detail::ChanMerge merge(sums, std::move(here), added);
+    into += scatter;
+    merge.finish(added.trace, added.quartic, added.cubic);
+  }
+}
+
+}  // namespace fairsteer

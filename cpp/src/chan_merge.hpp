@@ -1,0 +1,87 @@
+// Two sets of sums about their own means become sums about the common mean (Chan, Golub and LeVeque
+// 1979).
+#pragma once
+
+#include <vector>
+
+#include "fairsteer/moments.hpp"
+
+namespace fairsteer::detail {
+
+/// The scatter that a cell's rows go to: one a group when tied, else one a cell.
+inline Index scatter_of(const MomentSums& sums, Index cell) {
+  return sums.model == CovarianceModel::tied ? cell % sums.n_groups : cell;
+}
+
+inline Index n_scatters(const MomentSums& sums) {
+  return sums.model == CovarianceModel::tied ? sums.n_groups : sums.n_cells();
+}
+
+/// What rows add up to in some cells, one an entry or a column: weights, means, and sums about
+/// `centre`, a point near the mean.
+struct CellSums {
+  CellSums(Index d, Index n_cells)
+      : weight(Vector::Zero(n_cells)),
+        weight_square(Vector::Zero(n_cells)),
+        trace(Vector::Zero(n_cells)),
+        quartic(Vector::Zero(n_cells)),
+        mean(Matrix::Zero(d, n_cells)),
+        centre(Matrix::Zero(d, n_cells)),
+        cubic(Matrix::Zero(d, n_cells)) {}
+
+  CellSums of(const std::vector<Index>& cells) const {
+    CellSums some(0, 0);
+    some.weight = weight(cells);
+    some.weight_square = weight_square(cells);
+    some.trace = trace(cells);
+    some.quartic = quartic(cells);
+    some.mean = mean(Eigen::all, cells);
+    some.centre = centre(Eigen::all, cells);
+    some.cubic = cubic(Eigen::all, cells);
+    return some;
+  }
+
+  Vector weight, weight_square, trace, quartic;
+  Matrix mean, centre, cubic;
+};
+
+/// Merges new rows into cells that share one scatter (tied or full). Made before the scatter of the
+/// new rows, which is about their centres, is added to the lower triangle of that of the old ones,
+/// and finished afterwards.
+class ChanMerge {
+ public:
+  /// Entry i of `added` goes to `cells[i]`. Only its weights, means and centres are read yet.
+  ChanMerge(const MomentSums& sums, std::vector<Index> cells, CellSums added);
+
+  /// Writes weights, means and the sums of higher order, and completes both triangles of the
+  /// scatter.
+  void finish(const Vector& trace, const Vector& quartic, const Matrix& cubic);
+
+  const std::vector<Index>& cells() const { return cells_; }
+
+ private:
+  const MomentSums& sums_;
+  std::vector<Index> cells_;
+  CellSums added_;
+  double* scatter_;
+  double old_total_ = 0;  // weight behind the scatter
+  double old_trace_ = 0;
+  Vector old_weight_;             // of the cells
+  Matrix difference_;             // new mean minus old one
+  Matrix old_shift_, new_shift_;  // what is added to residuals about the old centres
+  Matrix old_moved_, new_moved_;  // the old scatter times these
+};
+
+/// Sums of one cell of the diagonal model, about its mean.
+struct DiagonalCell {
+  double weight;
+  double weight_square;
+  const double* mean;
+  const double* variance;
+  const double* cubic;
+  const double* quartic;
+};
+
+void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell& other);
+
+}  // namespace fairsteer::detail
