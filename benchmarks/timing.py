@@ -38,8 +38,14 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} µs"
 
 
-def alternated(runs: Sequence[Callable[[], Any]], *, budget: float, rounds: int = 15) -> tuple[list[float], int]:
-    """Median seconds of each, measured in turns so that a busy moment hits all; and the rounds.
+def seconds_of(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def paired(runs: Sequence[Callable[[], Any]], *, budget: float, rounds: int = 15) -> list[list[float]]:
+    """Seconds of each in every round, measured in turns so that a busy moment hits all.
 
     Each has run once before (the caller compared the answers). Ends after ``rounds`` rounds, or after
     the round in which ``budget`` seconds are used up.
@@ -49,11 +55,15 @@ def alternated(runs: Sequence[Callable[[], Any]], *, budget: float, rounds: int 
     for index in range(rounds):
         # Who goes first alternates too.
         for side in range(len(runs))[:: 1 if index % 2 == 0 else -1]:
-            start = time.perf_counter()
-            runs[side]()
-            seconds[side].append(time.perf_counter() - start)
+            seconds[side].append(seconds_of(runs[side]))
         if time.perf_counter() > end:
             break
+    return seconds
+
+
+def alternated(runs: Sequence[Callable[[], Any]], *, budget: float, rounds: int = 15) -> tuple[list[float], int]:
+    """Median seconds of each over paired rounds; and the rounds."""
+    seconds = paired(runs, budget=budget, rounds=rounds)
     return [statistics.median(own) for own in seconds], len(seconds[0])
 
 

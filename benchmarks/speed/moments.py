@@ -1,0 +1,172 @@
+"""Moments of cells: fairsteer, NumPy, and the estimators of scikit-learn that form the same matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.covariance import LedoitWolf
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+
+from benchmarks import problems, reference
+from benchmarks.reference import Array
+from benchmarks.speed import limits
+from benchmarks.speed.contest import Case, Contender, Contest, relative
+from fairsteer import SubgroupMoments
+
+N_GROUPS = 2
+
+# Of the float64 answer; fairsteer adds float32 products in float64, the rivals work in the dtype of the rows.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
+TOLERANCE_OF_RIVALS = {"float32": 1e-3, "float64": 1e-9}
+
+
+class Answer(NamedTuple):
+    """Means (K, G, d) and covariances as the model has them; a field that a rival does not compute is None."""
+
+    means: Array | None
+    covariances: Array
+
+
+Codes = NDArray[np.integer[Any]]
+
+
+def cells_in_order(y: Codes, a: Codes, n_cells: int) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
+    """Class, group and row numbers of every cell that has rows; one sort."""
+    cell = y * N_GROUPS + a
+    order = np.argsort(cell, kind="stable")
+    bounds = np.searchsorted(cell[order], np.arange(n_cells + 1))
+    for c in range(n_cells):
+        if bounds[c + 1] > bounds[c]:
+            yield c // N_GROUPS, c % N_GROUPS, order[bounds[c] : bounds[c + 1]]
+
+
+def collected(
+    X: NDArray[Any], y: Codes, a: Codes, n_classes: int, model: str, of_cell: Callable[[NDArray[Any]], tuple[Any, Any]]
+) -> Answer:
+    """Mean and covariance of every cell by ``of_cell``; the tied model averages the covariances of a group."""
+    K, d = n_classes, X.shape[1]
+    means = np.zeros((K, N_GROUPS, d))
+    covariances = np.zeros((N_GROUPS, d, d) if model == "tied" else (K, N_GROUPS, d, d))
+    weights = np.zeros(N_GROUPS)
+    for k, g, rows in cells_in_order(y, a, K * N_GROUPS):
+        mean, covariance = of_cell(X[rows])
+        means[k, g] = mean
+        if model == "tied":
+            covariance *= len(rows)
+            covariances[g] += covariance
+            weights[g] += len(rows)
+        else:
+            covariances[k, g] = covariance
+    if model == "tied":
+        covariances /= weights[:, None, None]
+    return Answer(means, covariances)
+
+
+def numpy_cov(block: NDArray[Any]) -> tuple[Any, Any]:
+    d = block.shape[1]
+    return block.mean(axis=0), np.cov(block, rowvar=False, bias=True, dtype=block.dtype).reshape(d, d)
+
+
+def own_dtype(block: NDArray[Any]) -> tuple[Any, Any]:
+    """The reference's two passes in the dtype of the rows; NumPy calls syrk for ``block.T @ block``."""
+    mean = block.mean(axis=0)
+    block -= mean
+    product = block.T @ block
+    product /= len(block)
+    return mean, product
+
+
+def ledoit_wolf(block: NDArray[Any]) -> tuple[Any, Any]:
+    fitted = LedoitWolf(store_precision=False).fit(block)
+    return fitted.location_, fitted.covariance_
+
+
+def lda(X: NDArray[Any], y: Codes, a: Codes, n_classes: int) -> Answer:
+    """A discriminant analysis a group: its covariance is the tied one, its means are those of the classes."""
+    means = np.zeros((n_classes, N_GROUPS, X.shape[1]))
+    covariances = []
+    for g in range(N_GROUPS):
+        rows = a == g
+        fitted = LinearDiscriminantAnalysis(solver="lsqr").fit(X[rows], y[rows])
+        means[fitted.classes_, g] = fitted.means_
+        covariances.append(fitted.covariance_)
+    return Answer(means, np.array(covariances))
+
+
+def qda(X: NDArray[Any], y: Codes, a: Codes, n_classes: int) -> Answer:
+    """Cells as classes; by eigenvalues, which is several times faster than the default by singular values."""
+    fitted = QuadraticDiscriminantAnalysis(solver="eigen", store_covariance=True).fit(X, y * N_GROUPS + a)
+    d = X.shape[1]
+    means = np.zeros((n_classes * N_GROUPS, d))
+    covariances = np.zeros((n_classes * N_GROUPS, d, d))
+    means[fitted.classes_], covariances[fitted.classes_] = fitted.means_, fitted.covariance_
+    return Answer(means.reshape(n_classes, N_GROUPS, d), covariances.reshape(n_classes, N_GROUPS, d, d))
+
+
+def error_against(truth: reference.Moments) -> Callable[[Any], float]:
+    """Of the worst covariance, and of the means."""
+    axes = (-1,) if truth.covariance == "diagonal" else (-2, -1)
+
+    def error(answer: Any) -> float:
+        return max(
+            relative(answer.covariances, truth.covariances, axes),
+            0.0 if answer.means is None else relative(answer.means, truth.means),
+        )
+
+    return error
+
+
+def contest(case: Case, threads: int) -> Contest:
+    K, model = case.n_classes, case.variant
+    X, y, a = problems.rows_of_cells(case.n_rows, K, N_GROUPS, case.n_features, dtype=case.dtype)
+
+    def update() -> SubgroupMoments:
+        labels: dict[str, Any] = {"classes": range(K), "groups": range(N_GROUPS), "covariance": model}
+        return SubgroupMoments(case.n_features, **labels).update(X, y, a)
+
+    def ours() -> Answer:
+        moments = update()
+        return Answer(moments.means, moments.covariances)
+
+    def theirs() -> reference.Moments:
+        return reference.moments(X, y, a, K, N_GROUPS, covariance=model)
+
+    # Double precision throughout, two passes a cell.
+    truth = theirs()
+    error = error_against(truth)
+    rivals = TOLERANCE_OF_RIVALS[case.dtype]
+    contenders = [
+        Contender("fairsteer", "ours", ours, error, TOLERANCE[case.dtype]),
+        Contender("NumPy reference", "same", theirs, error, TOLERANCE[case.dtype]),
+    ]
+
+    def same(name: str, run: Callable[[], Any], against: Callable[[Any], float] = error) -> None:
+        contenders.append(Contender(name, "same", run, against, rivals))
+
+    if model != "diagonal":
+        if case.dtype == "float32":
+            same("NumPy in float32", lambda: collected(X, y, a, K, model, own_dtype))
+        same("numpy.cov per cell", lambda: collected(X, y, a, K, model, numpy_cov))
+    if model == "tied":
+        same("scikit-learn LDA per group", lambda: lda(X, y, a, K))
+    if model == "full":
+        if len(X) > 2 * case.n_cells * case.n_features:  # it refuses covariances that are not of full rank
+            same("scikit-learn QDA", lambda: qda(X, y, a, K))
+        intensities = reference.shrinkage_intensities(X, y, a, K, N_GROUPS, "ledoit_wolf", covariance="full")
+        shrunk = error_against(
+            reference.Moments(truth.weights, truth.means, reference.shrunk(truth.covariances, intensities), "full")
+        )
+
+        def ours_shrunk() -> Answer:
+            moments = update().shrink("ledoit_wolf")
+            return Answer(moments.means, moments.covariances)
+
+        contenders.append(Contender("fairsteer, Ledoit-Wolf", "same", ours_shrunk, shrunk, 10 * TOLERANCE[case.dtype]))
+        same("scikit-learn LedoitWolf per cell", lambda: collected(X, y, a, K, model, ledoit_wolf), shrunk)
+    if case.n_rows * case.n_features <= 1e9:
+        contenders.append(limits.syrk(X))
+    contenders += limits.memory([X, y, a], threads)
+    return Contest(contenders, truth.means.nbytes + truth.covariances.nbytes)
