@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,18 +35,19 @@ def contest(case: Case, threads: int) -> Contest:
     def ours() -> FairSteeringTransformer:
         return FairSteeringTransformer().fit(X, y, sensitive_features=a)
 
-    data = reference.moments(X, y, a, K, N_GROUPS)
-    intensities = reference.shrinkage_intensities(X, y, a, K, N_GROUPS, "ledoit_wolf")
-    data = reference.Moments(data.weights, data.means, reference.shrunk(data.covariances, intensities), "tied")
-    truth = reference.nearest_ideal(data, tol=1e-10, reduce=True)
+    @functools.cache
+    def truth() -> tuple[reference.Moments, float]:
+        plain = reference.moments(X, y, a, K, N_GROUPS)
+        intensities = reference.shrinkage_intensities(X, y, a, K, N_GROUPS, "ledoit_wolf")
+        data = replace(plain, covariances=reference.shrunk(plain.covariances, intensities))
+        return data, reference.nearest_ideal(data, tol=1e-10, reduce=True).kl_divergence
 
     def error(steer: FairSteeringTransformer) -> float:
-        ideal = steer.ideal_
+        ideal, (data, divergence) = steer.ideal_, truth()
         by_definition, _ = reference.divergence(ideal.weights, ideal.means, ideal.covariances, data)
-        return max(abs(value / truth.kl_divergence - 1) for value in (ideal.kl_divergence, by_definition))
+        return max(abs(value / divergence - 1) for value in (ideal.kl_divergence, by_definition))
 
     contenders = [Contender("fairsteer", "ours", ours, error, TOLERANCE)]
-    wide = X.astype(np.float64)
     peers: list[tuple[str, Callable[[NDArray[Any]], Callable[[], Any]]]] = [
         ("POT LinearTransport", lambda rows: pot(rows, a)),
         ("concept-erasure LEACE", lambda rows: leace(rows, a)),
@@ -52,10 +55,9 @@ def contest(case: Case, threads: int) -> Contest:
         ("scikit-learn QDA", lambda rows: qda(rows, y)),
     ]
     for name, prepared in peers:
-        in_double = np.asarray(prepared(wide)())
 
-        def own_error(answer: Any, in_double: NDArray[np.float64] = in_double) -> float:
-            return relative(np.asarray(answer), in_double)
+        def own_error(answer: Any, prepared: Any = prepared) -> float:
+            return relative(np.asarray(answer), np.asarray(prepared(X.astype(np.float64))()))
 
         contenders.append(Contender(name, "peer", prepared(X), own_error, TOLERANCE_OF_PEERS))
     return Contest(contenders, N_GROUPS * X.shape[1] ** 2 * 8)

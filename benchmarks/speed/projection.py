@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,17 +79,17 @@ def contest(case: Case, threads: int) -> Contest:
     def by_reference() -> reference.Ideal:
         return reference.nearest_ideal(data, tol=STOP, **theirs)
 
-    if case.variant == "symmetric":
-        truth = reference.nearest_ideal(data, tol=1e-10, **theirs)
-    else:
-        truth = reference.nearest_ideal(in_class_span(data), tol=1e-10, **theirs)
+    @functools.cache
+    def truth() -> reference.Ideal:
+        problem = data if case.variant == "symmetric" else in_class_span(data)
+        return reference.nearest_ideal(problem, tol=1e-10, **theirs)
 
     def error(ideal: IdealDistribution) -> float:
         by_definition, _ = reference.divergence(ideal.weights, ideal.means, ideal.covariances, data)
         return max(above(ideal.kl_divergence), above(by_definition), unfairness(ideal))
 
     def above(divergence: float) -> float:
-        return abs(divergence / truth.kl_divergence - 1)
+        return abs(divergence / truth().kl_divergence - 1)
 
     contenders = [Contender("fairsteer", "ours", ours, error, TOLERANCE)]
     if d <= LARGEST_FOR_RIVALS:
@@ -99,11 +101,11 @@ def contest(case: Case, threads: int) -> Contest:
     return Contest([*contenders, limits.eigh(data.covariances[MOVED])], (2 * N_GROUPS + 1) * data.covariances[0].nbytes)
 
 
-def generic_solvers(variant: str, data: reference.Moments, truth: reference.Ideal) -> list[Contender]:
+def generic_solvers(variant: str, data: reference.Moments, truth: Callable[[], reference.Ideal]) -> list[Contender]:
     """They find the moved group's map, and nothing else: not the other maps and distributions."""
-    of_moved = float(truth.class_prior @ truth.cell_divergence[:, MOVED])
 
     def error(value: float) -> float:
+        of_moved = float(truth().class_prior @ truth().cell_divergence[:, MOVED])
         return abs(value / of_moved - 1)
 
     if variant == "affirmative":

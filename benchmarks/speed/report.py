@@ -66,7 +66,8 @@ def verdicts(found: Sequence[Claim]) -> str:
 def environment(measurements: Sequence[Measurement]) -> Iterator[str]:
     yield f"* CPU: {cpu()}, {os.cpu_count()} cores; {platform.system()} {platform.machine()}"
     build = fairsteer.build_info()
-    yield f"* fairsteer {_version()}: {', '.join(f'{key} {build[key]}' for key in ('compiler', 'eigen', 'simd', 'flags'))}"
+    built = ", ".join(f"{key} {build[key]}" for key in ("compiler", "eigen", "simd", "flags"))
+    yield f"* fairsteer {_version()}: {built}"
     versions: dict[str, str] = {}
     libraries: dict[str, None] = {}
     for m in measurements:
@@ -77,7 +78,7 @@ def environment(measurements: Sequence[Measurement]) -> Iterator[str]:
     )
     yield "* BLAS and OpenMP by number of threads asked for: " + "; ".join(sorted(libraries))
     core = os.environ.get("OPENBLAS_CORETYPE")
-    yield f"* OPENBLAS_CORETYPE: {core if core else 'not set'}"
+    yield f"* OPENBLAS_CORETYPE: {core or 'not set'}"
     yield f"* Memory: {timing.memory_method()}, in a process that is not timed"
     yield "* Time: median of rounds in which all take turns, after a first run; one round: the first run took long"
 
