@@ -117,7 +117,7 @@ class Measurement:
 
 
 def race(case: Case, contest: Contest, threads: int) -> Measurement:
-    """Answers once, then rounds in turns; what took half the case's seconds in its first run has only that one."""
+    """Answers once, then rounds in turns; a rival that took half the case's seconds in its first run has only that."""
     results = []
     for contender in contest.contenders:
         answers: list[Any] = []
@@ -130,7 +130,11 @@ def race(case: Case, contest: Contest, threads: int) -> Measurement:
         results.append(
             Result(contender.name, contender.kind, [seconds], error, contender.tolerance, own, contender.work)
         )
-    again = [i for i, result in enumerate(results) if result.seconds[0] <= case.seconds / 2]
+    again = [
+        i
+        for i, result in enumerate(results)
+        if result.seconds[0] <= case.seconds / 2 or (result.kind in ("ours", "limit") and not case.is_long)
+    ]
     if again:
         runs = [_repeated(contest.contenders[i]) for i in again]
         for i, own in zip(again, timing.paired(runs, budget=case.seconds, rounds=case.rounds), strict=True):
