@@ -116,14 +116,14 @@ class Measurement:
         return cls(Case(**record["case"]), record["threads"], results, record["output_bytes"], record["info"])
 
 
-def race(case: Case, contest: Contest, threads: int) -> Measurement:
+def race(case: Case, contest: Contest, threads: int, clock: timing.Clock = time.perf_counter) -> Measurement:
     """Answers once, then rounds in turns; a rival that took half the case's seconds in its first run has only that."""
     results = []
     for contender in contest.contenders:
         answers: list[Any] = []
-        start = time.perf_counter()
+        start = clock()
         peak = timing.extra_peak_memory(lambda run=contender.run, answers=answers: answers.append(run()))
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         error = contender.error(answers[0]) if contender.error is not None else None
         # Where a run takes long, there is no second process for its memory.
         own = peak if case.is_long and contender.kind != "limit" else None
@@ -137,7 +137,9 @@ def race(case: Case, contest: Contest, threads: int) -> Measurement:
     ]
     if again:
         runs = [_repeated(contest.contenders[i]) for i in again]
-        for i, own in zip(again, timing.paired(runs, budget=case.seconds, rounds=case.rounds), strict=True):
+        for i, own in zip(
+            again, timing.paired(runs, budget=case.seconds, rounds=case.rounds, clock=clock), strict=True
+        ):
             results[i].seconds = [spent / contest.contenders[i].calls for spent in own]
     return Measurement(case, threads, results, contest.output_bytes)
 

@@ -20,7 +20,7 @@ MOST = 2**30
 
 MOMENTS = Case("moments", 768, 200_000, 56, variant="tied", seconds=12, rounds=5)
 MANY_CELLS = Case("moments", 16, 200_000, 400, variant="tied", seconds=4)
-FULL_MOMENTS = Case("moments", 768, 100_000, 56, variant="full", seconds=6, rounds=3)
+FULL_MOMENTS = Case("moments", 384, 50_000, 56, variant="full", seconds=6, rounds=3)
 TRANSFORM = Case("transform", 768, 100_000, 4, variant="transformer", seconds=10)
 LATENCY = Case("latency", 768, 2_000, 2, seconds=4)
 FIT = Case("fit", 768, 50_000, 4, seconds=8)
