@@ -27,7 +27,7 @@ def main() -> int:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--quick", action="store_const", const="quick", dest="plan", help="small sizes (the default)")
     sizes.add_argument("--must", action="store_const", const="must", dest="plan", help="the cases behind the claims")
-    sizes.add_argument("--full", action="store_const", const="full", dest="plan", help="every size (an hour or more)")
+    sizes.add_argument("--full", action="store_const", const="full", dest="plan", help="every size (hours)")
     parser.add_argument("--only", choices=plans.SECTIONS, help="one section")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads, 1 2 by default")
     parser.add_argument(

@@ -50,6 +50,7 @@ def contest(case: Case, threads: int) -> Contest:
     contenders = [Contender("fairsteer", "ours", ours, error, TOLERANCE)]
     peers: list[tuple[str, Callable[[NDArray[Any]], Callable[[], Any]]]] = [
         ("POT LinearTransport", lambda rows: pot(rows, a)),
+        ("POT ot.gaussian", lambda rows: pot_gaussian(rows, a)),
         ("concept-erasure LEACE", lambda rows: leace(rows, a)),
         ("concept-erasure Quadratic", lambda rows: quadratic(rows, a)),
         ("scikit-learn QDA", lambda rows: qda(rows, y)),
@@ -72,6 +73,14 @@ def pot(X: NDArray[Any], a: NDArray[Any]) -> Callable[[], Any]:
 
     source, target = X[a == 0], X[a == 1]
     return lambda: LinearTransport(reg=REGULARISATION).fit(Xs=source, Xt=target).A_
+
+
+def pot_gaussian(X: NDArray[Any], a: NDArray[Any]) -> Callable[[], Any]:
+    """The function behind `LinearTransport`, without the inverse map."""
+    from ot.gaussian import empirical_bures_wasserstein_mapping
+
+    source, target = X[a == 0], X[a == 1]
+    return lambda: empirical_bures_wasserstein_mapping(source, target, reg=REGULARISATION)[0]
 
 
 def leace(X: NDArray[Any], a: NDArray[Any]) -> Callable[[], Any]:

@@ -24,6 +24,9 @@ N_GROUPS = 2
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 TOLERANCE_OF_RIVALS = {"float32": 1e-3, "float64": 1e-9}
 
+# Beyond this its linear system takes minutes.
+LARGEST_FOR_LDA = 2048
+
 
 class Answer(NamedTuple):
     """Means (K, G, d), and covariances as the model has them."""
@@ -155,7 +158,7 @@ def contest(case: Case, threads: int) -> Contest:
         if case.dtype == "float32":
             add("NumPy in float32", lambda: collected(X, y, a, K, model, own_dtype))
         add("numpy.cov per cell", lambda: collected(X, y, a, K, model, numpy_cov))
-    if model == "tied":
+    if model == "tied" and case.n_features <= LARGEST_FOR_LDA:
         add("scikit-learn LDA per group", lambda: lda(X, y, a, K))
     if model == "full":
         if len(X) > 2 * case.n_cells * case.n_features:  # it refuses covariances that are not of full rank

@@ -12,8 +12,8 @@ SECTIONS = ("moments", "transform", "projection", "fit", "growth")
 
 CELLS = (4, 56, 400)
 
-# Rows a case: a run takes a second or so, not minutes.
-ROWS = {16: 1_000_000, 64: 400_000, 384: 100_000, 768: 50_000, 1152: 30_000, 4096: 8_000}
+# Rows a case: half a gigabyte, or what takes seconds and not minutes.
+ROWS = {16: 4_000_000, 64: 2_000_000, 384: 400_000, 768: 200_000, 1152: 100_000, 4096: 20_000}
 
 # Matrices beyond this many bytes are left out.
 MOST = 2**30
@@ -67,13 +67,13 @@ def full(threads: list[int]) -> Iterator[tuple[Case, int]]:
         for cells in CELLS:
             case = Case("moments", d, n, cells, variant="tied", seconds=6)
             chosen += [case, replace(case, n_rows=n // 2, dtype="float64")]
-            chosen += [replace(case, variant=how) for how in ("full", "diagonal") if fits(cells, d, how)]
+            chosen += [replace(case, n_rows=n // 4, variant=how) for how in ("full", "diagonal") if fits(cells, d, how)]
     for d, n in ROWS.items():
         for cells in CELLS:
             if fits(cells // 2, d, "full"):
                 chosen.append(Case("transform", d, min(n, 200_000), cells, variant="maps", seconds=4))
     chosen += [replace(LATENCY, n_features=d) for d in (16, 768, 4096)]
-    chosen += [Case("projection", 16, 0, 4, variant="symmetric"), Case("projection", 16, 0, 56, variant="symmetric")]
+    chosen += [Case("projection", d, 0, cells, variant="symmetric") for d in (16, 64) for cells in (4, 56)]
     for d in (16, 64, 384, 768, 1152):
         chosen += [Case("projection", d, 0, 56, variant=how, seconds=6) for how in ("affirmative", "all_subgroups")]
     chosen += [MOMENTS, MANY_CELLS, FULL_MOMENTS, TRANSFORM, FIT, *growth_cases()]
