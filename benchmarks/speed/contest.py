@@ -120,16 +120,12 @@ def race(case: Case, contest: Contest, threads: int, clock: timing.Clock = time.
     """Answers once, then rounds in turns; a rival that took half the case's seconds in its first run has only that."""
     results = []
     for contender in contest.contenders:
-        answers: list[Any] = []
-        start = clock()
-        peak = timing.extra_peak_memory(lambda run=contender.run, answers=answers: answers.append(run()))
-        seconds = clock() - start
-        error = contender.error(answers[0]) if contender.error is not None else None
+        answer, spent, peak = _first(contender.run, clock)
+        error = contender.error(answer) if contender.error is not None else None
         # Where a run takes long, there is no second process for its memory.
         own = peak if case.is_long and contender.kind != "limit" else None
-        results.append(
-            Result(contender.name, contender.kind, [seconds], error, contender.tolerance, own, contender.work)
-        )
+        results.append(Result(contender.name, contender.kind, [spent], error, contender.tolerance, own, contender.work))
+        del answer  # as large as the input, some of them
     again = [
         i
         for i, result in enumerate(results)
@@ -137,10 +133,9 @@ def race(case: Case, contest: Contest, threads: int, clock: timing.Clock = time.
     ]
     if again:
         runs = [_repeated(contest.contenders[i]) for i in again]
-        for i, own in zip(
-            again, timing.paired(runs, budget=case.seconds, rounds=case.rounds, clock=clock), strict=True
-        ):
-            results[i].seconds = [spent / contest.contenders[i].calls for spent in own]
+        found = timing.paired(runs, budget=case.seconds, rounds=case.rounds, clock=clock)
+        for i, seconds in zip(again, found, strict=True):
+            results[i].seconds = [spent / contest.contenders[i].calls for spent in seconds]
     return Measurement(case, threads, results, contest.output_bytes)
 
 
@@ -150,6 +145,14 @@ def peaks(contest: Contest) -> list[int | None]:
         None if contender.kind == "limit" else timing.extra_peak_memory(contender.run)
         for contender in contest.contenders
     ]
+
+
+def _first(run: Callable[[], Any], clock: timing.Clock) -> tuple[Any, float, int]:
+    """Answer, seconds and extra memory."""
+    answers: list[Any] = []
+    start = clock()
+    peak = timing.extra_peak_memory(lambda: answers.append(run()))
+    return answers[0], clock() - start, peak
 
 
 def _repeated(contender: Contender) -> Callable[[], Any]:

@@ -84,14 +84,17 @@ def pot_gaussian(X: NDArray[Any], a: NDArray[Any]) -> Callable[[], Any]:
 
 
 def leace(X: NDArray[Any], a: NDArray[Any]) -> Callable[[], Any]:
-    """Erases linear information on the group; one column says which of the two it is."""
+    """Erases linear information on the group; one column says which of the two it is. Shrinks, as we do.
+
+    Without the constraint on the trace, which costs products and may cost a decomposition.
+    """
     import torch
     from concept_erasure import LeaceFitter
 
     x, z = torch.from_numpy(X), torch.from_numpy(a.astype(X.dtype))[:, None]
 
     def run() -> Any:
-        eraser = LeaceFitter.fit(x, z).eraser
+        eraser = LeaceFitter.fit(x, z, constrain_cov_trace=False).eraser
         return eraser.proj_left @ eraser.proj_right
 
     return run
