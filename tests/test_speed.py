@@ -150,7 +150,7 @@ def test_a_slow_rival_runs_once_and_ours_is_repeated():
     def slow():
         timing.time.sleep(0.03)
 
-    case = Case("moments", 1, seconds=0.05, rounds=4)
+    case = Case("moments", 1, seconds=0.1, rounds=4)
     found = race(case, Contest([Contender("ours", "ours", slow), Contender("slow", "same", slow)]), 1)
     assert len(found["slow"].seconds) == 1
     assert len(found["ours"].seconds) >= 2

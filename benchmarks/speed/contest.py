@@ -117,7 +117,7 @@ class Measurement:
 
 
 def race(case: Case, contest: Contest, threads: int, clock: timing.Clock = time.perf_counter) -> Measurement:
-    """Answers once, then rounds in turns; a rival that took half the case's seconds in its first run has only that."""
+    """Answers once, then rounds in turns; a rival that took a fourth of the case's seconds at first has only that."""
     results = []
     for contender in contest.contenders:
         answer, spent, peak = _first(contender.run, clock)
@@ -129,7 +129,7 @@ def race(case: Case, contest: Contest, threads: int, clock: timing.Clock = time.
     again = [
         i
         for i, result in enumerate(results)
-        if result.seconds[0] <= case.seconds / 2 or (result.kind in ("ours", "limit") and not case.is_long)
+        if result.seconds[0] <= case.seconds / 4 or (result.kind in ("ours", "limit") and not case.is_long)
     ]
     if again:
         runs = [_repeated(contest.contenders[i]) for i in again]

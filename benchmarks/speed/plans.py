@@ -23,7 +23,7 @@ MANY_CELLS = Case("moments", 16, 200_000, 400, variant="tied", seconds=4)
 FULL_MOMENTS = Case("moments", 384, 50_000, 56, variant="full", seconds=6, rounds=3)
 TRANSFORM = Case("transform", 768, 100_000, 4, variant="transformer", seconds=10)
 LATENCY = Case("latency", 768, 2_000, 2, seconds=4)
-FIT = Case("fit", 768, 50_000, 4, seconds=8)
+FIT = Case("fit", 768, 50_000, 4, seconds=16, rounds=5)
 PROJECTIONS = tuple(Case("projection", 768, 0, 56, variant=how, seconds=8) for how in ("affirmative", "all_subgroups"))
 LARGE_PROJECTIONS = tuple(replace(case, n_features=4096, seconds=1) for case in PROJECTIONS)
 
