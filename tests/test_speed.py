@@ -1,6 +1,7 @@
 """The benchmark of speed: rivals that are said to compute the same do, and what is read from the clock is right."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -178,7 +179,10 @@ def test_a_case_is_measured_in_a_process_with_as_many_threads():
     assert found["fairsteer"].peak is not None
     assert found["fairsteer"].error <= found["fairsteer"].tolerance
     assert Measurement.of_record(json.loads(json.dumps(found.record()))) == found
-    assert "NumPy reference" in report.section(found)
+    page = report.page([found])
+    assert "NumPy reference" in page
+    assert report.cpu() in page
+    assert sys.prefix not in page
 
 
 # ---- growth

@@ -51,7 +51,9 @@ def main() -> int:
     measurements: list[Measurement] = []
     for case, threads in chosen:
         if arguments.only in (None, section_of(case.operation)):
-            measurements.append(measure(case, threads, clock))
+            # With more threads more buffers: the largest number stands for all.
+            memory = threads == max(arguments.threads)
+            measurements.append(measure(case, threads, clock=clock, memory=memory))
             print(report.section(measurements[-1]), flush=True)
     print("\n".join(report.environment(measurements)))
     found = list(claims(measurements))

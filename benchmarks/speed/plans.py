@@ -18,7 +18,7 @@ ROWS = {16: 4_000_000, 64: 2_000_000, 384: 400_000, 768: 200_000, 1152: 100_000,
 # Matrices beyond this many bytes are left out.
 MOST = 2**30
 
-MOMENTS = Case("moments", 768, 200_000, 56, variant="tied", seconds=12, rounds=5)
+MOMENTS = Case("moments", 768, 200_000, 56, variant="tied", seconds=18, rounds=3)
 MANY_CELLS = Case("moments", 16, 200_000, 400, variant="tied", seconds=4)
 FULL_MOMENTS = Case("moments", 384, 50_000, 56, variant="full", seconds=6, rounds=3)
 TRANSFORM = Case("transform", 768, 100_000, 4, variant="transformer", seconds=10)
@@ -33,7 +33,7 @@ def growth_cases() -> Iterator[Case]:
         operation, _, quantity = variant.partition(" in ")
         d = 768 if quantity != "cells" else 64
         n = 16_384 if quantity == "d" else 100_000
-        case = Case("growth", d, n, 56 if operation != "transform" else 4, variant=variant, seconds=6, rounds=5)
+        case = Case("growth", d, n, 56 if operation != "transform" else 4, variant=variant, seconds=4, rounds=5)
         yield replace(case, n_rows=0) if operation == "projection" else case
 
 

@@ -39,10 +39,10 @@ def contest_of(case: Case, threads: int) -> Contest:
     return made
 
 
-def measure(case: Case, threads: int, clock: str = "perf_counter") -> Measurement:
-    """Time and errors in one process, memory in another, whose allocator hides nothing; a clock of ``time``."""
+def measure(case: Case, threads: int, *, clock: str = "perf_counter", memory: bool = True) -> Measurement:
+    """Time (by this clock of ``time``) and errors in one process, memory in another, whose allocator hides nothing."""
     measurement = Measurement.of_record(_in_process(case, threads, clock, {}))
-    if case.operation != "growth" and not case.is_long:
+    if memory and case.operation != "growth" and not case.is_long:
         for result, peak in zip(
             measurement.results, _in_process(case, threads, "memory", timing.MEMORY_ENVIRONMENT), strict=True
         ):
