@@ -17,10 +17,10 @@ N_GROUPS = 2
 
 # What grows, and through which sizes: from where the leading term leads, to where a run takes a second or two.
 SIZES: dict[str, Sequence[int]] = {
-    "moments in n": (12_500, 25_000, 50_000, 100_000),
+    "moments in n": (50_000, 100_000, 200_000, 400_000),
     "moments in d": (192, 384, 768, 1536),
     "moments in cells": (4, 14, 56, 200, 400),
-    "transform in n": (12_500, 25_000, 50_000, 100_000),
+    "transform in n": (50_000, 100_000, 200_000, 400_000),
     "transform in d": (192, 384, 768, 1536),
     "transform in cells": (4, 14, 56, 200),
     "projection in d": (192, 384, 768, 1536),

@@ -31,7 +31,7 @@ LARGE_PROJECTIONS = tuple(replace(case, n_features=4096, seconds=1) for case in 
 def growth_cases() -> Iterator[Case]:
     for variant in SIZES:
         operation, _, quantity = variant.partition(" in ")
-        d = 768 if quantity != "cells" else 64
+        d = 384 if quantity == "n" else 64
         n = 16_384 if quantity == "d" else 100_000
         case = Case("growth", d, n, 56 if operation != "transform" else 4, variant=variant, seconds=4, rounds=5)
         yield replace(case, n_rows=0) if operation == "projection" else case
