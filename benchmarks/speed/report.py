@@ -69,18 +69,23 @@ def environment(measurements: Sequence[Measurement]) -> Iterator[str]:
     built = ", ".join(f"{key} {build[key]}" for key in ("compiler", "eigen", "simd", "flags"))
     yield f"* fairsteer {_version()}: {built}"
     versions: dict[str, str] = {}
-    libraries: dict[str, None] = {}
+    libraries: dict[int, set[str]] = {}
     for m in measurements:
         versions.update(m.info["packages"])
-        libraries.update(dict.fromkeys(f"{m.threads}: {line}" for line in m.info["libraries"]))
+        libraries.setdefault(m.threads, set()).update(m.info["libraries"])
     yield f"* Python {platform.python_version()}, " + ", ".join(
         f"{name} {version}" for name, version in versions.items()
     )
-    yield "* BLAS and OpenMP by number of threads asked for: " + "; ".join(sorted(libraries))
+    for threads, found in sorted(libraries.items()):
+        yield f"* BLAS and OpenMP where {threads} threads were asked for: {'; '.join(sorted(found))}"
     core = os.environ.get("OPENBLAS_CORETYPE")
     yield f"* OPENBLAS_CORETYPE: {core or 'not set'}"
     yield f"* Memory: {timing.memory_method()}, in a process that is not timed"
-    yield "* Time: median of rounds in which all take turns, after a first run; one round: the first run took long"
+    passed = {m.info["clock"] for m in measurements} == {"perf_counter"}
+    yield (
+        f"* Time: {'that passed' if passed else 'of the processor'}; median of rounds in which all take turns, after a "
+        "first run; one round: the first run took long"
+    )
 
 
 def page(measurements: Sequence[Measurement]) -> str:

@@ -78,7 +78,7 @@ def main() -> None:
         answer = peaks(contest_of(case, threads))
     else:
         measurement = race(case, contest_of(case, threads), threads, getattr(time, asked["what"]))
-        measurement.info = {"libraries": libraries(), "packages": packages()}
+        measurement.info = {"libraries": libraries(), "packages": packages(), "clock": asked["what"]}
         answer = measurement.record()
     json.dump(answer, out)
 
