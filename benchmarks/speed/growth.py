@@ -23,7 +23,7 @@ SIZES: dict[str, Sequence[int]] = {
     "transform in n": (50_000, 100_000, 200_000, 400_000),
     "transform in d": (192, 384, 768, 1536),
     "transform in cells": (4, 14, 56, 200),
-    "projection in d": (192, 384, 768, 1536),
+    "projection in d": (512, 768, 1152, 1728),
 }
 
 

@@ -66,17 +66,20 @@ def full(threads: list[int]) -> Iterator[tuple[Case, int]]:
     for d, n in ROWS.items():
         for cells in CELLS:
             case = Case("moments", d, n, cells, variant="tied", seconds=6)
+            if (d, n, cells) == (MOMENTS.n_features, MOMENTS.n_rows, MOMENTS.n_cells):
+                case = MOMENTS
             chosen += [case, replace(case, n_rows=n // 2, dtype="float64")]
             chosen += [replace(case, n_rows=n // 4, variant=how) for how in ("full", "diagonal") if fits(cells, d, how)]
     for d, n in ROWS.items():
         for cells in CELLS:
             if fits(cells // 2, d, "full"):
                 chosen.append(Case("transform", d, min(n, 200_000), cells, variant="maps", seconds=4))
-    chosen += [replace(LATENCY, n_features=d) for d in (16, 768, 4096)]
+    chosen += [replace(LATENCY, n_features=d, n_rows=2 * d) for d in (16, 64, 384, 1152)]
     chosen += [Case("projection", d, 0, cells, variant="symmetric") for d in (16, 64) for cells in (4, 56)]
-    for d in (16, 64, 384, 768, 1152):
-        chosen += [Case("projection", d, 0, 56, variant=how, seconds=6) for how in ("affirmative", "all_subgroups")]
-    chosen += [MOMENTS, MANY_CELLS, FULL_MOMENTS, TRANSFORM, FIT, *growth_cases()]
+    for d in (16, 64, 384, 1152):
+        chosen += [replace(case, n_features=d) for case in PROJECTIONS]
+    chosen += PROJECTIONS
+    chosen += [MANY_CELLS, FULL_MOMENTS, TRANSFORM, LATENCY, FIT, *growth_cases()]
     yield from ((case, k) for case in chosen for k in threads)
     yield from ((case, max(threads)) for case in LARGE_PROJECTIONS)
 
