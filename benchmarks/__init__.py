@@ -1,4 +1,4 @@
 """Benchmarks of fairsteer, and the pure-NumPy reference that they and the tests compare it with.
 
-``python -m benchmarks`` prints one table; ``benchmarks.reference`` is the reference.
+``python -m benchmarks.speed`` measures time, memory and error; ``benchmarks.reference`` is the reference.
 """

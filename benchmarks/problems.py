@@ -65,3 +65,24 @@ def rows(
         X[a == g] = X[a == g] @ mixing[g].T
     X += shift[y, a]
     return X.astype(dtype), y, a
+
+
+def rows_of_cells(
+    n_rows: int, n_classes: int, n_groups: int, n_features: int, *, dtype: str = "float32", seed: int = 0
+) -> tuple[NDArray[np.floating], Codes, Codes]:
+    """Many rows with class and group codes, formed in their dtype: cells differ in mean, groups in scale.
+
+    Takes little memory beside the rows; features are independent, which no timing depends on.
+    """
+    rng = np.random.default_rng(seed)
+    y = rng.integers(n_classes, size=n_rows)
+    a = rng.integers(n_groups, size=n_rows)
+    shift = (1 + rng.standard_normal((n_classes, n_groups, n_features))).astype(dtype)
+    scale = rng.uniform(0.5, 2, (n_groups, n_features)).astype(dtype)
+    X = np.empty((n_rows, n_features), dtype)
+    for start in range(0, n_rows, 8192):
+        block = slice(start, start + 8192)
+        rng.standard_normal(out=X[block], dtype=dtype)
+        X[block] *= scale[a[block]]
+        X[block] += shift[y[block], a[block]]
+    return X, y, a

@@ -38,22 +38,38 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} µs"
 
 
-def alternated(runs: Sequence[Callable[[], Any]], *, budget: float, rounds: int = 15) -> tuple[list[float], int]:
-    """Median seconds of each, measured in turns so that a busy moment hits all; and the rounds.
+# Seconds: those of the wall, or those of the process's processors for a machine that others use too.
+Clock = Callable[[], float]
+
+
+def seconds_of(run: Callable[[], Any], clock: Clock = time.perf_counter) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+def paired(
+    runs: Sequence[Callable[[], Any]], *, budget: float, rounds: int = 15, clock: Clock = time.perf_counter
+) -> list[list[float]]:
+    """Seconds of each in every round, measured in turns so that a busy moment hits all.
 
     Each has run once before (the caller compared the answers). Ends after ``rounds`` rounds, or after
     the round in which ``budget`` seconds are used up.
     """
     seconds: list[list[float]] = [[] for _ in runs]
-    end = time.perf_counter() + budget
+    end = clock() + budget
     for index in range(rounds):
         # Who goes first alternates too.
         for side in range(len(runs))[:: 1 if index % 2 == 0 else -1]:
-            start = time.perf_counter()
-            runs[side]()
-            seconds[side].append(time.perf_counter() - start)
-        if time.perf_counter() > end:
+            seconds[side].append(seconds_of(runs[side], clock))
+        if clock() > end:
             break
+    return seconds
+
+
+def alternated(runs: Sequence[Callable[[], Any]], *, budget: float, rounds: int = 15) -> tuple[list[float], int]:
+    """Median seconds of each over paired rounds; and the rounds."""
+    seconds = paired(runs, budget=budget, rounds=rounds)
     return [statistics.median(own) for own in seconds], len(seconds[0])
 
 
