@@ -26,7 +26,7 @@ from fairsteer._input import (
     widen_bfloat16,
 )
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import IdealDistribution, Intervention, nearest_ideal
+from fairsteer.ideal import IdealDistribution, nearest_ideal
 from fairsteer.moments import SubgroupMoments
 
 __all__ = ["ConceptSteering"]
@@ -56,11 +56,9 @@ class ConceptSteering(BaseEstimator):
         see as many rows of each class, whatever the group, so that a small group is not taken for an uncertain one.
     C : float, default=1.0
         Inverse strength of the probes' L2 penalty, for activations divided by their common standard deviation.
-    intervention : {"affirmative", "all_subgroups"}, default="affirmative"
-        Whether one reference group keeps its own directions, or all may change.
     reference_group : label, default=None
-        With "affirmative", the group that keeps its directions. None: the one in which the concept is told best (the
-        largest mean of ``separation_``).
+        The group that keeps its own directions; the ideal distribution is the affirmative one. None: the group in which
+        the concept is told best (the largest mean of ``separation_``).
     covariance : {"diagonal", "tied"}, default="diagonal"
         Spread of the directions: a variance for each feature, as in [1]_, or one covariance for each group, shrunk by
         Ledoit and Wolf's method.
@@ -126,7 +124,6 @@ class ConceptSteering(BaseEstimator):
         "n_probes": [Interval(Integral, 4, None, closed="left")],
         "probe_share": [Interval(Real, 0, 1, closed="neither")],
         "C": [Interval(Real, 0, None, closed="neither")],
-        "intervention": [StrOptions({"affirmative", "all_subgroups"})],
         "reference_group": [object],
         "covariance": [StrOptions({"diagonal", "tied"})],
         "towards_ideal": [Interval(Real, 0, 1, closed="both")],
@@ -139,7 +136,6 @@ class ConceptSteering(BaseEstimator):
         n_probes: int = 50,
         probe_share: float = 0.5,
         C: float = 1.0,
-        intervention: Intervention = "affirmative",
         reference_group: Hashable = None,
         covariance: Literal["diagonal", "tied"] = "diagonal",
         towards_ideal: float = 1.0,
@@ -148,7 +144,6 @@ class ConceptSteering(BaseEstimator):
         self.n_probes = n_probes
         self.probe_share = probe_share
         self.C = C
-        self.intervention = intervention
         self.reference_group = reference_group
         self.covariance = covariance
         self.towards_ideal = towards_ideal
@@ -193,13 +188,8 @@ class ConceptSteering(BaseEstimator):
             msg = f"concept has the one label {self.classes_.tolist()[0]!r}; probes need rows with and without it."
             raise ValueError(msg)
         known = self.groups_.tolist()
-        if self.reference_group is not None and (
-            self.reference_group not in known or self.intervention != "affirmative"
-        ):
-            msg = (
-                f"reference_group={self.reference_group!r} must be one of the groups {few(map(repr, known))}, with "
-                "intervention='affirmative'."
-            )
+        if self.reference_group is not None and self.reference_group not in known:
+            msg = f"reference_group={self.reference_group!r} is none of the groups {few(map(repr, known))}."
             raise ValueError(msg)
         random_state = check_random_state(self.random_state)
         half = self._deal_halves(rows, y, codes, random_state)
@@ -363,7 +353,7 @@ class ConceptSteering(BaseEstimator):
             self.separation_ += self._separation(rows, cells, means[1 - h]) / 2
             squared += self._shared_variance(rows, cells, directions, seen, means[1 - h]) / 2
         reference = self.reference_group
-        if reference is None and self.intervention == "affirmative":
+        if reference is None:
             reference = self.groups_.tolist()[int(self.separation_.mean(axis=0).argmax())]
         every = np.concatenate([directions for directions, _ in probes])
         self.probe_moments_, self.ideal_, steered = self._steered_means(every, reference)
@@ -388,7 +378,7 @@ class ConceptSteering(BaseEstimator):
         moments.update(probes.reshape(-1, d), np.tile(y_codes, n_draws), np.tile(group_codes, n_draws))
         ideal = nearest_ideal(
             moments.shrink("ledoit_wolf"),
-            intervention=self.intervention,
+            intervention="affirmative",
             reference_group=reference,
             covariance=self.covariance,
         )
