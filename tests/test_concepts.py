@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks import concepts
 from fairsteer.concepts import ConceptSteering
 
 
@@ -298,6 +300,24 @@ def test_judges_on_other_rows_of_a_real_encoder_see_the_same_shift(real_data):
         shifts.append((first + second) / 2 @ steering.direction(label) / np.sqrt(within))
     assert min(shifts) > 0.6
     assert 0.6 < shifts[0] / shifts[1] < 1.6
+
+
+def test_the_benchmark_sees_what_is_equal_and_what_is_not():
+    X, y, group, _ = _gaussians(1600, 5)
+    names, seen = concepts.run(X, {"concept": y}, group, divisions=2, samples=6, n_probes=8)
+    assert names[0] == "one direction for both"
+    ratios = {name: np.exp(log_ratios[0, 0]) for name, log_ratios in concepts.summary(seen, draws=20).items()}
+    # The second group's states are three times as large, so that a push of one length is a third of their deviation.
+    one, of_equal_length, own, ideal = ratios["own"]
+    assert one > 1.5
+    assert of_equal_length > 2
+    np.testing.assert_allclose([own, ideal], 1, atol=0.1)
+    np.testing.assert_allclose(ratios["free of noise"][2:], 1, atol=0.1)
+    np.testing.assert_allclose(ratios["shared"][0], 1)
+    assert abs(ratios["shared"][2] - 1) > 0.2
+    # Two pushes do not carry as many rows past a threshold where classes are 2 deviations apart as where they are 1.2.
+    reach = seen.reach[..., 2, :].mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(reach, norm.cdf([2 - 2.0 / 2, 2 - 1.2 / 2]), atol=0.03)
 
 
 # ---- torch

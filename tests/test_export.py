@@ -157,6 +157,13 @@ def test_groups_are_inferred_in_the_coordinates_of_the_model(rows, run_onnx, tra
     _assert_close(run_onnx(steer, X, np.full(len(X), -1)), steer.transform(X))
 
 
+@pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
+def test_an_empty_batch_comes_out_empty(rows, run_onnx, unknown_group):
+    X, y, group = rows
+    steer = FairSteeringTransformer(unknown_group=unknown_group).fit(X, y, sensitive_features=group)
+    assert run_onnx(steer, X[:0], _codes(group[:0])).shape == (0, 5)
+
+
 def test_inference_knows_subgroups_without_rows_and_no_calibration(rows, run_onnx):
     X, y, group = rows
     seen = (y != 0) | (group != "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class _Graph:
         self.onnx = onnx
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self._n_names = 0
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
         name = f"c{len(self.constants)}"
@@ -52,9 +54,24 @@ class _Graph:
         return name
 
     def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = output or f"n{len(self.nodes)}"
+        name = output or self._new_name()
         self.nodes.append(self.onnx.helper.make_node(operator, list(inputs), [name], **attributes))
         return name
+
+    def add_if(self, condition: str, then: Callable[[], str], otherwise: str, element_type: int) -> str:
+        """Compute `then` where the condition holds, and where not, spend no time on it."""
+        branches = []
+        for compute in (then, lambda: self.add("Identity", otherwise)):
+            outer, self.nodes = self.nodes, []
+            name = compute()
+            output = self.onnx.helper.make_tensor_value_info(name, element_type, None)
+            branches.append(self.onnx.helper.make_graph(self.nodes, f"branch of {name}", [], [output]))
+            self.nodes = outer
+        return self.add("If", condition, then_branch=branches[0], else_branch=branches[1])
+
+    def _new_name(self) -> str:
+        self._n_names += 1
+        return f"n{self._n_names}"
 
 
 def build_model(onnx: Any, maps: AffineMaps, *, by_group: bool, logarithmic: bool, posterior: Posterior | None) -> Any:
@@ -122,13 +139,21 @@ def _by_group(
     code = graph.add("Unsqueeze", "group", column)
     zero = graph.constant(0, np.int64)
     unknown = graph.add("Less", code, zero)
-    proba = None
-    if posterior is not None and any(moved):
-        log_proba = _log_proba(graph, rows, posterior)
-        if posterior.hard:
-            code = graph.add("Where", unknown, graph.add("ArgMax", log_proba, axis=1), code)
-        else:
-            proba = graph.add("Cast", graph.add("Softmax", log_proba, axis=1), to=graph.onnx.TensorProto.FLOAT)
+    types = graph.onnx.TensorProto
+    infers = posterior if any(moved) else None  # where nothing moves there is nothing to choose
+    if infers is not None:
+        count = graph.add("ReduceSum", graph.add("Cast", unknown, to=types.INT64), keepdims=0)
+        some = graph.add("Greater", count, zero)
+        if infers.hard:
+            given = code
+            code = graph.add_if(
+                some,
+                lambda: graph.add(
+                    "Where", unknown, graph.add("ArgMax", _log_proba(graph, rows, infers), axis=1), given
+                ),
+                given,
+                types.INT64,
+            )
     # A code out of range is a mistake that must not pass for a group.
     beyond = graph.add("GreaterOrEqual", code, graph.constant(len(moved), np.int64))
     refused = beyond if posterior is not None else graph.add("Or", beyond, unknown)
@@ -137,18 +162,20 @@ def _by_group(
         if name is not None:
             chosen = graph.add("Equal", code, graph.constant(a, np.int64))
             result = graph.add("Where", chosen, name, result)
-    if proba is not None:
-        mixed = graph.add(
-            "Sum",
-            *(
-                graph.add(
-                    "Mul", graph.add("Slice", proba, *(graph.constant([i], np.int64) for i in (a, a + 1, 1))), name
-                )
-                for a, name in enumerate(mapped)
-            ),
-        )
-        result = graph.add("Where", unknown, graph.add("Exp", mixed) if logarithmic else mixed, result)
-    return result
+    if infers is None or infers.hard:
+        return result
+
+    def with_mixed() -> str:
+        proba = graph.add("Cast", graph.add("Softmax", _log_proba(graph, rows, infers), axis=1), to=types.FLOAT)
+        parts = []
+        for a, name in enumerate(mapped):
+            bounds = (graph.constant([i], np.int64) for i in (a, a + 1, 1))
+            parts.append(graph.add("Mul", graph.add("Slice", proba, *bounds), name))
+        mixed = graph.add("Sum", *parts)
+        return graph.add("Where", unknown, graph.add("Exp", mixed) if logarithmic else mixed, known)
+
+    known = result
+    return graph.add_if(some, with_mixed, known, types.FLOAT)
 
 
 def _log_proba(graph: _Graph, rows: str, posterior: Posterior) -> str:
