@@ -1,7 +1,7 @@
-"""The command line: ``fairsteer demo``, ``steer``, ``audit``, ``apply`` and ``versions``.
+"""The command line: ``fairsteer demo``, ``steer``, ``audit``, ``apply``, ``export``, ``versions``.
 
 One job per module: `_app` declares the commands, `_options` says what their options may be, `_jobs`
-runs them, `_audit` does both for ``audit``, `_files` reads and writes, `_tabular` turns columns into
+runs them, `_audit` and `_export` do both for theirs, `_files` reads and writes, `_tabular` turns columns into
 numbers, `_evaluate` measures before and after, `_report` prints. This module only holds the console
 entry, so that it can say in a sentence what to install when the extra ``cli`` is missing.
 """
@@ -60,7 +60,8 @@ def _fail_on(error: Exception) -> None:
     """Report what no job expected: a wrong option (typer's exceptions) or a defect."""
     explain = getattr(error, "format_message", None)
     if explain is not None:
-        _fail(f"{explain()} Try: fairsteer --help", getattr(error, "exit_code", 2))
+        sentence = " ".join(explain().split())  # choices come on lines of their own
+        _fail(f"{sentence} Try: fairsteer --help", getattr(error, "exit_code", 2))
     if type(error).__name__ == "Abort":  # typer's answer to an interrupt
         sys.exit(130)
     if os.environ.get("FAIRSTEER_TRACEBACK"):

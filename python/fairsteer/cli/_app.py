@@ -9,6 +9,7 @@ import typer
 
 from ._audit import AUDIT_HELP, audit
 from ._errors import UsageError
+from ._export import EXPORT_HELP, export
 from ._jobs import SteerOptions, apply_map, steer_file
 from ._jobs import demo as run_demo
 from ._options import (
@@ -157,3 +158,4 @@ def versions() -> None:
 
 
 app.command(help=AUDIT_HELP)(audit)
+app.command(help=EXPORT_HELP)(export)
