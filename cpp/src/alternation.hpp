@@ -5,11 +5,12 @@
 //   bool has_class(State, Index k)                     whether the canonical family knows class k
 //   void fit_group(State&, Index a, Vector w, tol)     best map of group a; w sums to one
 //   void fit_canonical(State&, Matrix q, mask)         best family for the masked classes
-//   double divergence(State, Index k, Index a)         KL of one cell, nats
+//   Matrix divergences(State)                          KL of every cell (K, G), nats; those of
+//   cells
+//                                                      without rows are not looked at
 //   bool converged(State)                              whether every fit_group reached its optimum
 //   std::vector<double> path(State, Index a)           objective of group a's last fit, by
-//   iteration;
-//                                                      empty for a closed form
+//                                                      iteration; empty for a closed form
 #pragma once
 
 #include <algorithm>
@@ -243,11 +244,11 @@ class Alternation {
 
   void evaluate(Solution<State>& solution) const {
     const Index K = subgroups_.n_classes, G = subgroups_.n_groups;
+    const Matrix divergences = model_.divergences(solution.state);
     solution.cells.resize(K, G);
     for (Index k = 0; k < K; ++k)
       for (Index a = 0; a < G; ++a)
-        solution.cells(k, a) =
-            subgroups_.seen(k, a) ? std::max(0.0, model_.divergence(solution.state, k, a)) : 0.0;
+        solution.cells(k, a) = subgroups_.seen(k, a) ? std::max(0.0, divergences(k, a)) : 0.0;
     const Array weight = (solution.priors.p * solution.priors.r.transpose()).array();
     solution.objective = 0;
     for (Index k = 0; k < K; ++k)

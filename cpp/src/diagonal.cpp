@@ -72,6 +72,14 @@ void DiagonalModel::fit_canonical(State& state, const Matrix& weight, const Mask
   }
 }
 
+Matrix DiagonalModel::divergences(const State& state) const {
+  Matrix cells = Matrix::Zero(subgroups_.n_classes, subgroups_.n_groups);
+  for (Index k = 0; k < cells.rows(); ++k)
+    for (Index a = 0; a < cells.cols(); ++a)
+      if (subgroups_.seen(k, a)) cells(k, a) = divergence(state, k, a);
+  return cells;
+}
+
 double DiagonalModel::divergence(const State& state, Index k, Index a) const {
   const Eigen::ArrayXd variance = subgroups_.variance(k, a).array();
   const Eigen::ArrayXd ratio = state.B[a].array().square() * state.C.col(k).array() / variance;

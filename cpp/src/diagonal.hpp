@@ -25,12 +25,13 @@ class DiagonalModel {
   bool has_class(const State& state, Index k) const { return state.known[k] != 0; }
   void fit_group(State& state, Index a, const Vector& w, double tol) const;
   void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
-  double divergence(const State& state, Index k, Index a) const;
+  Matrix divergences(const State& state) const;
   bool converged(const State&) const { return true; }  // closed form
   std::vector<double> path(const State&, Index) const { return {}; }
   void lift(const Solution<State>& solution, Index reference, IdealResult& result) const;
 
  private:
+  double divergence(const State& state, Index k, Index a) const;
   const Subgroups& subgroups_;
   Alignment alignment_;
 };

@@ -324,6 +324,14 @@ void FullModel::fit_canonical(State& state, const Matrix& weight, const Mask& cl
   }
 }
 
+Matrix FullModel::divergences(const State& state) const {
+  Matrix cells = Matrix::Zero(subgroups_.n_classes, subgroups_.n_groups);
+  for (Index k = 0; k < cells.rows(); ++k)
+    for (Index a = 0; a < cells.cols(); ++a)
+      if (subgroups_.seen(k, a)) cells(k, a) = divergence(state, k, a);
+  return cells;
+}
+
 double FullModel::divergence(const State& state, Index k, Index a) const {
   const Matrix scaled = state.B[a] * cholesky(state.C[canonical(k)]);
   const Vector residual = state.m[a] + state.B[a] * state.nu.col(k) - subgroups_.mean(k, a);

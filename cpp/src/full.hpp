@@ -28,7 +28,7 @@ class FullModel {
   bool has_class(const State& state, Index k) const { return state.known[k] != 0; }
   void fit_group(State& state, Index a, const Vector& w, double tol) const;
   void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
-  double divergence(const State& state, Index k, Index a) const;
+  Matrix divergences(const State& state) const;
   bool converged(const State& state) const {
     return std::all_of(state.descent.begin(), state.descent.end(),
                        [](const Descent& descent) { return descent.converged; });
@@ -36,6 +36,7 @@ class FullModel {
   std::vector<double> path(const State& state, Index a) const { return state.descent[a].path; }
 
  private:
+  double divergence(const State& state, Index k, Index a) const;
   bool tied() const { return subgroups_.model == CovarianceModel::tied; }
   // Covariances are stored once a group when tied, once a subgroup otherwise.
   std::size_t cell(Index k, Index a) const { return tied() ? a : k * subgroups_.n_groups + a; }

@@ -42,7 +42,7 @@ Index floor_spectrum(MatrixRef covariance, const ConstVectorRef& scale, double f
   {
     Matrix shifted = scaled;
     shifted.diagonal().array() -= floor;
-    if (Eigen::LLT<Matrix>(shifted).info() == Eigen::Success) return d;
+    if (Eigen::LLT<Eigen::Ref<Matrix>>(shifted).info() == Eigen::Success) return d;
   }
   const auto eigen = eigen_decomposition(scaled);
   const Index rank = (eigen.eigenvalues().array() > floor).count();
@@ -101,16 +101,37 @@ namespace {
 // factors would cost digits.
 Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
   const Index d = matrix.rows();
-  const double bound = std::sqrt(matrix.cwiseAbs().rowwise().sum().maxCoeff() *
-                                 matrix.cwiseAbs().colwise().sum().maxCoeff());
-  if (!(bound > 0) || !std::isfinite(bound)) return {};
-  Matrix X = matrix / bound;
-  // A lower bound of the smallest singular value; a poor one costs iterations, not accuracy.
-  double l = std::sqrt(static_cast<double>(d)) * Eigen::PartialPivLU<Matrix>(X).rcond();
+  Matrix gram = Matrix::Zero(d, d);
+  gram.selfadjointView<Eigen::Lower>().rankUpdate(matrix.transpose());
+  // The extreme singular values, by a few steps of power iteration from a vector that is orthogonal
+  // to nothing in particular: a poor estimate costs an iteration, not accuracy.
+  const Eigen::LLT<Matrix> inverse(gram);
+  if (inverse.info() != Eigen::Success) return {};
+  Vector up(d);
+  for (Index i = 0; i < d; ++i) up[i] = 1 + 0.5 * std::sin(1.0 + 3.7 * static_cast<double>(i));
+  Vector down = up;
+  for (int step = 0; step < 10; ++step) {
+    up = gram.selfadjointView<Eigen::Lower>() * up.normalized();
+    down = inverse.solve(down.normalized());
+  }
+  const double largest = std::sqrt(up.norm()), smallest = 1 / std::sqrt(down.norm());
+  if (!(largest > 0) || !std::isfinite(largest)) return {};
+  const double scale = 1 / (1.05 * largest);
+  double l = std::min(0.9 * smallest * scale, 1.0);
   if (!(l > 1e-6)) return {};
-  l = std::min(l, 1.0);
-  Matrix gram(d, d), before(d, d);
+  Matrix X = scale * matrix, before(d, d);
+  gram *= scale * scale;
   for (int round = 0; round < 20; ++round) {
+    if (round > 0) {
+      gram.setZero();
+      gram.selfadjointView<Eigen::Lower>().rankUpdate(X.transpose());
+    }
+    // Twice the distance of the singular values from one, in the root of the sum of squares.
+    gram.diagonal().array() -= 1;
+    double distance = 0;
+    for (Index j = 0; j < d; ++j) distance += 2 * gram.col(j).tail(d - j).squaredNorm();
+    distance = std::sqrt(distance);
+    if (distance <= 1e-14 * static_cast<double>(d)) return X;
     const double l2 = l * l;
     const double g = std::cbrt(std::max(0.0, 4 * (1 - l2) / (l2 * l2)));
     const double a =
@@ -118,8 +139,8 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
         0.5 * std::sqrt(std::max(0.0, 8 - 4 * g + 8 * (2 - l2) / (l2 * std::sqrt(1 + g))));
     const double b = 0.25 * (a - 1) * (a - 1), c = a + b - 1;
     // X <- b/c X + (a - b/c) X (I + c X^T X)^{-1}
-    gram.setIdentity();
-    gram.selfadjointView<Eigen::Lower>().rankUpdate(X.transpose(), c);
+    gram *= c;
+    gram.diagonal().array() += 1 + c;
     const Eigen::LLT<Eigen::Ref<Matrix>> factor(gram);
     if (factor.info() != Eigen::Success) return {};
     before = X;
@@ -127,8 +148,7 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
     factor.matrixL().solveInPlace<Eigen::OnTheRight>(X);
     X = (b / c) * before + (a - b / c) * X;
     l = std::min(1.0, l * (a + b * l2) / (1 + c * l2));
-    // It converges cubically: what is left is the cube of this step.
-    if ((X - before).norm() <= 1e-5) return X;
+    if (distance <= 1e-5) return X;  // it converges cubically
   }
   return {};
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "fairsteer/errors.hpp"
 #include "fairsteer/gaussian.hpp"
@@ -139,13 +140,20 @@ void TiedModel::fit_canonical(State& state, const Matrix& weight, const Mask& cl
   state.C = 0.5 * (state.C + state.C.transpose()).eval();
 }
 
-double TiedModel::divergence(const State& state, Index k, Index a) const {
-  if (rank_ == 0) return 0;
-  const Matrix scaled = state.B[a] * cholesky(state.C);
-  const Vector residual = state.m[a] + state.B[a] * state.nu.col(k) - groups_[a].means.col(k);
-  const double log_det = log_abs_det(scaled);
-  return 0.5 * (scaled.squaredNorm() - static_cast<double>(rank_) + residual.squaredNorm()) -
-         log_det;
+Matrix TiedModel::divergences(const State& state) const {
+  const Index K = subgroups_.n_classes, G = subgroups_.n_groups;
+  Matrix cells = Matrix::Zero(K, G);
+  if (rank_ == 0) return cells;
+  const Matrix root = cholesky(state.C);
+  for (Index a = 0; a < G; ++a) {
+    const Matrix scaled = state.B[a] * root;
+    const double within =
+        0.5 * (scaled.squaredNorm() - static_cast<double>(rank_)) - log_abs_det(scaled);
+    const Matrix residuals = ((state.B[a] * state.nu).colwise() + state.m[a]) - groups_[a].means;
+    cells.col(a) = 0.5 * residuals.colwise().squaredNorm().transpose();
+    cells.col(a).array() += within;
+  }
+  return cells;
 }
 
 namespace {
@@ -229,6 +237,12 @@ struct Lifted {
     }
     basis.apply_transpose_on_the_right(X);
     return X;
+  }
+  Matrix span_covariance() const {  // the part of X^{-1} X^{-T} that is not the identity
+    Vector variance = Vector::Ones(r);
+    variance.head(s) = x.cwiseAbs2().cwiseInverse();
+    const Matrix root = L_t.triangularView<Eigen::Lower>() * V;
+    return root * variance.asDiagonal() * root.transpose();
   }
   Vector shift_in_canonical() const {  // X^{-1} m, without a matrix of X
     Matrix y = m;
@@ -314,9 +328,11 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     std::vector<Vector> x_of, z_of;
     for (Index a = 0; a < G; ++a) {
       const double weight = subgroups_.weight.col(a).sum();
-      // Within classes: Sigma E^T = H X^{-T} and E Sigma E^T = X^{-1} X^{-T}.
+      // Within classes: Sigma E^T = H X^{-T}, and E Sigma E^T = X^{-1} X^{-T} is the identity
+      // outside the span.
       Matrix inverse = lifted[a].to_canonical();
-      zz.selfadjointView<Eigen::Lower>().rankUpdate(inverse, weight);
+      zz.diagonal().tail(d - r).array() += weight;
+      zz.topLeftCorner(r, r) += weight * lifted[a].span_covariance();
       const Matrix cross = groups_[a].H.triangularView<Eigen::Lower>() * inverse.transpose();
       xz += weight * cross;
       set_inverse(a, std::move(inverse));
@@ -352,26 +368,32 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   Frame frame{from_canonical(anchor), Vector()};
   for (Index a = 0; a < G; ++a)
     if (a != anchor) least_displacement(a, frame.linear);
-  bool fitted = false;
+  // F = D R, with the standard deviations of the features in D: units do not make it singular.
+  const auto factor_frame = [&] {
+    return Eigen::PartialPivLU<Matrix>(
+        (scale.cwiseInverse().asDiagonal() * frame.linear).transpose());
+  };
+  std::optional<Eigen::PartialPivLU<Matrix>> factor;
   if (reference < 0) {
-    Frame least = fit_frame();
+    frame = fit_frame();
     // Two groups: the first isometry is already the best. More: each round moves points less.
     for (int round = 0; G > 2 && r < d && round < kFrameRounds; ++round) {
-      const Matrix before = least.linear;
+      const Matrix before = frame.linear;
       for (Index a = 0; a < G; ++a) least_displacement(a, before);
-      least = fit_frame();
+      frame = fit_frame();
       const auto relative = [&](const Matrix& F) {
         return (scale.cwiseInverse().asDiagonal() * F).norm();
       };
-      if (relative(least.linear - before) <= 1e-6 * relative(least.linear)) break;
+      if (relative(frame.linear - before) <= 1e-6 * relative(frame.linear)) break;
     }
-    fitted = is_invertible(least, scale);
-    if (fitted) frame = std::move(least);
+    if (frame.linear.allFinite()) factor.emplace(factor_frame());
+    if (!factor || !(factor->rcond() > 1e-10)) {
+      frame.linear = from_canonical(anchor);
+      frame.offset = -frame.linear * t[anchor];
+      factor.emplace(factor_frame());
+    }
   } else {
     for (Index a = 0; a < G; ++a) set_inverse(a, lifted[a].to_canonical());
-  }
-  if (!fitted) {
-    frame.linear = from_canonical(anchor);
     frame.offset = -frame.linear * t[anchor];
   }
 
@@ -383,7 +405,6 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   covariance.triangularView<Eigen::StrictlyUpper>() = covariance.transpose();
   result.canonical_covariance = {std::move(covariance)};
 
-  const Eigen::PartialPivLU<Matrix> factor(frame.linear.transpose());
   for (Index a = 0; a < G; ++a) {
     if (a == reference) {
       result.linear.push_back(Matrix::Identity(d, d));
@@ -392,12 +413,17 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       result.inverse_offset.push_back(Vector::Zero(d));
       continue;
     }
+    Matrix inverse = from_canonical(a);
     // What is not needed any more makes room for what comes.
-    Matrix inverse = from_canonical(a).transpose();
     groups_[a].H.resize(0, 0);
     lifted[a].O.resize(0, 0);
-    inverse = factor.solve(inverse);
-    result.inverse_linear.push_back(inverse.transpose());
+    if (factor) {  // H X F^{-1}
+      inverse = factor->solve(inverse.transpose()).transpose().eval();
+      inverse.array().rowwise() /= scale.transpose().array();
+    } else {  // where the frame is that of a group, its inverse is known
+      inverse = inverse * E[reference];
+    }
+    result.inverse_linear.push_back(std::move(inverse));
     result.linear.push_back(frame.linear * E[a]);
     E[a].resize(0, 0);
     result.offset.push_back(frame.linear * t[a] + frame.offset);

@@ -471,7 +471,7 @@ def nearest_ideal(
         converged=bool(result["converged"]),
         source_weights=weights / weights.sum(),
         source_means=np.array(means),
-        source_covariances=np.array(covariances),
+        source_covariances=covariances,
         linear=result["linear"],
         offset=result["offset"],
         inverse_linear=result["inverse_linear"],
