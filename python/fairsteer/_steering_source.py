@@ -213,9 +213,7 @@ def _stacked(maps: Mapping[Any, tuple[Any, Any]]) -> tuple[Doubles, Doubles]:
     linear: list[Doubles] = []
     offset: list[Doubles] = []
     for label, (A, b) in maps.items():
-        A, b = (
-            np.array(part.detach().cpu() if isinstance(part, Tensor) else part, dtype=np.float64) for part in (A, b)
-        )
+        A, b = map(_doubles, (A, b))
         d = len(linear[0]) if linear else len(b) if b.ndim else 0
         if A.shape != (d, d) or b.shape != (d,) or d == 0:
             msg = (
@@ -229,6 +227,12 @@ def _stacked(maps: Mapping[Any, tuple[Any, Any]]) -> tuple[Doubles, Doubles]:
         linear.append(A)
         offset.append(b)
     return np.stack(linear), np.stack(offset)
+
+
+def _doubles(array: Any) -> Doubles:
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().double().numpy()
+    return np.asarray(array, dtype=np.float64)
 
 
 def _coordinates(fitted: Any, d: int) -> tuple[bool, Doubles, Doubles]:
