@@ -801,8 +801,8 @@ def test_masks_that_say_nothing_of_padding_are_refused(tower):
             tower(TOKENS, attention_mask={"full": None})
         steering.token_mask = MASK
         tower(TOKENS, attention_mask=torch.ones(3, 1, 5, 5))
+        steering.groups = "f"
         with pytest.raises(ValueError, match=r"mask of shape \(3, 5\) does not go with .*'head', of shape \(2, 5, 2\)"):
-            steering.groups = "f"
             tower(TOKENS[:2])
         with pytest.raises(ValueError, match=r"token_mask has 5 tokens, this forward pass 2, and neither a cache"):
             tower(TOKENS[:, :2])
@@ -1213,7 +1213,7 @@ def test_without_classes_or_groups_there_is_one_of_them(tower):
     assert classes.weights.shape == (3, 1)
     some = [(hidden, y, None) if i else (hidden, y, group) for i, (hidden, y, group, _) in enumerate(batches)]
     with pytest.raises(
-        ValueError, match="Batch 1 comes with classes and without groups, .* with classes and with groups"
+        ValueError, match=r"Batch 1 comes with classes and without groups, .* with classes and with groups"
     ):
         collect_activations(tower, some, "head")
 
