@@ -2,8 +2,8 @@
 
 ``overhead``: time of a forward pass with hooks, relative to the same model without. ``memory``: peak of
 `collect_activations` for 2, 8 and 32 batches. ``text``: biographies as text through the sentence encoder with a hook,
-compared with steering the stored embeddings and hidden states in NumPy; exits with status 1 where they differ by more than
-rounding.
+compared with steering the stored embeddings and hidden states in NumPy; exits with status 1 where they differ by more
+than rounding.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def overhead(budget: float) -> None:
                     (plain, steered), rounds = timing.alternated(sides, budget=budget)
                 # Products with the maps over those with the weights of the layers.
                 weights = sum(parameter.numel() for parameter in model.get_submodule(layers).parameters())
-                flops = n_hooked * d * d * n_moving / 2 / weights
+                flops, extra = n_hooked * d * d * n_moving / 2 / weights, steered / plain - 1
                 print(
-                    f"{name:<28} {n_hooked:>6} {n_moving:>4} {timing.duration(plain):>10} {timing.duration(steered):>10} "
-                    f"{steered / plain - 1:>9.1%} {(steered / plain - 1) / n_hooked:>9.2%} {flops:>6.1%} {rounds:>6}",
+                    f"{name:<28} {n_hooked:>6} {n_moving:>4} {timing.duration(plain):>10} "
+                    f"{timing.duration(steered):>10} {extra:>9.1%} {extra / n_hooked:>9.2%} {flops:>6.1%} {rounds:>6}",
                     flush=True,
                 )
 

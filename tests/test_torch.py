@@ -817,6 +817,18 @@ def test_outputs_without_an_axis_of_tokens_are_steered_whole(tower):
     torch.testing.assert_close(steered, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_groups_may_be_set_when_the_hooks_are_there(tower):
+    before = tower(TOKENS)
+    with steering_hooks(tower, {"body.blocks.0": _maps()}) as steering:
+        with pytest.raises(ValueError, match="No groups are given, but the module moves vectors by the groups"):
+            tower(TOKENS)
+        steering.groups = "m"
+        assert torch.equal(tower(TOKENS), before)
+        with pytest.raises(ValueError, match="'q'"):
+            steering.groups = "q"
+        assert steering.groups == "m"
+
+
 @torch.no_grad()
 def test_groups_and_strength_may_change_between_batches(tower):
     maps, name = _maps(), "body.blocks.0"

@@ -80,7 +80,7 @@ class SteeringHandle:
     @groups.setter
     def groups(self, groups: Any) -> None:
         codes = {
-            name: module._codes(groups) if isinstance(module, SteeringModule) else groups
+            name: module._codes(groups) if groups is not None and isinstance(module, SteeringModule) else groups
             for name, module in self._modules.items()
         }
         self._groups, self._codes = groups, codes
@@ -140,7 +140,8 @@ class SteeringHandle:
         if isinstance(module, SteeringModule):
             if module in self._own and module.offset.device != hidden.device:
                 module.to(hidden.device)  # a model may be spread over devices in ways its parameters do not show
-            return module._steer(hidden, None if groups is None else groups.to(module.offset.device))
+            codes = module._codes(None) if self._groups is None else groups  # they may be set after the hooks are
+            return module._steer(hidden, None if codes is None else codes.to(module.offset.device))
         steered: Tensor = module(hidden, groups.to(hidden.device) if isinstance(groups, Tensor) else groups)
         if steered.shape != hidden.shape or steered.dtype != hidden.dtype:
             msg = (
