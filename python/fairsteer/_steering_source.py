@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -124,7 +124,9 @@ class GroupPosterior(nn.Module):
             probe = fn(tensor.new_empty(0))
             return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
 
-        return cast("GroupPosterior", super()._apply(move, recurse))  # type: ignore[no-untyped-call]
+        apply: Any = super()._apply  # which has no types
+        apply(move, recurse)
+        return self
 
     def forward(self, x: Tensor, n_groups: int) -> Tensor:
         """Log-probabilities (..., n_groups) of vectors (..., d), both double, up to a constant a vector."""
