@@ -67,7 +67,7 @@ def overhead(budget: float) -> None:
         vocab_size=1024, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=2048
     )
     llama = LlamaForCausalLM(config).eval()
-    n_new = 4
+    n_new = 8
 
     def generate(model: Any, inputs: dict[str, Tensor]) -> Any:
         return model.generate(
@@ -79,16 +79,17 @@ def overhead(budget: float) -> None:
 
     tasks = [
         (
-            "MiniLM, 16 x 128 tokens",
+            "MiniLM, 8 x 64 tokens",
             minilm,
             forward,
-            encoder.random_ids(16, 128, 30000),
+            encoder.random_ids(8, 64, 30000),
             "transformer.encoder.layer",
             384,
         ),
         ("causal LM, 8 x 64 tokens", llama, forward, encoder.random_ids(8, 64, 1024), "model.layers", 512),
         (f"causal LM, {n_new} tokens for 8", llama, generate, encoder.random_ids(8, 16, 1024), "model.layers", 512),
     ]
+    print("maps: how many of the two groups move; flops: products with the maps over those with the layers' weights")
     print(
         f"{'':<28} {'layers':>6} {'maps':>4} {'without':>10} {'hooked':>10} {'overhead':>9} {'per layer':>9} "
         f"{'flops':>6} {'rounds':>6}"
@@ -106,7 +107,6 @@ def overhead(budget: float) -> None:
                     for side in sides:
                         side()
                     (plain, steered), rounds = timing.alternated(sides, budget=budget)
-                # Products with the maps over those with the weights of the layers.
                 weights = sum(parameter.numel() for parameter in model.get_submodule(layers).parameters())
                 flops, extra = n_hooked * d * d * n_moving / 2 / weights, steered / plain - 1
                 print(

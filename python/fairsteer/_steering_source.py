@@ -146,11 +146,11 @@ def read_source(source: Any) -> tuple[Doubles, Doubles, Settings, GroupPosterior
     if isinstance(source, GroupMapTransformer):
         return _read_transformer(source)
     if isinstance(source, IdealDistribution):
-        displacement = source.linear - np.eye(source.linear.shape[1])
+        displacement = _displacement(source.linear)
         return displacement, source.offset, _plain_settings(source.groups, displacement, source.offset), None
     if isinstance(source, Mapping) and source:
         linear, offset = _stacked(source)
-        displacement = linear - np.eye(linear.shape[1])
+        displacement = _displacement(linear)
         return displacement, offset, _plain_settings(label_array(source), displacement, offset), None
     msg = (
         "A SteeringModule is made from a fitted transformer of fairsteer, an IdealDistribution, or a mapping of group "
@@ -182,11 +182,12 @@ def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles
 def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
     model, maps = transformer._fitted()
     d = maps.linear.shape[-1]
-    displacement, offset = maps.linear - np.eye(d), np.array(maps.offset)
+    displacement, offset = _displacement(maps.linear), maps.offset
     log, scale, shift = _coordinates(transformer.feature_transform_, d)
     moving = _moving(displacement, offset)
     offset = (displacement @ shift + offset) / scale
-    displacement = displacement * scale / scale[:, None]
+    displacement *= scale
+    displacement /= scale[:, None]
     encoder = transformer._encoder
     calibration = transformer.group_calibration_
     settings = Settings(
@@ -204,6 +205,14 @@ def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Double
     if transformer.unknown_group != "error" and encoder is not None:
         posterior = GroupPosterior.of(model, scale, shift)
     return displacement, offset, settings, posterior
+
+
+def _displacement(linear: Doubles) -> Doubles:
+    """Subtract the identity from matrices, in one copy and no more: they may be large."""
+    displacement = np.array(linear)
+    diagonal = np.arange(linear.shape[-1])
+    displacement[:, diagonal, diagonal] -= 1
+    return displacement
 
 
 def _moving(displacement: Doubles, offset: Doubles) -> list[int]:
