@@ -848,9 +848,19 @@ def test_the_strength_of_a_module_of_yours_comes_back(tower):
         assert module.strength == 0.9
         steering.strength = None
         assert module.strength == 0.3
+        module.strength = 0.4
         steering.strength = 1
         tower(TOKENS)
-    assert module.strength == 0.3
+    assert module.strength == 0.4
+    with steering_hooks(tower, {"body.blocks.0": module}, groups=GROUPS):
+        module.strength = 0.5  # yours to change where the context is not asked to
+        tower(TOKENS)
+    assert module.strength == 0.5
+    layers = {"body.blocks.0": nn.Identity(), "body.blocks.1": module}
+    layers["body.blocks.0"].strength = 7
+    with pytest.raises(ValueError, match="strength must be in"), steering_hooks(tower, layers, strength=3):
+        pass
+    assert (layers["body.blocks.0"].strength, module.strength) == (7, 0.5)
 
 
 class Shift(nn.Module):

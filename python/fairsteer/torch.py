@@ -59,10 +59,8 @@ class SteeringHandle:
                     made[id(source), device] = SteeringModule(source, dtype=dtype, device=device)
                 self._modules[name] = made[id(source), device]
         self._own = set(made.values())
-        # What they go back to at the end.
-        self._strengths: dict[Any, Any] = {
-            module: module.strength for module in self._modules.values() if hasattr(module, "strength")
-        }
+        self._strength: float | None = None
+        self._strengths_before: dict[Any, Any] = {}
         self._calls = Calls(model, self._targets)
         self._codes: dict[str, Any] = {}
         self._ran = dict.fromkeys(self._targets, False)
@@ -106,13 +104,19 @@ class SteeringHandle:
     @strength.setter
     def strength(self, strength: float | None) -> None:
         if strength is not None:
-            without = [name for name, module in self._modules.items() if module not in self._strengths]
+            without = [name for name, module in self._modules.items() if not hasattr(module, "strength")]
             if without:
                 msg = f"strength={strength!r} has no meaning for the module at {without[0]!r}: it has no `strength`."
                 raise ValueError(msg)
-        for module, own in self._strengths.items():
-            module.strength = own if strength is None else strength
+        modules: set[Any] = set(self._modules.values())
+        if self._strength is not None:
+            for module, before in self._strengths_before.items():
+                module.strength = before
         self._strength = strength
+        if strength is not None:
+            self._strengths_before = {module: module.strength for module in modules}
+            for module in modules:
+                module.strength = strength
 
     def _register(self, stack: ExitStack) -> None:
         self._calls.register(stack)
