@@ -499,6 +499,8 @@ def test_the_module_compiles_into_one_graph(data):
     steered = compiled(TOKENS, torch.tensor([5, 1, -1]))
     assert steered[[0, 2]].isnan().all()
     assert torch.equal(steered[1], TOKENS[1])
+    exported = torch.export.export(module, (TOKENS, torch.tensor([0, 1, 2]))).module()
+    assert torch.equal(exported(TOKENS, torch.tensor([2, 1, 0])), compiled(TOKENS, torch.tensor([2, 1, 0])))
     steer = FairSteeringTransformer(unknown_group="infer").fit(data.X, data.y, sensitive_features=data.group)
     module = SteeringModule(steer, dtype=torch.float64)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
