@@ -271,9 +271,9 @@ def collect_activations(
 ) -> dict[str, SubgroupMoments]:
     """Moments of the hidden states of layers, one batch at a time.
 
-    Nothing but the moments is kept, so memory does not grow with the number of batches. From moments there are two
-    steps to steering: ``nearest_ideal(moments.shrink("ledoit_wolf"))``, and its result given to `steering_hooks` or
-    `SteeringModule`.
+    Nothing is kept but the moments, and a few rows until an update of them pays (as many as there are features, at
+    least 256), so memory does not grow with the number of batches. From moments there are two steps to steering:
+    ``nearest_ideal(moments.shrink("ledoit_wolf"))``, and its result given to `steering_hooks` or `SteeringModule`.
 
     Parameters
     ----------
