@@ -38,6 +38,9 @@ from fairsteer import (  # noqa: E402
 from fairsteer.torch import SteeringModule, collect_activations, steering_hooks  # noqa: E402
 
 D = 4
+#: Three sequences of five tokens, and a group for each.
+TOKENS = torch.linspace(-2, 2, 3 * 5 * D).reshape(3, 5, D)
+GROUPS = ["x", "m", "f"]
 
 
 @pytest.fixture(autouse=True)
@@ -167,8 +170,6 @@ def test_an_ideal_distribution_and_plain_maps_steer_like_the_transformer(data):
 
 
 # ---- groups
-
-TOKENS = torch.linspace(-2, 2, 3 * 5 * D).reshape(3, 5, D)
 
 
 @pytest.mark.parametrize(
@@ -412,6 +413,20 @@ def test_single_precision_vectors_are_not_narrowed_by_maps_in_half_precision():
     torch.testing.assert_close(module(TOKENS, "f").double(), exact, rtol=1e-6, atol=1e-6)
 
 
+def test_autocast_costs_digits_of_the_step_alone():
+    maps = _maps()
+    with torch.autocast("cpu", torch.bfloat16):
+        steered = SteeringModule(maps)(TOKENS, GROUPS)
+    assert steered.dtype == torch.float32
+    assert torch.equal(steered[1], TOKENS[1])  # the reference group
+    exact = _by_hand(maps, TOKENS, GROUPS)
+    step = torch.stack(
+        [TOKENS[i].abs() @ torch.tensor(np.abs(maps[g][0] - np.eye(D)).T).float() for i, g in enumerate(GROUPS)]
+    )
+    bound = 2 * torch.finfo(torch.bfloat16).eps * (step + 3)
+    assert ((steered - exact).abs() <= bound).all()
+
+
 # ---- strength and gradients
 
 
@@ -570,7 +585,6 @@ def _with_built_in(model, name, *arguments, **keywords):
     return model
 
 
-GROUPS = ["x", "m", "f"]
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
 
 
