@@ -516,11 +516,12 @@ def test_the_module_compiles_into_one_graph(data):
     assert torch.equal(steered[1], TOKENS[1])
     exported = torch.export.export(module, (TOKENS, torch.tensor([0, 1, 2]))).module()
     assert torch.equal(exported(TOKENS, torch.tensor([2, 1, 0])), compiled(TOKENS, torch.tensor([2, 1, 0])))
-    steer = FairSteeringTransformer(unknown_group="infer").fit(data.X, data.y, sensitive_features=data.group)
-    module = SteeringModule(steer, dtype=torch.float64)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     rows, groups = torch.tensor(data.X[:4]), torch.tensor([0, -1, 1, -1])
-    torch.testing.assert_close(compiled(rows, groups), module(rows, groups))
+    for unknown_group in ("infer", "infer_hard"):
+        steer = FairSteeringTransformer(unknown_group=unknown_group)
+        module = SteeringModule(steer.fit(data.X, data.y, sensitive_features=data.group), dtype=torch.float64)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(rows, groups), module(rows, groups))
 
 
 # ---- hooks
@@ -787,6 +788,27 @@ def test_padding_comes_through_bit_for_bit(tower):
             torch.testing.assert_close(call(), expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(seen[-1][MASK == 0], seen[0][MASK == 0])
         assert not (seen[-1] == seen[0])[MASK.bool()].reshape(-1, D).all()
+
+
+@pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
+@torch.no_grad()
+def test_padding_is_not_even_looked_at(unknown_group, make_data):
+    X, y, group = make_data(n_features=D, n_groups=3)
+    steer = FairSteeringTransformer(feature_transform="log", unknown_group=unknown_group)
+    steer.fit(np.exp(X), y, sensitive_features=_names(group))
+    hidden = torch.tensor(np.exp(X[:15]), dtype=torch.float32).reshape(3, 5, D)
+    groups = GROUPS if unknown_group == "error" else ["x", None, "f"]
+    layer = nn.Identity()
+    padded = torch.where(MASK[..., None] == 1, hidden, -1)
+    with steering_hooks(layer, {"": steer}, groups=groups, token_mask=MASK):
+        steered = layer(padded)
+    expected = steer.transform(hidden.reshape(-1, D).numpy(), sensitive_features=np.repeat(groups, 5)).reshape(3, 5, D)
+    torch.testing.assert_close(steered, torch.where(MASK[..., None] == 1, torch.tensor(expected), -1))
+    with (
+        pytest.raises(ValueError, match="'log' needs positive features"),
+        steering_hooks(layer, {"": steer}, groups=groups),
+    ):
+        layer(padded)
 
 
 @torch.no_grad()

@@ -283,7 +283,8 @@ class SteeringModule(nn.Module):
 
     # ---- moving
 
-    def _steer(self, hidden: Tensor, codes: Tensor | None) -> Tensor:
+    def _steer(self, hidden: Tensor, codes: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """Move vectors by their codes, except where a mask of the shape of some leading axes is False."""
         d = self.offset.shape[1]
         if not hidden.is_floating_point() or hidden.ndim == 0 or hidden.shape[-1] != d:
             msg = (
@@ -291,7 +292,9 @@ class SteeringModule(nn.Module):
                 f"not {hidden.dtype} of shape {tuple(hidden.shape)}."
             )
             raise ValueError(msg)
-        if codes is not None and codes.shape != hidden.shape[:-1][: codes.ndim]:
+        if codes is None:
+            codes = torch.tensor(0, device=self.offset.device)
+        if codes.shape != hidden.shape[:-1][: codes.ndim]:
             msg = (
                 f"Groups of shape {tuple(codes.shape)} do not go with hidden states of shape {tuple(hidden.shape)}: "
                 "one a sequence or one a token is needed, batch first. If the model repeats sequences (beams, several "
@@ -300,42 +303,53 @@ class SteeringModule(nn.Module):
             raise ValueError(msg)
         if self.strength == 0:
             return hidden
-        if codes is None:
-            return self._moved(hidden, 0) if self._settings.moving else hidden
-        if self._settings.unknown_group == "infer_hard":
-            codes = self._filled(hidden, codes)
-        if torch.compiler.is_compiling():
-            return self._steer_all(hidden, codes)
+        if not torch.compiler.is_compiling():
+            return self._steer_some(hidden, codes, mask)
+        steered = self._steer_all(hidden, codes)
+        return steered if mask is None else torch.where(_with_axes(mask, hidden.ndim), steered, hidden)
+
+    def _steer_some(self, hidden: Tensor, codes: Tensor, mask: Tensor | None) -> Tensor:
+        """Move the vectors of one group after the other, and no others."""
         present = torch.unique(codes).tolist()
-        if len(present) == 1:
-            return self._of_code(hidden, present[0])
+        moving = [code for code in present if code < 0 or code in self._settings.moving]
+        if not moving:
+            return hidden
+        if mask is not None and mask.all():
+            mask = None
+        if mask is None and len(present) == 1:
+            return self._of_code(hidden, moving[0])
         out = hidden.clone()
-        for code in present:
-            if code < 0 or code in self._settings.moving:
-                mine = codes == code
-                out[mine] = self._of_code(hidden[mine], code)
+        for code in moving:
+            mine = codes == code
+            if mask is not None:
+                n_axes = max(mine.ndim, mask.ndim)
+                mine = _with_axes(mine, n_axes) & _with_axes(mask, n_axes)
+            out[mine] = self._of_code(hidden[mine], code)
         return out
 
     def _steer_all(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Move every vector by every map and choose: nothing depends on values, so that a compiler can follow."""
-        codes = codes.reshape(codes.shape + (1,) * (hidden.ndim - codes.ndim))
-        out = torch.where(codes < len(self.offset), hidden, torch.nan)
+        unknown = torch.nan if self._settings.unknown_group == "error" else self._of_code(hidden, -1)
+        codes = _with_axes(codes, hidden.ndim)
+        out = torch.where(codes < 0, unknown, self._choose(hidden, codes))
+        return torch.where(codes < len(self.offset), out, torch.nan)
+
+    def _choose(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        out = hidden
         for a in self._settings.moving:
             out = torch.where(codes == a, self._moved(hidden, a), out)
-        unknown = torch.nan if self._settings.unknown_group == "error" else self._of_code(hidden, -1)
-        return torch.where(codes < 0, unknown, out)
+        return out
 
     def _of_code(self, hidden: Tensor, code: int) -> Tensor:
         if code >= 0:
-            return self._moved(hidden, code) if code in self._settings.moving else hidden
-        return self._moved(hidden, self._group_proba(hidden))
-
-    def _filled(self, hidden: Tensor, codes: Tensor) -> Tensor:
-        """Replace negative codes by the likeliest groups."""
-        if not torch.compiler.is_compiling() and not (codes < 0).any():
-            return codes
-        codes = codes.reshape(codes.shape + (1,) * (hidden.ndim - 1 - codes.ndim))
-        return torch.where(codes < 0, self._group_proba(hidden).argmax(-1), codes)
+            return self._moved(hidden, code)
+        proba = self._group_proba(hidden)
+        if self._settings.unknown_group == "infer":
+            return self._moved(hidden, proba)
+        likeliest = proba.argmax(-1)
+        if torch.compiler.is_compiling():
+            return self._choose(hidden, likeliest.unsqueeze(-1))
+        return self._steer_some(hidden, likeliest, None)
 
     def _group_proba(self, hidden: Tensor) -> Tensor:
         posterior: Any = self._posterior
@@ -385,6 +399,11 @@ class SteeringModule(nn.Module):
         block = json.loads(bytes(state.tolist()))
         self.strength = block.pop("strength")
         self._set(Settings.from_json(block))
+
+
+def _with_axes(tensor: Tensor, n_axes: int) -> Tensor:
+    """Append axes of length one, to broadcast along what follows the leading ones."""
+    return tensor.reshape(tensor.shape + (1,) * (n_axes - tensor.ndim))
 
 
 def _is_int64(value: float) -> bool:

@@ -137,7 +137,7 @@ class GroupPosterior(nn.Module):
             distances = torch.stack([(white - mean).square().sum(-1) for mean in means], -1)
             scores.append(torch.logsumexp(log_weight - distances / 2, -1))
         # Factors are in the order of (class, group), or one a group.
-        joint = torch.stack(scores, -1).reshape(*x.shape[:-1], -1, n_groups)
+        joint = torch.stack(scores, -1).reshape(*x.shape[:-1], len(scores) // n_groups, n_groups)
         return torch.logsumexp(joint, -2)
 
 

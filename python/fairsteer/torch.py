@@ -130,22 +130,18 @@ class SteeringHandle:
         def hook(layer: nn.Module, args: Any, output: Any) -> Any:
             self._ran[name] = True
             hidden = hidden_of(output, name)
-            steered = self._steer(module, hidden, self._codes[name])
-            if steered is hidden:
-                return output
             mask = self._calls.mask(name, hidden)
-            if mask is not None:
-                steered = torch.where(mask.reshape(mask.shape + (1,) * (hidden.ndim - 2)), steered, hidden)
-            return with_hidden(output, steered)
+            steered = self._steer(module, hidden, self._codes[name], mask)
+            return output if steered is hidden else with_hidden(output, steered)
 
         return hook
 
-    def _steer(self, module: nn.Module, hidden: Tensor, groups: Any) -> Tensor:
+    def _steer(self, module: nn.Module, hidden: Tensor, groups: Any, mask: Tensor | None) -> Tensor:
         if isinstance(module, SteeringModule):
             if module in self._own and module.offset.device != hidden.device:
                 module.to(hidden.device)  # a model may be spread over devices in ways its parameters do not show
             codes = module._codes(None) if self._groups is None else groups  # they may be set after the hooks are
-            return module._steer(hidden, None if codes is None else codes.to(module.offset.device))
+            return module._steer(hidden, None if codes is None else codes.to(module.offset.device), mask)
         steered: Tensor = module(hidden, groups.to(hidden.device) if isinstance(groups, Tensor) else groups)
         if steered.shape != hidden.shape or steered.dtype != hidden.dtype:
             msg = (
@@ -153,7 +149,9 @@ class SteeringHandle:
                 f"{hidden.dtype} of shape {tuple(hidden.shape)}; both must stay."
             )
             raise ValueError(msg)
-        return steered
+        if mask is None:
+            return steered
+        return torch.where(mask.reshape(mask.shape + (1,) * (hidden.ndim - 2)), steered, hidden)
 
     def _idle(self) -> list[str]:
         return [name for name, ran in self._ran.items() if not ran]
