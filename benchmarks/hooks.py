@@ -12,10 +12,14 @@ import argparse
 import copy
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +93,48 @@ def overhead(budget: float) -> None:
         ("causal LM, 8 x 64 tokens", llama, forward, encoder.random_ids(8, 64, 1024), "model.layers", 512),
         (f"causal LM, {n_new} tokens for 8", llama, generate, encoder.random_ids(8, 16, 1024), "model.layers", 512),
     ]
-    print("maps: how many of the two groups move; flops: products with the maps over those with the layers' weights")
+    print("maps: how many of the two groups move; flops: products with the maps over those with the layers' weights;")
+    print("CPU: the same overhead by the processor's clock, which other processes disturb less\n")
     print(
-        f"{'':<28} {'layers':>6} {'maps':>4} {'without':>10} {'hooked':>10} {'overhead':>9} {'per layer':>9} "
+        f"{'':<28} {'layers':>6} {'maps':>4} {'without':>10} {'hooked':>10} {'overhead':>9} {'CPU':>7} {'a layer':>7} "
         f"{'flops':>6} {'rounds':>6}"
     )
     for name, model, run, inputs, layers, d in tasks:
         groups = ["a", "b"] * (len(inputs["input_ids"]) // 2)
         n_layers = sum(1 for _ in model.get_submodule(layers))
+        weights = sum(parameter.numel() for parameter in model.get_submodule(layers).parameters())
         for pattern, n_hooked in ((f"{layers}.{n_layers // 2}", 1), (f"{layers}.*", n_layers)):
             for n_moving in (1, 2):
                 hooked = copy.deepcopy(model)
                 with torch.no_grad(), ExitStack() as stack:
                     source = SteeringModule(_maps(d, n_moving))
                     stack.enter_context(steering_hooks(hooked, {pattern: source}, groups=groups))
-                    sides = (lambda: run(model, inputs), lambda: run(hooked, inputs))  # noqa: B023 - run at once
+                    sides = [Side(partial(run, which, inputs)) for which in (model, hooked)]
                     for side in sides:
                         side()
                     (plain, steered), rounds = timing.alternated(sides, budget=budget)
-                weights = sum(parameter.numel() for parameter in model.get_submodule(layers).parameters())
-                flops, extra = n_hooked * d * d * n_moving / 2 / weights, steered / plain - 1
+                extra = sides[1].median() / sides[0].median() - 1
                 print(
                     f"{name:<28} {n_hooked:>6} {n_moving:>4} {timing.duration(plain):>10} "
-                    f"{timing.duration(steered):>10} {extra:>9.1%} {extra / n_hooked:>9.2%} {flops:>6.1%} {rounds:>6}",
+                    f"{timing.duration(steered):>10} {steered / plain - 1:>9.1%} {extra:>7.1%} "
+                    f"{extra / n_hooked:>7.1%} {n_hooked * d * d * n_moving / 2 / weights:>6.1%} {rounds:>6}",
                     flush=True,
                 )
+
+
+class Side:
+    """A run that counts its seconds of the processor."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self._run, self._seconds = run, list[float]()
+
+    def __call__(self) -> None:
+        start = time.process_time()
+        self._run()
+        self._seconds.append(time.process_time() - start)
+
+    def median(self) -> float:
+        return statistics.median(self._seconds[1:])  # the first is no round
 
 
 # ---- memory
