@@ -131,7 +131,19 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
     double distance = 0;
     for (Index j = 0; j < d; ++j) distance += 2 * gram.col(j).tail(d - j).squaredNorm();
     distance = std::sqrt(distance);
-    if (distance <= 1e-14 * static_cast<double>(d)) return X;
+    if (distance <= 1e-12 * static_cast<double>(d)) return X;
+    if (distance <= 0.05) {
+      // Near the end X (I + D)^{-1/2}, with D = X^T X - I, to the second order: products alone.
+      gram.triangularView<Eigen::StrictlyUpper>() = gram.transpose();
+      before = X;
+      Matrix series = Matrix::Zero(d, d);
+      series.selfadjointView<Eigen::Lower>().rankUpdate(gram, 0.375);
+      series.triangularView<Eigen::StrictlyUpper>() = series.transpose();
+      series -= 0.5 * gram;
+      X.noalias() += before * series;
+      if (distance <= 1e-4) return X;
+      continue;
+    }
     const double l2 = l * l;
     const double g = std::cbrt(std::max(0.0, 4 * (1 - l2) / (l2 * l2)));
     const double a =
@@ -148,7 +160,6 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
     factor.matrixL().solveInPlace<Eigen::OnTheRight>(X);
     X = (b / c) * before + (a - b / c) * X;
     l = std::min(1.0, l * (a + b * l2) / (1 + c * l2));
-    if (distance <= 1e-5) return X;  // it converges cubically
   }
   return {};
 }

@@ -324,21 +324,24 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   const Vector scale = feature_scale();
   const auto fit_frame = [&] {
     Vector x_mean = Vector::Zero(d), z_mean = Vector::Zero(d);
-    Matrix xz = Matrix::Zero(d, d), zz = Matrix::Zero(d, d);
+    Matrix xz = Matrix::Zero(d, d);
+    // The covariance of z is the identity and a few directions: I + U S U^T, U = (span, means).
+    const Index K = subgroups_.n_classes, n_means = G * (K + 1);
+    Matrix U = Matrix::Zero(d, r + n_means), S = Matrix::Identity(r + n_means, r + n_means);
+    U.topLeftCorner(r, r).setIdentity();
+    S.topLeftCorner(r, r) *= -1;
     std::vector<Vector> x_of, z_of;
     for (Index a = 0; a < G; ++a) {
       const double weight = subgroups_.weight.col(a).sum();
-      // Within classes: Sigma E^T = H X^{-T}, and E Sigma E^T = X^{-1} X^{-T} is the identity
-      // outside the span.
+      // Within classes: Sigma E^T = H X^{-T}, and E Sigma E^T = X^{-1} X^{-T}.
       Matrix inverse = lifted[a].to_canonical();
-      zz.diagonal().tail(d - r).array() += weight;
-      zz.topLeftCorner(r, r) += weight * lifted[a].span_covariance();
+      if (r > 0) S.topLeftCorner(r, r) += weight * lifted[a].span_covariance();
       const Matrix cross = groups_[a].H.triangularView<Eigen::Lower>() * inverse.transpose();
       xz += weight * cross;
       set_inverse(a, std::move(inverse));
       const Matrix between = class_differences(a);
-      const Matrix moved = E[a] * between;
-      zz.selfadjointView<Eigen::Lower>().rankUpdate(moved);
+      auto moved = U.middleCols(r + a * (K + 1), K);
+      moved = E[a] * between;
       xz.noalias() += between * moved.transpose();
       x_of.push_back(group_mean(a));
       z_of.push_back(E[a] * x_of.back() + t[a]);
@@ -347,17 +350,27 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     }
     for (Index a = 0; a < G; ++a) {
       const double weight = subgroups_.weight.col(a).sum();
-      const Vector dx = x_of[a] - x_mean, dz = z_of[a] - z_mean;
-      xz.noalias() += (weight * dx) * dz.transpose();
-      zz.selfadjointView<Eigen::Lower>().rankUpdate(dz, weight);
+      const Vector dz = z_of[a] - z_mean;
+      xz.noalias() += (weight * (x_of[a] - x_mean)) * dz.transpose();
+      U.col(r + a * (K + 1) + K) = std::sqrt(weight) * dz;
     }
-    // F zz = xz
-    const Eigen::LLT<Eigen::Ref<Matrix>> factor(zz);
-    if (factor.info() != Eigen::Success)
-      return Frame{Matrix::Constant(d, d, std::numeric_limits<double>::quiet_NaN()), x_mean};
-    factor.matrixU().solveInPlace<Eigen::OnTheRight>(xz);
-    factor.matrixL().solveInPlace<Eigen::OnTheRight>(xz);
-    Frame frame{std::move(xz), Vector()};
+    // F (I + U S U^T) = xz
+    Frame frame{Matrix(), Vector()};
+    if (U.cols() < d / 4) {
+      const Matrix small = Matrix::Identity(U.cols(), U.cols()) + (U.transpose() * U) * S;
+      const Matrix left = (xz * U) * S;
+      const Matrix solved = small.transpose().partialPivLu().solve(left.transpose());
+      xz.noalias() -= solved.transpose() * U.transpose();
+      frame.linear = std::move(xz);
+    } else {
+      Matrix zz = Matrix::Identity(d, d);
+      zz += U * S * U.transpose();
+      const Eigen::LLT<Matrix> factor(0.5 * (zz + zz.transpose()));
+      if (factor.info() == Eigen::Success)
+        frame.linear = factor.solve(xz.transpose()).transpose();
+      else
+        frame.linear = Matrix::Constant(d, d, std::numeric_limits<double>::quiet_NaN());
+    }
     frame.offset = x_mean - frame.linear * z_mean;
     return frame;
   };
