@@ -105,16 +105,20 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
   gram.selfadjointView<Eigen::Lower>().rankUpdate(matrix.transpose());
   // The extreme singular values, by a few steps of power iteration from a vector that is orthogonal
   // to nothing in particular: a poor estimate costs an iteration, not accuracy.
-  const Eigen::LLT<Matrix> inverse(gram);
-  if (inverse.info() != Eigen::Success) return {};
-  Vector up(d);
-  for (Index i = 0; i < d; ++i) up[i] = 1 + 0.5 * std::sin(1.0 + 3.7 * static_cast<double>(i));
-  Vector down = up;
-  for (int step = 0; step < 10; ++step) {
-    up = gram.selfadjointView<Eigen::Lower>() * up.normalized();
-    down = inverse.solve(down.normalized());
+  double largest = 0, smallest = 0;
+  {
+    const Eigen::LLT<Matrix> inverse(gram);
+    if (inverse.info() != Eigen::Success) return {};
+    Vector up(d);
+    for (Index i = 0; i < d; ++i) up[i] = 1 + 0.5 * std::sin(1.0 + 3.7 * static_cast<double>(i));
+    Vector down = up;
+    for (int step = 0; step < 10; ++step) {
+      up = gram.selfadjointView<Eigen::Lower>() * up.normalized();
+      down = inverse.solve(down.normalized());
+    }
+    largest = std::sqrt(up.norm());
+    smallest = 1 / std::sqrt(down.norm());
   }
-  const double largest = std::sqrt(up.norm()), smallest = 1 / std::sqrt(down.norm());
   if (!(largest > 0) || !std::isfinite(largest)) return {};
   const double scale = 1 / (1.05 * largest);
   double l = std::min(0.9 * smallest * scale, 1.0);

@@ -1,5 +1,6 @@
 #include "tied.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -212,13 +213,16 @@ struct Lifted {
   Reflections basis{Matrix(0, 0)};  // [U U'] among the whitened features
   Matrix V;                         // (r, r); identity outside the span
   Vector x;                         // (s) the diagonal of D
-  Matrix O;                         // (d - s, d - s)
+  Matrix O;                         // (d - s, d - s); empty: the identity
   Vector m;                         // (d) among the whitened features
 
   Matrix to_group() const {  // X
     Matrix X = Matrix::Zero(d, d);
     X.diagonal().head(s) = x;
-    X.bottomRightCorner(d - s, d - s) = O;
+    if (O.size() > 0)
+      X.bottomRightCorner(d - s, d - s) = O;
+    else
+      X.diagonal().tail(d - s).setOnes();
     if (r > 0) {
       const Matrix span = X.leftCols(r) * V.transpose();
       const Matrix solved = L_t.transpose().triangularView<Eigen::Upper>().solve(span.transpose());
@@ -230,7 +234,10 @@ struct Lifted {
   Matrix to_canonical() const {  // X^{-1}
     Matrix X = Matrix::Zero(d, d);
     X.diagonal().head(s) = x.cwiseInverse();
-    X.bottomRightCorner(d - s, d - s) = O.transpose();
+    if (O.size() > 0)
+      X.bottomRightCorner(d - s, d - s) = O.transpose();
+    else
+      X.diagonal().tail(d - s).setOnes();
     if (r > 0) {
       const Matrix span = V * X.topRows(r);
       X.topRows(r) = L_t.triangularView<Eigen::Lower>() * span;
@@ -248,7 +255,7 @@ struct Lifted {
     Matrix y = m;
     basis.apply_transpose_on_the_left(y);
     y.topRows(s) = x.cwiseInverse().asDiagonal() * y.topRows(s);
-    y.bottomRows(d - s) = (O.transpose() * y.bottomRows(d - s)).eval();
+    if (O.size() > 0) y.bottomRows(d - s) = (O.transpose() * y.bottomRows(d - s)).eval();
     if (r > 0) {
       const Matrix span = V * y.topRows(r);
       y.topRows(r) = L_t.triangularView<Eigen::Lower>() * span;
@@ -289,7 +296,6 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       to.basis = Reflections(Matrix(group.span.householderQ() * U));
       to.x = closed.x.head(to.s).cwiseProduct(to.basis.sign());
     }
-    to.O = Matrix::Identity(d - to.s, d - to.s);
   }
 
   // z = E x + t
@@ -302,9 +308,16 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     t[a] = -lifted[a].shift_in_canonical() - E[a] * groups_[a].centre;
     if (r > 0) t[a].head(r) += nu * class_weights(subgroups_, priors.p, a);
   };
+  // Columns are multiplied some at a time: in place, but for a small part.
+  constexpr Index kColumns = 256;
   // H X, the linear part of z -> x
   const auto from_canonical = [&](Index a) {
-    return Matrix(groups_[a].H.triangularView<Eigen::Lower>() * lifted[a].to_group());
+    Matrix X = lifted[a].to_group();
+    for (Index j = 0; j < d; j += kColumns) {
+      auto some = X.middleCols(j, std::min(kColumns, d - j));
+      some = (groups_[a].H.triangularView<Eigen::Lower>() * some).eval();
+    }
+    return X;
   };
   // The isometry that moves the points of group a least when canonical points lie at `frame`.
   const auto least_displacement = [&](Index a, const Matrix& frame) {
@@ -336,8 +349,11 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       // Within classes: Sigma E^T = H X^{-T}, and E Sigma E^T = X^{-1} X^{-T}.
       Matrix inverse = lifted[a].to_canonical();
       if (r > 0) S.topLeftCorner(r, r) += weight * lifted[a].span_covariance();
-      const Matrix cross = groups_[a].H.triangularView<Eigen::Lower>() * inverse.transpose();
-      xz += weight * cross;
+      for (Index j = 0; j < d; j += kColumns) {
+        const Index n = std::min(kColumns, d - j);
+        const Matrix some = weight * inverse.middleRows(j, n).transpose();
+        xz.middleCols(j, n) += groups_[a].H.triangularView<Eigen::Lower>() * some;
+      }
       set_inverse(a, std::move(inverse));
       const Matrix between = class_differences(a);
       auto moved = U.middleCols(r + a * (K + 1), K);
@@ -382,11 +398,10 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   for (Index a = 0; a < G; ++a)
     if (a != anchor) least_displacement(a, frame.linear);
   // F = D R, with the standard deviations of the features in D: units do not make it singular.
-  const auto factor_frame = [&] {
-    return Eigen::PartialPivLU<Matrix>(
-        (scale.cwiseInverse().asDiagonal() * frame.linear).transpose());
-  };
   std::optional<Eigen::PartialPivLU<Matrix>> factor;
+  const auto factor_frame = [&] {
+    factor.emplace(scale.cwiseInverse().asDiagonal() * frame.linear);
+  };
   if (reference < 0) {
     frame = fit_frame();
     // Two groups: the first isometry is already the best. More: each round moves points less.
@@ -399,47 +414,55 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       };
       if (relative(frame.linear - before) <= 1e-6 * relative(frame.linear)) break;
     }
-    if (frame.linear.allFinite()) factor.emplace(factor_frame());
+    if (frame.linear.allFinite()) factor_frame();
     if (!factor || !(factor->rcond() > 1e-10)) {
       frame.linear = from_canonical(anchor);
       frame.offset = -frame.linear * t[anchor];
-      factor.emplace(factor_frame());
+      factor_frame();
     }
   } else {
     for (Index a = 0; a < G; ++a) set_inverse(a, lifted[a].to_canonical());
     frame.offset = -frame.linear * t[anchor];
   }
 
+  // From here on, what is not needed any more makes room for what comes.
   Matrix canonical = Matrix::Zero(d, subgroups_.n_classes);
   canonical.topRows(r) = nu;
   result.canonical_mean = (frame.linear * canonical).colwise() + frame.offset;
-  Matrix covariance = Matrix::Zero(d, d);
-  covariance.selfadjointView<Eigen::Lower>().rankUpdate(frame.linear);
-  covariance.triangularView<Eigen::StrictlyUpper>() = covariance.transpose();
-  result.canonical_covariance = {std::move(covariance)};
-
   for (Index a = 0; a < G; ++a) {
     if (a == reference) {
       result.linear.push_back(Matrix::Identity(d, d));
       result.offset.push_back(Vector::Zero(d));
+    } else {
+      result.linear.push_back(frame.linear * E[a]);
+      result.offset.push_back(frame.linear * t[a] + frame.offset);
+      E[a].resize(0, 0);
+    }
+  }
+  Matrix covariance = Matrix::Zero(d, d);
+  covariance.selfadjointView<Eigen::Lower>().rankUpdate(frame.linear);
+  frame.linear.resize(0, 0);
+  covariance.triangularView<Eigen::StrictlyUpper>() = covariance.transpose();
+  result.canonical_covariance.push_back(std::move(covariance));
+  for (Index a = 0; a < G; ++a) {
+    if (a == reference) {
       result.inverse_linear.push_back(Matrix::Identity(d, d));
       result.inverse_offset.push_back(Vector::Zero(d));
       continue;
     }
     Matrix inverse = from_canonical(a);
-    // What is not needed any more makes room for what comes.
     groups_[a].H.resize(0, 0);
     lifted[a].O.resize(0, 0);
-    if (factor) {  // H X F^{-1}
-      inverse = factor->solve(inverse.transpose()).transpose().eval();
+    if (factor) {  // H X F^{-1} = H X U^{-1} L^{-1} P D^{-1}
+      const Matrix& LU = factor->matrixLU();
+      LU.triangularView<Eigen::Upper>().solveInPlace<Eigen::OnTheRight>(inverse);
+      LU.triangularView<Eigen::UnitLower>().solveInPlace<Eigen::OnTheRight>(inverse);
+      inverse = inverse * factor->permutationP();
       inverse.array().rowwise() /= scale.transpose().array();
     } else {  // where the frame is that of a group, its inverse is known
       inverse = inverse * E[reference];
     }
     result.inverse_linear.push_back(std::move(inverse));
-    result.linear.push_back(frame.linear * E[a]);
-    E[a].resize(0, 0);
-    result.offset.push_back(frame.linear * t[a] + frame.offset);
     result.inverse_offset.push_back(-result.inverse_linear[a] * result.offset[a]);
   }
 }
