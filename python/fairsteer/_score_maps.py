@@ -16,6 +16,7 @@ from sklearn.isotonic import isotonic_regression
 from fairsteer._input import Codes
 
 Constraint = Literal["equal_opportunity", "demographic_parity"]
+Aggregate = Literal["max", "rms"]
 Doubles = npt.NDArray[np.float64]
 
 
@@ -84,7 +85,7 @@ class Alignment(Protocol):
         """Probabilities of the classes after alignment, (n, n_classes)."""
 
 
-def align(scores: Doubles, cells: Cells, max_gap: float, shrinkage: float) -> Alignment:
+def align(scores: Doubles, cells: Cells, max_gap: float, shrinkage: float, aggregate: Aggregate = "max") -> Alignment:
     """Fit the alignment for the number of classes.
 
     Parameters
@@ -97,10 +98,12 @@ def align(scores: Doubles, cells: Cells, max_gap: float, shrinkage: float) -> Al
         Gap to leave between groups, in [0, 1].
     shrinkage : float
         With more than two classes, how many rows the classifier's own probabilities count for in a cell.
+    aggregate : {"max", "rms"}
+        With more than two classes, whether `max_gap` bounds the largest gap or the root mean square over classes.
     """
     if scores.ndim == 1:
         return MonotoneAlignment.fit(scores, cells, max_gap)
-    return OffsetAlignment.fit(scores, cells, max_gap, shrinkage)
+    return OffsetAlignment.fit(scores, cells, max_gap, shrinkage, aggregate)
 
 
 # ---- two classes: one monotone map a group
@@ -277,9 +280,11 @@ class OffsetAlignment(NamedTuple):
     budget: float
 
     @classmethod
-    def fit(cls, proba: Doubles, cells: Cells, max_gap: float, shrinkage: float) -> OffsetAlignment:
+    def fit(
+        cls, proba: Doubles, cells: Cells, max_gap: float, shrinkage: float, aggregate: Aggregate = "max"
+    ) -> OffsetAlignment:
         """Find the offsets that lose least accuracy."""
-        program = RateProgram(proba, cells, max_gap, shrinkage)
+        program = RateProgram(proba, cells, max_gap, shrinkage, aggregate)
         offsets, budget = program.solve()
         return cls(offsets, cells.constraint, _differences(program.rates(offsets)[0]), budget)
 
@@ -287,12 +292,48 @@ class OffsetAlignment(NamedTuple):
         return _aligned(scores, self.offsets[group_codes], self.constraint == "equal_opportunity")
 
 
+class Bend(NamedTuple):
+    """What a norm of sums over groups, ``s_k = Σ_a |λ[a, k]|``, adds to the second derivatives by the multipliers."""
+
+    signs: Doubles
+    """Smoothed signs of the multipliers, (n_groups, n_classes)."""
+    steep: float
+    down: Doubles
+    """The derivatives by the sums are ``steep I - down downᵀ``, (n_classes,)."""
+
+    def product(self, along: Doubles) -> Doubles:
+        """With a direction (n_groups, n_classes)."""
+        sums = (self.signs * along).sum(axis=0)
+        return self.signs * (self.steep * sums - self.down * (self.down @ sums))
+
+
+class Curvature(NamedTuple):
+    """Second derivatives of the smoothed dual: a block for each group, and what the norm adds between groups."""
+
+    blocks: list[Doubles]
+    bend: Bend | None
+
+    def product(self, along: Doubles) -> Doubles:
+        """With a direction (n_groups, n_classes)."""
+        result = np.stack([block @ v for block, v in zip(self.blocks, along, strict=True)])
+        return result if self.bend is None else result + self.bend.product(along)
+
+    def dense(self) -> Doubles:
+        """As a matrix over raveled (n_groups, n_classes)."""
+        matrix: Doubles = linalg.block_diag(*self.blocks)
+        if self.bend is not None:
+            n = len(matrix)
+            matrix += np.stack([self.bend.product(e).ravel() for e in np.eye(n).reshape(n, *self.bend.signs.shape)])
+        return matrix
+
+
 class RateProgram:
     """The linear program behind `OffsetAlignment`, solved in its multipliers.
 
-    The dual ``D(λ) = Σ_i w_i max_k (p_ik - λ[a_i, k] g_ik) + ½ max_gap Σ |λ|``, with ``Σ_a λ[a, k] = 0``, is convex and
-    piecewise linear. The maximum and the absolute value are smoothed, less and less, and each smooth problem is solved
-    by Newton's method in a trust region.
+    The dual ``D(λ) = Σ_i w_i max_k (p_ik - λ[a_i, k] g_ik) + ½ max_gap ‖s‖``, with ``s_k = Σ_a |λ[a, k]|`` and
+    ``Σ_a λ[a, k] = 0``, is convex. Where `max_gap` bounds the largest gap of the classes, ``‖s‖ = Σ_k s_k``; where it
+    bounds the root mean square over K of them, ``‖s‖ = √(K Σ_k s_k²)``: the dual norms. The maximum and the absolute
+    value are smoothed, less and less, and each smooth problem is solved by Newton's method in a trust region.
 
     The rates of equal opportunity ``P(predicted k | Y = k, A = a)`` are those under the probabilities, times a factor
     for each cell (class, group) by which the measured rate differs; it is shrunk to 1 where rows are few.
@@ -314,8 +355,10 @@ class RateProgram:
     # With more multipliers their Hessian is not factored.
     _MAX_DENSE = 500
 
-    def __init__(self, proba: Doubles, cells: Cells, max_gap: float, shrinkage: float) -> None:
-        self._cells, self._max_gap, self._shrinkage = cells, max_gap, shrinkage
+    def __init__(
+        self, proba: Doubles, cells: Cells, max_gap: float, shrinkage: float, aggregate: Aggregate = "max"
+    ) -> None:
+        self._cells, self._max_gap, self._shrinkage, self._aggregate = cells, max_gap, shrinkage, aggregate
         weight = cells.weight / cells.weight.sum()
         of_group = [np.flatnonzero(cells.group_codes == a) for a in range(cells.n_groups)]
         self._groups = [(proba[rows], weight[rows], cells.y_codes[rows]) for rows in of_group]
@@ -332,6 +375,7 @@ class RateProgram:
         counted &= counted.sum(axis=0) >= 2
         self._basis = _zero_sum_basis(counted)
         self._counted, self._mass = counted, np.where(counted, mass, 1.0)
+        self._n_compared = int(counted.any(axis=0).sum())
         self._correction = np.ones(shape)
 
     def solve(self) -> tuple[Doubles, float]:
@@ -388,7 +432,13 @@ class RateProgram:
             w @ (p - shift[a] * (p if self._opportunity else 1.0)).max(axis=1)
             for a, (p, w, _) in enumerate(self._groups)
         )
-        return float(bound + self._max_gap / 2 * np.abs(multipliers).sum())
+        return float(bound + self._max_gap / 2 * self._norm(np.abs(multipliers).sum(axis=0)))
+
+    def _norm(self, sums: Doubles) -> float:
+        """Dual norm of the sums over groups of the multipliers' absolute values, (n_classes,)."""
+        if self._aggregate == "max":
+            return float(sums.sum())
+        return float(np.sqrt(self._n_compared * np.square(sums).sum()))
 
     def rates(self, offsets: Doubles) -> tuple[Doubles, Doubles]:
         """Rates of prediction (n_groups, n_classes), measured and under the probabilities; NaN if not compared."""
@@ -413,11 +463,18 @@ class RateProgram:
         slope, shape, basis = self._slopes(), self._mass.shape, self._basis
         corner = (width * self._mass) ** 2
 
-        def value(free: Doubles) -> tuple[float, Doubles, list[Doubles]]:
+        def value(free: Doubles) -> tuple[float, Doubles, Curvature]:
             multipliers = (basis @ free).reshape(shape)
             length = np.sqrt(multipliers**2 + corner)
-            total = self._max_gap / 2 * length.sum()
-            gradient = self._max_gap / 2 * multipliers / length
+            sums = np.where(self._counted, length, 0).sum(axis=0)
+            norm = self._norm(sums)
+            # The derivative of the penalty by the length of a multiplier.
+            pull = np.full(shape[1], self._max_gap / 2)
+            if self._aggregate == "rms":
+                pull *= self._n_compared * sums / norm
+            total = self._max_gap / 2 * norm
+            signs = multipliers / length
+            gradient = pull * signs
             blocks = []
             for a, (p, w, _) in enumerate(self._groups):
                 gain = p * slope[a] if self._opportunity else np.broadcast_to(slope[a], p.shape)
@@ -429,17 +486,21 @@ class RateProgram:
                 chosen *= gain / mass[:, None]
                 gradient[a] -= w @ chosen
                 curvature = np.diag(w @ (chosen * gain)) - (chosen * w[:, None]).T @ chosen
-                blocks.append(curvature / width + np.diag(self._max_gap / 2 * corner[a] / length[a] ** 3))
-            return total, basis.T @ gradient.ravel(), blocks
+                blocks.append(curvature / width + np.diag(pull * corner[a] / length[a] ** 3))
+            bend = None
+            if self._aggregate == "rms":
+                # Second derivatives of the norm by the sums: a diagonal less the square of a vector.
+                steep = self._max_gap / 2 * self._n_compared / norm
+                bend = Bend(signs, steep, sums * np.sqrt(steep * self._n_compared) / norm)
+            return total, basis.T @ gradient.ravel(), Curvature(blocks, bend)
 
         evaluate = _remember(value)
 
         def hessian(free: Doubles) -> Doubles:
-            return np.asarray(dense.T @ linalg.block_diag(*evaluate(free)[2]) @ dense)
+            return np.asarray(dense.T @ evaluate(free)[2].dense() @ dense)
 
         def hessian_product(free: Doubles, direction: Doubles) -> Doubles:
-            along = (basis @ direction).reshape(shape)
-            return np.asarray(basis.T @ np.concatenate([H @ v for H, v in zip(evaluate(free)[2], along, strict=True)]))
+            return np.asarray(basis.T @ evaluate(free)[2].product((basis @ direction).reshape(shape)).ravel())
 
         options: dict[str, Any] = {"jac": True, "options": {"gtol": 1e-5, "maxiter": 100}}
         if basis.shape[1] <= self._MAX_DENSE:
@@ -463,12 +524,15 @@ class RateProgram:
         return share * measured + (1 - share) * expected
 
     def _excess(self, offsets: Doubles) -> float:
-        """By how much the largest gap exceeds the budget, but for the jump that the rate of a cell makes at a row."""
+        """By how much the gap exceeds the budget, but for the jump that the rate of a cell makes at a row."""
         rates = np.where(self._counted, self._shrunk(*self.rates(offsets)), np.nan)[:, self._counted.any(axis=0)]
         if not rates.size:
             return 0.0
         jump = np.where(self._counted, 1 / np.maximum(self._counts, 1), 0)[:, self._counted.any(axis=0)].max(axis=0)
-        return float((np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0) - jump).max() - self._max_gap)
+        gaps = np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0) - jump
+        if self._aggregate == "rms":
+            return float(np.sqrt(np.square(np.maximum(gaps, 0)).mean()) - self._max_gap)
+        return float(gaps.max() - self._max_gap)
 
 
 def _zero_sum_basis(counted: npt.NDArray[np.bool_]) -> csr_array:
@@ -482,11 +546,11 @@ def _zero_sum_basis(counted: npt.NDArray[np.bool_]) -> csr_array:
     return csr_array((signs, (rows, np.repeat(np.arange(len(columns)), 2))), shape=(n_groups * n_classes, len(columns)))
 
 
-def _remember(function: Callable[[Doubles], tuple[float, Doubles, list[Doubles]]]) -> Any:
+def _remember(function: Callable[[Doubles], tuple[float, Doubles, Curvature]]) -> Any:
     """Keep the last value: the minimiser asks for gradient and Hessian one after the other."""
-    last: dict[bytes, tuple[float, Doubles, list[Doubles]]] = {}
+    last: dict[bytes, tuple[float, Doubles, Curvature]] = {}
 
-    def remembered(x: Doubles) -> tuple[float, Doubles, list[Doubles]]:
+    def remembered(x: Doubles) -> tuple[float, Doubles, Curvature]:
         key = x.tobytes()
         if key not in last:
             last.clear()
