@@ -236,6 +236,61 @@ def test_the_multipliers_are_optimal(constraint: Any, max_gap: float, n_groups: 
     assert abs(proba[np.arange(150), chosen].mean() - optimum) <= len(free) / 150
 
 
+def primal_rms(proba: np.ndarray, cells: Cells, max_gap: float) -> float:
+    """Accuracy under the probabilities of the best randomised classifier whose gaps have a bounded root mean square."""
+    cp = pytest.importorskip("cvxpy")
+    n, K = proba.shape
+    decided, centre, half = cp.Variable((n, K), nonneg=True), cp.Variable(K), cp.Variable(K)
+    limits = [cp.sum(decided, axis=1) == 1, cp.norm(half) <= np.sqrt(K) * max_gap / 2]
+    for a in range(cells.n_groups):
+        rows = cells.group_codes == a
+        counts = proba[rows] if cells.constraint == "equal_opportunity" else np.ones((rows.sum(), K))
+        rate = cp.sum(cp.multiply(decided[rows], counts / counts.sum(axis=0)), axis=0)
+        limits.append(cp.abs(rate - centre) <= half)
+    problem = cp.Problem(cp.Maximize(cp.sum(cp.multiply(decided, proba)) / n), limits)
+    return float(problem.solve(solver="CLARABEL"))
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("n_groups", [2, 3])
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_multipliers_are_optimal_for_the_root_mean_square(
+    constraint: Any, n_groups: int, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not dense:
+        monkeypatch.setattr(RateProgram, "_MAX_DENSE", 0)
+    proba, cells = class_proba(n=150, n_classes=3, n_groups=n_groups, constraint=constraint)
+    program = RateProgram(proba, cells, 0.1, shrinkage=np.inf, aggregate="rms")
+    free = np.zeros(program._basis.shape[1])
+    for width in (1e-2, 1e-3, 1e-4, 1e-5):
+        free = program._minimise(free, width)
+    optimum = primal_rms(proba, cells, 0.1)
+    assert program.dual((program._basis @ free).reshape(n_groups, 3)) == pytest.approx(optimum, abs=1e-4)
+    # Every classifier whose largest gap is within the budget is allowed, and more.
+    assert primal(proba, cells, 0.1) < optimum - 1e-3
+    assert primal(proba, cells, 1.0) - optimum > 0.005
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("n_groups", [2, 3])
+def test_the_root_mean_square_of_the_gaps_is_at_the_budget(constraint: Any, n_groups: int) -> None:
+    proba, cells = class_proba(n_groups=n_groups, constraint=constraint)
+    gaps = OffsetAlignment.fit(proba, cells, 0.1, 0.0, "rms").measured.max(axis=(1, 2))
+    assert np.sqrt(np.mean(gaps**2)) == pytest.approx(0.1, abs=0.01)
+    assert gaps.max() > 0.11
+
+
+def test_the_aligner_bounds_the_root_mean_square_when_asked() -> None:
+    proba, cells = class_proba()
+    fitted = {}
+    for aggregate in ("max", "rms"):
+        aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, range(4))), max_gap=0.1, aggregate=aggregate)
+        fitted[aggregate] = aligner.fit(proba, cells.y_codes, sensitive_features=cells.group_codes)
+    gaps = {name: aligner.gap_band().measured.max(axis=(1, 2)) for name, aligner in fitted.items()}
+    assert gaps["max"].max() < gaps["rms"].max()
+    assert np.sqrt(np.mean(gaps["rms"] ** 2)) == pytest.approx(0.1, abs=0.02)
+
+
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("max_gap", [0.0, 0.05, 0.1])
 @pytest.mark.parametrize("n_groups", [2, 3])
