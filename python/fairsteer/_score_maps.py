@@ -352,6 +352,8 @@ class RateProgram:
     _LEAST_FACTOR = 1e-6
     # A group whose probabilities are all multiplied with less than e to this power has nothing to gain.
     _INDIFFERENT = -3.0
+    # What is farther below the largest exponent than this has no share in double precision.
+    _NEGLIGIBLE = 40.0
     # With more multipliers their Hessian is not factored.
     _MAX_DENSE = 500
 
@@ -477,15 +479,22 @@ class RateProgram:
             gradient = pull * signs
             blocks = []
             for a, (p, w, _) in enumerate(self._groups):
-                gain = p * slope[a] if self._opportunity else np.broadcast_to(slope[a], p.shape)
-                z = (p - multipliers[a] * gain) / width
+                z = p * ((1 - multipliers[a] * slope[a]) / width) if self._opportunity else p / width
+                if not self._opportunity:
+                    z -= multipliers[a] * slope[a] / width
                 top = z.max(axis=1)
-                chosen = np.exp(z - top[:, None])
-                mass = chosen.sum(axis=1)
+                # Few classes of a row are near its largest one; the others' shares are 0 but for rounding.
+                row, k = np.nonzero(z > top[:, None] - self._NEGLIGIBLE)
+                chosen = np.exp(z[row, k] - top[row])
+                mass = np.bincount(row, chosen, len(p))
                 total += width * (w @ (top + np.log(mass)))
-                chosen *= gain / mass[:, None]
-                gradient[a] -= w @ chosen
-                curvature = np.diag(w @ (chosen * gain)) - (chosen * w[:, None]).T @ chosen
+                gain = p[row, k] * slope[a, k] if self._opportunity else slope[a, k]
+                chosen *= gain / mass[row]
+                weighted = chosen * w[row]
+                gradient[a] -= np.bincount(k, weighted, shape[1])
+                first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(p)))])
+                crossed = csr_array((weighted, k, first), p.shape).T @ csr_array((chosen, k, first), p.shape)
+                curvature = np.diag(np.bincount(k, weighted * gain, shape[1])) - crossed.toarray()
                 blocks.append(curvature / width + np.diag(pull * corner[a] / length[a] ** 3))
             bend = None
             if self._aggregate == "rms":
