@@ -304,7 +304,7 @@ class Bend(NamedTuple):
     def product(self, along: Doubles) -> Doubles:
         """With a direction (n_groups, n_classes)."""
         sums = (self.signs * along).sum(axis=0)
-        return self.signs * (self.steep * sums - self.down * (self.down @ sums))
+        return np.asarray(self.signs * (self.steep * sums - self.down * (self.down @ sums)))
 
 
 class Curvature(NamedTuple):
