@@ -191,7 +191,7 @@ def test_the_alignment_takes_the_smallest_budget_that_is_accurate_enough(data: B
     accuracy = {
         b: np.mean(
             bios.ScoreAligner(
-                bios.FrozenEstimator(bios.GivenProbabilities(3)), max_gap=b, aggregate="rms"
+                bios.FrozenEstimator(bios.GivenProbabilities(3)), max_gap=b, aggregate="rms", calibrate=True
             )
             .fit(proba, data.y, sensitive_features=data.group)
             .predict(proba, sensitive_features=data.group)
