@@ -28,7 +28,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
-from fairsteer._score_maps import Cells, MonotoneAlignment, OffsetAlignment, RateProgram, ScoreDistribution
+from fairsteer._score_maps import (
+    Cells,
+    MonotoneAlignment,
+    OffsetAlignment,
+    RateProgram,
+    ScoreDistribution,
+    VectorScaling,
+)
 from fairsteer.metrics import equal_opportunity_difference
 
 CONSTRAINTS = ["equal_opportunity", "demographic_parity"]
@@ -353,6 +360,63 @@ def test_offsets_reach_the_smallest_gap_where_one_group_is_better_in_every_class
     with pytest.warns(UserWarning, match="would have to be made worse at random"):
         aligner.fit(proba, y, sensitive_features=group)
     assert aligner.max_gap_ == alignment.budget
+
+
+def distorted(proba: np.ndarray, cells: Cells) -> np.ndarray:
+    """Probabilities that are too sure, and off by class, otherwise in each group."""
+    slope = 2 + np.arange(cells.n_groups)[cells.group_codes, None]
+    shift = np.random.default_rng(5).normal(size=(cells.n_groups, cells.n_classes))
+    return softmax(slope * np.log(proba) + shift[cells.group_codes], axis=1)
+
+
+def test_calibration_undoes_what_a_slope_and_offsets_did_to_the_probabilities() -> None:
+    proba, cells = class_proba(n=30_000)
+    off = distorted(proba, cells)
+    calibrated = VectorScaling.fit(off, cells)(off, cells.group_codes)
+    np.testing.assert_allclose(calibrated.sum(axis=1), 1)
+    assert np.abs(off - proba).mean() > 0.05
+    assert np.abs(calibrated - proba).mean() < 0.01
+
+
+def test_calibration_counts_integer_weights_as_repetitions_and_stays_finite() -> None:
+    proba, cells = class_proba(n=300, n_groups=2)
+    proba[:5] = np.eye(4)[0]
+    kept = (cells.y_codes != 2) | (cells.group_codes != 1)
+    some = Cells(cells.y_codes[kept], cells.group_codes[kept], np.ones(kept.sum()), 4, 2, cells.constraint)
+    times = np.random.default_rng(0).integers(1, 4, kept.sum())
+    weighted = VectorScaling.fit(proba[kept], some._replace(weight=times.astype(float)))
+    repeated = Cells(*(np.repeat(v, times) for v in some[:3]), 4, 2, cells.constraint)
+    again = VectorScaling.fit(np.repeat(proba[kept], times, axis=0), repeated)
+    np.testing.assert_allclose(weighted.offsets, again.offsets, atol=1e-3)
+    assert np.isfinite(weighted.offsets).all()
+    assert np.isfinite(weighted(proba, cells.group_codes)).all()
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_calibrated_probabilities_are_aligned_as_the_true_ones_are(constraint: Any) -> None:
+    proba, cells = class_proba(n=10_000, constraint=constraint)
+    off = distorted(proba, cells)
+
+    def chosen(scores: np.ndarray, calibrate: bool) -> np.ndarray:
+        alignment = OffsetAlignment.fit(scores, cells, 0.05, 10.0, calibrate=calibrate)
+        return alignment.proba(scores, cells.group_codes).argmax(axis=1)
+
+    truth = chosen(proba, False)
+    agree = {calibrate: np.mean(chosen(off, calibrate) == truth) for calibrate in (False, True)}
+    assert agree[True] > 0.97
+    assert agree[True] > agree[False] + 0.01
+
+
+def test_the_aligner_calibrates_when_asked() -> None:
+    proba, cells = class_proba()
+    off = distorted(proba, cells)
+    known = {"sensitive_features": cells.group_codes}
+    likelihood = {}
+    for calibrate in (False, True):
+        aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, range(4))), max_gap=1.0, calibrate=calibrate)
+        answer = aligner.fit(off, cells.y_codes, **known).predict_proba(off, **known)
+        likelihood[calibrate] = np.log(answer[np.arange(len(off)), cells.y_codes]).mean()
+    assert likelihood[True] > likelihood[False] + 0.1
 
 
 def test_small_cells_are_drawn_to_what_the_probabilities_expect() -> None:
@@ -783,7 +847,15 @@ def test_nothing_works_before_fit(method: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"constraint": "equalized_odds"}, {"max_gap": -0.1}, {"max_gap": 1.1}, {"shrinkage": -1}, {"unknown_group": 0}],
+    [
+        {"constraint": "equalized_odds"},
+        {"max_gap": -0.1},
+        {"max_gap": 1.1},
+        {"shrinkage": -1},
+        {"unknown_group": 0},
+        {"aggregate": "mean"},
+        {"calibrate": 2},
+    ],
 )
 def test_bad_parameters_are_refused(bad: dict[str, Any]) -> None:
     X, y, group = class_data()
