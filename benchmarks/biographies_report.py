@@ -174,7 +174,7 @@ def picture(table: pd.DataFrame, path: Path) -> None:
         own = table[table["line"] == name]
         ax.axhline(0, color="0.7", linewidth=1)
         ax.scatter(own["share of women"], own["gap"], s=14, color="#0072B2")
-        for _, line in own[own["gap"].abs() > 0.15].iterrows():
+        for _, line in own[own["gap"].abs() > 0.2].iterrows():
             ax.annotate(line["occupation"].replace("_", " "), (line["share of women"], line["gap"]), fontsize=6)
         correlation = np.corrcoef(own["share of women"], own["gap"])[0, 1]
         root = np.sqrt(np.mean(own["gap"] ** 2))
