@@ -126,6 +126,22 @@ def test_every_method_is_there_with_and_without_alignment(lines: list[bios.Line]
         assert expected in names
 
 
+@pytest.mark.filterwarnings("ignore:The divergence did not converge:UserWarning")
+def test_slow_maps_are_fitted_once_for_all_folds(data: Biographies, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    fit = FairSteeringTransformer._fit_maps
+    monkeypatch.setattr(FairSteeringTransformer, "_fit_maps", lambda self, model: fits.append(0) or fit(self, model))
+    slow = [method for method in bios.methods() if method.slow]
+    assert len(slow) == 4
+    scores = bios.Scores(slow[0], data)
+    assert np.isfinite(scores.of(TEST)[bios.LR, "known"]).all()
+    once = len(fits)
+    fits.clear()
+    again = bios.Scores(replace(slow[0], slow=False), data)
+    assert np.isfinite(again.of(TEST)[bios.LR, "known"]).all()
+    assert len(fits) == (bios.FOLDS + 1) * once
+
+
 def test_labels_of_test_rows_change_no_prediction(data: Biographies, lines: list[bios.Line]) -> None:
     test = np.flatnonzero(data.fold == TEST)
     y = data.y.copy()
