@@ -249,8 +249,10 @@ class Scores:
             for one in left_out:
                 # What was trained without i and j scores both: i when j is measured, j when i is.
                 other = left_out[0] if one == left_out[-1] else left_out[-1]
-                tested = data.fold == one
-                self._kept[one, other] = trained.log_proba(data.X[tested], data.group[tested])
+                # A slow map has seen the labels of i.
+                if other == measured or (other in data.measured and not self._method.slow):
+                    tested = data.fold == one
+                    self._kept[one, other] = trained.log_proba(data.X[tested], data.group[tested])
         return self._kept.pop((i, measured))
 
     def _fitted_for(self, rows: NDArray[np.bool_], measured: int) -> Any:
