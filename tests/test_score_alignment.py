@@ -28,7 +28,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
-from fairsteer._score_maps import Cells, MonotoneAlignment, OffsetAlignment, RateProgram, ScoreDistribution
+from fairsteer._score_maps import (
+    Cells,
+    MonotoneAlignment,
+    OffsetAlignment,
+    RateProgram,
+    ScoreDistribution,
+    VectorScaling,
+)
 from fairsteer.metrics import equal_opportunity_difference
 
 CONSTRAINTS = ["equal_opportunity", "demographic_parity"]
@@ -236,6 +243,61 @@ def test_the_multipliers_are_optimal(constraint: Any, max_gap: float, n_groups: 
     assert abs(proba[np.arange(150), chosen].mean() - optimum) <= len(free) / 150
 
 
+def primal_rms(proba: np.ndarray, cells: Cells, max_gap: float) -> float:
+    """Accuracy under the probabilities of the best randomised classifier whose gaps have a bounded root mean square."""
+    cp = pytest.importorskip("cvxpy")
+    n, K = proba.shape
+    decided, centre, half = cp.Variable((n, K), nonneg=True), cp.Variable(K), cp.Variable(K)
+    limits = [cp.sum(decided, axis=1) == 1, cp.norm(half) <= np.sqrt(K) * max_gap / 2]
+    for a in range(cells.n_groups):
+        rows = cells.group_codes == a
+        counts = proba[rows] if cells.constraint == "equal_opportunity" else np.ones((rows.sum(), K))
+        rate = cp.sum(cp.multiply(decided[rows], counts / counts.sum(axis=0)), axis=0)
+        limits.append(cp.abs(rate - centre) <= half)
+    problem = cp.Problem(cp.Maximize(cp.sum(cp.multiply(decided, proba)) / n), limits)
+    return float(problem.solve(solver="CLARABEL"))
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("n_groups", [2, 3])
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_multipliers_are_optimal_for_the_root_mean_square(
+    constraint: Any, n_groups: int, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not dense:
+        monkeypatch.setattr(RateProgram, "_MAX_DENSE", 0)
+    proba, cells = class_proba(n=150, n_classes=3, n_groups=n_groups, constraint=constraint)
+    program = RateProgram(proba, cells, 0.1, shrinkage=np.inf, aggregate="rms")
+    free = np.zeros(program._basis.shape[1])
+    for width in (1e-2, 1e-3, 1e-4, 1e-5):
+        free = program._minimise(free, width)
+    optimum = primal_rms(proba, cells, 0.1)
+    assert program.dual((program._basis @ free).reshape(n_groups, 3)) == pytest.approx(optimum, abs=1e-4)
+    # Every classifier whose largest gap is within the budget is allowed, and more.
+    assert primal(proba, cells, 0.1) < optimum - 1e-3
+    assert primal(proba, cells, 1.0) - optimum > 0.005
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("n_groups", [2, 3])
+def test_the_root_mean_square_of_the_gaps_is_at_the_budget(constraint: Any, n_groups: int) -> None:
+    proba, cells = class_proba(n_groups=n_groups, constraint=constraint)
+    gaps = OffsetAlignment.fit(proba, cells, 0.1, 0.0, "rms").measured.max(axis=(1, 2))
+    assert np.sqrt(np.mean(gaps**2)) == pytest.approx(0.1, abs=0.01)
+    assert gaps.max() > 0.11
+
+
+def test_the_aligner_bounds_the_root_mean_square_when_asked() -> None:
+    proba, cells = class_proba()
+    fitted = {}
+    for aggregate in ("max", "rms"):
+        aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, range(4))), max_gap=0.1, aggregate=aggregate)
+        fitted[aggregate] = aligner.fit(proba, cells.y_codes, sensitive_features=cells.group_codes)
+    gaps = {name: aligner.gap_band().measured.max(axis=(1, 2)) for name, aligner in fitted.items()}
+    assert gaps["max"].max() < gaps["rms"].max()
+    assert np.sqrt(np.mean(gaps["rms"] ** 2)) == pytest.approx(0.1, abs=0.02)
+
+
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("max_gap", [0.0, 0.05, 0.1])
 @pytest.mark.parametrize("n_groups", [2, 3])
@@ -298,6 +360,63 @@ def test_offsets_reach_the_smallest_gap_where_one_group_is_better_in_every_class
     with pytest.warns(UserWarning, match="would have to be made worse at random"):
         aligner.fit(proba, y, sensitive_features=group)
     assert aligner.max_gap_ == alignment.budget
+
+
+def distorted(proba: np.ndarray, cells: Cells) -> np.ndarray:
+    """Probabilities that are too sure, and off by class, otherwise in each group."""
+    slope = 2 + np.arange(cells.n_groups)[cells.group_codes, None]
+    shift = np.random.default_rng(5).normal(size=(cells.n_groups, cells.n_classes))
+    return softmax(slope * np.log(proba) + shift[cells.group_codes], axis=1)
+
+
+def test_calibration_undoes_what_a_slope_and_offsets_did_to_the_probabilities() -> None:
+    proba, cells = class_proba(n=30_000)
+    off = distorted(proba, cells)
+    calibrated = VectorScaling.fit(off, cells)(off, cells.group_codes)
+    np.testing.assert_allclose(calibrated.sum(axis=1), 1)
+    assert np.abs(off - proba).mean() > 0.05
+    assert np.abs(calibrated - proba).mean() < 0.01
+
+
+def test_calibration_counts_integer_weights_as_repetitions_and_stays_finite() -> None:
+    proba, cells = class_proba(n=300, n_groups=2)
+    proba[:5] = np.eye(4)[0]
+    kept = (cells.y_codes != 2) | (cells.group_codes != 1)
+    some = Cells(cells.y_codes[kept], cells.group_codes[kept], np.ones(kept.sum()), 4, 2, cells.constraint)
+    times = np.random.default_rng(0).integers(1, 4, kept.sum())
+    weighted = VectorScaling.fit(proba[kept], some._replace(weight=times.astype(float)))
+    repeated = Cells(*(np.repeat(v, times) for v in some[:3]), 4, 2, cells.constraint)
+    again = VectorScaling.fit(np.repeat(proba[kept], times, axis=0), repeated)
+    np.testing.assert_allclose(weighted.offsets, again.offsets, atol=1e-3)
+    assert np.isfinite(weighted.offsets).all()
+    assert np.isfinite(weighted(proba, cells.group_codes)).all()
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_calibrated_probabilities_are_aligned_as_the_true_ones_are(constraint: Any) -> None:
+    proba, cells = class_proba(n=10_000, constraint=constraint)
+    off = distorted(proba, cells)
+
+    def chosen(scores: np.ndarray, calibrate: bool) -> np.ndarray:
+        alignment = OffsetAlignment.fit(scores, cells, 0.05, 10.0, calibrate=calibrate)
+        return alignment.proba(scores, cells.group_codes).argmax(axis=1)
+
+    truth = chosen(proba, False)
+    agree = {calibrate: np.mean(chosen(off, calibrate) == truth) for calibrate in (False, True)}
+    assert agree[True] > 0.97
+    assert agree[True] > agree[False] + 0.01
+
+
+def test_the_aligner_calibrates_when_asked() -> None:
+    proba, cells = class_proba()
+    off = distorted(proba, cells)
+    known = {"sensitive_features": cells.group_codes}
+    likelihood = {}
+    for calibrate in (False, True):
+        aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, range(4))), max_gap=1.0, calibrate=calibrate)
+        answer = aligner.fit(off, cells.y_codes, **known).predict_proba(off, **known)
+        likelihood[calibrate] = np.log(answer[np.arange(len(off)), cells.y_codes]).mean()
+    assert likelihood[True] > likelihood[False] + 0.1
 
 
 def test_small_cells_are_drawn_to_what_the_probabilities_expect() -> None:
@@ -728,7 +847,15 @@ def test_nothing_works_before_fit(method: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"constraint": "equalized_odds"}, {"max_gap": -0.1}, {"max_gap": 1.1}, {"shrinkage": -1}, {"unknown_group": 0}],
+    [
+        {"constraint": "equalized_odds"},
+        {"max_gap": -0.1},
+        {"max_gap": 1.1},
+        {"shrinkage": -1},
+        {"unknown_group": 0},
+        {"aggregate": "mean"},
+        {"calibrate": 2},
+    ],
 )
 def test_bad_parameters_are_refused(bad: dict[str, Any]) -> None:
     X, y, group = class_data()

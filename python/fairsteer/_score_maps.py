@@ -10,12 +10,13 @@ import numpy.typing as npt
 from scipy import linalg
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
-from scipy.special import expit, logit
+from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.isotonic import isotonic_regression
 
 from fairsteer._input import Codes
 
 Constraint = Literal["equal_opportunity", "demographic_parity"]
+Aggregate = Literal["max", "rms"]
 Doubles = npt.NDArray[np.float64]
 
 
@@ -84,7 +85,14 @@ class Alignment(Protocol):
         """Probabilities of the classes after alignment, (n, n_classes)."""
 
 
-def align(scores: Doubles, cells: Cells, max_gap: float, shrinkage: float) -> Alignment:
+def align(
+    scores: Doubles,
+    cells: Cells,
+    max_gap: float,
+    shrinkage: float,
+    aggregate: Aggregate = "max",
+    calibrate: bool = False,
+) -> Alignment:
     """Fit the alignment for the number of classes.
 
     Parameters
@@ -97,10 +105,14 @@ def align(scores: Doubles, cells: Cells, max_gap: float, shrinkage: float) -> Al
         Gap to leave between groups, in [0, 1].
     shrinkage : float
         With more than two classes, how many rows the classifier's own probabilities count for in a cell.
+    aggregate : {"max", "rms"}
+        With more than two classes, whether `max_gap` bounds the largest gap or the root mean square over classes.
+    calibrate : bool
+        With more than two classes, whether the probabilities are calibrated for each group first.
     """
     if scores.ndim == 1:
         return MonotoneAlignment.fit(scores, cells, max_gap)
-    return OffsetAlignment.fit(scores, cells, max_gap, shrinkage)
+    return OffsetAlignment.fit(scores, cells, max_gap, shrinkage, aggregate, calibrate)
 
 
 # ---- two classes: one monotone map a group
@@ -261,6 +273,55 @@ def _least_amount(gap: Callable[[float], float], max_gap: float) -> float:
 # ---- several classes: offsets for each class and group
 
 
+# A probability of 0 counts for this much where its logarithm is taken.
+_LEAST_PROBA = 1e-12
+
+
+class VectorScaling(NamedTuple):
+    """Calibration of each group's probabilities: ``log p_k`` becomes ``t_a log p_k + c[a, k]``, scaled to sum to 1.
+
+    Vector scaling (Guo et al. 2017) with one temperature, by the likelihood of the rows and a Gaussian prior on the
+    offsets ``c``, so that they stay finite where a group lacks a class.
+    """
+
+    slopes: Doubles
+    offsets: Doubles
+
+    @classmethod
+    def fit(cls, proba: Doubles, cells: Cells) -> VectorScaling:
+        fitted = np.zeros((cells.n_groups, 1 + cells.n_classes))
+        fitted[:, 0] = 1
+        for a in range(cells.n_groups):
+            rows = cells.group_codes == a
+            if rows.any():
+                log_proba = np.log(np.maximum(proba[rows], _LEAST_PROBA))
+                fitted[a] = _scaled_to(log_proba, cells.y_codes[rows], cells.weight[rows])
+        return cls(fitted[:, 0], fitted[:, 1:])
+
+    def __call__(self, proba: Doubles, group_codes: Codes) -> Doubles:
+        log_proba = np.log(np.maximum(proba, _LEAST_PROBA))
+        return np.asarray(softmax(self.slopes[group_codes, None] * log_proba + self.offsets[group_codes], axis=1))
+
+
+def _scaled_to(log_proba: Doubles, y: Codes, weight: Doubles) -> Doubles:
+    """Slope and offsets of the largest posterior probability, (1 + n_classes,)."""
+    rows, total = np.arange(len(y)), weight.sum()
+
+    def loss(parameters: Doubles) -> tuple[float, Doubles]:
+        offsets = parameters[1:]
+        log_scaled = log_softmax(parameters[0] * log_proba + offsets, axis=1)
+        excess = np.exp(log_scaled)
+        excess[rows, y] -= 1
+        excess *= weight[:, None]
+        value = offsets @ offsets / 2 - weight @ log_scaled[rows, y]
+        slopes = np.concatenate([[np.vdot(excess, log_proba)], excess.sum(axis=0) + offsets])
+        return float(value / total), slopes / total
+
+    start = np.concatenate([[1.0], np.zeros(log_proba.shape[1])])
+    bounds = [(0, None), *[(None, None)] * log_proba.shape[1]]
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+
+
 class OffsetAlignment(NamedTuple):
     """Offsets of the probabilities for each class and group, after which the largest one is predicted at equal rates.
 
@@ -275,24 +336,74 @@ class OffsetAlignment(NamedTuple):
     constraint: Constraint
     measured: Doubles
     budget: float
+    calibration: VectorScaling | None = None
 
     @classmethod
-    def fit(cls, proba: Doubles, cells: Cells, max_gap: float, shrinkage: float) -> OffsetAlignment:
+    def fit(
+        cls,
+        proba: Doubles,
+        cells: Cells,
+        max_gap: float,
+        shrinkage: float,
+        aggregate: Aggregate = "max",
+        calibrate: bool = False,
+    ) -> OffsetAlignment:
         """Find the offsets that lose least accuracy."""
-        program = RateProgram(proba, cells, max_gap, shrinkage)
+        calibration = VectorScaling.fit(proba, cells) if calibrate else None
+        if calibration is not None:
+            proba = calibration(proba, cells.group_codes)
+        program = RateProgram(proba, cells, max_gap, shrinkage, aggregate)
         offsets, budget = program.solve()
-        return cls(offsets, cells.constraint, _differences(program.rates(offsets)[0]), budget)
+        return cls(offsets, cells.constraint, _differences(program.rates(offsets)[0]), budget, calibration)
 
     def proba(self, scores: Doubles, group_codes: Codes) -> Doubles:
+        if self.calibration is not None:
+            scores = self.calibration(scores, group_codes)
         return _aligned(scores, self.offsets[group_codes], self.constraint == "equal_opportunity")
+
+
+class Bend(NamedTuple):
+    """What a norm of sums over groups, ``s_k = Σ_a |λ[a, k]|``, adds to the second derivatives by the multipliers."""
+
+    signs: Doubles
+    """Smoothed signs of the multipliers, (n_groups, n_classes)."""
+    steep: float
+    down: Doubles
+    """The derivatives by the sums are ``steep I - down downᵀ``, (n_classes,)."""
+
+    def product(self, along: Doubles) -> Doubles:
+        """With a direction (n_groups, n_classes)."""
+        sums = (self.signs * along).sum(axis=0)
+        return np.asarray(self.signs * (self.steep * sums - self.down * (self.down @ sums)))
+
+
+class Curvature(NamedTuple):
+    """Second derivatives of the smoothed dual: a block for each group, and what the norm adds between groups."""
+
+    blocks: list[Doubles]
+    bend: Bend | None
+
+    def product(self, along: Doubles) -> Doubles:
+        """With a direction (n_groups, n_classes)."""
+        result = np.stack([block @ v for block, v in zip(self.blocks, along, strict=True)])
+        return result if self.bend is None else result + self.bend.product(along)
+
+    def dense(self) -> Doubles:
+        """As a matrix over raveled (n_groups, n_classes)."""
+        matrix: Doubles = linalg.block_diag(*self.blocks)
+        if self.bend is not None:
+            n = len(matrix)
+            matrix += np.stack([self.bend.product(e).ravel() for e in np.eye(n).reshape(n, *self.bend.signs.shape)])
+        return matrix
 
 
 class RateProgram:
     """The linear program behind `OffsetAlignment`, solved in its multipliers.
 
-    The dual ``D(λ) = Σ_i w_i max_k (p_ik - λ[a_i, k] g_ik) + ½ max_gap Σ |λ|``, with ``Σ_a λ[a, k] = 0``, is convex and
-    piecewise linear. The maximum and the absolute value are smoothed, less and less, and each smooth problem is solved
-    by Newton's method in a trust region.
+    The dual ``D(λ) = Σ_i w_i max_k (p_ik - λ[a_i, k] g_ik) + ½ max_gap ‖s‖``, with ``s_k = Σ_a |λ[a, k]|`` and
+    ``Σ_a λ[a, k] = 0``, is convex. Where `max_gap` bounds the largest gap of the classes, ``‖s‖ = Σ_k s_k``; where it
+    bounds the root mean square over K of them, ``‖s‖ = √(K Σ_k s_k²)``: the dual norms. The maximum and the absolute
+    value are smoothed, less and less, and each smooth problem is solved by Newton's method in a trust region.
 
     The rates of equal opportunity ``P(predicted k | Y = k, A = a)`` are those under the probabilities, times a factor
     for each cell (class, group) by which the measured rate differs; it is shrunk to 1 where rows are few.
@@ -311,11 +422,15 @@ class RateProgram:
     _LEAST_FACTOR = 1e-6
     # A group whose probabilities are all multiplied with less than e to this power has nothing to gain.
     _INDIFFERENT = -3.0
+    # What is farther below the largest exponent than this has no share in double precision.
+    _NEGLIGIBLE = 40.0
     # With more multipliers their Hessian is not factored.
     _MAX_DENSE = 500
 
-    def __init__(self, proba: Doubles, cells: Cells, max_gap: float, shrinkage: float) -> None:
-        self._cells, self._max_gap, self._shrinkage = cells, max_gap, shrinkage
+    def __init__(
+        self, proba: Doubles, cells: Cells, max_gap: float, shrinkage: float, aggregate: Aggregate = "max"
+    ) -> None:
+        self._cells, self._max_gap, self._shrinkage, self._aggregate = cells, max_gap, shrinkage, aggregate
         weight = cells.weight / cells.weight.sum()
         of_group = [np.flatnonzero(cells.group_codes == a) for a in range(cells.n_groups)]
         self._groups = [(proba[rows], weight[rows], cells.y_codes[rows]) for rows in of_group]
@@ -332,6 +447,7 @@ class RateProgram:
         counted &= counted.sum(axis=0) >= 2
         self._basis = _zero_sum_basis(counted)
         self._counted, self._mass = counted, np.where(counted, mass, 1.0)
+        self._n_compared = int(counted.any(axis=0).sum())
         self._correction = np.ones(shape)
 
     def solve(self) -> tuple[Doubles, float]:
@@ -388,7 +504,13 @@ class RateProgram:
             w @ (p - shift[a] * (p if self._opportunity else 1.0)).max(axis=1)
             for a, (p, w, _) in enumerate(self._groups)
         )
-        return float(bound + self._max_gap / 2 * np.abs(multipliers).sum())
+        return float(bound + self._max_gap / 2 * self._norm(np.abs(multipliers).sum(axis=0)))
+
+    def _norm(self, sums: Doubles) -> float:
+        """Dual norm of the sums over groups of the multipliers' absolute values, (n_classes,)."""
+        if self._aggregate == "max":
+            return float(sums.sum())
+        return float(np.sqrt(self._n_compared * np.square(sums).sum()))
 
     def rates(self, offsets: Doubles) -> tuple[Doubles, Doubles]:
         """Rates of prediction (n_groups, n_classes), measured and under the probabilities; NaN if not compared."""
@@ -413,33 +535,51 @@ class RateProgram:
         slope, shape, basis = self._slopes(), self._mass.shape, self._basis
         corner = (width * self._mass) ** 2
 
-        def value(free: Doubles) -> tuple[float, Doubles, list[Doubles]]:
+        def value(free: Doubles) -> tuple[float, Doubles, Curvature]:
             multipliers = (basis @ free).reshape(shape)
             length = np.sqrt(multipliers**2 + corner)
-            total = self._max_gap / 2 * length.sum()
-            gradient = self._max_gap / 2 * multipliers / length
+            sums = np.where(self._counted, length, 0).sum(axis=0)
+            norm = self._norm(sums)
+            # The derivative of the penalty by the length of a multiplier.
+            pull = np.full(shape[1], self._max_gap / 2)
+            if self._aggregate == "rms":
+                pull *= self._n_compared * sums / norm
+            total = self._max_gap / 2 * norm
+            signs = multipliers / length
+            gradient = pull * signs
             blocks = []
             for a, (p, w, _) in enumerate(self._groups):
-                gain = p * slope[a] if self._opportunity else np.broadcast_to(slope[a], p.shape)
-                z = (p - multipliers[a] * gain) / width
+                z = p * ((1 - multipliers[a] * slope[a]) / width) if self._opportunity else p / width
+                if not self._opportunity:
+                    z -= multipliers[a] * slope[a] / width
                 top = z.max(axis=1)
-                chosen = np.exp(z - top[:, None])
-                mass = chosen.sum(axis=1)
+                # Few classes of a row are near its largest one; the others' shares are 0 but for rounding.
+                row, k = np.nonzero(z > top[:, None] - self._NEGLIGIBLE)
+                chosen = np.exp(z[row, k] - top[row])
+                mass = np.bincount(row, chosen, len(p))
                 total += width * (w @ (top + np.log(mass)))
-                chosen *= gain / mass[:, None]
-                gradient[a] -= w @ chosen
-                curvature = np.diag(w @ (chosen * gain)) - (chosen * w[:, None]).T @ chosen
-                blocks.append(curvature / width + np.diag(self._max_gap / 2 * corner[a] / length[a] ** 3))
-            return total, basis.T @ gradient.ravel(), blocks
+                gain = p[row, k] * slope[a, k] if self._opportunity else slope[a, k]
+                chosen *= gain / mass[row]
+                weighted = chosen * w[row]
+                gradient[a] -= np.bincount(k, weighted, shape[1])
+                first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(p)))])
+                crossed = csr_array((weighted, k, first), p.shape).T @ csr_array((chosen, k, first), p.shape)
+                curvature = np.diag(np.bincount(k, weighted * gain, shape[1])) - crossed.toarray()
+                blocks.append(curvature / width + np.diag(pull * corner[a] / length[a] ** 3))
+            bend = None
+            if self._aggregate == "rms":
+                # Second derivatives of the norm by the sums: a diagonal less the square of a vector.
+                steep = self._max_gap / 2 * self._n_compared / norm
+                bend = Bend(signs, steep, sums * np.sqrt(steep * self._n_compared) / norm)
+            return total, basis.T @ gradient.ravel(), Curvature(blocks, bend)
 
         evaluate = _remember(value)
 
         def hessian(free: Doubles) -> Doubles:
-            return np.asarray(dense.T @ linalg.block_diag(*evaluate(free)[2]) @ dense)
+            return np.asarray(dense.T @ evaluate(free)[2].dense() @ dense)
 
         def hessian_product(free: Doubles, direction: Doubles) -> Doubles:
-            along = (basis @ direction).reshape(shape)
-            return np.asarray(basis.T @ np.concatenate([H @ v for H, v in zip(evaluate(free)[2], along, strict=True)]))
+            return np.asarray(basis.T @ evaluate(free)[2].product((basis @ direction).reshape(shape)).ravel())
 
         options: dict[str, Any] = {"jac": True, "options": {"gtol": 1e-5, "maxiter": 100}}
         if basis.shape[1] <= self._MAX_DENSE:
@@ -463,12 +603,15 @@ class RateProgram:
         return share * measured + (1 - share) * expected
 
     def _excess(self, offsets: Doubles) -> float:
-        """By how much the largest gap exceeds the budget, but for the jump that the rate of a cell makes at a row."""
+        """By how much the gap exceeds the budget, but for the jump that the rate of a cell makes at a row."""
         rates = np.where(self._counted, self._shrunk(*self.rates(offsets)), np.nan)[:, self._counted.any(axis=0)]
         if not rates.size:
             return 0.0
         jump = np.where(self._counted, 1 / np.maximum(self._counts, 1), 0)[:, self._counted.any(axis=0)].max(axis=0)
-        return float((np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0) - jump).max() - self._max_gap)
+        gaps = np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0) - jump
+        if self._aggregate == "rms":
+            return float(np.sqrt(np.square(np.maximum(gaps, 0)).mean()) - self._max_gap)
+        return float(gaps.max() - self._max_gap)
 
 
 def _zero_sum_basis(counted: npt.NDArray[np.bool_]) -> csr_array:
@@ -482,11 +625,11 @@ def _zero_sum_basis(counted: npt.NDArray[np.bool_]) -> csr_array:
     return csr_array((signs, (rows, np.repeat(np.arange(len(columns)), 2))), shape=(n_groups * n_classes, len(columns)))
 
 
-def _remember(function: Callable[[Doubles], tuple[float, Doubles, list[Doubles]]]) -> Any:
+def _remember(function: Callable[[Doubles], tuple[float, Doubles, Curvature]]) -> Any:
     """Keep the last value: the minimiser asks for gradient and Hessian one after the other."""
-    last: dict[bytes, tuple[float, Doubles, list[Doubles]]] = {}
+    last: dict[bytes, tuple[float, Doubles, Curvature]] = {}
 
-    def remembered(x: Doubles) -> tuple[float, Doubles, list[Doubles]]:
+    def remembered(x: Doubles) -> tuple[float, Doubles, Curvature]:
         key = x.tobytes()
         if key not in last:
             last.clear()

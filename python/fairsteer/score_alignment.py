@@ -31,7 +31,7 @@ from fairsteer._input import (
     warn_caller,
     weight_params,
 )
-from fairsteer._score_maps import Alignment, Cells, Constraint, align
+from fairsteer._score_maps import Aggregate, Alignment, Cells, Constraint, align
 from fairsteer.groups import MISSING, GroupEncoder, select_columns
 
 __all__ = ["GapBand", "ScoreAligner"]
@@ -84,6 +84,15 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
     max_gap : float in [0, 1], default=0.0
         Gap between any two groups that may stay on the out-of-fold rows; the larger, the less
         scores change.
+    aggregate : {"max", "rms"}, default="max"
+        With more than two classes, what `max_gap` bounds: the largest gap of the classes, or the root
+        mean square of the gaps (:func:`fairsteer.metrics.tpr_gap_rms`). For the same root mean square
+        ``"rms"`` costs less accuracy: it leaves gaps where they are expensive to close.
+    calibrate : bool, default=False
+        With more than two classes, whether each group's probabilities are calibrated first, by a slope
+        and an offset for each class of their logarithms [3]_, on the out-of-fold rows. The alignment
+        loses less accuracy the better the probabilities are, so use it for a classifier that is too
+        sure, or does not know the groups. Predictions then change also where no gap has to be closed.
     shrinkage : float >= 0, default=10.0
         With more than two classes and equal opportunity: for how many rows the classifier's own
         probabilities count when the true-positive rate of a class in a group is estimated. At 0 the
@@ -144,6 +153,8 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
        arXiv:2405.04025.
     .. [2] Oron, Flournoy. "Centered Isotonic Regression: Point and Interval Estimation for
        Dose-Response Studies". Statistics in Biopharmaceutical Research 9 (2017).
+    .. [3] Guo, Pleiss, Sun, Weinberger. "On Calibration of Modern Neural Networks". ICML 2017.
+       arXiv:1706.04599.
 
     Examples
     --------
@@ -168,6 +179,8 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         "estimator": [HasMethods(["fit", "predict_proba"]), HasMethods(["fit", "decision_function"])],
         "constraint": [StrOptions({"equal_opportunity", "demographic_parity"})],
         "max_gap": [Interval(Real, 0, 1, closed="both")],
+        "aggregate": [StrOptions({"max", "rms"})],
+        "calibrate": ["boolean"],
         "shrinkage": [Interval(Real, 0, None, closed="left")],
         "cv": ["cv_object"],
         "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
@@ -180,6 +193,8 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         *,
         constraint: Constraint = "equal_opportunity",
         max_gap: float = 0.0,
+        aggregate: Aggregate = "max",
+        calibrate: bool = False,
         shrinkage: float = 10.0,
         cv: Any = 5,
         sensitive_columns: Any = None,
@@ -188,6 +203,8 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         self.estimator = estimator
         self.constraint = constraint
         self.max_gap = max_gap
+        self.aggregate = aggregate
+        self.calibrate = calibrate
         self.shrinkage = shrinkage
         self.cv = cv
         self.sensitive_columns = sensitive_columns
@@ -297,6 +314,8 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
                 cv=self.cv,
                 constraint=self.constraint,
                 max_gap=self.max_gap,
+                aggregate=self.aggregate,
+                calibrate=self.calibrate,
                 shrinkage=self.shrinkage,
             )
             self._effective_rows, self.max_gap_ = cells.effective_rows, self._alignment.budget
@@ -524,6 +543,8 @@ def cross_fitted_alignment(
     cv: Any,
     constraint: Constraint,
     max_gap: float = 0.0,
+    aggregate: Aggregate = "max",
+    calibrate: bool = False,
     shrinkage: float = 10.0,
 ) -> tuple[Alignment, Cells]:
     """Fit an alignment on out-of-fold scores of a classifier.
@@ -538,7 +559,7 @@ def cross_fitted_alignment(
         Labels of the codes.
     fit_params, predict_params : mapping
         Keywords for the classifier, each of n_samples rows.
-    cv, constraint, max_gap, shrinkage
+    cv, constraint, max_gap, aggregate, calibrate, shrinkage
         As for ScoreAligner.
 
     Returns
@@ -570,10 +591,11 @@ def cross_fitted_alignment(
     weight = weight * max(1.0, weight[use].sum() / np.square(weight[use]).sum())
     cells = Cells(y_codes[use], group_codes[use], weight[use], len(classes), len(groups), constraint)
     _check_cells(cells, classes, groups)
-    alignment = align(scores[use], cells, max_gap, shrinkage)
+    alignment = align(scores[use], cells, max_gap, shrinkage, aggregate, calibrate)
     if alignment.budget > max_gap + 1 / np.sqrt(cells.totals[cells.totals > 0].min()):  # about two standard errors
         warn_caller(
-            f"Gaps of up to {alignment.budget:.2g} stay between the groups' true-positive rates: the classes of one "
+            f"Gaps of {'up to' if aggregate == 'max' else 'about'} {alignment.budget:.2g} stay between the groups' "
+            "true-positive rates: the classes of one "
             f"group are told apart better, and to come down to max_gap={max_gap:g} its predictions would have to be "
             "made worse at random. Better features for the other group are the way out."
         )
