@@ -139,12 +139,13 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
     if (distance <= 0.05) {
       // Near the end X (I + D)^{-1/2}, with D = X^T X - I, to the second order: products alone.
       gram.triangularView<Eigen::StrictlyUpper>() = gram.transpose();
-      before = X;
-      Matrix series = Matrix::Zero(d, d);
+      Matrix& series = before;  // its memory
+      series.setZero();
       series.selfadjointView<Eigen::Lower>().rankUpdate(gram, 0.375);
       series.triangularView<Eigen::StrictlyUpper>() = series.transpose();
       series -= 0.5 * gram;
-      X.noalias() += before * series;
+      gram.noalias() = X * series;
+      X += gram;
       if (distance <= 1e-4) return X;
       continue;
     }

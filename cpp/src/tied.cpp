@@ -457,7 +457,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       const Matrix& LU = factor->matrixLU();
       LU.triangularView<Eigen::Upper>().solveInPlace<Eigen::OnTheRight>(inverse);
       LU.triangularView<Eigen::UnitLower>().solveInPlace<Eigen::OnTheRight>(inverse);
-      inverse = inverse * factor->permutationP();
+      inverse.noalias() = inverse * factor->permutationP();  // in place
       inverse.array().rowwise() /= scale.transpose().array();
     } else {  // where the frame is that of a group, its inverse is known
       inverse = inverse * E[reference];

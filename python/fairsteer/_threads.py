@@ -14,6 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
 _running = 0  # threads that the core runs now, in all calls of this process together
+_n_allowed = 1  # threads that it may run
 _limit: Any = None  # what gives BLAS its threads back; set while threads run
 
 
@@ -30,7 +31,7 @@ def _cpu_count() -> int:
 
 def _allowed() -> int:
     """Give the least of the limits: of BLAS (``threadpoolctl``, environment), OpenMP, affinity and container."""
-    limits = [_cpu_count(), *(library.num_threads for library in _blas().lib_controllers)]
+    limits = [_cpu_count(), *(int(library.num_threads) for library in _blas().lib_controllers)]
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     requested = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
@@ -41,17 +42,19 @@ def _allowed() -> int:
 
 @contextmanager
 def own_threads() -> Iterator[int]:
-    """Number of threads to run in the block, in which BLAS has one.
+    """Give the number of threads to run in the block, in which BLAS has one.
 
     Calls at the same time, from threads of the caller's, share what is allowed: each gets at least one thread.
     """
-    global _running, _limit
+    global _running, _limit, _n_allowed
     with _lock:
         if _running == 0:
-            n_allowed = _allowed()
+            _n_allowed = _allowed()
             _limit = _blas().limit(limits=1)
-            _limit.n_allowed = n_allowed
-        n_threads = max(1, _limit.n_allowed - _running)
+            # Where another thread of the process controls BLAS, this one cannot: then BLAS has the threads.
+            if any(library.num_threads > 1 for library in _blas().lib_controllers):
+                _n_allowed = 1
+        n_threads = max(1, _n_allowed - _running)
         _running += n_threads
     try:
         yield n_threads

@@ -792,7 +792,7 @@ class SubgroupMoments:
 
     def _positive_definite(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """Covariances with their spectra lifted to the relative floor, and their effective ranks."""
-        covariances = np.array(self.covariances, order="C")
+        covariances = np.ascontiguousarray(self.covariances)
         bad = ~np.isfinite(self.means).all(axis=2)
         if bad.any() or not np.isfinite(covariances).all():
             where = "covariances"
@@ -809,8 +809,17 @@ class SubgroupMoments:
             floor = _RELATIVE_FLOOR * scale**2
             ranks = (covariances > floor).sum(axis=-1)
             return np.maximum(covariances, floor), ranks
-        ranks = _core.floor_spectra(covariances.reshape(-1, d, d), scale, _RELATIVE_FLOOR)
-        return covariances, ranks.reshape(covariances.shape[:-2])
+        matrices = covariances.reshape(-1, d, d)
+        ranks = np.empty(len(matrices), dtype=np.int64)
+        lifted: FloatArray | None = None  # made when something changes: there may be gigabytes of them
+        for i, matrix in enumerate(matrices):
+            floored = np.array(matrix[None])
+            ranks[i] = _core.floor_spectra(floored, scale, _RELATIVE_FLOOR)[0]
+            if not np.array_equal(floored[0], matrix):
+                lifted = np.array(matrices) if lifted is None else lifted
+                lifted[i] = floored[0]
+        result = matrices if lifted is None else lifted
+        return result.reshape(covariances.shape), ranks.reshape(covariances.shape[:-2])
 
     @property
     def effective_rank(self) -> NDArray[np.int64]:
