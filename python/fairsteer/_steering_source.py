@@ -180,7 +180,7 @@ def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles
 
 
 def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
-    model, maps = transformer._fitted()
+    model, maps, _ = transformer._fitted()
     d = maps.linear.shape[-1]
     displacement, offset = _displacement(maps.linear), maps.offset
     log, scale, shift = _coordinates(transformer.feature_transform_, d)

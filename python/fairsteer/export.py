@@ -370,7 +370,7 @@ def _coordinates(fitted: Any) -> Any:
 def _posterior(transformer: GroupMapTransformer, coordinates: Any) -> Posterior | None:
     if transformer.unknown_group == "error":
         return None
-    model, _ = transformer._fitted()
+    model = transformer._fitted().model
     calibration = transformer.group_calibration_
     scale, shift = coordinates if isinstance(coordinates, tuple) else (None, None)
     return Posterior(
