@@ -1,7 +1,8 @@
 """Steer the hidden states of torch models, and gather what is needed to fit the steering.
 
-`SteeringModule` is steering as a module of your own; `steering_hooks` steers inside a model as it is, whether from
-Hugging Face or plain torch; `collect_activations` turns activations into moments, batch by batch, without keeping them.
+`SteeringModule` is steering as a module of your own, and `ConceptSteeringModule` one that adds a concept's directions;
+`steering_hooks` steers inside a model as it is, whether from Hugging Face or plain torch; `collect_activations` turns
+activations into moments, batch by batch, without keeping them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from fairsteer._activations import Collector, Pool
 from fairsteer._input import few
 from fairsteer._steering_module import SteeringModule
 from fairsteer._steering_source import Source
+from fairsteer._torch_concepts import ConceptSteeringModule
 from fairsteer._torch_layers import Calls, hidden_of, matching_layers, with_hidden
 from fairsteer.moments import CovarianceModel, SubgroupMoments
 
-__all__ = ["SteeringHandle", "SteeringModule", "collect_activations", "steering_hooks"]
+__all__ = ["ConceptSteeringModule", "SteeringHandle", "SteeringModule", "collect_activations", "steering_hooks"]
 
 
 class SteeringHandle:
@@ -108,15 +110,20 @@ class SteeringHandle:
             if without:
                 msg = f"strength={strength!r} has no meaning for the module at {without[0]!r}: it has no `strength`."
                 raise ValueError(msg)
+        for module, before in self._strengths_before.items():
+            module.strength = before
+        self._strength, self._strengths_before = None, {}
+        if strength is None:
+            return
         modules: set[Any] = set(self._modules.values())
-        if self._strength is not None:
-            for module, before in self._strengths_before.items():
-                module.strength = before
-        self._strength = strength
-        if strength is not None:
-            self._strengths_before = {module: module.strength for module in modules}
+        self._strengths_before = {module: module.strength for module in modules}
+        try:
             for module in modules:
                 module.strength = strength
+        except ValueError:
+            self.strength = None  # one module may take what another refuses
+            raise
+        self._strength = strength
 
     def _register(self, stack: ExitStack) -> None:
         self._calls.register(stack)
