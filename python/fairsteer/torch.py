@@ -44,7 +44,7 @@ class SteeringHandle:
     def __init__(self, model: nn.Module, layers: Mapping[str, Source | nn.Module]) -> None:
         self._modules: dict[str, nn.Module] = {}
         self._targets: dict[str, nn.Module] = {}
-        made: dict[tuple[int, torch.device], SteeringModule] = {}
+        made: dict[tuple[int, torch.device, torch.dtype], SteeringModule] = {}
         asked: dict[nn.Module, str] = {}
         for pattern, source in layers.items():
             for name, layer in matching_layers(model, pattern).items():
@@ -57,9 +57,10 @@ class SteeringHandle:
                     self._modules[name] = source
                     continue
                 device, dtype = _place(layer, model)
-                if (id(source), device) not in made:
-                    made[id(source), device] = SteeringModule(source, dtype=dtype, device=device)
-                self._modules[name] = made[id(source), device]
+                key = id(source), device, dtype
+                if key not in made:
+                    made[key] = SteeringModule(source, dtype=dtype, device=device)
+                self._modules[name] = made[key]
         self._own = set(made.values())
         self._strength: float | None = None
         self._strengths_before: dict[Any, Any] = {}
@@ -187,8 +188,9 @@ def steering_hooks(
         For each layer, by qualified name (``"encoder.layer.3"``, as in ``model.named_modules()``) or by pattern, what
         steers its output. In a pattern ``*``, ``?`` and ``[…]`` stand for parts of one name between dots:
         ``"encoder.layer.[2-4]"``, ``"*.layers.*"``. A value is anything that a `SteeringModule` is made from, a
-        `SteeringModule`, or any other module, which is called as ``module(hidden, groups)`` with the groups as they
-        are given here, and returns steered states in the shape and type of `hidden`.
+        `SteeringModule`, or any other module, such as a `ConceptSteeringModule`, which is called as
+        ``module(hidden, groups)`` with the groups as they are given here, and returns steered states in the shape and
+        type of `hidden`.
     groups : labels or integer tensor, default=None
         Groups of the batch, as for :meth:`SteeringModule.forward`: one a sequence, one a token, or one for all.
     token_mask : array-like or Tensor of shape (batch, tokens), default=None
