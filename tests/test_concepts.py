@@ -490,6 +490,9 @@ def test_hooks_set_groups_tokens_and_strength_of_the_module(fitted, module):
         torch.testing.assert_close(model(hidden), hidden + 0.5 * push)
         steering.strength = None
         torch.testing.assert_close(model(hidden), hidden + 2 * push)
+        with pytest.raises(ValueError, match="'x'"):
+            steering.groups = ["m", "x"]
+        torch.testing.assert_close(model(hidden), hidden + 2 * push)
         steering.groups = None
         with pytest.raises(ValueError, match="No groups are given"):
             model(hidden)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from fairsteer._group_map_transformer import GroupMapTransformer
 from fairsteer._input import few
 from fairsteer._steering_source import GroupPosterior, Settings, Source, read_source
-from fairsteer._torch_groups import GroupPositions
+from fairsteer._torch_groups import GroupPositions, with_axes
 
 _WAYS_OUT = (
     "pass groups=… with a known group for every row, token or sequence, or make the module from a transformer that "
@@ -245,7 +245,7 @@ class SteeringModule(nn.Module):
         if not torch.compiler.is_compiling():
             return self._steer_some(hidden, codes, mask)
         steered = self._steer_all(hidden, codes)
-        return steered if mask is None else torch.where(_with_axes(mask, hidden.ndim), steered, hidden)
+        return steered if mask is None else torch.where(with_axes(mask, hidden.ndim), steered, hidden)
 
     def _steer_some(self, hidden: Tensor, codes: Tensor, mask: Tensor | None) -> Tensor:
         """Move the vectors of one group after the other, and no others."""
@@ -262,14 +262,14 @@ class SteeringModule(nn.Module):
             mine = codes == code
             if mask is not None:
                 n_axes = max(mine.ndim, mask.ndim)
-                mine = _with_axes(mine, n_axes) & _with_axes(mask, n_axes)
+                mine = with_axes(mine, n_axes) & with_axes(mask, n_axes)
             out[mine] = self._of_code(hidden[mine], code)
         return out
 
     def _steer_all(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Move every vector by every map and choose: nothing depends on values, so that a compiler can follow."""
         unknown = torch.nan if self._settings.unknown_group == "error" else self._of_code(hidden, -1)
-        codes = _with_axes(codes, hidden.ndim)
+        codes = with_axes(codes, hidden.ndim)
         out = torch.where(codes < 0, unknown, self._choose(hidden, codes))
         return torch.where(codes < len(self.offset), out, torch.nan)
 
@@ -338,8 +338,3 @@ class SteeringModule(nn.Module):
         block = json.loads(bytes(state.tolist()))
         self.strength = block.pop("strength")
         self._set(Settings.from_json(block))
-
-
-def _with_axes(tensor: Tensor, n_axes: int) -> Tensor:
-    """Append axes of length one, to broadcast along what follows the leading ones."""
-    return tensor.reshape(tensor.shape + (1,) * (n_axes - tensor.ndim))

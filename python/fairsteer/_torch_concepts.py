@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairsteer._input import few
-from fairsteer._torch_groups import GroupPositions
+from fairsteer._torch_groups import GroupPositions, with_axes
 from fairsteer.concepts import ConceptSteering
 
 __all__ = ["ConceptSteeringModule"]
@@ -129,8 +129,19 @@ class ConceptSteeringModule(nn.Module):
         ValueError
             If a group is missing or not known, or shapes do not agree.
         """
+        return self._steer(hidden, self._codes(groups))
+
+    def extra_repr(self) -> str:
         n_groups, d = self.directions.shape
-        codes = self._positions(groups)
+        return f"{n_groups} directions of {d} features, groups={few(map(repr, self.groups))}, strength={self.strength}"
+
+    def _codes(self, groups: Any) -> Tensor:
+        codes: Tensor = self._positions(groups)
+        return codes
+
+    def _steer(self, hidden: Tensor, codes: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Move vectors by their codes, except where a mask of the shape of some leading axes is False."""
+        n_groups, d = self.directions.shape
         if (
             not hidden.is_floating_point()
             or hidden.shape[-1:] != (d,)
@@ -144,14 +155,11 @@ class ConceptSteeringModule(nn.Module):
             raise ValueError(msg)
         if self.strength == 0:
             return hidden
+        codes = with_axes(codes, hidden.ndim - 1)
         directions = self.directions[codes.clamp(0, n_groups - 1)]
         if torch.compiler.is_compiling():
             wrong = (codes < 0) | (codes >= n_groups)
             directions = torch.where(wrong.unsqueeze(-1), torch.nan, directions)
-        directions = directions.reshape(codes.shape + (1,) * (hidden.ndim - 1 - codes.ndim) + (d,))
         wider = torch.promote_types(hidden.dtype, directions.dtype)
-        return torch.add(hidden.to(wider), directions.to(wider), alpha=self.strength).to(hidden.dtype)
-
-    def extra_repr(self) -> str:
-        n_groups, d = self.directions.shape
-        return f"{n_groups} directions of {d} features, groups={few(map(repr, self.groups))}, strength={self.strength}"
+        steered = torch.add(hidden.to(wider), directions.to(wider), alpha=self.strength).to(hidden.dtype)
+        return steered if mask is None else torch.where(with_axes(mask, hidden.ndim), steered, hidden)

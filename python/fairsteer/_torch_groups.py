@@ -113,5 +113,10 @@ class GroupPositions(nn.Module):
         return found if shape is None else found.reshape(shape)
 
 
+def with_axes(tensor: Tensor, n_axes: int) -> Tensor:
+    """Append axes of length one, to broadcast along what follows the leading ones."""
+    return tensor.reshape(tensor.shape + (1,) * (n_axes - tensor.ndim))
+
+
 def _is_int64(value: float) -> bool:
     return -(2.0**63) < value < 2.0**63 and value == int(value)

@@ -20,10 +20,14 @@ from fairsteer._input import few
 from fairsteer._steering_module import SteeringModule
 from fairsteer._steering_source import Source
 from fairsteer._torch_concepts import ConceptSteeringModule
+from fairsteer._torch_groups import with_axes
 from fairsteer._torch_layers import Calls, hidden_of, matching_layers, with_hidden
 from fairsteer.moments import CovarianceModel, SubgroupMoments
 
 __all__ = ["ConceptSteeringModule", "SteeringHandle", "SteeringModule", "collect_activations", "steering_hooks"]
+
+#: Modules that know their groups: these are looked up once, when they are set, and unknown ones refused then.
+_KnowsGroups = SteeringModule | ConceptSteeringModule
 
 
 class SteeringHandle:
@@ -81,7 +85,7 @@ class SteeringHandle:
     @groups.setter
     def groups(self, groups: Any) -> None:
         codes = {
-            name: module._codes(groups) if groups is not None and isinstance(module, SteeringModule) else groups
+            name: module._codes(groups) if groups is not None and isinstance(module, _KnowsGroups) else groups
             for name, module in self._modules.items()
         }
         self._groups, self._codes = groups, codes
@@ -145,11 +149,11 @@ class SteeringHandle:
         return hook
 
     def _steer(self, module: nn.Module, hidden: Tensor, groups: Any, mask: Tensor | None) -> Tensor:
-        if isinstance(module, SteeringModule):
-            if module in self._own and module.offset.device != hidden.device:
+        if isinstance(module, _KnowsGroups):
+            if isinstance(module, SteeringModule) and module in self._own and module.offset.device != hidden.device:
                 module.to(hidden.device)  # a model may be spread over devices in ways its parameters do not show
-            codes = module._codes(None) if self._groups is None else groups  # they may be set after the hooks are
-            return module._steer(hidden, None if codes is None else codes.to(module.offset.device), mask)
+            codes: Any = module._codes(None) if self._groups is None else groups  # they may be set after the hooks are
+            return module._steer(hidden, None if codes is None else codes.to(hidden.device), mask)
         steered: Tensor = module(hidden, groups.to(hidden.device) if isinstance(groups, Tensor) else groups)
         if steered.shape != hidden.shape or steered.dtype != hidden.dtype:
             msg = (
@@ -159,7 +163,7 @@ class SteeringHandle:
             raise ValueError(msg)
         if mask is None:
             return steered
-        return torch.where(mask.reshape(mask.shape + (1,) * (hidden.ndim - 2)), steered, hidden)
+        return torch.where(with_axes(mask, hidden.ndim), steered, hidden)
 
     def _idle(self) -> list[str]:
         return [name for name, ran in self._ran.items() if not ran]
