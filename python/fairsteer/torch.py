@@ -153,7 +153,9 @@ class SteeringHandle:
             if isinstance(module, SteeringModule) and module in self._own and module.offset.device != hidden.device:
                 module.to(hidden.device)  # a model may be spread over devices in ways its parameters do not show
             codes: Any = module._codes(None) if self._groups is None else groups  # they may be set after the hooks are
-            return module._steer(hidden, None if codes is None else codes.to(hidden.device), mask)
+            if codes is not None:
+                codes = codes.to(hidden.device)
+            return module._steer(hidden, codes, mask)
         steered: Tensor = module(hidden, groups.to(hidden.device) if isinstance(groups, Tensor) else groups)
         if steered.shape != hidden.shape or steered.dtype != hidden.dtype:
             msg = (
