@@ -326,7 +326,7 @@ def test_the_benchmark_sees_what_is_equal_and_what_is_not():
 @pytest.fixture
 def module(fitted):
     pytest.importorskip("torch")
-    from fairsteer._torch_concepts import ConceptSteeringModule
+    from fairsteer.torch import ConceptSteeringModule
 
     return ConceptSteeringModule(fitted, strength=2.0)
 
@@ -334,7 +334,7 @@ def module(fitted):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_module_does_what_steer_does(gaussians, fitted, dtype):
     torch = pytest.importorskip("torch")
-    from fairsteer._torch_concepts import ConceptSteeringModule
+    from fairsteer.torch import ConceptSteeringModule
 
     X, _, group, _ = gaussians
     labels = np.array(["f", "m"])[group[:50]]
@@ -364,14 +364,14 @@ def test_module_takes_groups_of_sequences_and_of_tokens(fitted, module):
 
 def test_a_tensor_of_integers_holds_labels_where_these_are_integers(gaussians):
     torch = pytest.importorskip("torch")
-    from fairsteer._torch_concepts import ConceptSteeringModule
+    from fairsteer.torch import ConceptSteeringModule
 
     X, y, group, _ = gaussians
     steering = ConceptSteering(n_probes=4).fit(X, y, 7 - group)
     module = ConceptSteeringModule(steering)
     hidden = torch.zeros(2, 6)
     assert torch.equal(module(hidden, torch.tensor([7, 6])), module(hidden, [7, 6]))
-    with pytest.raises(ValueError, match="1 of 2 groups are none of 6, 7"):
+    with pytest.raises(ValueError, match=r"1 of 2 groups are unknown: 0\. Known groups: 6, 7"):
         module(hidden, torch.tensor([0, 6]))
 
 
@@ -380,14 +380,20 @@ def test_module_refuses_what_it_does_not_know(module):
     hidden = torch.zeros(2, 3, 6)
     for groups, words in (
         (["f", "x"], "'x'"),
-        (torch.tensor([0, 2]), "1 of 2 groups are none of 'f', 'm'"),
-        (torch.tensor([0, -1]), "1 of 2 groups are none of 'f', 'm'"),
+        (torch.tensor([0, 2]), "positions in 'f', 'm', so by 0 to 1, but 1 of 2 are 2"),
+        (torch.tensor([0, -1]), "positions in 'f', 'm', so by 0 to 1, but 1 of 2 are -1"),
+        (torch.tensor([0.0, 0.5]), "of another type than at fit"),
+        (None, "No groups are given, .* 'f', 'm'"),
         (["f", "m", "m"], r"Groups of shape \(3,\)"),
     ):
         with pytest.raises(ValueError, match=words):
             module(hidden, groups)
     with pytest.raises(ValueError, match="directions of 6 features"):
         module(hidden[..., :4], ["f", "m"])
+    with pytest.raises(ValueError, match=r"torch.int64 .*: floating-point numbers are needed"):
+        module(hidden.long(), ["f", "m"])
+    with pytest.raises(ValueError, match="strength must be a finite number, got inf"):
+        module.strength = float("inf")
 
 
 def test_module_is_differentiable_and_compiles(module):
@@ -424,7 +430,7 @@ def _generate(model, **options):
 
 def test_generation_with_a_cache_runs_through_it(language_model):
     torch = pytest.importorskip("torch")
-    from fairsteer._torch_concepts import ConceptSteeringModule
+    from fairsteer.torch import ConceptSteeringModule
 
     rng = np.random.default_rng(0)
     y, group = rng.integers(2, size=(2, 400))
@@ -456,8 +462,7 @@ def test_generation_with_a_cache_runs_through_it(language_model):
 
 def test_steering_hooks_take_the_module(language_model):
     torch = pytest.importorskip("torch")
-    steering_hooks = pytest.importorskip("fairsteer.torch").steering_hooks
-    from fairsteer._torch_concepts import ConceptSteeringModule
+    from fairsteer.torch import ConceptSteeringModule, steering_hooks
 
     rng = np.random.default_rng(0)
     y, group = rng.integers(2, size=(2, 400))
@@ -468,6 +473,38 @@ def test_steering_hooks_take_the_module(language_model):
         cached, whole = (_generate(language_model, use_cache=cache) for cache in (True, False))
     assert torch.equal(cached, whole)
     assert not torch.equal(cached, plain)
+
+
+def test_hooks_set_groups_tokens_and_strength_of_the_module(fitted, module):
+    torch = pytest.importorskip("torch")
+    from fairsteer.torch import SteeringModule, steering_hooks
+
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+    hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    push = torch.tensor(np.stack([fitted.direction("m"), fitted.direction("f")]), dtype=torch.float32)[:, None]
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    with steering_hooks(model, {"0": module}, groups=["m", "f"], token_mask=mask, strength=-3.0) as steering:
+        torch.testing.assert_close(model(hidden), hidden - 3 * push * mask[..., None])
+        assert torch.equal(model(hidden)[~mask], hidden[~mask])
+        steering.strength, steering.token_mask, steering.groups = 0.5, None, torch.tensor([1, 0])
+        torch.testing.assert_close(model(hidden), hidden + 0.5 * push)
+        steering.strength = None
+        torch.testing.assert_close(model(hidden), hidden + 2 * push)
+        with pytest.raises(ValueError, match="'x'"):
+            steering.groups = ["m", "x"]
+        torch.testing.assert_close(model(hidden), hidden + 2 * push)
+        steering.groups = None
+        with pytest.raises(ValueError, match="No groups are given"):
+            model(hidden)
+    assert module.strength == 2.0
+    maps = SteeringModule({"f": (2 * np.eye(6), np.ones(6)), "m": (np.eye(6), np.zeros(6))}, strength=0.25)
+    # A strength that one of two modules refuses changes neither.
+    for layers in ({"0": module, "1": maps}, {"0": maps, "1": module}):
+        with steering_hooks(model, layers, groups="f", strength=1.0) as steering:
+            with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got 4.0"):
+                steering.strength = 4.0
+            assert (steering.strength, module.strength, maps.strength) == (None, 2.0, 0.25)
+            model(hidden)
 
 
 def test_the_page_runs():

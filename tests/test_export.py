@@ -510,6 +510,7 @@ def map_file(rows, tmp_path):
 
 
 def test_command_writes_the_graph(run, map_file, rows):
+    pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     X, _, group = rows
     out = map_file.with_suffix(".onnx")

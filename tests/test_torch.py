@@ -958,6 +958,22 @@ def test_gradients_flow_through_the_hooks(tower):
     torch.testing.assert_close(steered, torch.autograd.grad(by_hand.square().sum(), hidden)[0])
 
 
+def test_each_layer_is_steered_in_its_own_precision():
+    class Cast(nn.Module):
+        def forward(self, hidden):
+            return hidden.double()
+
+    single, double = nn.Linear(D, D), nn.Linear(D, D, dtype=torch.float64)
+    model = nn.Sequential(single, Cast(), double)
+    maps = _maps()
+    with torch.no_grad():
+        with steering_hooks(model, {"0": maps, "2": maps}, groups=GROUPS):
+            steered = model(TOKENS)
+        first = SteeringModule(maps)(single(TOKENS), GROUPS)
+        expected = _by_hand(maps, double(first.double()), GROUPS)
+    torch.testing.assert_close(steered, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @torch.no_grad()
 def test_models_in_other_types_stay_in_them(tower, dtype):

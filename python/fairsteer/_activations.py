@@ -165,7 +165,7 @@ class Collector:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.rows.dtype != array.dtype:
             self._flush(name)
-            buffer = self._buffers[name] = _Buffer.empty(max(array.shape[1], _MIN_ROWS), array.shape[1], array.dtype)
+            buffer = self._buffers[name] = _Buffer(max(array.shape[1], _MIN_ROWS), array.shape[1], array.dtype)
         start = 0
         while start < len(array):
             start += buffer.fill(array[start:], y_codes[start:], group_codes[start:])
@@ -191,12 +191,9 @@ class Collector:
 class _Buffer:
     """Rows that wait for others, since every update of moments takes as long as many rows."""
 
-    def __init__(self, rows: NDArray[Any], codes: NDArray[np.intp]) -> None:
-        self.rows, self._codes, self._n = rows, codes, 0
-
-    @classmethod
-    def empty(cls, capacity: int, n_features: int, dtype: np.dtype[Any]) -> _Buffer:
-        return cls(np.empty((capacity, n_features), dtype), np.empty((2, capacity), np.intp))
+    def __init__(self, capacity: int, n_features: int, dtype: np.dtype[Any]) -> None:
+        self.rows = np.empty((capacity, n_features), dtype)
+        self._codes, self._n = np.empty((2, capacity), np.intp), 0
 
     def fill(self, rows: NDArray[Any], y_codes: NDArray[np.intp], group_codes: NDArray[np.intp]) -> int:
         """Copy as many rows as there is room for, and say how many."""

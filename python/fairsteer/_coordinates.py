@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler
+from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils import check_array, get_tags
 from sklearn.utils.validation import has_fit_parameter
 
 from fairsteer._input import ROW_CHECKS, Floats, warn_caller
+
+Doubles = npt.NDArray[np.float64]
+
+#: Scalers that are affine maps of each feature: the parameter that centres and the centre, the parameter that scales.
+_SCALERS: dict[Any, tuple[tuple[str, str] | None, str | None]] = {
+    StandardScaler: (("with_mean", "mean_"), "with_std"),
+    RobustScaler: (("with_centering", "center_"), "with_scaling"),
+    MaxAbsScaler: (None, None),
+}
+
+
+class SimpleCoordinates(NamedTuple):
+    """Coordinates ``scale * x + shift`` of features ``x``, or of their logarithms: what maps can take in."""
+
+    log: bool
+    scale: Doubles
+    shift: Doubles
+
+    @classmethod
+    def of(cls, fitted: Any, n_features: int) -> SimpleCoordinates | None:
+        """Coordinates of a fitted `feature_transform`; None if they are not so simple."""
+        one, zero = np.ones(n_features), np.zeros(n_features)
+        scaler: Any = fitted.estimator if isinstance(fitted, FrozenEstimator) else fitted
+        kind: Any = type(scaler)
+        if scaler is None:
+            return cls(False, one, zero)
+        if getattr(scaler, "func", None) is np.log and scaler.inverse_func is np.exp:
+            return cls(True, one, zero)
+        if getattr(scaler, "clip", False):
+            return None
+        if kind is MinMaxScaler:
+            return cls(False, one * scaler.scale_, one * scaler.min_)
+        if kind not in _SCALERS:
+            return None
+        centred, scaled = _SCALERS[kind]
+        scale = one / scaler.scale_ if scaled is None or getattr(scaler, scaled) else one
+        centre = getattr(scaler, centred[1]) if centred is not None and getattr(scaler, centred[0]) else zero
+        return cls(False, scale, -centre * scale)
+
+    def fold(self, matrices: Doubles, vectors: Doubles) -> None:
+        """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large."""
+        vectors += matrices @ self.shift
+        vectors /= self.scale
+        matrices *= self.scale / self.scale[:, None]
 
 
 def needs_all_rows(feature_transform: Any) -> bool:

@@ -27,9 +27,9 @@ class Posterior(NamedTuple):
 
     model: SubgroupMoments
     """The fitted subgroups, in the coordinates of the model."""
-    scale: Doubles | None
-    """Features times this, (d,), plus `shift` are in these coordinates; None where they are as they come."""
-    shift: Doubles | None
+    scale: Doubles
+    """Features times this, (d,), plus `shift` are in these coordinates."""
+    shift: Doubles
     slope: float
     """Of the calibration."""
     offsets: Doubles
@@ -184,7 +184,7 @@ def _log_proba(graph: _Graph, rows: str, posterior: Posterior) -> str:
     In double precision: the distances that are compared grow with the number of features, their differences do not.
     """
     rows = graph.add("Cast", rows, to=graph.onnx.TensorProto.DOUBLE)
-    if posterior.scale is not None:
+    if (posterior.scale != 1).any() or posterior.shift.any():
         scaled = graph.add("Mul", rows, graph.constant(posterior.scale, np.float64))
         rows = graph.add("Add", scaled, graph.constant(posterior.shift, np.float64))
     model = posterior.model

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fairsteer._group_map_transformer import GroupMapTransformer
-from fairsteer._input import few, unknown_group_message
+from fairsteer._input import few
 from fairsteer._steering_source import GroupPosterior, Settings, Source, read_source
-from fairsteer.groups import GroupEncoder
+from fairsteer._torch_groups import GroupPositions, with_axes
 
 _WAYS_OUT = (
     "pass groups=… with a known group for every row, token or sequence, or make the module from a transformer that "
@@ -92,8 +91,7 @@ class SteeringModule(nn.Module):
 
     displacement: Tensor
     offset: Tensor
-    _label_values: Tensor | None
-    _label_positions: Tensor
+    _positions: GroupPositions | None
 
     def __init__(
         self,
@@ -147,16 +145,17 @@ class SteeringModule(nn.Module):
 
     def _set(self, settings: Settings) -> None:
         self._settings = settings
-        self._encoder = settings.encoder()
-        # Labels that are whole numbers can be looked up by a tensor of them.
-        device = self.displacement.device
-        values = [] if settings.labels is None else settings.labels.tolist()
-        numbers = [int(value) for value in values if isinstance(value, (bool, int, float)) and _is_int64(value)]
-        whole = bool(values) and len(numbers) == len(values)
-        self.register_buffer("_label_values", torch.tensor(numbers, device=device) if whole else None, persistent=False)
-        self.register_buffer(
-            "_label_positions", torch.tensor(settings.positions, dtype=torch.long, device=device), persistent=False
-        )
+        encoder = settings.encoder()
+        self._positions = None
+        if encoder is not None:
+            self._positions = GroupPositions(
+                encoder,
+                self.groups,
+                settings.positions,
+                ways_out=_WAYS_OUT,
+                unknown=settings.unknown_group != "error",
+                device=self.displacement.device,
+            )
 
     @property
     def groups(self) -> list[Any]:
@@ -211,75 +210,15 @@ class SteeringModule(nn.Module):
 
     def _codes(self, groups: Any) -> Tensor | None:
         """Map of every vector: positions, negative where it is to be inferred; None for the only one."""
-        settings, encoder = self._settings, self._encoder
-        if settings.one_for_all:
+        if self._settings.one_for_all:
             return None
-        if encoder is None:
-            if groups is not None:
-                msg = "groups are given, but the steering was fitted without groups. Fit it with sensitive_features=…."
-                raise ValueError(msg)
-            return None
-        if groups is None:
-            if settings.unknown_group == "error":
-                msg = (
-                    f"No groups are given, but the module moves vectors by the groups "
-                    f"{few(map(repr, encoder.groups_.tolist()))}. The way out: {_WAYS_OUT}."
-                )
-                raise ValueError(msg)
-            return torch.tensor(-1, device=self.offset.device)
-        if isinstance(groups, Tensor):
-            if not groups.is_floating_point() and not groups.is_complex():
-                return self._tensor_codes(groups)
-            groups = groups.detach().cpu().numpy()
-        return self._label_codes(encoder, groups)
-
-    def _tensor_codes(self, groups: Tensor) -> Tensor:
-        groups = groups.to(self.offset.device, torch.long)
-        if self._label_values is not None:
-            same = groups.unsqueeze(-1) == self._label_values
-            codes = torch.where(same.any(-1), self._label_positions[same.long().argmax(-1)], -1)
-        else:
-            codes = groups
-        if not torch.compiler.is_compiling():
-            self._check_codes(groups, codes)
-        return codes
-
-    def _check_codes(self, groups: Tensor, codes: Tensor) -> None:
-        n_maps = len(self.offset)
-        wrong = codes >= n_maps
-        if self._settings.unknown_group == "error":
-            wrong = wrong | (codes < 0)
-        if not wrong.any():
-            return
-        values = few(map(str, torch.unique(groups[wrong]).tolist()))
-        if self._label_values is not None:
-            msg = f"{int(wrong.sum())} of {wrong.numel()} groups are unknown: {values}. "
-            msg += f"Known groups: {few(map(repr, self._label_values.tolist()))}. The way out: {_WAYS_OUT}."
-        else:
-            msg = (
-                f"A tensor of integers gives groups by their positions in {few(map(repr, self.groups))}, so by 0 to "
-                f"{n_maps - 1}, but {int(wrong.sum())} of {wrong.numel()} are {values}. The way out: {_WAYS_OUT}; or "
-                "pass labels as a list or array."
-            )
-        raise ValueError(msg)
-
-    def _label_codes(self, encoder: GroupEncoder, groups: Any) -> Tensor:
-        n_columns = encoder.n_columns_
-        shape = None
-        if isinstance(groups, (Sequence, np.ndarray)) or np.isscalar(groups):
-            array: Any = groups if isinstance(groups, np.ndarray) else np.asarray(groups, dtype=object)
-            shape = array.shape if n_columns == 1 else array.shape[:-1]
-            if n_columns > 1 and array.shape[-1:] != (n_columns,):
-                msg = f"Groups are intersections of {n_columns} labels, but groups has shape {array.shape}."
-                raise ValueError(msg)
-            groups = array.reshape(-1) if n_columns == 1 else array.reshape(-1, n_columns)
-        codes = encoder.encode(groups)
-        if self._settings.unknown_group == "error" and (codes < 0).any():
-            counts = encoder.unknown_counts(groups)
-            raise ValueError(unknown_group_message(codes, counts, encoder.groups_, _WAYS_OUT))
-        positions = np.array(self._settings.positions)
-        codes = np.where(codes < 0, -1, positions[np.maximum(codes, 0)])
-        return torch.tensor(codes if shape is None else codes.reshape(shape), device=self.offset.device)
+        if self._positions is not None:
+            codes: Tensor = self._positions(groups)
+            return codes
+        if groups is not None:
+            msg = "groups are given, but the steering was fitted without groups. Fit it with sensitive_features=…."
+            raise ValueError(msg)
+        return None
 
     # ---- moving
 
@@ -306,7 +245,7 @@ class SteeringModule(nn.Module):
         if not torch.compiler.is_compiling():
             return self._steer_some(hidden, codes, mask)
         steered = self._steer_all(hidden, codes)
-        return steered if mask is None else torch.where(_with_axes(mask, hidden.ndim), steered, hidden)
+        return steered if mask is None else torch.where(with_axes(mask, hidden.ndim), steered, hidden)
 
     def _steer_some(self, hidden: Tensor, codes: Tensor, mask: Tensor | None) -> Tensor:
         """Move the vectors of one group after the other, and no others."""
@@ -323,14 +262,14 @@ class SteeringModule(nn.Module):
             mine = codes == code
             if mask is not None:
                 n_axes = max(mine.ndim, mask.ndim)
-                mine = _with_axes(mine, n_axes) & _with_axes(mask, n_axes)
+                mine = with_axes(mine, n_axes) & with_axes(mask, n_axes)
             out[mine] = self._of_code(hidden[mine], code)
         return out
 
     def _steer_all(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Move every vector by every map and choose: nothing depends on values, so that a compiler can follow."""
         unknown = torch.nan if self._settings.unknown_group == "error" else self._of_code(hidden, -1)
-        codes = _with_axes(codes, hidden.ndim)
+        codes = with_axes(codes, hidden.ndim)
         out = torch.where(codes < 0, unknown, self._choose(hidden, codes))
         return torch.where(codes < len(self.offset), out, torch.nan)
 
@@ -399,12 +338,3 @@ class SteeringModule(nn.Module):
         block = json.loads(bytes(state.tolist()))
         self.strength = block.pop("strength")
         self._set(Settings.from_json(block))
-
-
-def _with_axes(tensor: Tensor, n_axes: int) -> Tensor:
-    """Append axes of length one, to broadcast along what follows the leading ones."""
-    return tensor.reshape(tensor.shape + (1,) * (n_axes - tensor.ndim))
-
-
-def _is_int64(value: float) -> bool:
-    return -(2.0**63) < value < 2.0**63 and value == int(value)

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.frozen import FrozenEstimator
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from torch import Tensor, nn
 
+from fairsteer._coordinates import SimpleCoordinates
 from fairsteer._group_map_transformer import GroupMapTransformer
 from fairsteer._json_labels import labels_from_json, labels_to_json
 from fairsteer.baselines import LeaceTransformer
@@ -181,13 +180,17 @@ def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles
 
 def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
     model, maps, _ = transformer._fitted()
-    d = maps.linear.shape[-1]
-    displacement, offset = _displacement(maps.linear), maps.offset
-    log, scale, shift = _coordinates(transformer.feature_transform_, d)
+    coordinates = SimpleCoordinates.of(transformer.feature_transform_, maps.linear.shape[-1])
+    if coordinates is None:
+        msg = (
+            f"feature_transform={transformer.feature_transform_!r} is no part of a torch module. The way out: "
+            "feature_transform=None, 'log', or a StandardScaler, RobustScaler, MaxAbsScaler or MinMaxScaler that does "
+            "not clip, which become part of the maps; or steer in NumPy, by transform."
+        )
+        raise ValueError(msg)
+    displacement, offset = _displacement(maps.linear), maps.offset.copy()
     moving = _moving(displacement, offset)
-    offset = (displacement @ shift + offset) / scale
-    displacement *= scale
-    displacement /= scale[:, None]
+    coordinates.fold(displacement, offset)
     encoder = transformer._encoder
     calibration = transformer.group_calibration_
     settings = Settings(
@@ -199,11 +202,11 @@ def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Double
         one_for_all=isinstance(transformer, LeaceTransformer),
         unknown_group=transformer.unknown_group,
         calibration=None if calibration is None else (calibration.slope, calibration.offsets.tolist()),
-        log=log,
+        log=coordinates.log,
     )
     posterior = None
     if transformer.unknown_group != "error" and encoder is not None:
-        posterior = GroupPosterior.of(model, scale, shift)
+        posterior = GroupPosterior.of(model, coordinates.scale, coordinates.shift)
     return displacement, offset, settings, posterior
 
 
@@ -244,33 +247,3 @@ def _doubles(array: Any) -> Doubles:
     if isinstance(array, Tensor):
         array = array.detach().cpu().double().numpy()
     return np.asarray(array, dtype=np.float64)
-
-
-def _coordinates(fitted: Any, d: int) -> tuple[bool, Doubles, Doubles]:
-    """Whether a fitted feature transform is the logarithm, else the scale and shift of each feature."""
-    scale, shift = np.ones(d), np.zeros(d)
-    if fitted is None:
-        return False, scale, shift
-    scaler: Any = fitted.estimator if isinstance(fitted, FrozenEstimator) else fitted
-    if getattr(scaler, "func", None) is np.log and scaler.inverse_func is np.exp:
-        return True, scale, shift
-    if type(scaler) is MinMaxScaler and not scaler.clip:
-        return False, scaler.scale_.astype(np.float64), scaler.min_.astype(np.float64)
-    if type(scaler) is MaxAbsScaler and not getattr(scaler, "clip", False):
-        return False, 1 / scaler.scale_.astype(np.float64), shift
-    if type(scaler) in (StandardScaler, RobustScaler):
-        standard = type(scaler) is StandardScaler
-        centred, scaled = (
-            (scaler.with_mean, scaler.with_std) if standard else (scaler.with_centering, scaler.with_scaling)
-        )
-        if scaled:
-            scale = 1 / scaler.scale_.astype(np.float64)
-        if centred:
-            shift = -scale * (scaler.mean_ if standard else scaler.center_)
-        return False, scale, shift
-    msg = (
-        f"feature_transform={fitted!r} is no part of a torch module. The way out: feature_transform=None, 'log', or a "
-        "StandardScaler, RobustScaler, MaxAbsScaler or MinMaxScaler that does not clip, which become part of the maps; "
-        "or steer in NumPy, by transform."
-    )
-    raise ValueError(msg)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairsteer._input import few, unknown_group_message
+from fairsteer._input import few
+from fairsteer._torch_groups import GroupPositions, with_axes
 from fairsteer.concepts import ConceptSteering
-from fairsteer.groups import GroupEncoder
 
 __all__ = ["ConceptSteeringModule"]
 
@@ -47,7 +46,7 @@ class ConceptSteeringModule(nn.Module):
     Raises
     ------
     ValueError
-        If the concept is none of the classes, or there are more than two and none is named.
+        If the concept is none of the classes, there are more than two and none is named, or the strength is not finite.
 
     Notes
     -----
@@ -58,8 +57,8 @@ class ConceptSteeringModule(nn.Module):
     Examples
     --------
     >>> import numpy as np, torch
-    >>> from fairsteer._torch_concepts import ConceptSteeringModule
     >>> from fairsteer.concepts import ConceptSteering
+    >>> from fairsteer.torch import ConceptSteeringModule
     >>> rng = np.random.default_rng(0)
     >>> joyful, group = rng.integers(0, 2, (2, 400))
     >>> hidden = rng.normal(size=(400, 6)) + np.outer(joyful, [2, 0, 0, 0, 0, 0])
@@ -72,7 +71,6 @@ class ConceptSteeringModule(nn.Module):
     """
 
     directions: Tensor
-    _label_values: Tensor | None
 
     def __init__(
         self,
@@ -89,11 +87,25 @@ class ConceptSteeringModule(nn.Module):
         self.register_buffer("directions", torch.tensor(directions, dtype=dtype, device=device))
         self.groups: list[Any] = steering.groups_.tolist()
         self.strength = strength
-        self._encoder: GroupEncoder = steering._encoder
-        # A tensor can hold labels if they are whole numbers, and positions otherwise.
-        whole = all(isinstance(label, (bool, int)) for label in self.groups)
-        values = torch.tensor([int(label) for label in self.groups], device=device) if whole else None
-        self.register_buffer("_label_values", values, persistent=False)
+        self._positions = GroupPositions(
+            steering._encoder,
+            self.groups,
+            list(range(len(self.groups))),
+            ways_out="name a known group for every row, token or sequence",
+            device=self.directions.device,
+        )
+
+    @property
+    def strength(self) -> float:
+        """How far, in standard deviations of the groups' probe scores."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not math.isfinite(value):
+            msg = f"strength must be a finite number, got {value!r}."
+            raise ValueError(msg)
+        self._strength = float(value)
 
     def forward(self, hidden: Tensor, groups: Any) -> Tensor:
         """Steer vectors.
@@ -117,51 +129,37 @@ class ConceptSteeringModule(nn.Module):
         ValueError
             If a group is missing or not known, or shapes do not agree.
         """
-        n_groups, d = self.directions.shape
-        codes = self._codes(groups)
-        if hidden.ndim == 0 or hidden.shape[-1] != d or codes.shape != hidden.shape[:-1][: codes.ndim]:
-            msg = (
-                f"Groups of shape {tuple(codes.shape)} and directions of {d} features do not go with hidden states of "
-                f"shape {tuple(hidden.shape)}: one group a sequence or one a token is needed, batch first."
-            )
-            raise ValueError(msg)
-        if self.strength == 0:
-            return hidden
-        directions = self.directions[codes.clamp(0, n_groups - 1)]
-        wrong = (codes < 0) | (codes >= n_groups)
-        if torch.compiler.is_compiling():
-            directions = torch.where(wrong.unsqueeze(-1), torch.nan, directions)
-        elif wrong.any():
-            msg = (
-                f"{int(wrong.sum())} of {wrong.numel()} groups are none of {few(map(repr, self.groups))}. A tensor of "
-                "integers holds labels where these are integers, otherwise their positions."
-            )
-            raise ValueError(msg)
-        directions = directions.reshape(codes.shape + (1,) * (hidden.ndim - 1 - codes.ndim) + (d,))
-        wider = torch.promote_types(hidden.dtype, directions.dtype)
-        return torch.add(hidden.to(wider), directions.to(wider), alpha=self.strength).to(hidden.dtype)
+        return self._steer(hidden, self._codes(groups))
 
     def extra_repr(self) -> str:
         n_groups, d = self.directions.shape
         return f"{n_groups} directions of {d} features, groups={few(map(repr, self.groups))}, strength={self.strength}"
 
     def _codes(self, groups: Any) -> Tensor:
-        """Position of every group; out of range where a tensor holds none's."""
-        if isinstance(groups, Tensor):
-            numbers = groups.to(self.directions.device, torch.long)
-            if self._label_values is None:
-                return numbers
-            same = numbers.unsqueeze(-1) == self._label_values
-            return torch.where(same.any(-1), same.long().argmax(-1), -1)
-        n_columns = self._encoder.n_columns_
-        shape = None
-        if isinstance(groups, (Sequence, np.ndarray)) or np.isscalar(groups):
-            array: Any = groups if isinstance(groups, np.ndarray) else np.asarray(groups, dtype=object)
-            shape = array.shape if n_columns == 1 else array.shape[:-1]
-            groups = array.reshape(-1) if n_columns == 1 else array.reshape(-1, array.shape[-1])
-        codes = self._encoder.encode(groups)
-        if (codes < 0).any():
-            counts = self._encoder.unknown_counts(groups)
-            way_out = "name one of the known groups for every row, token or sequence"
-            raise ValueError(unknown_group_message(codes, counts, self._encoder.groups_, way_out))
-        return torch.tensor(codes if shape is None else codes.reshape(shape), device=self.directions.device)
+        codes: Tensor = self._positions(groups)
+        return codes
+
+    def _steer(self, hidden: Tensor, codes: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Move vectors by their codes, except where a mask of the shape of some leading axes is False."""
+        n_groups, d = self.directions.shape
+        if (
+            not hidden.is_floating_point()
+            or hidden.shape[-1:] != (d,)
+            or codes.shape != hidden.shape[:-1][: codes.ndim]
+        ):
+            msg = (
+                f"Groups of shape {tuple(codes.shape)} and directions of {d} features do not go with hidden states "
+                f"{hidden.dtype} of shape {tuple(hidden.shape)}: floating-point numbers are needed, and one group a "
+                "sequence or one a token, batch first."
+            )
+            raise ValueError(msg)
+        if self.strength == 0:
+            return hidden
+        codes = with_axes(codes, hidden.ndim - 1)
+        directions = self.directions[codes.clamp(0, n_groups - 1)]
+        if torch.compiler.is_compiling():
+            wrong = (codes < 0) | (codes >= n_groups)
+            directions = torch.where(wrong.unsqueeze(-1), torch.nan, directions)
+        wider = torch.promote_types(hidden.dtype, directions.dtype)
+        steered = torch.add(hidden.to(wider), directions.to(wider), alpha=self.strength).to(hidden.dtype)
+        return steered if mask is None else torch.where(with_axes(mask, hidden.ndim), steered, hidden)

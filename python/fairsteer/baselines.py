@@ -127,7 +127,7 @@ class MeanMatchingTransformer(_MatchingTransformer):
         weights, means = _shares(model), model.means[0]
         reference = self._reference()
         target = weights @ means if reference is None else means[reference]
-        return GroupMaps(np.broadcast_to(np.eye(model.n_features), model.covariances.shape), target - means)
+        return GroupMaps(np.tile(np.eye(model.n_features), (len(means), 1, 1)), target - means)
 
     def _uses_covariances(self) -> bool:
         return self.unknown_group != "error"

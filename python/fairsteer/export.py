@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.frozen import FrozenEstimator
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer import _array_pickle
+from fairsteer._coordinates import SimpleCoordinates
 from fairsteer._group_map_transformer import GroupMapTransformer
 from fairsteer._json_labels import label_from_json, label_to_json
 from fairsteer._maps import AffineMaps
@@ -35,14 +34,6 @@ _Doubles = npt.NDArray[np.float64]
 
 #: Entry of an ONNX file's metadata, and name of the list of a folder's files.
 _KEY, _INDEX = "fairsteer", "groups.json"
-
-#: Scalers that are affine maps of each feature: the parameter that centres and the centre, the parameter that scales.
-_SCALERS: dict[Any, tuple[tuple[str, str] | None, str | None]] = {
-    StandardScaler: (("with_mean", "mean_"), "with_std"),
-    RobustScaler: (("with_centering", "center_"), "with_scaling"),
-    MaxAbsScaler: (None, None),
-    MinMaxScaler: (None, None),
-}
 
 #: What one protobuf message may hold, which an ONNX file is.
 _ONNX_LIMIT = 2**31 - 1
@@ -119,7 +110,7 @@ def export_onnx(transformer: GroupMapTransformer, path: _PathLike) -> None:
         onnx,
         maps,
         by_group=by_group,
-        logarithmic=coordinates == "log",
+        logarithmic=coordinates.log,
         posterior=_posterior(transformer, coordinates) if by_group else None,
     )
     codes = _codes(transformer) if by_group else {}
@@ -222,7 +213,7 @@ def export_affine(transformer: GroupMapTransformer, folder: _PathLike) -> None:
     True
     """
     maps, coordinates = _group_maps(transformer)
-    if coordinates == "log":
+    if coordinates.log:
         msg = (
             "feature_transform='log' makes the maps affine in the logarithms of the features only, which the A_/B_ "
             "form cannot say. export_onnx can."
@@ -317,8 +308,8 @@ def read_affine_file(path: _PathLike) -> tuple[_Doubles, _Doubles]:
 # ---- what is exported
 
 
-def _group_maps(transformer: Any) -> tuple[AffineMaps, Any]:
-    """Fold strength and any scaler into the maps; beside them, what `_coordinates` finds."""
+def _group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:
+    """Fold strength and any scaler into the maps; beside them, the coordinates of the model."""
     if not isinstance(transformer, GroupMapTransformer):
         way_out = (
             " Export its steering_, which moves rows; the rule that classifies them is no map."
@@ -329,54 +320,31 @@ def _group_maps(transformer: Any) -> tuple[AffineMaps, Any]:
         raise TypeError(msg)
     check_is_fitted(transformer, "moments_")
     maps = transformer._group_maps(transformer._strength())
-    coordinates = _coordinates(transformer.feature_transform_)
-    if isinstance(coordinates, tuple):
-        scale, shift = coordinates
-        # D^-1 (A (D x + c) + b - c); what does not move stays exactly the identity.
-        A = maps.A * (scale / scale[:, None])
-        b = (maps.b + np.einsum("cij,j->ci", maps.A, shift) - shift) / scale
-        still = ~maps.moves
-        A[still], b[still] = np.eye(len(scale)), 0.0
-        maps = AffineMaps(A, b, maps.moves)
-    return maps, coordinates
+    fitted = transformer.feature_transform_
+    coordinates = SimpleCoordinates.of(fitted, maps.b.shape[1])
+    if coordinates is None:
+        msg = (
+            f"feature_transform={fitted!r} is no affine map of the features, so the steering cannot be exported. "
+            "None, 'log' and a StandardScaler, MinMaxScaler, MaxAbsScaler or RobustScaler without clipping can; "
+            "or export the steering alone, fitted on transformed features, and run the transform beside it."
+        )
+        raise ValueError(msg)
+    A, b = maps.A.copy(), maps.b - coordinates.shift
+    coordinates.fold(A, b)
+    # What does not move stays exactly the identity.
+    A[~maps.moves], b[~maps.moves] = np.eye(maps.b.shape[1]), 0.0
+    return AffineMaps(A, b, maps.moves), coordinates
 
 
-def _coordinates(fitted: Any) -> Any:
-    """None, ``"log"``, or scale and shift of each feature."""
-    if fitted is None:
-        return None
-    scaler: Any = fitted.estimator if isinstance(fitted, FrozenEstimator) else fitted
-    if getattr(scaler, "func", None) is np.log:
-        return "log"
-    clips = getattr(scaler, "clip", False)
-    kind: Any = type(scaler)
-    if kind in _SCALERS and not clips:
-        one, zero = np.ones(fitted.n_features_in_), np.zeros(fitted.n_features_in_)
-        if kind is MinMaxScaler:
-            return one * scaler.scale_, one * scaler.min_
-        centred, scaled = _SCALERS[kind]
-        scale = one / scaler.scale_ if scaled is None or getattr(scaler, scaled) else one
-        centre = getattr(scaler, centred[1]) if centred is not None and getattr(scaler, centred[0]) else zero
-        return scale, -centre * scale
-    what = f"{kind.__name__}(clip=True)" if clips else kind.__name__
-    msg = (
-        f"feature_transform={what} is no affine map of the features, so the steering cannot be exported. "
-        "None, 'log' and a StandardScaler, MinMaxScaler, MaxAbsScaler or RobustScaler without clipping can; "
-        "or export the steering alone, fitted on transformed features, and run the transform beside it."
-    )
-    raise ValueError(msg)
-
-
-def _posterior(transformer: GroupMapTransformer, coordinates: Any) -> Posterior | None:
+def _posterior(transformer: GroupMapTransformer, coordinates: SimpleCoordinates) -> Posterior | None:
     if transformer.unknown_group == "error":
         return None
-    model, _, _ = transformer._fitted()
+    model = transformer._fitted().model
     calibration = transformer.group_calibration_
-    scale, shift = coordinates if isinstance(coordinates, tuple) else (None, None)
     return Posterior(
         model=model,
-        scale=scale,
-        shift=shift,
+        scale=coordinates.scale,
+        shift=coordinates.shift,
         slope=1.0 if calibration is None else calibration.slope,
         offsets=np.zeros(model.n_groups) if calibration is None else calibration.offsets,
         hard=transformer.unknown_group == "infer_hard",

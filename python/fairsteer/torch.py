@@ -1,7 +1,8 @@
 """Steer the hidden states of torch models, and gather what is needed to fit the steering.
 
-`SteeringModule` is steering as a module of your own; `steering_hooks` steers inside a model as it is, whether from
-Hugging Face or plain torch; `collect_activations` turns activations into moments, batch by batch, without keeping them.
+`SteeringModule` is steering as a module of your own, and `ConceptSteeringModule` one that adds a concept's directions;
+`steering_hooks` steers inside a model as it is, whether from Hugging Face or plain torch; `collect_activations` turns
+activations into moments, batch by batch, without keeping them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from fairsteer._activations import Collector, Pool
 from fairsteer._input import few
 from fairsteer._steering_module import SteeringModule
 from fairsteer._steering_source import Source
+from fairsteer._torch_concepts import ConceptSteeringModule
+from fairsteer._torch_groups import with_axes
 from fairsteer._torch_layers import Calls, hidden_of, matching_layers, with_hidden
 from fairsteer.moments import CovarianceModel, SubgroupMoments
 
-__all__ = ["SteeringHandle", "SteeringModule", "collect_activations", "steering_hooks"]
+__all__ = ["ConceptSteeringModule", "SteeringHandle", "SteeringModule", "collect_activations", "steering_hooks"]
+
+#: Modules that know their groups: these are looked up once, when they are set, and unknown ones refused then.
+_KnowsGroups = SteeringModule | ConceptSteeringModule
 
 
 class SteeringHandle:
@@ -42,7 +48,7 @@ class SteeringHandle:
     def __init__(self, model: nn.Module, layers: Mapping[str, Source | nn.Module]) -> None:
         self._modules: dict[str, nn.Module] = {}
         self._targets: dict[str, nn.Module] = {}
-        made: dict[tuple[int, torch.device], SteeringModule] = {}
+        made: dict[tuple[int, torch.device, torch.dtype], SteeringModule] = {}
         asked: dict[nn.Module, str] = {}
         for pattern, source in layers.items():
             for name, layer in matching_layers(model, pattern).items():
@@ -55,9 +61,10 @@ class SteeringHandle:
                     self._modules[name] = source
                     continue
                 device, dtype = _place(layer, model)
-                if (id(source), device) not in made:
-                    made[id(source), device] = SteeringModule(source, dtype=dtype, device=device)
-                self._modules[name] = made[id(source), device]
+                key = id(source), device, dtype
+                if key not in made:
+                    made[key] = SteeringModule(source, dtype=dtype, device=device)
+                self._modules[name] = made[key]
         self._own = set(made.values())
         self._strength: float | None = None
         self._strengths_before: dict[Any, Any] = {}
@@ -78,7 +85,7 @@ class SteeringHandle:
     @groups.setter
     def groups(self, groups: Any) -> None:
         codes = {
-            name: module._codes(groups) if groups is not None and isinstance(module, SteeringModule) else groups
+            name: module._codes(groups) if groups is not None and isinstance(module, _KnowsGroups) else groups
             for name, module in self._modules.items()
         }
         self._groups, self._codes = groups, codes
@@ -108,15 +115,20 @@ class SteeringHandle:
             if without:
                 msg = f"strength={strength!r} has no meaning for the module at {without[0]!r}: it has no `strength`."
                 raise ValueError(msg)
+        for module, before in self._strengths_before.items():
+            module.strength = before
+        self._strength, self._strengths_before = None, {}
+        if strength is None:
+            return
         modules: set[Any] = set(self._modules.values())
-        if self._strength is not None:
-            for module, before in self._strengths_before.items():
-                module.strength = before
-        self._strength = strength
-        if strength is not None:
-            self._strengths_before = {module: module.strength for module in modules}
+        self._strengths_before = {module: module.strength for module in modules}
+        try:
             for module in modules:
                 module.strength = strength
+        except ValueError:
+            self.strength = None  # one module may take what another refuses
+            raise
+        self._strength = strength
 
     def _register(self, stack: ExitStack) -> None:
         self._calls.register(stack)
@@ -137,11 +149,13 @@ class SteeringHandle:
         return hook
 
     def _steer(self, module: nn.Module, hidden: Tensor, groups: Any, mask: Tensor | None) -> Tensor:
-        if isinstance(module, SteeringModule):
-            if module in self._own and module.offset.device != hidden.device:
+        if isinstance(module, _KnowsGroups):
+            if isinstance(module, SteeringModule) and module in self._own and module.offset.device != hidden.device:
                 module.to(hidden.device)  # a model may be spread over devices in ways its parameters do not show
-            codes = module._codes(None) if self._groups is None else groups  # they may be set after the hooks are
-            return module._steer(hidden, None if codes is None else codes.to(module.offset.device), mask)
+            codes: Any = module._codes(None) if self._groups is None else groups  # they may be set after the hooks are
+            if codes is not None:
+                codes = codes.to(hidden.device)
+            return module._steer(hidden, codes, mask)
         steered: Tensor = module(hidden, groups.to(hidden.device) if isinstance(groups, Tensor) else groups)
         if steered.shape != hidden.shape or steered.dtype != hidden.dtype:
             msg = (
@@ -151,7 +165,7 @@ class SteeringHandle:
             raise ValueError(msg)
         if mask is None:
             return steered
-        return torch.where(mask.reshape(mask.shape + (1,) * (hidden.ndim - 2)), steered, hidden)
+        return torch.where(with_axes(mask, hidden.ndim), steered, hidden)
 
     def _idle(self) -> list[str]:
         return [name for name, ran in self._ran.items() if not ran]
@@ -180,8 +194,9 @@ def steering_hooks(
         For each layer, by qualified name (``"encoder.layer.3"``, as in ``model.named_modules()``) or by pattern, what
         steers its output. In a pattern ``*``, ``?`` and ``[…]`` stand for parts of one name between dots:
         ``"encoder.layer.[2-4]"``, ``"*.layers.*"``. A value is anything that a `SteeringModule` is made from, a
-        `SteeringModule`, or any other module, which is called as ``module(hidden, groups)`` with the groups as they
-        are given here, and returns steered states in the shape and type of `hidden`.
+        `SteeringModule`, or any other module, such as a `ConceptSteeringModule`, which is called as
+        ``module(hidden, groups)`` with the groups as they are given here, and returns steered states in the shape and
+        type of `hidden`.
     groups : labels or integer tensor, default=None
         Groups of the batch, as for :meth:`SteeringModule.forward`: one a sequence, one a token, or one for all.
     token_mask : array-like or Tensor of shape (batch, tokens), default=None
