@@ -216,7 +216,7 @@ class Update {
   // the core: jumping from row to row of a cell would cost more than everything else.
   bool reads_in_order() const {
     const Index d = sums_.n_features;
-    if (!reader_.in_place() || !(small_ || diagonal_)) return false;
+    if (!small_ && !diagonal_) return false;
     const Index products = diagonal_ ? 0 : detail::n_scatters(sums_) * product_size_;
     return products <= kTableSize && sums_.n_cells() * d <= kTableSize / 2;
   }
