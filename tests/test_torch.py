@@ -25,9 +25,9 @@ from sklearn.preprocessing import (
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from torch import nn  # noqa: E402
+from torch import nn  # noqa: E402 -- what needs torch is imported once it is there
 
-from fairsteer import (  # noqa: E402
+from fairsteer import (  # noqa: E402 -- what needs torch is imported once it is there
     CovarianceMatchingTransformer,
     FairSteeringTransformer,
     LeaceTransformer,
@@ -35,7 +35,7 @@ from fairsteer import (  # noqa: E402
     SubgroupMoments,
     nearest_ideal,
 )
-from fairsteer.torch import SteeringModule, collect_activations, steering_hooks  # noqa: E402
+from fairsteer.torch import SteeringModule, collect_activations, steering_hooks  # noqa: E402 -- what needs torch is imported once it is there
 
 D = 4
 #: Three sequences of five tokens, and a group for each.
