@@ -118,8 +118,6 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
   out["kl_divergence"] = result.divergence;
   out["linear"] = to_array(std::move(result.linear));
   out["offset"] = to_array(result.offset);
-  out["inverse_linear"] = to_array(std::move(result.inverse_linear));
-  out["inverse_offset"] = to_array(result.inverse_offset);
   out["canonical_means"] = to_array(Matrix(result.canonical_mean.transpose()));
   if (subgroups.model == CovarianceModel::diagonal)
     out["canonical_covariances"] = to_array(Matrix(result.canonical_covariance[0].transpose()));

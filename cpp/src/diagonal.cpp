@@ -130,8 +130,6 @@ void DiagonalModel::lift(const Solution<State>& solution, Index reference,
         still ? Eigen::ArrayXd::Zero(d).eval() : (f - linear * state.m[a].array()).eval();
     result.linear.push_back(linear.matrix().asDiagonal());
     result.offset.push_back(offset.matrix());
-    result.inverse_linear.push_back(linear.inverse().matrix().asDiagonal());
-    result.inverse_offset.push_back((-offset / linear).matrix());
   }
   result.canonical_mean = ((state.nu.array().colwise() * F).colwise() + f).matrix();
   result.canonical_covariance = {(state.C.array().colwise() * F.square()).matrix()};

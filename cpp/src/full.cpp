@@ -363,17 +363,11 @@ void lift(const Subgroups& subgroups, const Solution<FullModel::State>& solution
   } else {
     frame = {state.B[reference], state.m[reference]};
   }
-  const Matrix frame_inverse = Eigen::PartialPivLU<Matrix>(frame.linear).inverse();
   for (Index a = 0; a < subgroups.n_groups; ++a) {
     const bool still = a == reference;
     result.linear.push_back(still ? Matrix(Matrix::Identity(d, d)) : Matrix(frame.linear * E[a]));
     result.offset.push_back(still ? Vector(Vector::Zero(d))
                                   : Vector(frame.linear * t[a] + frame.offset));
-    result.inverse_linear.push_back(still ? Matrix(Matrix::Identity(d, d))
-                                          : Matrix(state.B[a] * frame_inverse));
-    result.inverse_offset.push_back(
-        still ? Vector(Vector::Zero(d))
-              : Vector(state.m[a] - state.B[a] * (frame_inverse * frame.offset)));
   }
   result.canonical_mean = (frame.linear * state.nu).colwise() + frame.offset;
   for (const Matrix& C : state.C) {

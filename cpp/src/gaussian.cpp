@@ -96,6 +96,24 @@ SingularValues svd(const ConstMatrixRef& matrix) {
 
 namespace {
 
+// D <- (I + D)^{-1/2} - I for a small symmetric D, to the fourth order. Returns a bound on the first
+// term that is left out.
+double inverse_root_less_one(Matrix& D, Matrix& square) {
+  // -1/2 D + 3/8 D^2 - 5/16 D^3 + 35/128 D^4 as a D + b + c (D^2 - 4/7 D + e)^2
+  constexpr double c = 35.0 / 128, e = (48.0 / 35 - 16.0 / 49) / 2;
+  square.setZero();
+  square.selfadjointView<Eigen::Lower>().rankUpdate(D);
+  square.triangularView<Eigen::StrictlyUpper>() = square.transpose();
+  const double left = 63.0 / 256 * std::pow(square.norm(), 2.5);
+  square -= 4.0 / 7 * D;
+  square.diagonal().array() += e;
+  D *= c * 8.0 / 7 * e - 0.5;
+  D.diagonal().array() -= c * e * e;
+  D.selfadjointView<Eigen::Lower>().rankUpdate(square, c);
+  D.triangularView<Eigen::StrictlyUpper>() = D.transpose();
+  return left;
+}
+
 // Dynamically weighted Halley iteration with Cholesky factors (Nakatsukasa and Higham 2013): a few
 // products and triangular solves. Empty where the matrix is so near to a singular one that the
 // factors would cost digits.
@@ -136,17 +154,12 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
     for (Index j = 0; j < d; ++j) distance += 2 * gram.col(j).tail(d - j).squaredNorm();
     distance = std::sqrt(distance);
     if (distance <= 1e-12 * static_cast<double>(d)) return X;
-    if (distance <= 0.05) {
-      // Near the end X (I + D)^{-1/2}, with D = X^T X - I, to the second order: products alone.
+    if (distance <= 0.25) {
+      // Near the end X (I + D)^{-1/2}, with D = X^T X - I, to the fourth order: products alone.
       gram.triangularView<Eigen::StrictlyUpper>() = gram.transpose();
-      Matrix& series = before;  // its memory
-      series.setZero();
-      series.selfadjointView<Eigen::Lower>().rankUpdate(gram, 0.375);
-      series.triangularView<Eigen::StrictlyUpper>() = series.transpose();
-      series -= 0.5 * gram;
-      gram.noalias() = X * series;
-      X += gram;
-      if (distance <= 1e-4) return X;
+      const double left = inverse_root_less_one(gram, before);
+      X += X * gram;
+      if (left <= 1e-15) return X;
       continue;
     }
     const double l2 = l * l;

@@ -193,6 +193,11 @@ class Reflections {
     const Matrix inner = T_.transpose() * (W_.transpose() * Y);
     Y.noalias() -= W_ * inner;
   }
+  void apply_on_the_right(Matrix& Y) const {  // Y Q
+    if (T_.size() == 0) return;
+    const Matrix inner = (Y * W_) * T_;
+    Y.noalias() -= inner * W_.transpose();
+  }
   void apply_transpose_on_the_right(Matrix& Y) const {  // Y Q^T
     if (T_.size() == 0) return;
     const Matrix inner = (Y * W_) * T_.transpose();
@@ -203,6 +208,15 @@ class Reflections {
   Matrix W_, T_;
   Vector sign_;
 };
+
+// Y <- H Y for a lower triangle H: columns some at a time, in place but for these.
+void multiply_lower(const Matrix& H, Matrix& Y) {
+  constexpr Index kColumns = 256;
+  for (Index j = 0; j < Y.cols(); j += kColumns) {
+    auto some = Y.middleCols(j, std::min(kColumns, Y.cols() - j));
+    some = (H.triangularView<Eigen::Lower>() * some).eval();
+  }
+}
 
 // Group a in canonical coordinates z: x = centre + H Q (m + X z) with
 // X = [U U'] diag(D, O) [V V']^T L_t^{-1}, where U and V hold the directions that carry class
@@ -216,43 +230,33 @@ struct Lifted {
   Matrix O;                         // (d - s, d - s); empty: the identity
   Vector m;                         // (d) among the whitened features
 
-  Matrix to_group() const {  // X
-    Matrix X = Matrix::Zero(d, d);
-    X.diagonal().head(s) = x;
-    if (O.size() > 0)
-      X.bottomRightCorner(d - s, d - s) = O;
-    else
-      X.diagonal().tail(d - s).setOnes();
+  Matrix factor_to_group(const Matrix& H) const {  // H X
+    Matrix Y = left_part(H, x);
     if (r > 0) {
-      const Matrix span = X.leftCols(r) * V.transpose();
-      const Matrix solved = L_t.transpose().triangularView<Eigen::Upper>().solve(span.transpose());
-      X.leftCols(r) = solved.transpose();
+      const Matrix span = V * Y.leftCols(r).transpose();
+      Y.leftCols(r) = L_t.transpose().triangularView<Eigen::Upper>().solve(span).transpose();
     }
-    basis.apply_on_the_left(X);
-    return X;
+    return Y;
   }
-  Matrix to_canonical() const {  // X^{-1}
-    Matrix X = Matrix::Zero(d, d);
-    X.diagonal().head(s) = x.cwiseInverse();
-    if (O.size() > 0)
-      X.bottomRightCorner(d - s, d - s) = O.transpose();
-    else
-      X.diagonal().tail(d - s).setOnes();
+  Matrix factor_to_canonical(const Matrix& H) const {  // H X^{-T}
+    Matrix Y = left_part(H, x.cwiseInverse());
     if (r > 0) {
-      const Matrix span = V * X.topRows(r);
-      X.topRows(r) = L_t.triangularView<Eigen::Lower>() * span;
+      const Matrix span = V * Y.leftCols(r).transpose();
+      Y.leftCols(r) = (L_t.triangularView<Eigen::Lower>() * span).transpose();
     }
-    basis.apply_transpose_on_the_right(X);
-    return X;
+    return Y;
   }
-  Matrix span_covariance() const {  // the part of X^{-1} X^{-T} that is not the identity
-    Vector variance = Vector::Ones(r);
-    variance.head(s) = x.cwiseAbs2().cwiseInverse();
-    const Matrix root = L_t.triangularView<Eigen::Lower>() * V;
-    return root * variance.asDiagonal() * root.transpose();
+  Matrix through_inverse(Matrix F) const {  // F X^{-1}
+    if (r > 0) {
+      const Matrix span = L_t.triangularView<Eigen::Lower>() * V;
+      F.leftCols(r) *= span;
+      F.leftCols(s) *= x.cwiseInverse().asDiagonal();
+    }
+    if (O.size() > 0) F.rightCols(d - s) *= O.transpose();
+    basis.apply_transpose_on_the_right(F);
+    return F;
   }
-  Vector shift_in_canonical() const {  // X^{-1} m, without a matrix of X
-    Matrix y = m;
+  void solve(Matrix& y) const {  // X^{-1} y
     basis.apply_transpose_on_the_left(y);
     y.topRows(s) = x.cwiseInverse().asDiagonal() * y.topRows(s);
     if (O.size() > 0) y.bottomRows(d - s) = (O.transpose() * y.bottomRows(d - s)).eval();
@@ -260,7 +264,29 @@ struct Lifted {
       const Matrix span = V * y.topRows(r);
       y.topRows(r) = L_t.triangularView<Eigen::Lower>() * span;
     }
-    return y;
+  }
+  Matrix span_covariance() const {  // the part of X^{-1} X^{-T} that is not the identity
+    Vector variance = Vector::Ones(r);
+    variance.head(s) = x.cwiseAbs2().cwiseInverse();
+    const Matrix root = L_t.triangularView<Eigen::Lower>() * V;
+    return root * variance.asDiagonal() * root.transpose();
+  }
+
+ private:
+  // H [U U'] diag(scale, O): thin products where O is the identity.
+  Matrix left_part(const Matrix& H, const Vector& scale) const {
+    if (O.size() == 0) {
+      Matrix Y = H;
+      basis.apply_on_the_right(Y);
+      Y.leftCols(s) *= scale.asDiagonal();
+      return Y;
+    }
+    Matrix Y = Matrix::Zero(d, d);
+    Y.diagonal().head(s) = scale;
+    Y.bottomRightCorner(d - s, d - s) = O;
+    basis.apply_on_the_left(Y);
+    multiply_lower(H, Y);
+    return Y;
   }
 };
 
@@ -298,26 +324,19 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     }
   }
 
-  // z = E x + t
-  std::vector<Matrix> E(lifted.size());
-  std::vector<Vector> t(lifted.size());
-  const auto set_inverse = [&](Index a, Matrix to_canonical) {
-    E[a] = std::move(to_canonical);
-    groups_[a].H.triangularView<Eigen::Lower>().solveInPlace<Eigen::OnTheRight>(E[a]);
-    // The group's average class mean is the image of the canonical one.
-    t[a] = -lifted[a].shift_in_canonical() - E[a] * groups_[a].centre;
-    if (r > 0) t[a].head(r) += nu * class_weights(subgroups_, priors.p, a);
+  // z = E x + t with E = X^{-1} H^{-1}; the group's average class mean is the image of the canonical
+  // one.
+  const auto into_canonical = [&](Index a, Matrix y) {  // E y
+    groups_[a].H.triangularView<Eigen::Lower>().solveInPlace(y);
+    lifted[a].solve(y);
+    return y;
   };
-  // Columns are multiplied some at a time: in place, but for a small part.
-  constexpr Index kColumns = 256;
-  // H X, the linear part of z -> x
-  const auto from_canonical = [&](Index a) {
-    Matrix X = lifted[a].to_group();
-    for (Index j = 0; j < d; j += kColumns) {
-      auto some = X.middleCols(j, std::min(kColumns, d - j));
-      some = (groups_[a].H.triangularView<Eigen::Lower>() * some).eval();
-    }
-    return X;
+  const auto shift_into_canonical = [&](Index a) {  // t
+    Matrix m = lifted[a].m;
+    lifted[a].solve(m);
+    Vector t = -m - into_canonical(a, groups_[a].centre);
+    if (r > 0) t.head(r) += nu * class_weights(subgroups_, priors.p, a);
+    return t;
   };
   // The isometry that moves the points of group a least when canonical points lie at `frame`.
   const auto least_displacement = [&](Index a, const Matrix& frame) {
@@ -334,7 +353,6 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   };
   // The frame that moves the points of all groups least, for the present isometries: a regression
   // of x on z. Sets E and t.
-  const Vector scale = feature_scale();
   const auto fit_frame = [&] {
     Vector x_mean = Vector::Zero(d), z_mean = Vector::Zero(d);
     Matrix xz = Matrix::Zero(d, d);
@@ -347,20 +365,14 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     for (Index a = 0; a < G; ++a) {
       const double weight = subgroups_.weight.col(a).sum();
       // Within classes: Sigma E^T = H X^{-T}, and E Sigma E^T = X^{-1} X^{-T}.
-      Matrix inverse = lifted[a].to_canonical();
       if (r > 0) S.topLeftCorner(r, r) += weight * lifted[a].span_covariance();
-      for (Index j = 0; j < d; j += kColumns) {
-        const Index n = std::min(kColumns, d - j);
-        const Matrix some = weight * inverse.middleRows(j, n).transpose();
-        xz.middleCols(j, n) += groups_[a].H.triangularView<Eigen::Lower>() * some;
-      }
-      set_inverse(a, std::move(inverse));
+      xz += weight * lifted[a].factor_to_canonical(groups_[a].H);
       const Matrix between = class_differences(a);
       auto moved = U.middleCols(r + a * (K + 1), K);
-      moved = E[a] * between;
+      moved = into_canonical(a, between);
       xz.noalias() += between * moved.transpose();
       x_of.push_back(group_mean(a));
-      z_of.push_back(E[a] * x_of.back() + t[a]);
+      z_of.push_back(into_canonical(a, x_of.back()) + shift_into_canonical(a));
       x_mean += weight * x_of.back();
       z_mean += weight * z_of.back();
     }
@@ -394,35 +406,31 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   Index anchor = reference;
   if (anchor < 0) subgroups_.weight.colwise().sum().maxCoeff(&anchor);
   // The anchor's own coordinates: u = x for its points. Its isometry only names the complement.
-  Frame frame{from_canonical(anchor), Vector()};
+  const auto frame_of_anchor = [&] {
+    Frame frame{lifted[anchor].factor_to_group(groups_[anchor].H), Vector()};
+    frame.offset = -frame.linear * shift_into_canonical(anchor);
+    return frame;
+  };
+  Frame frame = frame_of_anchor();
   for (Index a = 0; a < G; ++a)
     if (a != anchor) least_displacement(a, frame.linear);
-  // F = D R, with the standard deviations of the features in D: units do not make it singular.
-  std::optional<Eigen::PartialPivLU<Matrix>> factor;
-  const auto factor_frame = [&] {
-    factor.emplace(scale.cwiseInverse().asDiagonal() * frame.linear);
-  };
   if (reference < 0) {
+    // F = D R, with the standard deviations of the features in D: units do not make it singular.
+    const Vector scale = feature_scale();
+    const auto relative = [&](const Matrix& F) -> Matrix {
+      return scale.cwiseInverse().asDiagonal() * F;
+    };
     frame = fit_frame();
     // Two groups: the first isometry is already the best. More: each round moves points less.
     for (int round = 0; G > 2 && r < d && round < kFrameRounds; ++round) {
       const Matrix before = frame.linear;
       for (Index a = 0; a < G; ++a) least_displacement(a, before);
       frame = fit_frame();
-      const auto relative = [&](const Matrix& F) {
-        return (scale.cwiseInverse().asDiagonal() * F).norm();
-      };
-      if (relative(frame.linear - before) <= 1e-6 * relative(frame.linear)) break;
+      if (relative(frame.linear - before).norm() <= 1e-6 * relative(frame.linear).norm()) break;
     }
-    if (frame.linear.allFinite()) factor_frame();
-    if (!factor || !(factor->rcond() > 1e-10)) {
-      frame.linear = from_canonical(anchor);
-      frame.offset = -frame.linear * t[anchor];
-      factor_frame();
-    }
-  } else {
-    for (Index a = 0; a < G; ++a) set_inverse(a, lifted[a].to_canonical());
-    frame.offset = -frame.linear * t[anchor];
+    if (!frame.linear.allFinite() ||
+        !(Eigen::PartialPivLU<Matrix>(relative(frame.linear)).rcond() > 1e-10))
+      frame = frame_of_anchor();
   }
 
   // From here on, what is not needed any more makes room for what comes.
@@ -433,38 +441,19 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     if (a == reference) {
       result.linear.push_back(Matrix::Identity(d, d));
       result.offset.push_back(Vector::Zero(d));
-    } else {
-      result.linear.push_back(frame.linear * E[a]);
-      result.offset.push_back(frame.linear * t[a] + frame.offset);
-      E[a].resize(0, 0);
+      continue;
     }
+    result.offset.push_back(frame.linear * shift_into_canonical(a) + frame.offset);
+    Matrix linear = lifted[a].through_inverse(frame.linear);
+    lifted[a].O.resize(0, 0);
+    groups_[a].H.triangularView<Eigen::Lower>().solveInPlace<Eigen::OnTheRight>(linear);
+    groups_[a].H.resize(0, 0);
+    result.linear.push_back(std::move(linear));
   }
   Matrix covariance = Matrix::Zero(d, d);
   covariance.selfadjointView<Eigen::Lower>().rankUpdate(frame.linear);
-  frame.linear.resize(0, 0);
   covariance.triangularView<Eigen::StrictlyUpper>() = covariance.transpose();
   result.canonical_covariance.push_back(std::move(covariance));
-  for (Index a = 0; a < G; ++a) {
-    if (a == reference) {
-      result.inverse_linear.push_back(Matrix::Identity(d, d));
-      result.inverse_offset.push_back(Vector::Zero(d));
-      continue;
-    }
-    Matrix inverse = from_canonical(a);
-    groups_[a].H.resize(0, 0);
-    lifted[a].O.resize(0, 0);
-    if (factor) {  // H X F^{-1} = H X U^{-1} L^{-1} P D^{-1}
-      const Matrix& LU = factor->matrixLU();
-      LU.triangularView<Eigen::Upper>().solveInPlace<Eigen::OnTheRight>(inverse);
-      LU.triangularView<Eigen::UnitLower>().solveInPlace<Eigen::OnTheRight>(inverse);
-      inverse.noalias() = inverse * factor->permutationP();  // in place
-      inverse.array().rowwise() /= scale.transpose().array();
-    } else {  // where the frame is that of a group, its inverse is known
-      inverse = inverse * E[reference];
-    }
-    result.inverse_linear.push_back(std::move(inverse));
-    result.inverse_offset.push_back(-result.inverse_linear[a] * result.offset[a]);
-  }
 }
 
 Vector TiedModel::group_mean(Index a) const {

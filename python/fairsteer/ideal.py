@@ -139,8 +139,6 @@ class IdealDistribution:
     source_covariances: FloatArray
     linear: FloatArray
     offset: FloatArray
-    inverse_linear: FloatArray
-    inverse_offset: FloatArray
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -164,6 +162,23 @@ class IdealDistribution:
         return {g: (self.linear[a], self.offset[a]) for a, g in enumerate(self.groups.tolist())}
 
     @cached_property
+    def inverse_linear(self) -> FloatArray:
+        """Matrices of `inverse_maps`, (n_groups, n_features, n_features)."""
+        # In units of the features' own spread, which may differ by powers of ten.
+        C = self.canonical_covariances
+        variances = C if self.covariance == "diagonal" else np.diagonal(C, axis1=-2, axis2=-1)
+        scale = np.sqrt(np.atleast_2d(variances).mean(axis=0))
+        inverse = np.linalg.inv(self.linear / scale[:, None] * scale)
+        inverse *= scale[:, None]
+        inverse /= scale
+        return _read_only(inverse)
+
+    @cached_property
+    def inverse_offset(self) -> FloatArray:
+        """Shifts of `inverse_maps`, (n_groups, n_features)."""
+        return _read_only(-np.einsum("aij,aj->ai", self.inverse_linear, self.offset))
+
+    @cached_property
     def inverse_maps(self) -> dict[Any, AffineMap]:
         """Group label to (B, m), from the common frame back."""
         return {g: (self.inverse_linear[a], self.inverse_offset[a]) for a, g in enumerate(self.groups.tolist())}
@@ -171,7 +186,7 @@ class IdealDistribution:
     @cached_property
     def means(self) -> FloatArray:
         """Subgroup means of the ideal distribution, (n_classes, n_groups, n_features)."""
-        return _read_only(np.einsum("aij,kj->kai", self.inverse_linear, self.canonical_means) + self.inverse_offset)
+        return _read_only(np.swapaxes(self.canonical_means @ np.swapaxes(self.inverse_linear, 1, 2), 0, 1) + self.inverse_offset)
 
     @cached_property
     def covariances(self) -> FloatArray:
@@ -474,8 +489,6 @@ def nearest_ideal(
         source_covariances=covariances,
         linear=result["linear"],
         offset=result["offset"],
-        inverse_linear=result["inverse_linear"],
-        inverse_offset=result["inverse_offset"],
     )
 
 

@@ -551,8 +551,6 @@ def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[in
         "source_covariances": _scatter_shape(covariance, K, G, d),
         "linear": (G, d, d),
         "offset": (G, d),
-        "inverse_linear": (G, d, d),
-        "inverse_offset": (G, d),
     }
 
 

@@ -609,8 +609,6 @@ def _alike(ideal: IdealDistribution, moments: SubgroupMoments) -> IdealDistribut
         canonical_covariances=common,
         linear=still,
         offset=np.zeros((G, d)),
-        inverse_linear=still.copy(),
-        inverse_offset=np.zeros((G, d)),
     )
 
 

@@ -45,7 +45,7 @@ struct IdealOptions {
 };
 
 /// Everything is in the coordinates of the features. Group a's map into the common frame is
-/// u = linear[a] x + offset[a], and back x = inverse_linear[a] u + inverse_offset[a].
+/// u = linear[a] x + offset[a].
 struct IdealResult {
   Vector class_prior;      ///< p (K)
   Vector group_prior;      ///< r (G)
@@ -53,8 +53,6 @@ struct IdealResult {
   double divergence = 0;   ///< nats
   std::vector<Matrix> linear;
   std::vector<Vector> offset;
-  std::vector<Matrix> inverse_linear;
-  std::vector<Vector> inverse_offset;
   Matrix canonical_mean;  ///< (d, K), in the common frame
   std::vector<Matrix>
       canonical_covariance;            ///< tied: 1, full: K, diagonal: one (d, K) of variances
