@@ -96,8 +96,8 @@ SingularValues svd(const ConstMatrixRef& matrix) {
 
 namespace {
 
-// D <- (I + D)^{-1/2} - I for a small symmetric D, to the fourth order. Returns a bound on the first
-// term that is left out.
+// D <- (I + D)^{-1/2} - I for a small symmetric D, to the fourth order. Returns a bound on the
+// first term that is left out.
 double inverse_root_less_one(Matrix& D, Matrix& square) {
   // -1/2 D + 3/8 D^2 - 5/16 D^3 + 35/128 D^4 as a D + b + c (D^2 - 4/7 D + e)^2
   constexpr double c = 35.0 / 128, e = (48.0 / 35 - 16.0 / 49) / 2;

@@ -132,18 +132,26 @@ S sum_of_lanes(const Pack<S>& x) {
 }
 #endif
 
+// The first cache lines of a row that is wanted soon.
+template <class T>
+FAIRSTEER_INLINE void prefetch(const T* row, Index n_features) {
+#if defined(__GNUC__)
+  constexpr Index line = static_cast<Index>(64 / sizeof(T)), lines = 4;
+  for (Index j = 0; j < std::min(n_features, lines * line); j += line) __builtin_prefetch(row + j);
+#endif
+}
+
 template <class T>
 FAIRSTEER_INLINE const T* row_of(const RowList<T>& rows, Index i) {
-  if (!rows.which) return rows.data + i * rows.stride;
-#if defined(__GNUC__)
-  // Rows of one cell lie far apart, so that no processor guesses which comes next.
-  constexpr Index ahead = 16, line = static_cast<Index>(64 / sizeof(T)), lines = 4;
-  if (i + ahead < rows.count) {
-    const T* later = rows.data + rows.which[i + ahead] * rows.stride;
-    for (Index j = 0; j < std::min(rows.n_features, lines * line); j += line)
-      __builtin_prefetch(later + j);
+  if (!rows.which) {
+    const T* row = rows.data + i * rows.stride;
+    prefetch(row + 64 * rows.stride, rows.n_features);  // a row that is not there does no harm
+    return row;
   }
-#endif
+  // Rows of one cell lie far apart, so that no processor guesses which comes next.
+  constexpr Index ahead = 16;
+  if (i + ahead < rows.count)
+    prefetch(rows.data + rows.which[i + ahead] * rows.stride, rows.n_features);
   return rows.data + rows.which[i] * rows.stride;
 }
 

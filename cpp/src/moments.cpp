@@ -257,7 +257,14 @@ class Update {
   }
 
   RowList<S> read(Scratch<S>& scratch) const {
-    return reader_.read(scratch.chunk.row.data(), scratch.chunk.count, scratch.staging.data());
+    const Chunk& chunk = scratch.chunk;
+    RowList<S> list = reader_.read(chunk.row.data(), chunk.count, scratch.staging.data());
+    // Rows that follow one another are found without their numbers.
+    if (in_order_ && list.which && chunk.row[chunk.count - 1] - chunk.row[0] == chunk.count - 1) {
+      list.data += chunk.row[0] * list.stride;
+      list.which = nullptr;
+    }
+    return list;
   }
 
   const double* weights_of(const Chunk& chunk) const {

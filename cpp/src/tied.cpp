@@ -324,8 +324,8 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     }
   }
 
-  // z = E x + t with E = X^{-1} H^{-1}; the group's average class mean is the image of the canonical
-  // one.
+  // z = E x + t with E = X^{-1} H^{-1}; the group's average class mean is the image of the
+  // canonical one.
   const auto into_canonical = [&](Index a, Matrix y) {  // E y
     groups_[a].H.triangularView<Eigen::Lower>().solveInPlace(y);
     lifted[a].solve(y);
