@@ -24,6 +24,7 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PowerTransformer, 
 from fairsteer import IdealDistributionClassifier, ScoreAligner, persistence
 from fairsteer._json_labels import label_from_json, label_to_json
 from fairsteer.baselines import MeanMatchingTransformer
+from fairsteer.concepts import ConceptSteering
 from fairsteer.transformer import FairSteeringTransformer
 
 
@@ -33,6 +34,12 @@ def rows():
     y, group = rng.integers(3, size=150), rng.integers(2, size=150)
     X = np.exp(0.3 * rng.normal(size=(150, 4)) + 0.2 * np.outer(y, [1, 0, 0, 1]) + 0.3 * group[:, None])
     return X, y, group
+
+
+@pytest.fixture
+def hidden(rows):
+    X, y, group = rows
+    return X + np.eye(4)[y], y, group
 
 
 @pytest.fixture
@@ -298,6 +305,26 @@ def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, pat
     assert not path.exists()
 
 
+@pytest.mark.parametrize("params", [{}, {"covariance": "tied", "reference_group": ("M", 2), "towards_ideal": 0.5}])
+def test_loaded_concept_steers_as_the_saved_one_did(hidden, path, params):
+    X, y, group = hidden
+    groups = pd.DataFrame({"sex": np.array(["F", "M"])[group], "site": 2})
+    saved = ConceptSteering(n_probes=6, **params).fit(X, y, groups)
+    loaded = _round_trip(saved, path)
+    assert loaded.get_params() == saved.get_params()
+    assert loaded.groups_.tolist() == saved.groups_.tolist() == [("F", 2), ("M", 2)]
+    for dtype in (np.float64, np.float32):
+        steered = saved.steer(X.astype(dtype), groups, strength=0.7, concept=2)
+        np.testing.assert_array_equal(loaded.steer(X.astype(dtype), groups, strength=0.7, concept=2), steered)
+    np.testing.assert_array_equal(loaded.direction(("F", 2), 0), saved.direction(("F", 2), 0))
+    np.testing.assert_array_equal(loaded.separation_, saved.separation_)
+    np.testing.assert_array_equal(loaded.probe_moments_.covariances, saved.probe_moments_.covariances)
+    np.testing.assert_array_equal(loaded.ideal_.means, saved.ideal_.means)
+    assert loaded.ideal_.reference_group == saved.ideal_.reference_group
+    with pytest.raises(ValueError, match="'X'"):
+        loaded.steer(X, groups.replace("F", "X"), concept=2)
+
+
 # ---- what is refused
 
 
@@ -487,6 +514,33 @@ def test_baseline_that_does_not_fit_together_is_refused(rows, path):
     _rewrite(content, path, header=_set("kind", "FairSteeringTransformer"))
     with pytest.raises(ValueError, match="parameters are"):
         persistence.load(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "arrays", "message"),
+    [
+        (_set("concept", "encoder", None), None, "does not say what its groups are made of"),
+        (_set("concept", "params", {"evil": {"int": 1}}), None, "evil"),
+        (_set("concept", "moments", "covariance", "full"), None, "has shape"),
+        (None, lambda t: t.update({"concept.directions": np.zeros((3, 2, 5))}), r"shape \(3, 2, 5\)"),
+        (None, lambda t: t.update({"concept.separation": np.full((3, 2), np.nan)}), "not finite"),
+    ],
+)
+def test_concept_that_does_not_fit_together_is_refused(hidden, path, header, arrays, message):
+    persistence.save(ConceptSteering(n_probes=4).fit(*hidden), path)
+    _rewrite(path.read_bytes(), path, header=header, arrays=arrays)
+    with pytest.raises(ValueError, match=message):
+        persistence.load(path)
+
+
+def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden, path):
+    concept = ConceptSteering(n_probes=4, random_state=np.random.RandomState(0)).fit(*hidden)
+    with pytest.raises(ValueError, match=r"random_state=RandomState.* cannot be saved.*set_params\(random_state=0\)"):
+        persistence.save(concept, path)
+    loaded = _round_trip(concept.set_params(random_state=0), path)
+    np.testing.assert_array_equal(loaded.directions_, concept.directions_)
+    with pytest.raises(NotFittedError):
+        persistence.save(ConceptSteering(), path)
 
 
 def test_missing_safetensors_is_a_sentence():

@@ -186,7 +186,9 @@ class IdealDistribution:
     @cached_property
     def means(self) -> FloatArray:
         """Subgroup means of the ideal distribution, (n_classes, n_groups, n_features)."""
-        return _read_only(np.swapaxes(self.canonical_means @ np.swapaxes(self.inverse_linear, 1, 2), 0, 1) + self.inverse_offset)
+        return _read_only(
+            np.swapaxes(self.canonical_means @ np.swapaxes(self.inverse_linear, 1, 2), 0, 1) + self.inverse_offset
+        )
 
     @cached_property
     def covariances(self) -> FloatArray:

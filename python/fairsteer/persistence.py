@@ -34,6 +34,7 @@ from fairsteer._score_maps import (
 )
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
 from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
@@ -82,7 +83,7 @@ _IDEAL_PLAIN: dict[str, type] = {
 
 
 def save(
-    estimator: GroupMapTransformer | IdealDistributionClassifier,
+    estimator: GroupMapTransformer | IdealDistributionClassifier | ConceptSteering,
     path: _PathLike,
     *,
     extra: Mapping[str, Any] | None = None,
@@ -91,9 +92,10 @@ def save(
 
     Parameters
     ----------
-    estimator : FairSteeringTransformer, transformer of :mod:`fairsteer.baselines` or IdealDistributionClassifier
-        Fitted. A function, slice or mask as `sensitive_columns` is kept as the columns that it selected; the `steering`
-        of a classifier as a clone of its ``steering_``.
+    estimator : estimator of fairsteer
+        A fitted FairSteeringTransformer, transformer of :mod:`fairsteer.baselines`, IdealDistributionClassifier or
+        :class:`~fairsteer.concepts.ConceptSteering`. A function, slice or mask as `sensitive_columns` is kept as the
+        columns that it selected; the `steering` of a classifier as a clone of its ``steering_``.
     path : path-like
         File to create or replace, usually ``*.safetensors``. It is replaced only when the new one is complete.
     extra : mapping, optional
@@ -108,8 +110,8 @@ def save(
     ValueError
         If something cannot be kept without running code at `load`: an estimator as `shrinkage`, a `feature_transform`
         other than None, ``"log"`` or a standard, min-max, max-abs or robust scaler, labels other than integers, floats,
-        text, booleans and tuples of these, an `estimator` in the classifier, a `cv` that is no number, a subclass, or
-        any other estimator, such as :class:`~fairsteer.ScoreAligner`.
+        text, booleans and tuples of these, an `estimator` in the classifier, a `cv` or a `random_state` that is no
+        number, a subclass, or any other estimator, such as :class:`~fairsteer.ScoreAligner`.
     OSError
         If the file cannot be written.
 
@@ -221,14 +223,18 @@ def _pack(estimator: Any, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
         return {"transformer": _pack_transformer(estimator, tensors)}
     if type(estimator) is IdealDistributionClassifier:
         return {"classifier": _pack_classifier(estimator, tensors)}
-    kinds = ", ".join([*_TRANSFORMERS, IdealDistributionClassifier.__name__])
+    if type(estimator) is ConceptSteering:
+        return {"concept": _pack_concept(estimator, tensors)}
+    kinds = ", ".join([*_TRANSFORMERS, IdealDistributionClassifier.__name__, ConceptSteering.__name__])
     msg = f"{type(estimator).__name__} cannot be saved without pickling it; {kinds} themselves can. {_OTHER_WAYS}"
     raise ValueError(msg)
 
 
-def _unpack(header: Mapping[str, Any], tensors: _Tensors) -> GroupMapTransformer | IdealDistributionClassifier:
+def _unpack(header: Mapping[str, Any], tensors: _Tensors) -> Any:
     if header["kind"] == IdealDistributionClassifier.__name__:
         return _unpack_classifier(header["classifier"], tensors)
+    if header["kind"] == ConceptSteering.__name__:
+        return _unpack_concept(header["concept"], tensors)
     return _unpack_transformer(_TRANSFORMERS[header["kind"]], header["transformer"], tensors)
 
 
@@ -240,12 +246,7 @@ def _pack_classifier(classifier: IdealDistributionClassifier, tensors: dict[str,
             f"the steering_ alone. {_OTHER_WAYS}"
         )
         raise ValueError(msg)
-    if not (classifier.cv is None or isinstance(classifier.cv, Integral)):
-        msg = (
-            f"cv={classifier.cv!r} cannot be saved without pickling it. The way out: classifier.set_params(cv=5), "
-            "for a fitted classifier needs its cv no more."
-        )
-        raise ValueError(msg)
+    _check_number("cv", classifier.cv, 5)
     if type(classifier.steering_) is not FairSteeringTransformer:
         msg = (
             f"steering={classifier.steering_!r} cannot be saved without pickling it; a FairSteeringTransformer itself "
@@ -280,6 +281,43 @@ def _unpack_classifier(block: Mapping[str, Any], tensors: _Tensors) -> IdealDist
         classifier.feature_names_in_ = steering.feature_names_in_
     classifier._alignment = _unpack_alignment(block["alignment"], K, G, tensors)
     return classifier
+
+
+def _pack_concept(steering: ConceptSteering, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    check_is_fitted(steering, "directions_")
+    _check_number("random_state", steering.random_state, 0)
+    tensors.update({"concept.directions": steering.directions_, "concept.separation": steering.separation_})
+    return {
+        "params": {name: label_to_json(value) for name, value in steering.get_params(deep=False).items()},
+        "encoder": _pack_encoder(steering._encoder),
+        "moments": _pack_moments(steering.probe_moments_, tensors),
+        "ideal": _pack_ideal(steering.ideal_, tensors),
+    }
+
+
+def _unpack_concept(block: Mapping[str, Any], tensors: _Tensors) -> ConceptSteering:
+    steering = ConceptSteering(**{name: label_from_json(value) for name, value in block["params"].items()})
+    moments = _unpack_moments(block["moments"], tensors)
+    K, G, d = moments.means.shape
+    steering.classes_, steering.groups_, steering.n_features_in_ = moments.classes, moments.groups, d
+    steering.probe_moments_, steering.ideal_ = moments, _unpack_ideal(block["ideal"], moments, tensors)
+    steering.directions_ = tensors.take("concept.directions", (K, G, d))
+    steering.separation_ = tensors.take("concept.separation", (K, G))
+    encoder = _unpack_encoder(block["encoder"], moments.groups)
+    if encoder is None:
+        msg = "it does not say what its groups are made of"
+        raise ValueError(msg)
+    steering._encoder = encoder
+    return steering
+
+
+def _check_number(name: str, value: Any, replacement: int) -> None:
+    if not (value is None or isinstance(value, Integral)):
+        msg = (
+            f"{name}={value!r} cannot be saved without pickling it. The way out: set_params({name}={replacement}), for "
+            f"what has been fitted needs its {name} no more."
+        )
+        raise ValueError(msg)
 
 
 def _pack_transformer(transformer: GroupMapTransformer, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -512,7 +550,7 @@ def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensor
 
 
 def _pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    shapes = _ideal_shapes(ideal.covariance, len(ideal.classes), len(ideal.groups), ideal.means.shape[2])
+    shapes = _ideal_shapes(ideal.covariance, len(ideal.classes), *ideal.offset.shape)
     tensors.update({f"ideal.{name}": getattr(ideal, name) for name in shapes})
     return {
         "classes": labels_to_json(ideal.classes),
