@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
+
+from fairsteer.cli import main
 
 
 class Data(NamedTuple):
@@ -55,3 +58,30 @@ def real_data() -> Path:
     if folder is None:
         pytest.skip("FAIRSTEER_DATA does not name the folder of the real data sets")
     return Path(folder)
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def file(table: pd.DataFrame, tmp_path: Path) -> Path:
+    """The table of the module's own fixture, as CSV."""
+    path = tmp_path / "rows.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in an 80-column terminal; returns exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, printed.out, printed.err
+
+    return run

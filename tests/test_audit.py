@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from fairsteer.cli import main
 from fairsteer.report import steering_report
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -25,28 +24,6 @@ def table():
             "ill": np.array(["no", "yes"])[y],
         }
     )
-
-
-@pytest.fixture
-def file(table, tmp_path):
-    path = tmp_path / "rows.csv"
-    table.to_csv(path, index=False)
-    return path
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command line in an 80-column terminal; returns exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return stop.value.code, printed.out, printed.err
-
-    return run
 
 
 def _audit(file, *options):

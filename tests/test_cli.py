@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fairsteer import persistence
 from fairsteer.baselines import MeanMatchingTransformer
-from fairsteer.cli import _jobs, main
+from fairsteer.cli import _jobs
 from fairsteer.cli._errors import UsageError
 from fairsteer.cli._evaluate import deal_folds
 from fairsteer.cli._tabular import TableEncoder
@@ -37,28 +37,6 @@ def table():
             "ill": np.array(["no", "yes"])[y],
         }
     )
-
-
-@pytest.fixture
-def file(table, tmp_path):
-    path = tmp_path / "rows.csv"
-    table.to_csv(path, index=False)
-    return path
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command line in an 80-column terminal; returns exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return stop.value.code, printed.out, printed.err
-
-    return run
 
 
 def _steer(file, *options):
