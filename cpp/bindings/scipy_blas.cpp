@@ -16,6 +16,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 
@@ -140,11 +141,15 @@ struct Routines {
   }
 };
 
-// The LAPACKE layer: column-major only, workspaces owned here, and the reference implementation's
+// The LAPACKE layer: workspaces owned here, and the reference implementation's
 // refusal of arguments that are not finite (with them syevd and gesvd may print, loop or return
 // anything). `info` counts arguments as LAPACKE does, the layout being the first.
 
-constexpr int kBadLayout = -1;
+// Eigen ignores most of what LAPACKE answers, so that a mistake in our own code has to be loud:
+// the transpose of a matrix, say, decomposed without having been evaluated.
+void require_column_major(int layout) {
+  if (layout != LAPACK_COL_MAJOR) throw std::logic_error("LAPACK was given a row-major matrix");
+}
 
 template <class T>
 using Workspace = std::unique_ptr<T[]>;
@@ -195,8 +200,8 @@ template <class T>
 constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 
 template <class T>
-int potrf(int layout, char uplo, int n, T* a, int lda) noexcept {
-  if (layout != LAPACK_COL_MAJOR) return kBadLayout;
+int potrf(int layout, char uplo, int n, T* a, int lda) {
+  require_column_major(layout);
   if (!triangle_finite(uplo, n, a, lda)) return -4;
   int info = 0;
   Routines<T>::potrf(&uplo, &n, a, &lda, &info);
@@ -206,11 +211,12 @@ int potrf(int layout, char uplo, int n, T* a, int lda) noexcept {
 // Eigen reads the pivots whatever `info` says; a refusal leaves the identity there and NaN in the
 // factors.
 template <class T>
-int getrf(int layout, int m, int n, T* a, int lda, int* pivots) noexcept {
-  if (layout != LAPACK_COL_MAJOR || !all_finite(a, m, n, lda)) {
+int getrf(int layout, int m, int n, T* a, int lda, int* pivots) {
+  require_column_major(layout);
+  if (!all_finite(a, m, n, lda)) {
     view(a, m, n, lda).setConstant(kNaN<T>);
     for (int i = 0; i < std::min(m, n); ++i) pivots[i] = i + 1;
-    return layout != LAPACK_COL_MAJOR ? kBadLayout : -4;
+    return -4;
   }
   int info = 0;
   Routines<T>::getrf(&m, &n, a, &lda, pivots, &info);
@@ -219,17 +225,16 @@ int getrf(int layout, int m, int n, T* a, int lda, int* pivots) noexcept {
 
 // Eigen ignores the `info` of the three that follow: on failure NaN in the results tells.
 template <class T>
-int geqrf(int layout, int m, int n, T* a, int lda, T* tau) noexcept {
-  int info = kBadLayout;
-  if (layout == LAPACK_COL_MAJOR) {
-    T answer = 0;
-    int size = -1;
-    Routines<T>::geqrf(&m, &n, a, &lda, tau, &answer, &size, &info);
-    size = workspace_size(answer);
-    const Workspace<T> work = size > 0 ? allocate<T>(size) : nullptr;
-    info = LAPACK_WORK_MEMORY_ERROR;
-    if (work) Routines<T>::geqrf(&m, &n, a, &lda, tau, work.get(), &size, &info);
-  }
+int geqrf(int layout, int m, int n, T* a, int lda, T* tau) {
+  require_column_major(layout);
+  T answer = 0;
+  int size = -1;
+  int info = 0;
+  Routines<T>::geqrf(&m, &n, a, &lda, tau, &answer, &size, &info);
+  size = workspace_size(answer);
+  const Workspace<T> work = size > 0 ? allocate<T>(size) : nullptr;
+  info = LAPACK_WORK_MEMORY_ERROR;
+  if (work) Routines<T>::geqrf(&m, &n, a, &lda, tau, work.get(), &size, &info);
   if (info != 0) {
     view(a, m, n, lda).setConstant(kNaN<T>);
     std::fill_n(tau, std::min(m, n), kNaN<T>);
@@ -238,17 +243,16 @@ int geqrf(int layout, int m, int n, T* a, int lda, T* tau) noexcept {
 }
 
 template <class T>
-int geqp3(int layout, int m, int n, T* a, int lda, int* permutation, T* tau) noexcept {
-  int info = kBadLayout;
-  if (layout == LAPACK_COL_MAJOR) {
-    T answer = 0;
-    int size = -1;
-    Routines<T>::geqp3(&m, &n, a, &lda, permutation, tau, &answer, &size, &info);
-    size = workspace_size(answer);
-    const Workspace<T> work = size > 0 ? allocate<T>(size) : nullptr;
-    info = LAPACK_WORK_MEMORY_ERROR;
-    if (work) Routines<T>::geqp3(&m, &n, a, &lda, permutation, tau, work.get(), &size, &info);
-  }
+int geqp3(int layout, int m, int n, T* a, int lda, int* permutation, T* tau) {
+  require_column_major(layout);
+  T answer = 0;
+  int size = -1;
+  int info = 0;
+  Routines<T>::geqp3(&m, &n, a, &lda, permutation, tau, &answer, &size, &info);
+  size = workspace_size(answer);
+  const Workspace<T> work = size > 0 ? allocate<T>(size) : nullptr;
+  info = LAPACK_WORK_MEMORY_ERROR;
+  if (work) Routines<T>::geqp3(&m, &n, a, &lda, permutation, tau, work.get(), &size, &info);
   if (info != 0) {
     view(a, m, n, lda).setConstant(kNaN<T>);
     std::fill_n(tau, std::min(m, n), kNaN<T>);
@@ -259,23 +263,21 @@ int geqp3(int layout, int m, int n, T* a, int lda, int* permutation, T* tau) noe
 
 template <class T>
 int gesvd(int layout, char jobu, char jobvt, int m, int n, T* a, int lda, T* s, T* u, int ldu,
-          T* vt, int ldvt, T* superdiagonal) noexcept {
-  int info = kBadLayout;
-  if (layout == LAPACK_COL_MAJOR) {
-    info = -6;
-    if (all_finite(a, m, n, lda)) {
-      T answer = 0;
-      int size = -1;
-      Routines<T>::gesvd(&jobu, &jobvt, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, &answer, &size,
+          T* vt, int ldvt, T* superdiagonal) {
+  require_column_major(layout);
+  int info = -6;
+  if (all_finite(a, m, n, lda)) {
+    T answer = 0;
+    int size = -1;
+    Routines<T>::gesvd(&jobu, &jobvt, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, &answer, &size,
+                       &info);
+    size = workspace_size(answer);
+    const Workspace<T> work = size > 0 ? allocate<T>(size) : nullptr;
+    info = LAPACK_WORK_MEMORY_ERROR;
+    if (work) {
+      Routines<T>::gesvd(&jobu, &jobvt, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, work.get(), &size,
                          &info);
-      size = workspace_size(answer);
-      const Workspace<T> work = size > 0 ? allocate<T>(size) : nullptr;
-      info = LAPACK_WORK_MEMORY_ERROR;
-      if (work) {
-        Routines<T>::gesvd(&jobu, &jobvt, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, work.get(), &size,
-                           &info);
-        std::copy_n(work.get() + 1, std::max(std::min(m, n) - 1, 0), superdiagonal);
-      }
+      std::copy_n(work.get() + 1, std::max(std::min(m, n) - 1, 0), superdiagonal);
     }
   }
   if (info != 0) std::fill_n(s, std::min(m, n), kNaN<T>);
@@ -284,8 +286,8 @@ int gesvd(int layout, char jobu, char jobvt, int m, int n, T* a, int lda, T* s, 
 
 // Eigen asks for syev; syevd gives the same answer and is much faster where vectors are wanted.
 template <class T>
-int syev(int layout, char jobz, char uplo, int n, T* a, int lda, T* w) noexcept {
-  if (layout != LAPACK_COL_MAJOR) return kBadLayout;
+int syev(int layout, char jobz, char uplo, int n, T* a, int lda, T* w) {
+  require_column_major(layout);
   if (!triangle_finite(uplo, n, a, lda)) return -5;
   T answer = 0;
   int integer_answer = 0;

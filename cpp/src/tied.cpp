@@ -387,7 +387,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     if (U.cols() < d / 4) {
       const Matrix small = Matrix::Identity(U.cols(), U.cols()) + (U.transpose() * U) * S;
       const Matrix left = (xz * U) * S;
-      const Matrix solved = small.transpose().partialPivLu().solve(left.transpose());
+      const Matrix solved = Eigen::PartialPivLU<Matrix>(small.transpose()).solve(left.transpose());
       xz.noalias() -= solved.transpose() * U.transpose();
       frame.linear = std::move(xz);
     } else {
