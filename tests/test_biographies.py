@@ -132,7 +132,7 @@ def test_slow_maps_are_fitted_once_for_all_folds(data: Biographies, monkeypatch:
     fit = FairSteeringTransformer._fit_maps
     monkeypatch.setattr(FairSteeringTransformer, "_fit_maps", lambda self, model: fits.append(0) or fit(self, model))
     slow = [method for method in bios.methods() if method.slow]
-    assert len(slow) == 4
+    assert len(slow) == 6
     scores = bios.Scores(slow[0], data)
     assert np.isfinite(scores.of(TEST)[bios.LR, "known"]).all()
     once = len(fits)
