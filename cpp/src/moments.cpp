@@ -391,11 +391,12 @@ class Update {
     }
   }
 
-  // Rows that fit into every block.
+  // Rows that fit into every block; never so few that reading them in turn is what takes time.
   Index room(Scratch<S>& scratch) const {
+    const Index least = std::min(kChunk, (limit_ + 1) / 2);
     Index most = 0;
     for (Index scatter = 0; scatter < n_scatters_; ++scatter) {
-      if (scratch.fill[scatter] == limit_) multiply(scratch, scatter);
+      if (limit_ - scratch.fill[scatter] < least) multiply(scratch, scatter);
       most = std::max(most, scratch.fill[scatter]);
     }
     return limit_ - most;
@@ -409,12 +410,12 @@ class Update {
       centre_by_row(centre, scratch);
     else
       centre_by_column(centre, scratch);
+    double* squares = scratch.squares.data();
     for (Index i = 0; i < chunk.count; ++i) {
-      const double norm = scratch.norms[i], w = weights_ ? chunk.weight[i] : 1.0;
-      double* sums = scratch.squares.data() + 2 * chunk.slot[i];
-      sums[0] += norm;
-      sums[1] += norm * norm / w;
-      if (weights_) scratch.norms[i] = norm / std::sqrt(w);
+      const double norm = scratch.norms[i];
+      squares[2 * chunk.slot[i]] += norm;
+      squares[2 * chunk.slot[i] + 1] += weights_ ? norm * norm / chunk.weight[i] : norm * norm;
+      if (weights_) scratch.norms[i] = norm / std::sqrt(chunk.weight[i]);
     }
     if (small_)
       detail::add_weighted(scratch.block.data(), chunk.position.data(), stride_, chunk.count,
