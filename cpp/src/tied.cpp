@@ -352,7 +352,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     to.O = polar_factor(cross.bottomRightCorner(d - to.s, d - to.s));
   };
   // The frame that moves the points of all groups least, for the present isometries: a regression
-  // of x on z. Sets E and t.
+  // of x on z.
   const auto fit_frame = [&] {
     Vector x_mean = Vector::Zero(d), z_mean = Vector::Zero(d);
     Matrix xz = Matrix::Zero(d, d);
