@@ -39,6 +39,13 @@ void mirror(Eigen::Map<Matrix> lower) {
           lower(j, i) = lower(i, j);
 }
 
+// A symmetric matrix, of which the lower triangle is read, times a few columns.
+Matrix product(const MatrixView& lower, const Matrix& columns) {
+  const auto symmetric = lower.selfadjointView<Eigen::Lower>();
+  if (columns.cols() == 1) return symmetric * columns.col(0);  // reads the matrix once
+  return symmetric * columns;
+}
+
 }  // namespace
 
 ChanMerge::ChanMerge(const MomentSums& sums, std::vector<Index> cells, CellSums added)
@@ -64,8 +71,8 @@ ChanMerge::ChanMerge(const MomentSums& sums, std::vector<Index> cells, CellSums 
   if (old_total_ > 0) {
     const MatrixView scatter(scatter_, d, d);
     old_trace_ = scatter.trace();
-    old_moved_ = scatter.selfadjointView<Eigen::Lower>() * old_shift_;
-    new_moved_ = scatter.selfadjointView<Eigen::Lower>() * new_shift_;
+    old_moved_ = product(scatter, old_shift_);
+    new_moved_ = product(scatter, new_shift_);
   }
 }
 
@@ -74,7 +81,7 @@ void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix&
   Eigen::Map<Matrix> scatter(scatter_, d, d);
   // The scatter of the new rows times what they shift by.
   Matrix moved = Matrix::Zero(d, new_shift_.cols());
-  if (!new_shift_.isZero(0)) moved = scatter.selfadjointView<Eigen::Lower>() * new_shift_;
+  if (!new_shift_.isZero(0)) moved = product(MatrixView(scatter_, d, d), new_shift_);
   if (old_total_ > 0) moved -= new_moved_;
   Matrix rounding = added_.mean - added_.centre;
   const Vector zero = Vector::Zero(d);

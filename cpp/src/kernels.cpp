@@ -105,6 +105,15 @@ inline Pack<double> doubles(const float* from) {
 #endif
 FAIRSTEER_INLINE Pack<double> doubles(const double* from) { return pack(from); }
 
+template <class S>
+FAIRSTEER_INLINE S lane(const Pack<S>& x, Index i) {
+#if defined(__GNUC__)
+  return x[i];
+#else
+  return x.lane[i];
+#endif
+}
+
 // The sum of the lanes, by halves.
 template <class S>
 FAIRSTEER_INLINE S sum_of_lanes(const Pack<S>& lanes);
@@ -132,6 +141,49 @@ S sum_of_lanes(const Pack<S>& x) {
 }
 #endif
 
+// Lanes of both in turn, of their first and of their second halves.
+template <class S>
+FAIRSTEER_INLINE void interleave(const Pack<S>& a, const Pack<S>& b, Pack<S>& first,
+                                 Pack<S>& second);
+#if defined(__GNUC__)
+template <>
+FAIRSTEER_INLINE void interleave<float>(const Pack<float>& a, const Pack<float>& b,
+                                        Pack<float>& first, Pack<float>& second) {
+  first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  second =
+      __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+template <>
+FAIRSTEER_INLINE void interleave<double>(const Pack<double>& a, const Pack<double>& b,
+                                         Pack<double>& first, Pack<double>& second) {
+  first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+#else
+template <class S>
+void interleave(const Pack<S>& a, const Pack<S>& b, Pack<S>& first, Pack<S>& second) {
+  constexpr Index half = kWidth<S> / 2;
+  for (Index l = 0; l < half; ++l) {
+    first.lane[2 * l] = a.lane[l];
+    first.lane[2 * l + 1] = b.lane[l];
+    second.lane[2 * l] = a.lane[half + l];
+    second.lane[2 * l + 1] = b.lane[half + l];
+  }
+}
+#endif
+
+// As many packs as a pack has lanes: lane l of pack i goes to lane i of pack l.
+template <class S>
+FAIRSTEER_INLINE void transpose(Pack<S>* packs) {
+  constexpr Index width = kWidth<S>, half = width / 2;
+  Pack<S> other[width];
+  for (Index stride = 1; stride < width; stride *= 2) {
+    for (Index i = 0; i < half; ++i)
+      interleave<S>(packs[i], packs[i + half], other[2 * i], other[2 * i + 1]);
+    for (Index i = 0; i < width; ++i) packs[i] = other[i];
+  }
+}
+
 // The first cache lines of a row that is wanted soon.
 template <class T>
 FAIRSTEER_INLINE void prefetch(const T* row, Index n_features) {
@@ -155,20 +207,50 @@ FAIRSTEER_INLINE const T* row_of(const RowList<T>& rows, Index i) {
   return rows.data + rows.which[i] * rows.stride;
 }
 
+// Several rows of one cell at a time: its sums are read and written once.
+template <Index kRows, class T>
+FAIRSTEER_INLINE void add_some_rows(const RowList<T>& rows, Index first, const double* origin,
+                                    const double* weights, double* sum) {
+  const Index d = rows.n_features;
+  const T* x[kRows];
+  double weight[kRows];
+  for (Index i = 0; i < kRows; ++i) {
+    x[i] = row_of(rows, first + i);
+    weight[i] = weights ? weights[first + i] : 1.0;
+  }
+  Index j = 0;
+  for (; j + kWidth<double> <= d; j += kWidth<double>) {
+    const Pack<double> from = pack(origin + j);
+    Pack<double> total = pack(sum + j);
+    for (Index i = 0; i < kRows; ++i) total += weight[i] * (doubles(x[i] + j) - from);
+    pack(sum + j) = total;
+  }
+  for (; j < d; ++j)
+    for (Index i = 0; i < kRows; ++i)
+      sum[j] += weight[i] * (static_cast<double>(x[i][j]) - origin[j]);
+}
+
 template <class T>
 FAIRSTEER_INLINE void add_rows_of(const RowList<T>& rows, const double* origins, const Index* cells,
                                   const double* weights, double* sums, const Index* slots) {
+  constexpr Index several = 8, long_row = 64;
   const Index d = rows.n_features;
-  for (Index i = 0; i < rows.count; ++i) {
-    const T* x = row_of(rows, i);
-    const double* origin = origins + cells[i] * d;
-    double* sum = sums + slots[i] * d;
-    const double weight = weights ? weights[i] : 1.0;
-    Index j = 0;
-    for (; j + kWidth<double> <= d; j += kWidth<double>)
-      pack(sum + j) += weight * (doubles(x + j) - pack(origin + j));
-    for (; j < d; ++j) sum[j] += weight * (static_cast<double>(x[j]) - origin[j]);
+  Index i = 0;
+  if (d >= long_row) {
+    while (i + several <= rows.count) {
+      Index same = 1;
+      while (same < several && slots[i + same] == slots[i]) ++same;
+      if (same == several) {
+        add_some_rows<several>(rows, i, origins + cells[i] * d, weights, sums + slots[i] * d);
+        i += several;
+      } else {
+        for (const Index end = i + same; i < end; ++i)
+          add_some_rows<1>(rows, i, origins + cells[i] * d, weights, sums + slots[i] * d);
+      }
+    }
   }
+  for (; i < rows.count; ++i)
+    add_some_rows<1>(rows, i, origins + cells[i] * d, weights, sums + slots[i] * d);
 }
 
 template <class T>
@@ -205,7 +287,7 @@ FAIRSTEER_INLINE void centre_columns_of(const RowList<T>& rows, const T* centres
                                         Index ld, double* norms) {
   constexpr Index width = kWidth<T>;
   const Index d = rows.n_features, whole = d - d % width;
-  alignas(64) T tile[width * width];
+  Pack<T> tile[width];
   for (Index start = 0; start < rows.count; start += width) {
     const Index n = std::min(width, rows.count - start);
     const T* x[width];
@@ -218,19 +300,19 @@ FAIRSTEER_INLINE void centre_columns_of(const RowList<T>& rows, const T* centres
       scale[i] = weights ? static_cast<T>(std::sqrt(weights[start + i])) : T(1);
       squares[i] = Pack<T>{};
     }
+    for (Index i = n; i < width; ++i) tile[i] = Pack<T>{};
     for (Index j = 0; j < whole; j += width) {
       for (Index i = 0; i < n; ++i) {
-        const Pack<T> value = scale[i] * (pack(x[i] + j) - pack(centre[i] + j));
-        pack(tile + i * width) = value;
-        squares[i] += value * value;
+        tile[i] = scale[i] * (pack(x[i] + j) - pack(centre[i] + j));
+        squares[i] += tile[i] * tile[i];
       }
+      transpose<T>(tile);
       T* out = block + start + j * ld;
       if (n == width) {
-        for (Index l = 0; l < width; ++l)
-          for (Index i = 0; i < width; ++i) out[l * ld + i] = tile[i * width + l];
+        for (Index l = 0; l < width; ++l) pack(out + l * ld) = tile[l];
       } else {
         for (Index l = 0; l < width; ++l)
-          for (Index i = 0; i < n; ++i) out[l * ld + i] = tile[i * width + l];
+          for (Index i = 0; i < n; ++i) out[l * ld + i] = lane<T>(tile[l], i);
       }
     }
     for (Index i = 0; i < n; ++i) {

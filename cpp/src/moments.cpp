@@ -385,10 +385,10 @@ class Update {
               detail::add_lower(scratch.product.data(), d, d, into);
           }
         });
-    for (detail::ChanMerge& merge : merges) {
-      const detail::CellSums added = batch_.of(merge.cells());
-      merge.finish(added.trace, added.quartic, added.cubic);
-    }
+    detail::for_each_task(static_cast<Index>(merges.size()), n_threads_, [&](Index i, Index) {
+      const detail::CellSums added = batch_.of(merges[i].cells());
+      merges[i].finish(added.trace, added.quartic, added.cubic);
+    });
   }
 
   // Rows that fit into every block; never so few that reading them in turn is what takes time.

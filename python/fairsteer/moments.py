@@ -329,7 +329,8 @@ class SubgroupMoments:
         if self._shrunk is not None:
             return self._shrunk
         weights = self._scatter_weights()
-        return np.divide(self._pooled(self._scatters), weights, out=np.zeros_like(self._scatters), where=weights > 0)
+        covariances: FloatArray = self._pooled(self._scatters) / np.where(weights > 0, weights, 1.0)
+        return covariances
 
     def update(
         self, X: ArrayLike, y_codes: ArrayLike, group_codes: ArrayLike, sample_weight: ArrayLike | None = None
