@@ -76,7 +76,7 @@ def write(folder: Path) -> None:
     text = [
         "# Occupations from biographies",
         "",
-        "    python -m benchmarks.biographies",
+        "    python -m benchmarks.biographies --slow",
         "    python -m benchmarks.biographies --cross-validate",
         "",
         "Written by these commands; what to make of it is in [docs/biographies.md](../../../docs/biographies.md).",
