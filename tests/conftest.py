@@ -53,10 +53,10 @@ def data(make_data: Callable[..., Data]) -> Data:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of the real data sets: too large for the project, so that a plain checkout has to do without them."""
+    """Folder of the real data sets."""
     folder = os.environ.get("FAIRSTEER_DATA")
     if folder is None:
-        pytest.skip("FAIRSTEER_DATA does not name the folder of the real data sets")
+        pytest.skip("reads data sets that are not part of the project: name their folder in FAIRSTEER_DATA")
     return Path(folder)
 
 

@@ -11,10 +11,10 @@ import pandas as pd
 import polars as pl
 import pytest
 import sklearn
+import sklearn.experimental.enable_halving_search_cv  # brings HalvingGridSearchCV
 from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
-from sklearn.experimental import enable_halving_search_cv  # noqa: F401 -- scikit-learn asks for it before HalvingGridSearchCV
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import get_scorer, log_loss, make_scorer, roc_auc_score
 from sklearn.model_selection import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import io
 import re
 import weakref
@@ -23,11 +24,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-
-from torch import nn  # noqa: E402 -- what needs torch is imported once it is there
-
-from fairsteer import (  # noqa: E402 -- what needs torch is imported once it is there
+from fairsteer import (
     CovarianceMatchingTransformer,
     FairSteeringTransformer,
     LeaceTransformer,
@@ -35,7 +32,12 @@ from fairsteer import (  # noqa: E402 -- what needs torch is imported once it is
     SubgroupMoments,
     nearest_ideal,
 )
-from fairsteer.torch import SteeringModule, collect_activations, steering_hooks  # noqa: E402 -- what needs torch is imported once it is there
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+nn = torch.nn
+steering = importlib.import_module("fairsteer.torch")
+SteeringModule, collect_activations = steering.SteeringModule, steering.collect_activations
+steering_hooks = steering.steering_hooks
 
 D = 4
 #: Three sequences of five tokens, and a group for each.

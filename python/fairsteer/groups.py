@@ -310,7 +310,8 @@ def _factorise(column: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
         of_value = [
             0 if _is_missing(value) else positions.setdefault(_plain(value), len(positions)) for value in values
         ]
-    except (TypeError, NotImplementedError) as error:  # the second is pyarrow's, of lists and structs
+    except (TypeError, NotImplementedError) as error:
+        # Python cannot hash a list: TypeError. pyarrow has no dictionary of lists or structs: NotImplementedError.
         msg = f"sensitive_features must hold labels that can be hashed: {error}."
         raise TypeError(msg) from error
     of_value.append(0)  # where pandas and pyarrow say -1
