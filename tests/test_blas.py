@@ -145,6 +145,11 @@ def test_values_that_are_not_finite_never_look_like_an_answer(sample, value):
     assert np.isnan(_blas.lu_solve(a, sample(40, 1))).any()
 
 
+def test_a_row_major_decomposition_is_an_error_and_no_answer(sample):
+    with pytest.raises(RuntimeError, match="row-major"):
+        _blas.row_major_lu(sample(40, 40))
+
+
 @pytest.mark.parametrize("other", ["C", "int"])
 def test_a_wrong_order_or_type_is_refused(sample, other):
     a = sample(4, 5)

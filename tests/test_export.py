@@ -25,6 +25,7 @@ from sklearn.preprocessing import (
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, persistence
 from fairsteer._array_pickle import dumps, loads
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
+from fairsteer.concepts import ConceptSteering
 from fairsteer.export import export_affine, export_onnx, read_affine, read_affine_file, read_onnx_codes
 
 NAMES = np.array(["a", "b", "c"])
@@ -536,6 +537,16 @@ def test_command_exports_the_steering_of_a_classifier(run, rows, tmp_path):
     persistence.save(classifier, tmp_path / "rule.safetensors")
     assert run("export", tmp_path / "rule.safetensors", "--to", "affine", "-o", tmp_path / "maps")[0] == 0
     np.testing.assert_array_equal(read_affine(tmp_path / "maps")["a"][0], classifier.steering_.maps_["a"][0])
+
+
+@pytest.mark.parametrize("form", ["onnx", "affine"])
+def test_command_refuses_what_moves_no_rows_by_maps(run, rows, tmp_path, form):
+    pytest.importorskip("safetensors")
+    X, y, group = rows
+    persistence.save(ConceptSteering(n_probes=4).fit(X + 3 * np.eye(5)[y], y, group), tmp_path / "concept.safetensors")
+    code, _, err = run("export", tmp_path / "concept.safetensors", "--to", form, "-o", tmp_path / f"maps.{form}")
+    assert code == 2
+    assert "ConceptSteering is no transformer that moves rows by affine maps of their groups" in " ".join(err.split())
 
 
 @pytest.mark.parametrize(

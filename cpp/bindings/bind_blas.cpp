@@ -141,6 +141,13 @@ void bind_for(py::module_& m) {
       },
       first, second);
   m.def(
+      "row_major_lu",  // what the LAPACK layer must refuse
+      [](const Array<T>& a) {
+        using RowMajor = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+        return write<T>(Matrix<T>(Eigen::PartialPivLU<RowMajor>(read<T>(a)).matrixLU()));
+      },
+      first);
+  m.def(
       "qr_solve",
       [](const Array<T>& a, const Array<T>& b) {
         return write<T>(Matrix<T>(Eigen::HouseholderQR<Matrix<T>>(read<T>(a)).solve(read<T>(b))));

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from fairsteer import persistence
-from fairsteer._group_map_transformer import GroupMapTransformer
 from fairsteer.export import export_affine, export_onnx
 
 from ._errors import UsageError
@@ -42,8 +41,6 @@ def export(
     if to is Form.onnx:
         _check_onnx(out, model)
     steering = _load(model)
-    groups = steering.groups_.tolist()
-    d = len(steering.get_feature_names_out())
     try:
         if to is Form.onnx:
             export_onnx(steering, out)
@@ -51,6 +48,7 @@ def export(
             export_affine(steering, out)
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise UsageError(f"the map cannot be exported: {error}") from error
+    groups, d = steering.groups_.tolist(), len(steering.get_feature_names_out())
     codes = "; ".join(f"{code} {name_group(label)}" for code, label in enumerate(groups))
     report.say(f"Wrote the maps of {len(groups)} groups and {d} features to {out.name}. Groups: {codes}.")
 
@@ -63,11 +61,9 @@ def _check_onnx(out: Path, model: Path) -> None:
         raise UsageError(f"{out} is the map itself; name another file.")
 
 
-def _load(path: Path) -> GroupMapTransformer:
+def _load(path: Path) -> Any:
     try:
-        steering: Any = persistence.load(path)
+        saved = persistence.load(path)
     except (ImportError, ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    # A classifier moves rows by its steering; its rule is no map.
-    maps: GroupMapTransformer = steering if isinstance(steering, GroupMapTransformer) else steering.steering_
-    return maps
+    return getattr(saved, "steering_", saved)  # a classifier moves rows by its steering; its rule is no map
