@@ -253,6 +253,18 @@ def test_affine_reflects_where_that_is_nearer_and_symmetric_never_does():
     assert symmetric.kl_divergence > 1
 
 
+def test_inverse_maps_undo_the_maps_in_any_units():
+    data = problems.statistics(3, 2, 120)
+    units = 10.0 ** np.random.default_rng(0).uniform(-60, 60, 120)
+    data.means *= units
+    data.covariances *= np.outer(units, units)
+    ideal = nearest_ideal(given(data))
+    for group, (A, b) in ideal.maps.items():
+        B, m = ideal.inverse_maps[group]
+        np.testing.assert_allclose(B @ A / units[:, None] * units, np.eye(120), atol=1e-11)
+        np.testing.assert_allclose((B @ b + m) / units, 0, atol=1e-11)
+
+
 def displacement(data, maps):
     """E |u - x|^2 of the data under the maps of its groups, from the cells' first two moments."""
     total = 0.0

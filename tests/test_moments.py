@@ -138,9 +138,10 @@ def test_zero_weight_equals_removal(kind):
     assert_same(both.shrink("ledoit_wolf"), kept.shrink("ledoit_wolf"))
 
 
+@pytest.mark.parametrize("n_features", [D, 80])  # short rows are added one by one, long ones several at a time
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_are_frequencies_in_means_and_covariances(kind):
-    X, y, a = sample()
+def test_weights_are_frequencies_in_means_and_covariances(kind, n_features):
+    X, y, a = sample(n_features=n_features)
     weight = np.random.default_rng(2).uniform(0.1, 2, len(X))
     expected = reference.moments(X, y, a, K, G, sample_weight=weight, covariance=kind)
     assert_same(accumulate(X, y, a, kind, sample_weight=weight), expected)
