@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from fairsteer._show_versions import build_info, show_versions
+from fairsteer._utils.versions import build_info, show_versions
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
