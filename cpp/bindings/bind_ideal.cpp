@@ -2,8 +2,8 @@
 
 #include "arrays.hpp"
 #include "bindings.hpp"
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/errors.hpp"
-#include "fairsteer/gaussian.hpp"
 #include "fairsteer/ideal.hpp"
 
 namespace fairsteer::bindings {

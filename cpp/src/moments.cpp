@@ -9,6 +9,7 @@
 #include "chan_merge.hpp"
 #include "fairsteer/row_sort.hpp"
 #include "kernels.hpp"
+#include "linalg.hpp"
 #include "parallel.hpp"
 
 namespace fairsteer {
@@ -468,7 +469,7 @@ class Update {
     } else {
       const Eigen::Map<const MatrixOf<S>, 0, Eigen::OuterStride<>> block(
           scratch.block.data(), filled, d, Eigen::OuterStride<>(leading_));
-      scratch.product.template selfadjointView<Eigen::Lower>().rankUpdate(block.transpose());
+      linalg::syrk<S>(block.transpose(), scratch.product);
     }
     scratch.fill[scatter] = 0;
   }
