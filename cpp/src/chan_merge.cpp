@@ -9,6 +9,7 @@
 
 #include "fairsteer/check.hpp"
 #include "fairsteer/errors.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer {
 namespace detail {
@@ -35,21 +36,11 @@ void shift_diagonal_model(double weight, const ConstVectorRef& variance, const V
   cubic.array() += 3 * variance.array() * d + weight * d.cube();
 }
 
-void mirror(Eigen::Map<Matrix> lower) {
-  constexpr Index kTile = 32;  // two tiles stay in cache
-  const Index d = lower.rows();
-  for (Index j0 = 0; j0 < d; j0 += kTile)
-    for (Index i0 = j0; i0 < d; i0 += kTile)
-      for (Index j = j0; j < std::min(d, j0 + kTile); ++j)
-        for (Index i = std::max(i0, j + 1); i < std::min(d, i0 + kTile); ++i)
-          lower(j, i) = lower(i, j);
-}
-
 // A symmetric matrix, of which the lower triangle is read, times a few columns.
 Matrix product(const MatrixView& lower, const Matrix& columns) {
-  const auto symmetric = lower.selfadjointView<Eigen::Lower>();
-  if (columns.cols() == 1) return symmetric * columns.col(0);  // reads the matrix once
-  return symmetric * columns;
+  // One column: reads the matrix once.
+  if (columns.cols() == 1) return lower.selfadjointView<Eigen::Lower>() * columns.col(0);
+  return linalg::symmetric_product(lower, columns);
 }
 
 }  // namespace
@@ -119,11 +110,11 @@ void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix&
     difference_.col(i) *= std::sqrt(n1 / (n1 + n2) * n2);
     rounding.col(i) *= std::sqrt(n2);
   }
-  if (old_total_ > 0) scatter.selfadjointView<Eigen::Lower>().rankUpdate(difference_);
-  if (!rounding.isZero(0)) scatter.selfadjointView<Eigen::Lower>().rankUpdate(rounding, -1.0);
+  if (old_total_ > 0) linalg::syrk<double>(difference_, scatter);
+  if (!rounding.isZero(0)) linalg::syrk<double>(rounding, scatter, -1.0);
   for (Index j = 0; j < d; ++j)
     if (scatter(j, j) < 0) scatter(j, j) = 0;
-  mirror(scatter);
+  linalg::mirror(scatter);
 }
 
 void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell& other) {

@@ -10,6 +10,7 @@
 #include "fairsteer/check.hpp"
 #include "fairsteer/row_sort.hpp"
 #include "kernels.hpp"
+#include "linalg.hpp"
 #include "parallel.hpp"
 
 namespace fairsteer {
@@ -175,7 +176,8 @@ class Application {
     } else {
       // Row-major storage read as column-major is the transpose.
       const Eigen::Map<const MatrixOf<S>> transposed(A, d, d);
-      scratch.mapped.leftCols(n).noalias() = transposed.transpose() * scratch.block.leftCols(n);
+      linalg::gemm<S>(transposed.transpose(), scratch.block.leftCols(n), scratch.mapped.leftCols(n),
+                      1, 0);
     }
     for (Index i = 0; i < n; ++i) {
       S* mapped = scratch.mapped.data() + i * d;

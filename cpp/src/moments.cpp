@@ -14,6 +14,7 @@
 #include "fairsteer/check.hpp"
 #include "fairsteer/errors.hpp"
 #include "kernels.hpp"
+#include "linalg.hpp"
 #include "moment_plan.hpp"
 #include "parallel.hpp"
 #include "row_reader.hpp"
@@ -394,7 +395,7 @@ class ColumnBlocks {
     if (tables.fill == 0) return;
     const Eigen::Map<const MatrixOf<S>, 0, Eigen::OuterStride<>> block(
         tables.block.data(), tables.fill, d_, Eigen::OuterStride<>(leading_));
-    tables.product.template selfadjointView<Eigen::Lower>().rankUpdate(block.transpose());
+    linalg::syrk<S>(block.transpose(), tables.product);
     tables.fill = 0;
   }
 
