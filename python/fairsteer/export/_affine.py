@@ -13,6 +13,7 @@ from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import Doubles, PathLike
 from fairsteer.export import _array_pickle
 from fairsteer.export._maps import group_codes, group_maps
+from fairsteer.transformer._maps import as_matrices
 from fairsteer.transformer._base import GroupMapTransformer
 
 #: Name of the list of a folder's files.
@@ -89,7 +90,7 @@ def export_affine(transformer: GroupMapTransformer, folder: PathLike) -> None:
         raise FileExistsError(msg)
     for code in labels:
         position = min(code, len(maps.A) - 1)  # one map for all groups stands in all files
-        arrays = {"A_": maps.A[position], "B_": maps.b[position]}
+        arrays = {"A_": as_matrices(maps.A[[position]])[0], "B_": maps.b[position]}
         write_file(target / f"group-{code}.pkl", _array_pickle.dumps(arrays))
     files = {f"group-{code}.pkl": of_group for code, of_group in sorted(labels.items())}
     write_file(target / _INDEX, json.dumps({"files": files}, indent=1).encode())

@@ -39,8 +39,9 @@ def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:
     A, b = maps.A.copy(), maps.b - coordinates.shift
     coordinates.fold(A, b)
     # What does not move stays exactly the identity.
-    A[~maps.moves], b[~maps.moves] = np.eye(maps.b.shape[1]), 0.0
-    return AffineMaps(A, b, maps.moves), coordinates
+    A[~maps.moves] = np.eye(maps.b.shape[1]) if A.ndim == 3 else 1.0
+    b[~maps.moves] = 0.0
+    return AffineMaps(A, b, maps.moves, (maps.centre - coordinates.shift) / coordinates.scale), coordinates
 
 
 def group_codes(transformer: GroupMapTransformer) -> Mapping[Any, int]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from fairsteer._utils.types import Doubles
+from fairsteer._utils.types import Doubles, Floats
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._maps import AffineMaps
 
@@ -99,10 +99,21 @@ def build_model(onnx: Any, maps: AffineMaps, *, by_group: bool, logarithmic: boo
     if logarithmic:
         positive = graph.add("Greater", "X", graph.constant(0.0))
         rows = graph.add("Log", graph.add("Where", positive, "X", graph.constant(np.nan)))
-    mapped = [
-        graph.add("Gemm", rows, graph.constant(A.T), graph.constant(b)) if moves else None
-        for A, b, moves in zip(maps.A, maps.b, maps.moves, strict=True)
-    ]
+    linear, centre, image = maps.in_precision_of(np.empty(0, np.float32))
+    mapped: list[str | None] = []
+    for a, moves in enumerate(maps.moves.tolist()):
+        if not moves:
+            mapped.append(None)
+        elif linear is None or centre is None:
+            mapped.append(graph.add("Add", rows, graph.constant(image[a])))
+        else:
+            # Rows relative to a point among them, so that a large mean costs no digits.
+            relative = graph.add("Sub", rows, graph.constant(centre[a])) if centre[a].any() else rows
+            if linear.ndim == 2:
+                scaled = graph.add("Mul", relative, graph.constant(linear[a]))
+                mapped.append(graph.add("Add", scaled, graph.constant(image[a])))
+            else:
+                mapped.append(graph.add("Gemm", relative, graph.constant(linear[a].T), graph.constant(image[a])))
     back = [None if name is None else graph.add("Exp", name) if logarithmic else name for name in mapped]
 
     helper, types = onnx.helper, onnx.TensorProto
@@ -110,7 +121,7 @@ def build_model(onnx: Any, maps: AffineMaps, *, by_group: bool, logarithmic: boo
     if by_group:
         inputs.append(helper.make_tensor_value_info("group", types.INT64, ["n"]))
         stayed = [rows if name is None else name for name in mapped]
-        result = _by_group(graph, rows, back, stayed, logarithmic, posterior)
+        result = _by_group(graph, rows, back, stayed, image, logarithmic, posterior)
     else:
         result = back[0] or "X"
     graph.add("Identity", result, output="Y")
@@ -130,9 +141,15 @@ def build_model(onnx: Any, maps: AffineMaps, *, by_group: bool, logarithmic: boo
 
 
 def _by_group(
-    graph: _Graph, rows: str, moved: list[str | None], mapped: list[str], logarithmic: bool, posterior: Posterior | None
+    graph: _Graph,
+    rows: str,
+    moved: list[str | None],
+    mapped: list[str],
+    image: Floats,
+    logarithmic: bool,
+    posterior: Posterior | None,
 ) -> str:
-    """Choose every row's map by its code."""
+    """Choose every row's map by its code; `image` is where each leads its centre."""
     column = graph.constant([1], np.int64)
     code = graph.add("Unsqueeze", "group", column)
     zero = graph.constant(0, np.int64)
@@ -165,11 +182,12 @@ def _by_group(
 
     def with_mixed() -> str:
         proba = graph.add("Cast", graph.add("Softmax", _log_proba(graph, rows, infers), axis=1), to=types.FLOAT)
+        middle = graph.constant(image.mean(axis=0))  # a mixture of large numbers costs digits, of differences none
         parts = []
         for a, name in enumerate(mapped):
             bounds = (graph.constant([i], np.int64) for i in (a, a + 1, 1))
-            parts.append(graph.add("Mul", graph.add("Slice", proba, *bounds), name))
-        mixed = graph.add("Sum", *parts)
+            parts.append(graph.add("Mul", graph.add("Slice", proba, *bounds), graph.add("Sub", name, middle)))
+        mixed = graph.add("Add", graph.add("Sum", *parts), middle)
         return graph.add("Where", unknown, graph.add("Exp", mixed) if logarithmic else mixed, known)
 
     known = result

@@ -410,4 +410,5 @@ def _unpack_calibration(slope: Any, n_groups: int, tensors: Tensors) -> GroupCal
 
 def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensors: Tensors) -> GroupMaps:
     n_maps, d = 1 if kind is LeaceTransformer else model.n_groups, model.n_features
-    return GroupMaps(tensors.take("maps.linear", (n_maps, d, d)), tensors.take("maps.offset", (n_maps, d)))
+    linear = (n_maps, d) if kind is MeanMatchingTransformer else (n_maps, d, d)
+    return GroupMaps(tensors.take("maps.linear", linear), tensors.take("maps.offset", (n_maps, d)))

@@ -21,6 +21,10 @@ _WAYS_OUT = (
 )
 
 
+#: What the maps are kept as.
+_BUFFERS = ("displacement", "centre", "offset")
+
+
 class SteeringModule(nn.Module):
     """Move hidden states by the affine maps of their groups.
 
@@ -90,6 +94,7 @@ class SteeringModule(nn.Module):
     """
 
     displacement: Tensor
+    centre: Tensor
     offset: Tensor
     _positions: GroupPositions | None
 
@@ -102,10 +107,14 @@ class SteeringModule(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        displacement, offset, settings, posterior = read_source(source)
+        maps, settings, posterior = read_source(source)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        self.register_buffer("displacement", torch.tensor(displacement, dtype=dtype, device=device))
-        self.register_buffer("offset", torch.tensor(offset, dtype=dtype, device=device))
+        # Relative to a centre that the type holds exactly.
+        centre = torch.tensor(maps.centre, dtype=dtype)
+        moved = maps.centre - centre.double().numpy()
+        step = moved * maps.displacement if maps.displacement.ndim == 2 else (maps.displacement @ moved[..., None])[..., 0]
+        for name, array in (("displacement", maps.displacement), ("centre", centre), ("offset", maps.offset - step)):
+            self.register_buffer(name, torch.as_tensor(array, dtype=dtype, device=device))
         self._posterior = None if posterior is None else posterior.to(self.displacement.device)
         own = source._strength() if isinstance(source, GroupMapTransformer) else 1.0
         self.strength = own if strength is None else strength
@@ -130,13 +139,13 @@ class SteeringModule(nn.Module):
         ValueError
             If it is no such state.
         """
-        missing = [name for name in ("displacement", "offset", "_extra_state") if name not in state]
+        missing = [name for name in (*_BUFFERS, "_extra_state") if name not in state]
         if missing:
             msg = f"This is no state of a SteeringModule: it has no {few(map(repr, missing))}, only {few(state)}."
             raise ValueError(msg)
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        for name in ("displacement", "offset"):
+        for name in _BUFFERS:
             module.register_buffer(name, torch.empty_like(state[name]))
         own = {name: value for name, value in state.items() if name.startswith("_posterior.")}
         module._posterior = GroupPosterior(own, prefix="_posterior.") if own else None
@@ -313,7 +322,11 @@ class SteeringModule(nn.Module):
         return (end.exp() if self._settings.log else end).to(hidden.dtype)
 
     def _step(self, start: Tensor, a: int) -> Tensor:
-        return functional.linear(start, self.displacement[a].to(start.dtype), self.offset[a].to(start.dtype))
+        displacement, centre, offset = (getattr(self, name)[a].to(start.dtype) for name in _BUFFERS)
+        relative = start - centre
+        if displacement.ndim == 1:
+            return torch.addcmul(offset, relative, displacement)
+        return functional.linear(relative, displacement, offset)
 
     def _coordinates(self, hidden: Tensor) -> Tensor:
         if not self._settings.log:

@@ -140,17 +140,39 @@ class GroupPosterior(nn.Module):
         return torch.logsumexp(joint, -2)
 
 
-def read_source(source: Any) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
-    """Displacements, offsets, settings and group posterior."""
+class Maps(NamedTuple):
+    """Maps ``x -> x + D (x - c) + s`` of vectors x."""
+
+    displacement: Doubles
+    """Matrices D, (n_maps, d, d), or scales of the features, (n_maps, d)."""
+    centre: Doubles
+    """Points c near the vectors of each map, (n_maps, d): a large mean then costs no digits."""
+    offset: Doubles
+    """Steps s that these take, (n_maps, d)."""
+
+    @classmethod
+    def of(cls, displacement: Doubles, centre: Doubles, shift: Doubles) -> Maps:
+        """Maps ``x -> x + D x + shift``, D at hand."""
+        if displacement.ndim == 2:
+            return cls(displacement, centre, displacement * centre + shift)
+        return cls(displacement, centre, np.einsum("aij,aj->ai", displacement, centre) + shift)
+
+
+def read_source(source: Any) -> tuple[Maps, Settings, GroupPosterior | None]:
+    """Maps, settings and group posterior."""
     if isinstance(source, GroupMapTransformer):
         return _read_transformer(source)
     if isinstance(source, IdealDistribution):
         displacement = _displacement(source.linear)
-        return displacement, source.offset, _plain_settings(source.groups, displacement, source.offset), None
+        shares = source.source_weights / source.source_weights.sum(axis=0)
+        centre = np.einsum("ka,kaj->aj", shares, source.source_means)
+        maps = Maps.of(displacement, centre, source.offset)
+        return maps, _plain_settings(source.groups, displacement, source.offset), None
     if isinstance(source, Mapping) and source:
         linear, offset = _stacked(source)
         displacement = _displacement(linear)
-        return displacement, offset, _plain_settings(label_array(source), displacement, offset), None
+        maps = Maps.of(displacement, np.zeros_like(offset), offset)
+        return maps, _plain_settings(label_array(source), displacement, offset), None
     msg = (
         "A SteeringModule is made from a fitted transformer of fairsteer, an IdealDistribution, or a mapping of group "
         f"labels to (A, b), not from {type(source).__name__}: {source!r}."
@@ -178,8 +200,8 @@ def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles
     )
 
 
-def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
-    model, maps, _ = transformer._fitted()
+def _read_transformer(transformer: GroupMapTransformer) -> tuple[Maps, Settings, GroupPosterior | None]:
+    model, maps, folded = transformer._fitted()
     coordinates = SimpleCoordinates.of(transformer.feature_transform_, maps.linear.shape[-1])
     if coordinates is None:
         msg = (
@@ -207,19 +229,22 @@ def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Double
     posterior = None
     if transformer.unknown_group != "error" and encoder is not None:
         posterior = GroupPosterior.of(model, coordinates.scale, coordinates.shift)
-    return displacement, offset, settings, posterior
+    centre = (folded(1.0).centre - coordinates.shift) / coordinates.scale
+    return Maps.of(displacement, centre, offset), settings, posterior
 
 
 def _displacement(linear: Doubles) -> Doubles:
-    """Subtract the identity from matrices, in one copy and no more: they may be large."""
+    """Subtract the identity from linear parts, in one copy and no more: they may be large."""
     displacement = np.array(linear)
+    if linear.ndim == 2:
+        return displacement - 1
     diagonal = np.arange(linear.shape[-1])
     displacement[:, diagonal, diagonal] -= 1
     return displacement
 
 
 def _moving(displacement: Doubles, offset: Doubles) -> list[int]:
-    moves: list[int] = np.flatnonzero(displacement.any(axis=(1, 2)) | offset.any(axis=1)).tolist()
+    moves: list[int] = np.flatnonzero(displacement.reshape(len(offset), -1).any(axis=1) | offset.any(axis=1)).tolist()
     return moves
 
 

@@ -34,7 +34,7 @@ from fairsteer.groups import MISSING, GroupEncoder, renumber
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._calibration import N_FOLDS, GroupCalibration, held_out_folds
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
-from fairsteer.transformer._maps import AffineMaps, FoldedMaps, row_chunks
+from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices, row_chunks
 from fairsteer.transformer._reading import Batch, check_as_before
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
@@ -45,13 +45,19 @@ class Solution(NamedTuple):
 
     model: SubgroupMoments
     maps: Any
-    """`linear`, of shape (n_groups, d, d), and `offset`, of shape (n_groups, d), or one map for all groups."""
+    """`linear`, of shape (n_groups, d, d) or, feature by feature, (n_groups, d), and `offset`, of shape (n_groups, d);
+    or one map for all groups."""
     folded: FoldedMaps
 
     @classmethod
     def of(cls, model: SubgroupMoments, maps: Any) -> Solution:
         """Solution with the maps of `_fit_maps`."""
-        return cls(model, maps, FoldedMaps(maps.linear, maps.offset))
+        weights = model.weights / model.weights.sum()
+        if len(maps.offset) == model.n_groups:
+            centre = np.einsum("ka,kaj->aj", weights / weights.sum(axis=0), model.means)
+        else:
+            centre = np.einsum("ka,kaj->j", weights, model.means)[None]
+        return cls(model, maps, FoldedMaps(maps.linear, maps.offset, centre))
 
 
 class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
@@ -356,8 +362,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _fit_maps(self, model: SubgroupMoments) -> Any:
         """Find the maps at full strength.
 
-        The result has `linear`, of shape (n_groups, d, d), and `offset`, of shape (n_groups, d), or one map for all
-        groups.
+        The result has `linear`, of shape (n_groups, d, d) or (n_groups, d), and `offset`, of shape (n_groups, d), or one
+        map for all groups.
         """
 
     def _check_sizes(self) -> None:
@@ -417,7 +423,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def maps_(self) -> dict[Any, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
         """Map ``(A, b)`` of each group at full strength."""
         maps = self._fitted().maps
-        return {group: (maps.linear[a], maps.offset[a]) for a, group in enumerate(self.groups_.tolist())}
+        linear = as_matrices(maps.linear)
+        return {group: (linear[a], maps.offset[a]) for a, group in enumerate(self.groups_.tolist())}
 
     # ---- moving rows
 

@@ -50,11 +50,15 @@ class SimpleCoordinates(NamedTuple):
         centre = getattr(scaler, centred[1]) if centred is not None and getattr(scaler, centred[0]) else zero
         return cls(False, scale, -centre * scale)
 
-    def fold(self, matrices: Doubles, vectors: Doubles) -> None:
-        """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large."""
-        vectors += matrices @ self.shift
+    def fold(self, linear: Doubles, vectors: Doubles) -> None:
+        """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large.
+
+        `linear` holds matrices (n, d, d), or scales of the features (n, d), which stay what they are.
+        """
+        vectors += linear @ self.shift if linear.ndim == 3 else linear * self.shift
         vectors /= self.scale
-        matrices *= self.scale / self.scale[:, None]
+        if linear.ndim == 3:
+            linear *= self.scale / self.scale[:, None]
 
 
 def needs_all_rows(feature_transform: Any) -> bool:
