@@ -89,7 +89,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
 def test_no_rows_and_wide_rows():
     A, b = maps()
     out = np.zeros((0, D))
-    _core.apply_maps(np.zeros((0, D)), np.empty(0, np.int64), A, b, out)
+    _core.apply_maps(np.zeros((0, D)), np.empty(0, np.int64), A, np.zeros_like(b), b, out)
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((2, 300, 300)), rng.standard_normal((2, 300))
     X, codes = rng.standard_normal((70, 300)), rng.integers(2, size=70)

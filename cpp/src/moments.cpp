@@ -161,7 +161,8 @@ class Batch {
             const Index cell = plan_.cell(task, s);
             sums.weight[cell] += scratch.squares(0, s);
             sums.weight_square[cell] += scratch.squares(1, s);
-            sums.mean.col(cell) += VectorView(scratch.vectors.col(s).data(), d);
+            // Vectors of d numbers, whatever the size of the table's columns.
+            sums.mean.col(cell) += VectorView(scratch.vectors.data() + s * d, d);
           }
         });
     for (Index c = 0; c < shape_.n_cells(); ++c) {
