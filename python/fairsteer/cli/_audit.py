@@ -154,5 +154,5 @@ def _report(options: SteerOptions, problem: Problem, confidence: float, report: 
             pos_label=problem.class_named(options.positive),
             cv=options.folds,
             min_rows=options.min_rows,
-            confidence=confidence,
+            confidence_level=confidence,
         )
