@@ -233,7 +233,6 @@ class SteeringReport:
             self.positive,
             self.n_features,
             float("nan") if self.certificate is None else self.certificate.accuracy,
-            (self.compared_with, self.classifier),
         )
         return Document(self._facts(), self.findings, make_views(self.tables, setting, most))
 
@@ -496,6 +495,9 @@ def _codes_to_predict(rows: Rows, classes: list[Any]) -> Codes:
     """Classes of rows for a report on a classifier, which has to have something to tell."""
     if rows.y is None:
         msg = "y is needed: a report on a classifier compares what it predicts with the classes of the rows."
+        raise ValueError(msg)
+    if rows.sensitive_features is None and len(rows.groups) == 1:
+        msg = "No groups are given, and a report is about the gaps between them. Pass sensitive_features=…."
         raise ValueError(msg)
     if len(classes) < 2:
         msg = f"y holds the one class {classes[0]!r}: there is nothing to predict."
