@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
@@ -78,14 +78,11 @@ class Output:
         self.target = Path(target)
         self._descriptor = descriptor_of(self.target)
         self._replaced: Path | None = None
-        self._temporary: Path | None = None
-        self._closing = ExitStack()
         if self._descriptor is not None or is_special(self.target):
-            self.file = cast("BinaryIO", self._closing.enter_context(tempfile.TemporaryFile()))
+            self._temporary, self.file = _temporary(Path(tempfile.gettempdir()), 0o600)
         else:
             self._replaced = Path(os.path.realpath(self.target))
-            self._temporary, self.file = _temporary(self._replaced.parent)
-            self._closing.callback(self.file.close)
+            self._temporary, self.file = _temporary(self._replaced.parent, 0o666)
 
     def __enter__(self) -> Output:
         return self
@@ -93,7 +90,7 @@ class Output:
     def commit(self) -> None:
         """Put the content where it belongs."""
         self.file.flush()
-        if self._replaced is None or self._temporary is None:
+        if self._replaced is None:
             self.file.seek(0)
             with self._open_special() as special:
                 shutil.copyfileobj(self.file, special, 1 << 20)
@@ -116,11 +113,10 @@ class Output:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if sys.platform == "win32":
-            self._closing.close()  # Windows removes no file that is open; elsewhere the lock lasts until it is removed
-        if self._temporary is not None:
-            with suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-        self._closing.close()
+            self.file.close()  # Windows removes no file that is open; elsewhere the lock lasts until it is removed
+        with suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+        self.file.close()
 
 
 def descriptor_of(path: Path) -> int | None:
@@ -160,13 +156,13 @@ def is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _temporary(folder: Path) -> tuple[Path, BinaryIO]:
+def _temporary(folder: Path, mode: int) -> tuple[Path, BinaryIO]:
     """Create a locked file in a folder, after removing what dead runs left there."""
     for leftover in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         _remove_abandoned(leftover)
     while True:
         path = folder / f"{_PREFIX}{token_hex(6)}{_SUFFIX}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
         file = cast("BinaryIO", os.fdopen(descriptor, "w+b"))
         if _lock(descriptor) is not False and path.exists():
             return path, file
