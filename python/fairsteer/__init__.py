@@ -5,23 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fairsteer import (
-        baselines as baselines,
-        classifier as classifier,
-        concepts as concepts,
-        export as export,
-        groups as groups,
-        ideal as ideal,
-        metrics as metrics,
-        moments as moments,
-        persistence as persistence,
-        plotting as plotting,
-        report as report,
-        score_alignment as score_alignment,
-        scoring as scoring,
-        torch as torch,
-        transformer as transformer,
-    )
+    from fairsteer import baselines as baselines
+    from fairsteer import classifier as classifier
+    from fairsteer import concepts as concepts
+    from fairsteer import export as export
+    from fairsteer import groups as groups
+    from fairsteer import ideal as ideal
+    from fairsteer import metrics as metrics
+    from fairsteer import moments as moments
+    from fairsteer import persistence as persistence
+    from fairsteer import plotting as plotting
+    from fairsteer import report as report
+    from fairsteer import score_alignment as score_alignment
+    from fairsteer import scoring as scoring
+    from fairsteer import torch as torch
+    from fairsteer import transformer as transformer
     from fairsteer._show_versions import build_info, show_versions
     from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
     from fairsteer.classifier import IdealDistributionClassifier
