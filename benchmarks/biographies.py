@@ -115,9 +115,9 @@ def methods() -> list[Method]:
     steer = FairSteeringTransformer(unknown_group="infer")
     match = CovarianceMatchingTransformer(unknown_group="infer")
     # So few iterations that a fit of 28 classes takes minutes.
-    symmetric = clone(steer).set_params(alignment="symmetric", max_iter=SLOW_ITERATIONS)
+    symmetric = clone(steer).set_params(map_type="symmetric", max_iter=SLOW_ITERATIONS)
     full = clone(steer).set_params(covariance="full", pooling=0.5, max_iter=SLOW_ITERATIONS)
-    symmetric_full = clone(full).set_params(alignment="symmetric")
+    symmetric_full = clone(full).set_params(map_type="symmetric")
 
     def affirmative(transformer: Any) -> Any:
         return clone(transformer).set_params(intervention="affirmative")

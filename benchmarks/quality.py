@@ -68,12 +68,12 @@ POOLED = clone(SCALED).set_params(covariance="full", pooling=0.5)
 STEERING = {
     TIED: SCALED,
     "tied, affirmative": clone(SCALED).set_params(intervention="affirmative"),
-    "tied, symmetric": clone(SCALED).set_params(alignment="symmetric"),
+    "tied, symmetric": clone(SCALED).set_params(map_type="symmetric"),
     HALF: clone(SCALED).set_params(strength=0.5),
     "full": POOLED,
     "full, affirmative": clone(POOLED).set_params(intervention="affirmative"),
-    "full, symmetric": clone(POOLED).set_params(alignment="symmetric"),
-    PAPER: clone(POOLED).set_params(pooling=0.0, alignment="symmetric", intervention="affirmative"),
+    "full, symmetric": clone(POOLED).set_params(map_type="symmetric"),
+    PAPER: clone(POOLED).set_params(pooling=0.0, map_type="symmetric", intervention="affirmative"),
 }
 BAYES = {"tied, Bayes rule": SCALED, "full, Bayes rule": POOLED}
 # What cross-validation chooses from: every transformer for logistic regression, fewer where training takes long.

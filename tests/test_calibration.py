@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
-from fairsteer._calibration import MAX_ROWS, N_FOLDS, GroupCalibration, held_out_folds
+from fairsteer.transformer._calibration import MAX_ROWS, N_FOLDS, GroupCalibration, held_out_folds
 
 METHODS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
 

@@ -23,10 +23,10 @@ from sklearn.preprocessing import (
 )
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, persistence
-from fairsteer._array_pickle import dumps, loads
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
 from fairsteer.concepts import ConceptSteering
 from fairsteer.export import export_affine, export_onnx, read_affine, read_affine_file, read_onnx_codes
+from fairsteer.export._array_pickle import dumps, loads
 
 NAMES = np.array(["a", "b", "c"])
 
@@ -70,7 +70,7 @@ def _assert_close(found, expected):
 PARAMS = [
     {},
     {"intervention": "affirmative", "reference_group": "b", "strength": 0.3},
-    {"covariance": "full", "alignment": "symmetric"},
+    {"covariance": "full", "map_type": "symmetric"},
     {"covariance": "diagonal"},
     {"feature_transform": "log"},
     {"feature_transform": StandardScaler()},

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from fairsteer import groups
-from fairsteer.groups import MISSING, UNSEEN, GroupEncoder, select_columns
+from fairsteer._utils.columns import select_columns
+from fairsteer.groups import MISSING, UNSEEN, GroupEncoder
 
 STRINGS = ["b", "a", "b", "c"]
 INTEGERS = [2, 1, 2, 3]
@@ -282,8 +283,8 @@ def test_whole_and_few_fractional_floats_are_labels() -> None:
 
 def test_work_in_python_grows_with_labels_not_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = groups._is_missing
-    monkeypatch.setattr(groups, "_is_missing", lambda value: calls.append(value) or original(value))
+    original = groups.is_missing
+    monkeypatch.setattr(groups, "is_missing", lambda value: calls.append(value) or original(value))
     labels = np.random.default_rng(0).integers(0, 5, 100_000)
     encoder = GroupEncoder().fit(labels)
     assert np.array_equal(encoder.encode(labels), labels)

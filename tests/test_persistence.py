@@ -22,9 +22,10 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
 
 from fairsteer import IdealDistributionClassifier, ScoreAligner, persistence
-from fairsteer._json_labels import label_from_json, label_to_json
+from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer.baselines import MeanMatchingTransformer
 from fairsteer.concepts import ConceptSteering
+from fairsteer.persistence import _file
 from fairsteer.transformer import FairSteeringTransformer
 
 
@@ -81,7 +82,7 @@ def _assert_same(loaded, saved, X, y, group):
     [
         {},
         {"intervention": "affirmative", "reference_group": 1, "strength": 0.4},
-        {"covariance": "full", "alignment": "symmetric", "shrinkage": "oas"},
+        {"covariance": "full", "map_type": "symmetric", "shrinkage": "oas"},
         {"covariance": "diagonal", "shrinkage": 0.25},
         {"shrinkage": None, "max_iter": 300, "tol": 1e-9},
         {"feature_transform": "log"},
@@ -401,7 +402,7 @@ def _rewrite(content, path, *, header=None, arrays=None):
     if arrays is not None:
         arrays(tensors)
     text = json.dumps(old)
-    path.write_bytes(st.save(tensors, metadata={"fairsteer": persistence._checksum(text, tensors) + text}))
+    path.write_bytes(st.save(tensors, metadata={"fairsteer": _file.checksum(text, tensors) + text}))
 
 
 _NESTED = [{"int": 1}]

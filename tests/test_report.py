@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -17,8 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks import problems
-from fairsteer import FairSteeringTransformer, SubgroupMoments, _measured, metrics, nearest_ideal, report
-from fairsteer.report import measured_gaps, steering_report
+from fairsteer import FairSteeringTransformer, SubgroupMoments, metrics, nearest_ideal
+from fairsteer.metrics import _intervals
+from fairsteer.metrics._intervals import measured_gaps
+from fairsteer.report import _likeness, steering_report
 
 QUICK = {"n_resamples": 50}
 
@@ -181,7 +183,7 @@ def test_gaps_on_an_ideal_distribution_are_zero_within_sampling_error_for_five_c
         for cost in costs:
             predicted = (posterior @ cost).argmin(axis=1)
             found = measured_gaps(y, predicted, sensitive_features=group, confidence=0.999)
-            rows.append((name, *(getattr(found, gap).lower for gap in _measured.GAPS), found.equalized_odds.upper))
+            rows.append((name, *(getattr(found, gap).lower for gap in _intervals.GAPS), found.equalized_odds.upper))
     for name, *lower, upper in rows:
         if name == "ideal":
             assert lower == [0, 0, 0]
@@ -219,13 +221,13 @@ def test_divergence_before_is_a_minimum(make_data, covariance):
     X, y, group = make_data()
     steer = FairSteeringTransformer(covariance=covariance).fit(X, y, sensitive_features=group)
     fitted, ideal, _ = steer._fitted()
-    alike = report._alike(ideal, fitted)
+    alike = _likeness._alike(ideal, fitted)
     best = alike.divergence_from(fitted)
     rng = np.random.default_rng(0)
     for _ in range(20):
         means = alike.canonical_means + 0.05 * rng.standard_normal(alike.canonical_means.shape)
         covariances = alike.canonical_covariances * rng.uniform(0.95, 1.05)
-        worse = report.dataclasses.replace(alike, canonical_means=means, canonical_covariances=covariances)
+        worse = dataclasses.replace(alike, canonical_means=means, canonical_covariances=covariances)
         assert worse.divergence_from(fitted) > best
 
 
@@ -458,8 +460,3 @@ def test_refusals(fitted, reported):
         steering_report(steer, X, sensitive_features=group)
     with pytest.warns(UserWarning, match="unknown"), pytest.raises(ValueError, match="No row is left"):
         steering_report(steer, X, y, sensitive_features=np.full(len(y), "z"))
-
-
-@pytest.mark.parametrize("module", [_measured, report])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0

@@ -57,7 +57,7 @@ def test_the_compact_conic_program_is_the_symmetric_problem(solver):
         moments_of(data),
         intervention="affirmative",
         reference_group=0,
-        alignment="symmetric",
+        map_type="symmetric",
         covariance="full",
         tol=1e-10,
     )

@@ -28,15 +28,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
-from fairsteer._score_maps import (
-    Cells,
-    MonotoneAlignment,
-    OffsetAlignment,
-    RateProgram,
-    ScoreDistribution,
-    VectorScaling,
-)
 from fairsteer.metrics import equal_opportunity_difference
+from fairsteer.score_alignment._cells import Cells
+from fairsteer.score_alignment._monotone import MonotoneAlignment, ScoreDistribution
+from fairsteer.score_alignment._offsets import OffsetAlignment, VectorScaling
+from fairsteer.score_alignment._rate_program import RateProgram
 
 CONSTRAINTS = ["equal_opportunity", "demographic_parity"]
 METHODS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]

@@ -47,7 +47,7 @@ def stripes(rows: np.ndarray) -> np.ndarray:
 STEERINGS = [
     SteeringOfStripes(unknown_group="infer"),  # some checks transform stripes that they did not fit
     # Symmetric maps are unique; affine ones are not where rows repeat and are fewer than features.
-    SteeringOfStripes(unknown_group="infer", covariance="full", intervention="affirmative", alignment="symmetric"),
+    SteeringOfStripes(unknown_group="infer", covariance="full", intervention="affirmative", map_type="symmetric"),
 ]
 
 
@@ -58,7 +58,7 @@ STEERINGS = [
         IdealDistributionClassifier(),
         IdealDistributionClassifier(STEERINGS[0]),
         # Having a `cv`, it is checked for weights on repeated rows in more dimensions than rows: convex programs only.
-        IdealDistributionClassifier(clone(STEERINGS[1]).set_params(alignment="symmetric")),
+        IdealDistributionClassifier(clone(STEERINGS[1]).set_params(map_type="symmetric")),
         IdealDistributionClassifier(STEERINGS[0], score_alignment="equal_opportunity"),
         ScoreAligner(LogisticRegression()),
         AlignerOfStripes(LogisticRegression(), unknown_group="average"),

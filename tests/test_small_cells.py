@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import problems
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, SubgroupMoments
-from fairsteer.moments import CovarianceModel
+from fairsteer._utils.types import CovarianceModel
 
 MODELS: list[CovarianceModel] = ["tied", "full", "diagonal"]
 

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fairsteer import FairSteeringTransformer
-from fairsteer._threads import own_threads
+from fairsteer._utils.threads import own_threads
 
 
 def blas_threads():
@@ -72,7 +72,7 @@ def test_a_thread_that_cannot_limit_blas_leaves_the_threads_to_it():
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT"])
 def test_the_environment_limits_threads(variable, monkeypatch):
     monkeypatch.setenv(variable, "1")
-    program = "from fairsteer._threads import own_threads\nwith own_threads() as n: print(n)"
+    program = "from fairsteer._utils.threads import own_threads\nwith own_threads() as n: print(n)"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "1"
 

@@ -85,7 +85,7 @@ def _n_hooks(model):
 TRANSFORMERS = {
     "tied": FairSteeringTransformer(),
     "reference": FairSteeringTransformer(intervention="affirmative", reference_group="m"),
-    "symmetric": FairSteeringTransformer(alignment="symmetric", strength=0.6),
+    "symmetric": FairSteeringTransformer(map_type="symmetric", strength=0.6),
     "full": FairSteeringTransformer(covariance="full", pooling=0.3),
     "diagonal": FairSteeringTransformer(covariance="diagonal"),
     "standardised": FairSteeringTransformer(feature_transform=StandardScaler()),

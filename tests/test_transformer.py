@@ -625,11 +625,11 @@ def test_partial_fit_on_batches_equals_fit(make_data: Callable, covariance: str)
 
 
 def test_partial_fit_projects_when_next_used(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fairsteer.transformer
+    from fairsteer.transformer import _steering
 
     calls = []
-    original = fairsteer.transformer.nearest_ideal
-    monkeypatch.setattr(fairsteer.transformer, "nearest_ideal", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = _steering.nearest_ideal
+    monkeypatch.setattr(_steering, "nearest_ideal", lambda *a, **k: calls.append(1) or original(*a, **k))
     steer = FairSteeringTransformer()
     steer.partial_fit(data.X[:300], data.y[:300], sensitive_features=data.group[:300])
     steer.partial_fit(data.X[300:], data.y[300:], sensitive_features=data.group[300:])
@@ -761,7 +761,7 @@ def test_set_output(data: Any, container: str) -> None:
 def test_parameters_are_checked(data: Any) -> None:
     for name, bad in (
         ("intervention", "none"),
-        ("alignment", "curved"),
+        ("map_type", "curved"),
         ("covariance", "spherical"),
         ("shrinkage", 2.0),
         ("shrinkage", "lw"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fairsteer import scoring as scoring
     from fairsteer import torch as torch
     from fairsteer import transformer as transformer
-    from fairsteer._show_versions import build_info, show_versions
+    from fairsteer._utils.versions import build_info, show_versions
     from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
     from fairsteer.classifier import IdealDistributionClassifier
     from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
@@ -48,8 +48,8 @@ _HOMES = {
     "fairness_scorer": "scoring",
     "performance_scorer": "scoring",
     "FairSteeringTransformer": "transformer",
-    "build_info": "_show_versions",
-    "show_versions": "_show_versions",
+    "build_info": "_utils.versions",
+    "show_versions": "_utils.versions",
 }
 
 # Modules that `import fairsteer` makes reachable. Some need more installed, and say so when they are asked for.

@@ -15,20 +15,18 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fairsteer._group_aware import GroupAwareClassifierMixin
-from fairsteer._input import check_classes, check_sample_weight, weight_params
-from fairsteer._maps import row_chunks
-from fairsteer._score_maps import Alignment, Constraint
-from fairsteer.score_alignment import (
+from fairsteer._utils.estimators import GroupAwareClassifierMixin, class_scores, weight_params
+from fairsteer._utils.input import check_classes
+from fairsteer._utils.weights import check_sample_weight
+from fairsteer.score_alignment._cells import Alignment, Constraint
+from fairsteer.score_alignment._cross_fitting import (
     aligned_proba,
     class_decision,
-    class_scores,
     cross_fitted_alignment,
     log_zero_allowed,
 )
 from fairsteer.transformer import FairSteeringTransformer
-
-__all__ = ["IdealDistributionClassifier"]
+from fairsteer.transformer._maps import row_chunks
 
 
 def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:

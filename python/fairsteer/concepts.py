@@ -14,10 +14,8 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from fairsteer._input import (
+from fairsteer._utils.input import (
     ROW_CHECKS,
-    Codes,
-    Floats,
     check_classes,
     few,
     is_bfloat16,
@@ -25,13 +23,10 @@ from fairsteer._input import (
     warn_caller,
     widen_bfloat16,
 )
+from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution, nearest_ideal
 from fairsteer.moments import SubgroupMoments
-
-__all__ = ["ConceptSteering"]
-
-Doubles = npt.NDArray[np.float64]
 
 #: Rows that a class needs in every group: in either half, one for a probe, and two that it has not seen.
 _MIN_ROWS = 6

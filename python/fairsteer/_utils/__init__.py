@@ -1,1 +1,1 @@
-"""What several rooms share and no user enters."""
+"""What several rooms share; knows nothing of fairness."""

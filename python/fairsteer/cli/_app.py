@@ -106,7 +106,7 @@ def steer(
             raise UsageError(f"{option} must be at least {least}, not {value}.")
     parameters = {
         "intervention": intervention.value,
-        "alignment": alignment.value,
+        "map_type": alignment.value,
         "covariance": covariance.value,
         "shrinkage": parse_shrinkage(shrinkage),
         "pooling": pooling,

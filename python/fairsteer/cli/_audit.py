@@ -77,7 +77,7 @@ def audit(
         reference_group=reference_group,
         steering={
             "intervention": intervention.value,
-            "alignment": alignment.value,
+            "map_type": alignment.value,
             "covariance": covariance.value,
             "shrinkage": parse_shrinkage(shrinkage),
             "min_cell_size": 0,

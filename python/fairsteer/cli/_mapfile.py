@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairsteer._json_labels import label_from_json, label_to_json
+from fairsteer._utils.labels import label_from_json, label_to_json
 
 from ._errors import UsageError
 from ._tabular import CategoricalColumn, Column, NumericColumn, TableEncoder
