@@ -126,7 +126,7 @@ def _legend(result: Comparison) -> str:
     if "aligned" in result.scores:
         text += " Aligned: the same, its scores aligned between the groups."
     if result.positive is not None:
-        text += f" Positive class: {label_text(result.positive)}."
+        text += f" Positive class: {label_text(result.positive)} (by default the larger label; --positive names it)."
     return text
 
 

@@ -95,13 +95,14 @@ def fitting_table(header: Sequence[str], numeric: Sequence[bool], rows: Sequence
         made = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
         for j in columns:
             lines = [line for text in (header[j], *(row[j] for row in rows)) for line in text.split("\n")]
+            width = max(Text(line).cell_len for line in lines)
             made.add_column(
                 Text(header[j]),
                 justify="right" if numeric[j] else "left",
                 no_wrap=numeric[j],
                 overflow="fold",
                 vertical="top",
-                min_width=None if numeric[j] else min(max(map(len, lines)), _LABEL_WIDTH),
+                min_width=width if numeric[j] else min(width, _LABEL_WIDTH),
             )
         for row in rows:
             made.add_row(*(_dimmed(row[j]) for j in columns))
@@ -112,10 +113,11 @@ def fitting_table(header: Sequence[str], numeric: Sequence[bool], rows: Sequence
 
         def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
             left = list(range(n_labels, len(header)))
+            unbounded = options.update(max_width=10_000)
             while True:
                 taken = left[:]
                 while len(taken) > 1 and (
-                    console.measure(table([*range(n_labels), *taken])).minimum > options.max_width
+                    console.measure(table([*range(n_labels), *taken]), options=unbounded).minimum > options.max_width
                 ):
                     taken.pop()
                 yield table([*range(n_labels), *taken])

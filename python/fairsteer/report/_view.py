@@ -167,7 +167,13 @@ def _cells(report: SteeringReport, most: int) -> View:
 def _features(report: SteeringReport, most: int) -> View:
     table = report.tables["features"]
     rows = [
-        [feature, name(group), f"{shift:+.2f}", "-" if math.isnan(scale) else f"× {scale:.2f}", number(moved)]
+        [
+            feature,
+            name(group),
+            "-" if math.isnan(shift) else f"{shift:+.2f}",
+            "-" if math.isnan(scale) else f"× {scale:.2f}",
+            number(moved),
+        ]
         for feature, group, shift, scale, moved in zip(*(x[:most] for x in table.values()), strict=True)
     ]
     note = (
