@@ -1456,7 +1456,7 @@ def test_from_text_through_a_hooked_encoder_is_steering_what_is_stored(transform
 
 
 def test_the_page_about_language_models_is_true(transformers, capsys):
-    page = (Path(__file__).parents[1] / "docs" / "language-models.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "language-models.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(python|text)\n(.*?)```", page, flags=re.DOTALL)
     names, printed = {}, []
     for language, block in blocks:
