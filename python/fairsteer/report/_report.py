@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ class SteeringReport:
         Level of all intervals.
     before, after : MeasuredGaps or None
         What was measured on held-out rows, with exact intervals; None without `y`.
+    context : dict of str to str
+        What the rows are, shown first; `dataclasses.replace` sets it.
     """
 
     tables: dict[str, Table]
@@ -95,6 +97,7 @@ class SteeringReport:
     confidence: float
     before: MeasuredGaps | None
     after: MeasuredGaps | None
+    context: dict[str, str] = field(default_factory=dict)
 
     def to_frame(self, table: str = "gaps") -> Any:
         """Give one of `tables` as a pandas DataFrame.
