@@ -36,7 +36,7 @@ _TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """Something is asked for that arrays do not need."""
 
 
@@ -181,7 +181,7 @@ def loads(content: bytes) -> dict[str, NDArray[np.floating[Any]]]:
     try:
         _check_opcodes(content)
         value = _Unpickler(io.BytesIO(content)).load()
-    except _Refused:
+    except _RefusedError:
         raise
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
         msg = f"it is damaged ({str(error)[:100]})"  # some of them repeat what they did not understand
@@ -221,4 +221,4 @@ def _check_opcodes(content: bytes) -> None:
 
 def _refuse(what: str) -> NoReturn:
     msg = f"it asks for {what!r}, and all that is read here are arrays of numbers; nothing was run"
-    raise _Refused(msg)
+    raise _RefusedError(msg)
