@@ -22,6 +22,10 @@ from fairsteer.moments._density import log_densities
 _RELATIVE_FLOOR = 1e-8
 
 
+# What is accumulated, in the core's order.
+_SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
+
+
 # Cells that a table in a message lists.
 _LISTED_CELLS = 40
 
@@ -218,7 +222,7 @@ class SubgroupMoments:
         return len(self.groups)
 
     def _sums(self) -> tuple[Doubles, ...]:
-        return self.weights, self._weight_squares, self.means, self._scatters, self._cubics, self._quartics
+        return tuple(getattr(self, name) for name in _SUMS)
 
     @property
     def sizes(self) -> Doubles:
@@ -295,6 +299,8 @@ class SubgroupMoments:
             if not (np.isfinite(weights).all() and (weights >= 0).all()):
                 msg = "sample_weight must be finite and not negative."
                 raise ValueError(msg)
+        for name in _SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
+            vars(self)[name] = _writable(vars(self)[name])
         with own_threads() as n_threads:
             _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
         return self
@@ -355,7 +361,7 @@ class SubgroupMoments:
             k = positions_within(part.classes, merged.classes)
             a = positions_within(part.groups, merged.groups)
             cells = np.ascontiguousarray((k[:, None] * merged.n_groups + a).ravel())
-            _core.merge_moments(self.covariance, merged._sums(), part._sums(), cells)
+            _core.merge_moments(self.covariance, merged._sums(), tuple(map(_writable, part._sums())), cells)
         return merged
 
     @property
@@ -814,6 +820,10 @@ class SubgroupMoments:
             f"SubgroupMoments({self.n_classes} classes x {self.n_groups} groups, {self.n_features} features, "
             f"covariance={self.covariance!r}, weight={self.weights.sum():.6g})"
         )
+
+
+def _writable(array: Doubles) -> Doubles:
+    return array if array.flags.writeable else np.array(array)
 
 
 def _labelled(labels: list[str], weights: Doubles) -> list[list[str]]:
