@@ -134,6 +134,36 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
         self.score_alignment = score_alignment
         self.cv = cv
 
+    @classmethod
+    def of_steering(
+        cls, steering: FairSteeringTransformer, strength: float | None = None
+    ) -> IdealDistributionClassifier:
+        """Bayes classifier of a steering that is fitted already.
+
+        Parameters
+        ----------
+        steering : FairSteeringTransformer
+            Fitted with class labels.
+        strength : float in [0, 1], default=None
+            Strength of its own; None: that of `steering`.
+
+        Returns
+        -------
+        IdealDistributionClassifier
+            Fitted; it shares what `steering` has learnt, but not its parameters.
+        """
+        check_is_fitted(steering, "moments_")
+        classifier = cls(steering)
+        classifier.steering_ = copy.copy(steering)
+        if strength is not None:
+            classifier.steering_.set_params(strength=strength)
+        classifier.classes_ = steering.classes_
+        classifier.cost_matrix_ = classifier.estimator_ = classifier._alignment = None
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(steering, name):
+                setattr(classifier, name, getattr(steering, name))
+        return classifier
+
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(
         self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
