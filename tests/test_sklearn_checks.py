@@ -56,10 +56,10 @@ STEERINGS = [
         FairSteeringTransformer(),
         *STEERINGS,
         IdealDistributionClassifier(),
-        IdealDistributionClassifier(STEERINGS[0]),
+        IdealDistributionClassifier(steering=STEERINGS[0]),
         # Having a `cv`, it is checked for weights on repeated rows in more dimensions than rows: convex programs only.
-        IdealDistributionClassifier(clone(STEERINGS[1]).set_params(map_type="symmetric")),
-        IdealDistributionClassifier(STEERINGS[0], score_alignment="equal_opportunity"),
+        IdealDistributionClassifier(steering=clone(STEERINGS[1]).set_params(map_type="symmetric")),
+        IdealDistributionClassifier(steering=STEERINGS[0], score_alignment="equal_opportunity"),
         ScoreAligner(LogisticRegression()),
         AlignerOfStripes(LogisticRegression(), unknown_group="average"),
         AlignerOfStripes(LogisticRegression(), unknown_group="average", constraint="demographic_parity"),

@@ -159,7 +159,7 @@ class _Split:
         return np.asarray(classifier.predict(steering.transform(self.X_test, sensitive_features=self.groups_test)))
 
     def bayes(self, steering: FairSteeringTransformer) -> NDArray[Any]:
-        classifier = IdealDistributionClassifier(steering).fit(self.X, self.y, sensitive_features=self.groups)
+        classifier = IdealDistributionClassifier(steering=steering).fit(self.X, self.y, sensitive_features=self.groups)
         return np.asarray(classifier.predict(self.X_test, sensitive_features=self.groups_test))
 
 
