@@ -55,7 +55,7 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
             pos_label=problem.positive,
             cv=settings.folds,
             min_rows=settings.min_rows,
-            confidence=confidence,
+            confidence_level=confidence,
         )
     groups = result.tables["groups"]
     tell_of_fit(zip(groups["group"], groups["displacement"], strict=True), report.note)

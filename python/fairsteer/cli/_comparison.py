@@ -146,7 +146,7 @@ def compare(
 
 def bayes_rule(steering: FairSteeringTransformer) -> IdealDistributionClassifier:
     """Bayes classifier of the ideal distribution of a fitted steering, which is not fitted again."""
-    classifier = IdealDistributionClassifier(steering)
+    classifier = IdealDistributionClassifier(steering=steering)
     classifier.steering_, classifier.classes_, classifier.n_features_in_ = (
         steering,
         steering.classes_,
@@ -210,7 +210,7 @@ def _predictions(
 
 def _aligned(rows: Rows, trial: Trial, alignment: Alignment) -> IdealDistributionClassifier:
     train = np.setdiff1d(np.arange(len(rows.codes)), trial.test)
-    classifier = IdealDistributionClassifier(trial.steering, score_alignment=alignment)
+    classifier = IdealDistributionClassifier(steering=trial.steering, score_alignment=alignment)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the fit on all rows says what there is to say
         classifier.fit(

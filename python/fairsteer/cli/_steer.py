@@ -66,7 +66,7 @@ def steer_file(
     if align is None:
         steering = problem.fit(report)
     else:
-        fitted = IdealDistributionClassifier(problem.steering, score_alignment=align)
+        fitted = IdealDistributionClassifier(steering=problem.steering, score_alignment=align)
         with library_problems(), quoting_warnings(report.note), report.busy("fitting"):
             fitted.fit(problem.features, problem.question.y, sensitive_features=problem.groups)
         steering = fitted.steering_

@@ -243,7 +243,7 @@ def _unpack_classifier(block: Mapping[str, Any], tensors: Tensors) -> IdealDistr
     K, G = len(steering.classes_), len(steering.groups_)
     costs = tensors.take("cost_matrix", (K, K)) if block["costs"] else None
     classifier = IdealDistributionClassifier(
-        None if block["default_steering"] else clone(steering),
+        steering=None if block["default_steering"] else clone(steering),
         cost_matrix=None if costs is None else costs.copy(),
         score_alignment=label_from_json(block["score_alignment"]),
         cv=label_from_json(block["cv"]),

@@ -228,4 +228,4 @@ def _first(rows: list[list[str]], most: int) -> tuple[list[list[str]], int]:
 
 
 def _level(report: SteeringReport) -> str:
-    return f"{100 * report.confidence:g} %"
+    return f"{100 * report.confidence_level:g} %"

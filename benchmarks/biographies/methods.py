@@ -1,20 +1,9 @@
-"""``python -m benchmarks.biographies``: occupation by embeddings of biographies, and how well it works for each gender.
-
-Every method changes features or weights; a linear classifier follows: logistic regression ("LR"), linear discriminant
-analysis ("LDA"; after steering that is the Bayes rule of the ideal distribution) or both, pooled. Then, in lines of its
-own, comes the alignment of their scores. All are trained and aligned on training rows alone. The label of a test row is
-used to score its prediction, and for nothing else; its gender only where it says "known".
-
-Measured on the test rows of the data (9,016), or with ``--cross-validate`` on all rows, by nested cross-validation.
-Writes ``results.csv``, ``occupations.csv``, ``README.md`` and pictures to ``--output``.
-"""
+"""What is done to the rows: methods, classifiers, pools, alignments, and the measures of their predictions."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +30,6 @@ Codes = NDArray[np.int64]
 Gender = Literal["known", "inferred", "withheld"]
 Key = tuple[str, Gender]  # rule, and what it is told of the gender
 
-OUTPUT = Path(__file__).parent / "results" / "biographies"
 FOLDS = 5
 TEST = FOLDS  # the fold of rows that are only tested
 # Of whitened features, for every method.
@@ -267,7 +255,7 @@ class Scores:
         data = self._data
         change = clone(self._method.transformer)
         if isinstance(change, FairSteeringTransformer):
-            change = IdealDistributionClassifier(change)
+            change = IdealDistributionClassifier(steering=change)
         return change.fit(data.X[rows], data.y[rows], sensitive_features=data.group[rows])
 
 
@@ -554,35 +542,3 @@ def sample(data: Biographies, n: int, seed: int = 0) -> Biographies:
     size = np.bincount(cell)[cell[order]]
     kept = np.sort(order[rank < np.maximum(4, size * n / len(cell))])
     return replace(data, X=data.X[kept], y=data.y[kept], group=data.group[kept], fold=data.fold[kept])
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.biographies", description=__doc__.splitlines()[0])
-    datasets.add_data_option(parser)
-    parser.add_argument(
-        "--cross-validate", action="store_true", help="measure all rows of the embeddings, in five folds"
-    )
-    parser.add_argument("--slow", action="store_true", help="also maps that take minutes: symmetric, pooled-full")
-    parser.add_argument("--rows", type=int, metavar="N", help="about N rows instead of all")
-    parser.add_argument("--only", metavar="NAME", help="the run of this name: embeddings, layer 4, …")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
-    arguments = parser.parse_args()
-    if arguments.data is None:
-        parser.error("this needs real data: name their folder by --data or the variable FAIRSTEER_DATA")
-    from benchmarks import biographies_report
-
-    warnings.filterwarnings("ignore", "Gaps of", UserWarning)  # the budget reached is in the tables
-    warnings.filterwarnings("ignore", "The divergence did not converge", UserWarning)  # of the slow maps
-    for data, chosen in runs(arguments.data, arguments.cross_validate, arguments.slow):
-        if arguments.only and arguments.only != data.name:
-            continue
-        start = time.perf_counter()
-        rows = data if arguments.rows is None else sample(data, arguments.rows)
-        biographies_report.add(arguments.output, rows, list(predictions(rows, chosen)))
-        print(f"{data.name}: {time.perf_counter() - start:.0f} s in all", file=sys.stderr, flush=True)
-    biographies_report.write(arguments.output)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

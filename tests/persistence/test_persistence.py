@@ -251,7 +251,7 @@ def _assert_predicts_the_same(loaded, saved, X, group):
 def test_loaded_classifier_predicts_as_the_saved_one_did(rows, path, n_classes, score_alignment, steering):
     X, y, group = rows
     y = np.array(["a", "b", "c"])[y % n_classes]
-    saved = IdealDistributionClassifier(steering, score_alignment=score_alignment, cv=4)
+    saved = IdealDistributionClassifier(steering=steering, score_alignment=score_alignment, cv=4)
     loaded = _round_trip(saved.fit(X, y, sensitive_features=group), path)
     assert str(loaded.get_params()) == str(saved.get_params())
     assert loaded.n_features_in_ == 4
@@ -269,7 +269,9 @@ def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_gro
     X, y, group = rows
     y = np.where(group == 1, np.minimum(y, 1), y)
     frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group)
-    saved = IdealDistributionClassifier(FairSteeringTransformer(sensitive_columns=["sex"]), cost_matrix=1 - np.eye(3))
+    saved = IdealDistributionClassifier(
+        steering=FairSteeringTransformer(sensitive_columns=["sex"]), cost_matrix=1 - np.eye(3)
+    )
     with pytest.warns(UserWarning, match="No row of the subgroups"):
         saved.fit(frame, y)
     loaded = _round_trip(saved, path)
@@ -298,7 +300,7 @@ def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, pat
     class Mine(FairSteeringTransformer):
         pass
 
-    classifier = IdealDistributionClassifier(Mine(), cv=KFold(3)).fit(X, y, sensitive_features=group)
+    classifier = IdealDistributionClassifier(steering=Mine(), cv=KFold(3)).fit(X, y, sensitive_features=group)
     with pytest.raises(ValueError, match=r"cv=KFold.*set_params\(cv=5\)"):
         persistence.save(classifier, path)
     with pytest.raises(ValueError, match=r"steering=Mine\(\) cannot be saved"):
@@ -310,20 +312,22 @@ def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, pat
 def test_loaded_concept_steers_as_the_saved_one_did(hidden, path, params):
     X, y, group = hidden
     groups = pd.DataFrame({"sex": np.array(["F", "M"])[group], "site": 2})
-    saved = ConceptSteering(n_probes=6, **params).fit(X, y, groups)
+    saved = ConceptSteering(n_probes=6, **params).fit(X, y, sensitive_features=groups)
     loaded = _round_trip(saved, path)
     assert loaded.get_params() == saved.get_params()
     assert loaded.groups_.tolist() == saved.groups_.tolist() == [("F", 2), ("M", 2)]
     for dtype in (np.float64, np.float32):
-        steered = saved.steer(X.astype(dtype), groups, strength=0.7, concept=2)
-        np.testing.assert_array_equal(loaded.steer(X.astype(dtype), groups, strength=0.7, concept=2), steered)
+        steered = saved.steer(X.astype(dtype), sensitive_features=groups, strength=0.7, concept=2)
+        np.testing.assert_array_equal(
+            loaded.steer(X.astype(dtype), sensitive_features=groups, strength=0.7, concept=2), steered
+        )
     np.testing.assert_array_equal(loaded.direction(("F", 2), 0), saved.direction(("F", 2), 0))
     np.testing.assert_array_equal(loaded.separation_, saved.separation_)
     np.testing.assert_array_equal(loaded.probe_moments_.covariances, saved.probe_moments_.covariances)
     np.testing.assert_array_equal(loaded.ideal_.means, saved.ideal_.means)
     assert loaded.ideal_.reference_group == saved.ideal_.reference_group
     with pytest.raises(ValueError, match="'X'"):
-        loaded.steer(X, groups.replace("F", "X"), concept=2)
+        loaded.steer(X, sensitive_features=groups.replace("F", "X"), concept=2)
 
 
 # ---- what is refused
@@ -528,14 +532,15 @@ def test_baseline_that_does_not_fit_together_is_refused(rows, path):
     ],
 )
 def test_concept_that_does_not_fit_together_is_refused(hidden, path, header, arrays, message):
-    persistence.save(ConceptSteering(n_probes=4).fit(*hidden), path)
+    persistence.save(ConceptSteering(n_probes=4).fit(*hidden[:2], sensitive_features=hidden[2]), path)
     _rewrite(path.read_bytes(), path, header=header, arrays=arrays)
     with pytest.raises(ValueError, match=message):
         persistence.load(path)
 
 
 def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden, path):
-    concept = ConceptSteering(n_probes=4, random_state=np.random.RandomState(0)).fit(*hidden)
+    concept = ConceptSteering(n_probes=4, random_state=np.random.RandomState(0))
+    concept.fit(*hidden[:2], sensitive_features=hidden[2])
     with pytest.raises(ValueError, match=r"random_state=RandomState.* cannot be saved.*set_params\(random_state=0\)"):
         persistence.save(concept, path)
     loaded = _round_trip(concept.set_params(random_state=0), path)

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks import biographies as bios
-from benchmarks import biographies_report, datasets
-from benchmarks.biographies import TEST, Biographies, Method
+from benchmarks import datasets
+from benchmarks.biographies import methods as bios
+from benchmarks.biographies import report
+from benchmarks.biographies.methods import TEST, Biographies, Method
 from fairsteer import FairSteeringTransformer
 from fairsteer.baselines import LeaceTransformer
 from fairsteer.metrics import tpr_gap_rms
@@ -113,7 +114,7 @@ def test_a_difference_is_paired() -> None:
 def test_every_method_is_there_with_and_without_alignment(lines: list[bios.Line]) -> None:
     names = [line.name for line in lines]
     assert len(set(names)) == len(names)
-    assert {biographies_report.SHOWN[0], biographies_report.OURS} <= set(names)
+    assert {report.SHOWN[0], report.OURS} <= set(names)
     for expected in (
         "original: LR and LDA, withheld",
         "original: LR, known, aligned",
@@ -176,7 +177,7 @@ def test_genders_of_test_rows_count_only_where_they_are_known(data: Biographies,
     for before, after in zip(lines, bios.predictions(replace(data, group=group), METHODS), strict=True):
         differs[before.name] = bool((before.predicted != after.predicted).any())
         assert before.gender == "known" or not differs[before.name]
-    assert differs[biographies_report.OURS]
+    assert differs[report.OURS]
 
 
 def test_pools_are_likelier_than_their_members() -> None:
@@ -237,10 +238,10 @@ def test_a_block_is_steered_as_it_would_be_alone(data: Biographies) -> None:
 def test_tables_and_picture_are_written(data: Biographies, lines: list[bios.Line], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for _ in range(2):  # a second run replaces the first
-        biographies_report.add(tmp_path, replace(data, name="embeddings"), lines)
-    biographies_report.write(tmp_path)
+        report.add(tmp_path, replace(data, name="embeddings"), lines)
+    report.write(tmp_path)
     assert len(pd.read_csv(tmp_path / "results.csv")) == len(lines)
-    assert biographies_report.OURS in (tmp_path / "README.md").read_text()
+    assert report.OURS in (tmp_path / "README.md").read_text()
     assert (tmp_path / "occupations.png").stat().st_size > 1000
 
 
@@ -252,7 +253,7 @@ def test_a_few_real_biographies(real_data: Path, tmp_path: Path) -> None:
     few = bios.sample(data, 1500)
     assert len(few.y) < 3000
     lines = list(bios.predictions(few, [METHODS[0], METHODS[3]]))
-    biographies_report.add(tmp_path, few, lines)
+    report.add(tmp_path, few, lines)
     table = pd.read_csv(tmp_path / "results.csv")
     assert table["accuracy"].between(0.2, 0.9).all()
     assert (table["RMS gap, low"] <= table["RMS gap, high"]).all()

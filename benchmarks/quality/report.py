@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks import quality as q
+from benchmarks.quality import methods as q
 
 ACCURACY, GAPS = "accuracy", {"demographic_parity": "DP", "equal_opportunity": "EO", "equalized_odds": "odds"}
 TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"} | {k: f"{v} gap" for k, v in GAPS.items()}

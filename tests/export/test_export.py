@@ -543,7 +543,10 @@ def test_command_exports_the_steering_of_a_classifier(run, rows, tmp_path):
 def test_command_refuses_what_moves_no_rows_by_maps(run, rows, tmp_path, form):
     pytest.importorskip("safetensors")
     X, y, group = rows
-    persistence.save(ConceptSteering(n_probes=4).fit(X + 3 * np.eye(5)[y], y, group), tmp_path / "concept.safetensors")
+    persistence.save(
+        ConceptSteering(n_probes=4).fit(X + 3 * np.eye(5)[y], y, sensitive_features=group),
+        tmp_path / "concept.safetensors",
+    )
     code, _, err = run("export", tmp_path / "concept.safetensors", "--to", form, "-o", tmp_path / f"maps.{form}")
     assert code == 2
     assert "ConceptSteering is no transformer that moves rows by affine maps of their groups" in " ".join(err.split())
@@ -578,7 +581,7 @@ def test_bad_input_costs_a_sentence_and_nothing_else(run, map_file, monkeypatch,
 def test_the_page_runs(tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
     exec(compile(code, "export.md", "exec"), {})

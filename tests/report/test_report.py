@@ -365,7 +365,7 @@ def test_positive_class_and_own_classifier(fitted):
     assert found.n_folds == 3
     gaps = found.to_frame("gaps").set_index("measure")
     assert gaps.loc["equal_opportunity", "after"] == pytest.approx(found.after.by_class.value[0])
-    with pytest.raises(ValueError, match="pos_label='maybe' is no class; there are 'no', 'yes'"):
+    with pytest.raises(ValueError, match=r"pos_label='maybe'.*'no', 'yes'"):
         steering_report(steer, X, y, sensitive_features=group, pos_label="maybe", **QUICK)
 
 

@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import fairness_methods as fm
-from benchmarks import quality
 from benchmarks.fairness_methods import Table
+from benchmarks.quality import methods as quality
 from fairsteer import FairSteeringTransformer, ScoreAligner, metrics
 
 
