@@ -54,6 +54,7 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
             sensitive_features=problem.groups,
             pos_label=problem.positive,
             cv=settings.folds,
+            prepare=problem.prepare,
             min_rows=settings.min_rows,
             confidence_level=confidence,
         )
