@@ -24,24 +24,21 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.sparse import issparse
 from sklearn import config_context
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.metrics import get_scorer, make_scorer
 from sklearn.utils.metadata_routing import UNUSED, get_routing_for_object
 from sklearn.utils.validation import validate_data
 
 from fairsteer import metrics
 from fairsteer._utils.columns import column_positions, select_columns
-from fairsteer._utils.input import few
+from fairsteer._utils.input import check_classes, few
+from fairsteer._utils.labels import label_array
 from fairsteer.groups import GroupEncoder
+from fairsteer.metrics._gaps import MEASURES
+from fairsteer.metrics._rates import read_predictions
 
-_OWN_METRICS = {
-    metric.__name__: metric
-    for metric in (
-        metrics.demographic_parity_difference,
-        metrics.equal_opportunity_difference,
-        metrics.equalized_odds_difference,
-        metrics.tpr_gap_rms,
-    )
+_OWN_METRICS: dict[str, Callable[..., float]] = {
+    name: getattr(metrics, name) for name in MEASURES if hasattr(metrics, name)
 }
 
 
@@ -108,17 +105,47 @@ class _FairnessScorer(_GroupScorer):
         self, estimator: Any, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
     ) -> float:
         groups = self._groups(X, sensitive_features)
-        metric = _find_metric(self.metric)
-        params = {**self.metric_params, "sensitive_features": groups}
-        if metric in _OWN_METRICS.values() and hasattr(estimator, "classes_"):
-            # A fold may lack some of three classes; two are compared by another rule.
-            params.setdefault("labels", estimator.classes_)
         scorer = make_scorer(
-            metric, greater_is_better=self.greater_is_better, response_method=self.response_method, **params
+            partial(self._measure, getattr(estimator, "classes_", None), is_classifier(estimator)),
+            greater_is_better=self.greater_is_better,
+            response_method=self.response_method,
+            **{**self.metric_params, "sensitive_features": groups},
         )
         return _PerformanceScorer(scorer).score(
             estimator, X, y, sensitive_features=sensitive_features, sample_weight=sample_weight
         )
+
+    def _measure(self, classes: Any, classifies: bool, y_true: Any, y_pred: Any, **params: Any) -> float:
+        """Compute the metric, of predictions that are what the truth is, in rows of several groups."""
+        metric, params = _find_metric(self.metric), dict(params)
+        groups = params.pop("sensitive_features")
+        own = next((name for name, known in _OWN_METRICS.items() if metric is known), None)
+        weight = params.pop("sample_weight", None)
+        labels = params.pop("labels", None) if own else None
+        if labels is None and classes is not None and np.ndim(classes) == 1:
+            labels = _all_classes(classes, y_true)
+        if own or (classifies and self.response_method == "predict"):
+            pos_label = params.pop("pos_label", None) if own else None
+            tally = read_predictions(y_true, y_pred, groups, weight, pos_label, labels).tally()
+            self._check_several(tally.groups.tolist())
+            if own:
+                if params:
+                    msg = f"{own} has no parameter {few(map(repr, params))}."
+                    raise TypeError(msg)
+                return MEASURES[own](tally)
+        else:
+            self._check_several(GroupEncoder().fit(groups).groups_.tolist())
+        weights = {} if weight is None else {"sample_weight": weight}
+        return float(metric(y_true, y_pred, sensitive_features=groups, **params, **weights))
+
+    def _check_several(self, present: list[Any]) -> None:
+        if len(present) < 2:
+            msg = (
+                f"The scorer of {_name(self.metric)!r} has nothing to compare: the only group among these rows is "
+                f"{present[0]!r}. Split so that every fold has rows of several groups, for example by StratifiedKFold "
+                "on the groups."
+            )
+            raise ValueError(msg)
 
     def _groups(self, X: Any, sensitive_features: Any) -> Any:
         name = _name(self.metric)
@@ -142,13 +169,6 @@ class _FairnessScorer(_GroupScorer):
             names = getattr(probe, "feature_names_in_", None)
             positions = column_positions(self.sensitive_columns, X, names, probe.n_features_in_)
             groups = X.tocsr()[:, positions].toarray() if issparse(X) else select_columns(X, positions)
-        present = GroupEncoder().fit(groups).groups_.tolist()
-        if len(present) < 2:
-            msg = (
-                f"The scorer of {name!r} has nothing to compare: the only group among these rows is {present[0]!r}. "
-                "Split so that every fold has rows of several groups, for example by StratifiedKFold on the groups."
-            )
-            raise ValueError(msg)
         return groups
 
 
@@ -462,6 +482,14 @@ def _check_max_gap(max_gap: float) -> None:
     if not max_gap >= 0:
         msg = f"max_gap must be at least 0, got {max_gap!r}."
         raise ValueError(msg)
+
+
+def _all_classes(classes: Any, y_true: Any) -> Any:
+    """Classes that an estimator knows, and others of the rows, where some are known; None where none are."""
+    # A fold may lack some of three classes; two are compared by another rule. Or it has a class that training lacked.
+    known, true = np.asarray(classes), check_classes(y_true, y_true, "y_true")
+    labels = dict.fromkeys([*known.tolist(), *np.unique(true).tolist()])
+    return label_array(labels) if len(labels) < len(known) + len(np.unique(true)) else None
 
 
 def _name(metric: Any) -> str:

@@ -77,7 +77,7 @@ def gap_table(predicted: PredictedRows, confidence: float, min_rows: int, n_resa
     change = predicted.changes(confidence, min_rows, n_resamples, seed)
     measures = ["accuracy", *GAPS]
     table: Table = {"measure": measures}
-    for when, source in (("before", vars(before)), ("after", vars(after)), ("change", change)):
+    for when, source in (("before", before.measures), ("after", after.measures), ("change", change)):
         table |= as_columns(when, [source[name] for name in measures])
     return table
 
