@@ -37,11 +37,6 @@ from fairsteer.groups import GroupEncoder
 from fairsteer.metrics._gaps import MEASURES
 from fairsteer.metrics._rates import read_predictions
 
-_OWN_METRICS: dict[str, Callable[..., float]] = {
-    name: getattr(metrics, name) for name in MEASURES if hasattr(metrics, name)
-}
-
-
 # fairlearn names a derived metric by what it takes over the groups.
 _GREATER_IS_BETTER = {"_difference": False, "_ratio": True, "_group_min": True, "_group_max": False, "_gap_rms": False}
 
@@ -117,9 +112,9 @@ class _FairnessScorer(_GroupScorer):
 
     def _measure(self, classes: Any, classifies: bool, y_true: Any, y_pred: Any, **params: Any) -> float:
         """Compute the metric, of predictions that are what the truth is, in rows of several groups."""
-        metric, params = _find_metric(self.metric), dict(params)
+        params = dict(params)
         groups = params.pop("sensitive_features")
-        own = next((name for name, known in _OWN_METRICS.items() if metric is known), None)
+        own = _own_metric(self.metric)
         weight = params.pop("sample_weight", None)
         labels = params.pop("labels", None) if own else None
         if labels is None and classes is not None and np.ndim(classes) == 1:
@@ -136,7 +131,7 @@ class _FairnessScorer(_GroupScorer):
         else:
             self._check_several(GroupEncoder().fit(groups).groups_.tolist())
         weights = {} if weight is None else {"sample_weight": weight}
-        return float(metric(y_true, y_pred, sensitive_features=groups, **params, **weights))
+        return float(_find_metric(self.metric)(y_true, y_pred, sensitive_features=groups, **params, **weights))
 
     def _check_several(self, present: list[Any]) -> None:
         if len(present) < 2:
@@ -281,7 +276,8 @@ def fairness_scorer(
     True
     """
     name = _name(metric)
-    _find_metric(metric)
+    if _own_metric(metric) is None:
+        _find_metric(metric)
     if reserved := {"sensitive_features", "sample_weight"} & metric_params.keys():
         msg = f"{sorted(reserved)} belong to the rows that are scored: pass them there, not to fairness_scorer."
         raise ValueError(msg)
@@ -496,16 +492,20 @@ def _name(metric: Any) -> str:
     return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))
 
 
+def _own_metric(metric: Any) -> str | None:
+    """Name of a metric of this package's, None of any other."""
+    return next((name for name in MEASURES if metric == name or metric is getattr(metrics, name, None)), None)
+
+
 def _find_metric(metric: str | Callable[..., float]) -> Callable[..., float]:
+    """Find a metric that is not this package's."""
     if callable(metric):
         return metric
-    if metric in _OWN_METRICS:
-        return _OWN_METRICS[metric]
     try:
         import fairlearn.metrics
     except ImportError as error:
         msg = (
-            f"{metric!r} is not a gap of fairsteer.metrics ({few(map(repr, _OWN_METRICS))}), and fairlearn is not "
+            f"{metric!r} is not a gap of fairsteer.metrics ({few(map(repr, MEASURES))}), and fairlearn is not "
             "installed: pip install 'fairsteer[report]'."
         )
         raise ImportError(msg) from error
@@ -515,7 +515,7 @@ def _find_metric(metric: str | Callable[..., float]) -> Callable[..., float]:
         if name.endswith(tuple(_GREATER_IS_BETTER)) and "sensitive_features" in inspect.signature(candidate).parameters
     }
     if metric not in of_groups:
-        names = few(map(repr, [*_OWN_METRICS, *sorted(set(of_groups) - set(_OWN_METRICS))]), 50)
+        names = few(map(repr, [*MEASURES, *sorted(set(of_groups) - set(MEASURES))]), 50)
         msg = f"Neither fairsteer.metrics nor fairlearn.metrics compares groups by {metric!r}. There are {names}."
         raise ValueError(msg)
     found: Callable[..., float] = of_groups[metric]
