@@ -1,9 +1,17 @@
-"""Labels of classes and groups: distinct, in order, with their types, also as JSON."""
+"""Labels of classes and groups: distinct, in order, with their types, also as JSON.
+
+One rule holds for labels wherever they are met, at ``fit``, at ``predict``, in metrics and in files: they are compared
+by value, as Python does, and never turned into text. So ``1``, ``1.0`` and ``True`` are one label and ``"1"`` is
+another; labels of two kinds (numbers, text, bytes, tuples, …) are never equal, and messages name the kinds. ``None``,
+``NaN``, ``pd.NA``, ``NaT`` and masked values are no labels but missing.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -121,6 +129,35 @@ def count_missing(labels: Any) -> int:
     if labels.dtype.kind in "mM":
         return int(np.isnat(labels).sum())
     return sum(map(is_missing, labels.tolist())) if labels.dtype.kind == "O" else 0
+
+
+def kind_of(label: Any) -> str:
+    """Kind of a label; labels of two kinds are never equal. A boolean is the number 0 or 1."""
+    if isinstance(label, (Number, np.number, np.bool_)):
+        return "number"
+    return next((kind.__name__ for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label).__qualname__)
+
+
+def described(labels: list[Any], most: int = 5) -> str:
+    """Labels by type, for messages: ``integers 0, 1 and the strings 'a'``."""
+    names = {bool: "booleans", int: "integers", float: "floats", str: "strings", bytes: "bytes", tuple: "tuples"}
+    by_type: dict[str, list[Any]] = {}
+    for label in labels:
+        by_type.setdefault(names.get(type(label), f"{type(label).__name__} values"), []).append(label)
+    parts = []
+    for name, some in by_type.items():
+        rest = f" and {len(some) - most} more" if len(some) > most else ""
+        parts.append(f"{name} {', '.join(map(repr, islice(some, most)))}{rest}")
+    return " and the ".join(parts)
+
+
+def sorted_labels(labels: Iterable[Any]) -> list[Any]:
+    """Labels in their order; of several types, in one that does not depend on the order of the rows."""
+    labels = list(labels)
+    try:
+        return sorted(labels)
+    except TypeError:
+        return sorted(labels, key=lambda label: (type(label).__name__, repr(label)))
 
 
 def label_array(labels: Iterable[Any]) -> NDArray[Any]:
