@@ -15,7 +15,6 @@ from fairsteer.transformer._coordinates import SimpleCoordinates
 from fairsteer.transformer._maps import AffineMaps
 
 
-
 class Steps(NamedTuple):
     """Steps ``displacement[c] @ (x - centre[c]) + offset[c]`` that rows ``x`` with code ``c`` take."""
 
