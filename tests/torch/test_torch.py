@@ -500,7 +500,9 @@ def test_loading_a_state_brings_its_labels_along():
 
 
 def test_the_state_of_something_else_is_refused():
-    with pytest.raises(ValueError, match=r"has no 'displacement', 'offset', '_extra_state', only weight, bias"):
+    with pytest.raises(
+        ValueError, match=r"has no 'displacement', 'offset', '_centre.points', '_extra_state', only weight, bias"
+    ):
         SteeringModule.from_state_dict(nn.Linear(2, 2).state_dict())
 
 
