@@ -280,7 +280,7 @@ def test_model_and_measurement_stand_side_by_side(fitted, reported):
     np.testing.assert_allclose(classes["measured"], reported.after.by_class.value)
     assert len(table) == 2 * (3 + 1) + 1
     for text in (str(reported), reported.to_html()):
-        assert "model: bound" in text
+        assert "model:" in text
         assert "measured" in text
 
 
@@ -450,7 +450,7 @@ def test_too_few_held_out_rows_tell_nothing_of_the_divergence(make_data):
 
 def test_refusals(fitted, reported):
     steer, X, y, group = fitted
-    with pytest.raises(TypeError, match="takes a FairSteeringTransformer, not StandardScaler"):
+    with pytest.raises(TypeError, match="takes a fitted FairSteeringTransformer or classifier, not StandardScaler"):
         steering_report(StandardScaler().fit(X), X, y, sensitive_features=group)
     with pytest.raises(ValueError, match="There is no table 'gap'; there are 'divergence', 'gaps'"):
         reported.to_frame("gap")

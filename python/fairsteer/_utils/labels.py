@@ -217,3 +217,17 @@ def union_of_labels(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
 def positions_within(labels: NDArray[Any], within: NDArray[Any]) -> Codes:
     index = {label: i for i, label in enumerate(within.tolist())}
     return np.array([index[label] for label in labels.tolist()], dtype=np.int64)
+
+
+def label_text(label: Any) -> str:
+    """Text of a label for people: one line without control characters, never empty.
+
+    The parts of an intersection are joined by commas. What does not print, and would move a terminal's cursor or turn
+    the reading direction around, is escaped; text that ends in blanks is quoted.
+    """
+    if isinstance(label, tuple):
+        return ", ".join(map(label_text, label))
+    text = str(label)
+    if text != text.strip() or not text:
+        text = repr(text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
