@@ -9,7 +9,6 @@ import io
 import re
 import weakref
 from collections import OrderedDict, namedtuple
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -1452,21 +1451,3 @@ def test_from_text_through_a_hooked_encoder_is_steering_what_is_stored(transform
         through = np.stack([np.abs(steer.maps_[g][0]) @ row for g, row in zip(groups, rounding, strict=True)])
         from_stored = steer.transform(own, sensitive_features=groups)
         assert (np.abs(steered - from_stored) <= through + 1e-5 * np.abs(from_stored).max()).all()
-
-
-# ---- the pages
-
-
-def test_the_page_about_language_models_is_true(transformers, capsys):
-    page = (Path(__file__).parents[2] / "docs" / "language-models.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```(python|text)\n(.*?)```", page, flags=re.DOTALL)
-    names, printed = {}, []
-    for language, block in blocks:
-        if language == "python":
-            exec(compile(block, "language-models.md", "exec"), names)
-            printed += [line.rstrip() for line in capsys.readouterr().out.strip().splitlines()]
-        else:
-            lines = [line.rstrip() for line in block.strip().splitlines()]
-            shown, printed = printed, []
-            assert [re.sub(r"\d", "0", line) for line in shown] == [re.sub(r"\d", "0", line) for line in lines]
-    assert not printed
