@@ -6,8 +6,9 @@
 #pragma once
 
 #include "descent.hpp"
-#include "fairsteer/gaussian.hpp"
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/types.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer::detail {
 
@@ -25,9 +26,11 @@ class TwoClassProblem {
   TwoClassProblem(const Side& one, const Side& other);
 
   Matrix to_diagonal(const Matrix& B) const {
-    return left_.inverse * B * right_.inverse.transpose();
+    return linalg::product(linalg::product(left_.inverse, B), right_.inverse.transpose());
   }
-  Matrix from_diagonal(const Matrix& X) const { return left_.U * X * right_.U.transpose(); }
+  Matrix from_diagonal(const Matrix& X) const {
+    return linalg::product(linalg::product(left_.U, X), right_.U.transpose());
+  }
 
   /// Directions paired by the rearrangement inequality, ascending precision ratios with descending
   /// covariance ratios, signs by the differences of the means; with equal means the global optimum.
