@@ -96,7 +96,7 @@ def gap_table(
     change = predicted.changes(confidence_level, min_rows, n_resamples, random_state)
     measures = ["accuracy", *CRITERIA]
     table: Table = {"measure": measures}
-    for when, source in (("before", vars(before)), ("after", vars(after)), ("change", change)):
+    for when, source in (("before", before.measures), ("after", after.measures), ("change", change)):
         table |= as_columns(when, [source[name] for name in measures])
     return table
 
