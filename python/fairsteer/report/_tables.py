@@ -12,8 +12,8 @@ from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.ideal import IdealDistribution
-from fairsteer.metrics._intervals import GAPS as CRITERIA
 from fairsteer.metrics._intervals import Measured, MeasuredGaps, PredictedRows
+from fairsteer.metrics._rates import CRITERIA
 from fairsteer.transformer import FairSteeringTransformer
 
 Table = dict[str, list[Any]]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fairsteer._utils.labels import label_text
-from fairsteer.report._tables import CRITERIA, Table
+from fairsteer.metrics._rates import CRITERIA
+from fairsteer.report._tables import Table
 
 # Bars that a figure has room for.
 _MOST_BARS = 12
