@@ -347,7 +347,7 @@ def _unpack_transformer(
         raise ValueError(msg)
     ideal = kind is FairSteeringTransformer
     maps = unpack_ideal(block["ideal"], model, tensors) if ideal else _unpack_maps(kind, model, tensors)
-    transformer._solution = Solution.of(model, maps)
+    transformer._set_solution(Solution.of(model, maps))
     transformer.group_calibration_ = _unpack_calibration(block["calibration"], model.n_groups, tensors)
     _check_columns(transformer, moments.n_features)
     if block["output"] is not None:
@@ -409,5 +409,5 @@ def _unpack_calibration(slope: Any, n_groups: int, tensors: Tensors) -> GroupCal
 
 
 def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensors: Tensors) -> GroupMaps:
-    n_maps, d = 1 if kind is LeaceTransformer else model.n_groups, model.n_features
+    n_maps, d = 1 if kind.one_map else model.n_groups, model.n_features
     return GroupMaps(tensors.take("maps.linear", (n_maps, d, d)), tensors.take("maps.offset", (n_maps, d)))
