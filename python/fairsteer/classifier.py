@@ -157,6 +157,36 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         self.n_jobs = n_jobs
         self.verbose = verbose
 
+    @classmethod
+    def of_steering(
+        cls, steering: FairSteeringTransformer, strength: float | None = None
+    ) -> IdealDistributionClassifier:
+        """Bayes classifier of a steering that is fitted already.
+
+        Parameters
+        ----------
+        steering : FairSteeringTransformer
+            Fitted with class labels.
+        strength : float in [0, 1], default=None
+            Strength of its own; None: that of `steering`.
+
+        Returns
+        -------
+        IdealDistributionClassifier
+            Fitted; it shares what `steering` has learnt, but not its parameters.
+        """
+        check_is_fitted(steering, "moments_")
+        classifier = cls(steering=steering)
+        classifier.steering_ = copy.copy(steering)
+        if strength is not None:
+            classifier.steering_.set_params(strength=strength)
+        classifier.classes_ = steering.classes_
+        classifier.cost_matrix_ = classifier.estimator_ = classifier._alignment = None
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(steering, name):
+                setattr(classifier, name, getattr(steering, name))
+        return classifier
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         if self.steering is not None:
