@@ -1,10 +1,18 @@
-"""Labels of classes and groups: distinct, in order, with their types, also as JSON."""
+"""Labels of classes and groups: distinct, in order, with their types, also as JSON.
+
+One rule holds for labels wherever they are met, at ``fit``, at ``predict``, in metrics and in files: they are compared
+by value, as Python does, and never turned into text. So ``1``, ``1.0`` and ``True`` are one label and ``"1"`` is
+another; labels of two kinds (numbers, text, bytes, tuples, …) are never equal, and messages name the kinds. ``None``,
+``NaN``, ``pd.NA``, ``NaT`` and masked values are no labels but missing.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Iterable
+from itertools import islice
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -126,10 +134,53 @@ def _stored_dtype(dtype: np.dtype[Any]) -> str | None:
 def is_missing(value: Any) -> bool:
     if value is None:
         return True
+    if isinstance(value, (str, list, tuple, np.ndarray)):
+        return False
     try:
         return bool(value != value)  # NaN and NaT are the values that do not equal themselves
     except TypeError:
         return True  # pd.NA, whose comparison with anything is neither true nor false
+
+
+def count_missing(labels: Any) -> int:
+    """Count the missing values (``None``, ``NaN``, ``pd.NA``, ``NaT``, masked) of a one-dimensional array."""
+    masked = int(np.ma.getmaskarray(labels).sum()) if np.ma.isMaskedArray(labels) else 0
+    if masked:
+        return masked + count_missing(labels.compressed())
+    if labels.dtype.kind in "fc":
+        return int(np.isnan(labels).sum())
+    if labels.dtype.kind in "mM":
+        return int(np.isnat(labels).sum())
+    return sum(map(is_missing, labels.tolist())) if labels.dtype.kind == "O" else 0
+
+
+def kind_of(label: Any) -> str:
+    """Kind of a label; labels of two kinds are never equal. A boolean is the number 0 or 1."""
+    if isinstance(label, (Number, np.number, np.bool_)):
+        return "number"
+    return next((kind.__name__ for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label).__qualname__)
+
+
+def described(labels: list[Any], most: int = 5) -> str:
+    """Labels by type, for messages: ``integers 0, 1 and the strings 'a'``."""
+    names = {bool: "booleans", int: "integers", float: "floats", str: "strings", bytes: "bytes", tuple: "tuples"}
+    by_type: dict[str, list[Any]] = {}
+    for label in labels:
+        by_type.setdefault(names.get(type(label), f"{type(label).__name__} values"), []).append(label)
+    parts = []
+    for name, some in by_type.items():
+        rest = f" and {len(some) - most} more" if len(some) > most else ""
+        parts.append(f"{name} {', '.join(map(repr, islice(some, most)))}{rest}")
+    return " and the ".join(parts)
+
+
+def sorted_labels(labels: Iterable[Any]) -> list[Any]:
+    """Labels in their order; of several types, in one that does not depend on the order of the rows."""
+    labels = list(labels)
+    try:
+        return sorted(labels)
+    except TypeError:
+        return sorted(labels, key=lambda label: (type(label).__name__, repr(label)))
 
 
 def label_array(labels: Iterable[Any]) -> NDArray[Any]:
@@ -166,3 +217,17 @@ def union_of_labels(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
 def positions_within(labels: NDArray[Any], within: NDArray[Any]) -> Codes:
     index = {label: i for i, label in enumerate(within.tolist())}
     return np.array([index[label] for label in labels.tolist()], dtype=np.int64)
+
+
+def label_text(label: Any) -> str:
+    """Text of a label for people: one line without control characters, never empty.
+
+    The parts of an intersection are joined by commas. What does not print, and would move a terminal's cursor or turn
+    the reading direction around, is escaped; text that ends in blanks is quoted.
+    """
+    if isinstance(label, tuple):
+        return ", ".join(map(label_text, label))
+    text = str(label)
+    if text != text.strip() or not text:
+        text = repr(text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

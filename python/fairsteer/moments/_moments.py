@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from fairsteer import _core
+from fairsteer._utils.input import brief
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
@@ -365,6 +366,14 @@ class SubgroupMoments:
             _core.merge_moments(self.covariance, merged._sums(), tuple(map(_writable, part._sums())), cells)
         return merged
 
+    def __add__(self, other: Any) -> SubgroupMoments:
+        """Moments of the union of two data sets, see `merge`."""
+        return self.merge(other) if isinstance(other, SubgroupMoments) else NotImplemented
+
+    def __radd__(self, other: Any) -> SubgroupMoments:
+        """Let ``sum`` begin, which it does with 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     @property
     def _regularised(self) -> bool:
         return self._pooling > 0 or self._shrunk is not None
@@ -697,7 +706,15 @@ class SubgroupMoments:
             if not rows.any():
                 continue
             centred = X[rows] - self.means[y_codes[rows], group_codes[rows]]
-            fitted = np.asarray(clone(estimator).fit(centred).covariance_)
+            fitted = np.asarray(getattr(clone(estimator).fit(centred), "covariance_", None))
+            if fitted.shape != (self.n_features, self.n_features):
+                found = "none" if fitted.ndim == 0 else f"one of shape {fitted.shape}"
+                msg = (
+                    f"shrinkage={brief(estimator)} must give covariance_, of shape "
+                    f"{(self.n_features, self.n_features)}, once it is fitted; it gives {found}. Use a covariance "
+                    "estimator, such as sklearn.covariance.LedoitWolf()."
+                )
+                raise ValueError(msg)
             covariances[cell] = np.diag(fitted) if self.covariance == "diagonal" else fitted
         return covariances
 
