@@ -239,9 +239,9 @@ def test_partial_fit_adds_labels() -> None:
 def test_columns_must_be_those_of_fit() -> None:
     frame = pd.DataFrame({"sex": [0, 1], "old": [1, 0]})
     encoder = GroupEncoder().fit(frame)
-    with pytest.raises(ValueError, match=r"\['old', 'sex'\].*fitted on \['sex', 'old'\]"):
+    with pytest.raises(ValueError, match=r"'old', 'sex', but the groups were fitted on 'sex', 'old'"):
         encoder.encode(frame[["old", "sex"]])
-    with pytest.raises(ValueError, match=r"1 column.*fitted on 2 \(\['sex', 'old'\]\)"):
+    with pytest.raises(ValueError, match=r"1 column.*fitted on 2 \('sex', 'old'\)"):
         encoder.encode(frame["sex"])
     assert encoder.encode(frame.to_numpy()).tolist() == [0, 1]  # without names they are taken in order
     renamed = GroupEncoder().fit(frame[["sex"]]).encode(frame["sex"].rename("gender"))

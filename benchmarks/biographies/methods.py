@@ -255,7 +255,7 @@ class Scores:
         data = self._data
         change = clone(self._method.transformer)
         if isinstance(change, FairSteeringTransformer):
-            change = IdealDistributionClassifier(change)
+            change = IdealDistributionClassifier(steering=change)
         return change.fit(data.X[rows], data.y[rows], sensitive_features=data.group[rows])
 
 

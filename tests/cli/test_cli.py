@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from fairsteer.cli._errors import UsageError
+from fairsteer.cli._evaluate import deal_folds
+from fairsteer.cli._tabular import TableEncoder
 from sklearn.preprocessing import StandardScaler
 
 from fairsteer import persistence
 from fairsteer.baselines import MeanMatchingTransformer
 from fairsteer.cli import _jobs
-from fairsteer.cli._errors import UsageError
-from fairsteer.cli._evaluate import deal_folds
-from fairsteer.cli._tabular import TableEncoder
 from fairsteer.transformer import FairSteeringTransformer
 
 N_ROWS = 240

@@ -543,7 +543,10 @@ def test_command_exports_the_steering_of_a_classifier(run, rows, tmp_path):
 def test_command_refuses_what_moves_no_rows_by_maps(run, rows, tmp_path, form):
     pytest.importorskip("safetensors")
     X, y, group = rows
-    persistence.save(ConceptSteering(n_probes=4).fit(X + 3 * np.eye(5)[y], y, group), tmp_path / "concept.safetensors")
+    persistence.save(
+        ConceptSteering(n_probes=4).fit(X + 3 * np.eye(5)[y], y, sensitive_features=group),
+        tmp_path / "concept.safetensors",
+    )
     code, _, err = run("export", tmp_path / "concept.safetensors", "--to", form, "-o", tmp_path / f"maps.{form}")
     assert code == 2
     assert "ConceptSteering is no transformer that moves rows by affine maps of their groups" in " ".join(err.split())

@@ -135,7 +135,7 @@ def test_the_discriminant_is_that_of_the_classes_and_steering_closes_the_distanc
 
 def test_scores_of_a_classifier_that_takes_groups(fitted):
     steer, X, y, group = fitted
-    model = IdealDistributionClassifier(steer).fit(X, y, sensitive_features=group)
+    model = IdealDistributionClassifier(steering=steer).fit(X, y, sensitive_features=group)
     display = GroupScoreDisplay.from_estimator(model, X, sensitive_features=group)
     np.testing.assert_allclose(display.scores[""], model.decision_function(X, sensitive_features=group))
     assert display.ax_.get_xlabel() == "score of class yes"

@@ -212,7 +212,7 @@ def test_inference_treats_every_row_alone(data: Any, unknown_group: str) -> None
 @pytest.mark.parametrize("strength", [0, 0.5, 1])
 def test_the_classifier_infers_hard(data: Any, estimator: Any, method: str, strength: float) -> None:
     steering = FairSteeringTransformer(unknown_group="infer_hard", strength=strength)
-    classifier = IdealDistributionClassifier(steering, estimator)
+    classifier = IdealDistributionClassifier(estimator, steering)
     classifier.fit(data.X, data.y, sensitive_features=data.group)
     likeliest = classifier.steering_.predict_group_proba(data.X).argmax(axis=1)
     ask = getattr(classifier, method)

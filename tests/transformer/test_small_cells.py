@@ -305,7 +305,7 @@ def test_weights_are_repetitions_and_zeros_removals(covariance: str, small_cells
 @pytest.mark.parametrize("small_cells", ["pool", "merge"])
 def test_the_classifier_takes_small_subgroups(small_cells: str) -> None:
     X, y, a = unbalanced()
-    classifier = IdealDistributionClassifier(steering(min_cell_size=30, small_cells=small_cells))
+    classifier = IdealDistributionClassifier(steering=steering(min_cell_size=30, small_cells=small_cells))
     classifier.fit(X, y, sensitive_features=a)
     assert classifier.score(X, y, sensitive_features=a) > 0.4
 

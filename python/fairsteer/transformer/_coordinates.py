@@ -14,11 +14,23 @@ from sklearn.utils.validation import has_fit_parameter
 from fairsteer._utils.input import ROW_CHECKS, warn_caller
 from fairsteer._utils.types import Doubles, Floats
 
-#: Scalers that are affine maps of each feature: the parameter that centres and the centre, the parameter that scales.
-_SCALERS: dict[Any, tuple[tuple[str, str] | None, str | None]] = {
-    StandardScaler: (("with_mean", "mean_"), "with_std"),
-    RobustScaler: (("with_centering", "center_"), "with_scaling"),
-    MaxAbsScaler: (None, None),
+
+class Scaler(NamedTuple):
+    """A scaler of scikit-learn that is an affine map of each feature."""
+
+    arrays: tuple[str, ...]
+    """What ``fit`` makes, one number a feature."""
+    centred: tuple[str, str] | None = None
+    """Parameter that says whether rows are centred, and the centre."""
+    scaled: str | None = None
+    """Parameter that says whether they are scaled; None: always."""
+
+
+SCALERS: dict[Any, Scaler] = {
+    StandardScaler: Scaler(("mean_", "var_", "scale_"), ("with_mean", "mean_"), "with_std"),
+    MinMaxScaler: Scaler(("min_", "scale_", "data_min_", "data_max_", "data_range_")),
+    MaxAbsScaler: Scaler(("scale_", "max_abs_")),
+    RobustScaler: Scaler(("center_", "scale_"), ("with_centering", "center_"), "with_scaling"),
 }
 
 
@@ -43,12 +55,36 @@ class SimpleCoordinates(NamedTuple):
             return None
         if kind is MinMaxScaler:
             return cls(False, one * scaler.scale_, one * scaler.min_)
-        if kind not in _SCALERS:
+        if kind not in SCALERS:
             return None
-        centred, scaled = _SCALERS[kind]
+        _, centred, scaled = SCALERS[kind]
         scale = one / scaler.scale_ if scaled is None or getattr(scaler, scaled) else one
         centre = getattr(scaler, centred[1]) if centred is not None and getattr(scaler, centred[0]) else zero
         return cls(False, scale, -centre * scale)
+
+    def centres(self, weights: Doubles, means: Doubles, n_maps: int) -> Doubles:
+        """Points amid the features of every map's rows, relative to which its product loses no digits.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (n_classes, n_groups)
+            Weights of the subgroups.
+        means : ndarray of shape (n_classes, n_groups, d)
+            Their means, in these coordinates.
+        n_maps : int
+            The number of groups, or 1 where one map moves them all.
+
+        Returns
+        -------
+        ndarray of shape (n_maps, d)
+            Numbers of single precision, so that rows of any type subtract the same ones.
+        """
+        if n_maps == 1:
+            weights, means = weights.reshape(-1, 1), means.reshape(-1, 1, means.shape[-1])
+        points = np.einsum("ka,kaj->aj", weights / weights.sum(axis=0), means)
+        with np.errstate(over="ignore"):
+            centres = ((points - self.shift) / self.scale).astype(np.float32)
+        return np.where(np.isfinite(centres), centres, 0).astype(np.float64)
 
     def fold(self, matrices: Doubles, vectors: Doubles) -> None:
         """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large."""
