@@ -141,13 +141,13 @@ def mean_and_error(values: list[float]) -> str:
 
 def print_table(title: str, results: dict[tuple[str, str], Scores], of: str, pooling: tuple[Any, ...]) -> None:
     names = {TIED: "tied", FULL: "full", "chosen": "chosen"}
-    head = ["data", "alignment", *(names.get(p, f"pooled {p:g}" if p != "chosen" else p) for p in pooling)]
+    head = ["data", "map_type", *(names.get(p, f"pooled {p:g}" if p != "chosen" else p) for p in pooling)]
     print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for (data, alignment), scores in results.items():
+    for (data, map_type), scores in results.items():
         table = getattr(scores, of)
         best = min(pooling, key=lambda p: np.mean(table[p]))
         cells = [f"**{mean_and_error(table[p])}**" if p == best else mean_and_error(table[p]) for p in pooling]
-        print(f"| {' | '.join([data, alignment, *cells])} |")
+        print(f"| {' | '.join([data, map_type, *cells])} |")
 
 
 def data_sets(arguments: argparse.Namespace) -> dict[str, Rows]:
@@ -171,7 +171,7 @@ def main() -> int:
     datasets.add_data_option(parser)
     parser.add_argument("--halves", type=int, default=5, help="random halves")
     parser.add_argument("--only", metavar="NAME", help="data sets whose name contains it")
-    parser.add_argument("--alignment", choices=["symmetric", "affine"], nargs="+", default=["symmetric", "affine"])
+    parser.add_argument("--map_type", choices=["symmetric", "affine"], nargs="+", default=["symmetric", "affine"])
     parser.add_argument("--intervention", choices=["all_subgroups", "affirmative"], default="affirmative")
     parser.add_argument("--large", action="store_true", help="adds the biographies in more dimensions (many minutes)")
     arguments = parser.parse_args()
@@ -189,12 +189,12 @@ def main() -> int:
         d = rows.transformed(np.ones(len(rows.y), dtype=bool)).shape[1]
         print(f"| {name} | {len(rows.y):,} | {len(rows.classes)} | {len(rows.groups)} | {d} | {cells.min()} |")
     for name, rows in chosen.items():
-        for alignment in arguments.alignment:
-            options = {"alignment": alignment, "intervention": arguments.intervention}
-            results[name, alignment] = scores = evaluate(rows, arguments.halves, options)
+        for map_type in arguments.map_type:
+            options = {"map_type": map_type, "intervention": arguments.intervention}
+            results[name, map_type] = scores = evaluate(rows, arguments.halves, options)
             picked = ", ".join({TIED: "tied", FULL: "full"}.get(p, f"{p:g}") for p in scores.chosen)
             print(
-                f"{name}, {alignment}: {scores.seconds:.1f} s; chosen: {picked}; fits that did not converge: "
+                f"{name}, {map_type}: {scores.seconds:.1f} s; chosen: {picked}; fits that did not converge: "
                 f"{scores.not_converged}; KL(one half || other half), no ideal: {mean_and_error(scores.noise)}",
                 file=sys.stderr,
                 flush=True,

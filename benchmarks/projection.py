@@ -167,7 +167,7 @@ def symmetric(arguments: argparse.Namespace) -> None:
         moments, problem = as_moments(data), rivals.group_problem(data, CANONICAL, MOVED)
 
         def ours(moments: SubgroupMoments = moments) -> IdealDistribution:
-            return affirmative(moments, alignment="symmetric", covariance="full", tol=1e-9)
+            return affirmative(moments, map_type="symmetric", covariance="full", tol=1e-9)
 
         for solver, options in CONIC.items():
             program = rivals.ConicSymmetric(problem)
@@ -204,7 +204,7 @@ def symmetric(arguments: argparse.Namespace) -> None:
         arguments.limit,
         intervention="affirmative",
         reference_group=rows.groups[CANONICAL],
-        alignment="symmetric",
+        map_type="symmetric",
         covariance="full",
     )
     describe("affirmative", solved, arguments.limit)
@@ -214,7 +214,7 @@ def symmetric(arguments: argparse.Namespace) -> None:
         print(f"{'':<31}the moved group's {solved.of_moved:.6g}, above the optimum by at most {gap:.1e} nats")
     describe(
         "all subgroups",
-        solve_apart(moments, arguments.limit, alignment="symmetric", covariance="full"),
+        solve_apart(moments, arguments.limit, map_type="symmetric", covariance="full"),
         arguments.limit,
     )
 
@@ -410,9 +410,9 @@ def outcome(moments: SubgroupMoments, options: dict[str, Any]) -> tuple[str, str
 def conditioning(arguments: argparse.Namespace) -> None:
     limit = min(60.0, arguments.limit)
     columns: dict[str, dict[str, Any]] = {
-        "affirmative symmetric": {"intervention": "affirmative", "alignment": "symmetric"},
+        "affirmative symmetric": {"intervention": "affirmative", "map_type": "symmetric"},
         "affirmative affine": {"intervention": "affirmative"},
-        "all subgroups symmetric": {"alignment": "symmetric"},
+        "all subgroups symmetric": {"map_type": "symmetric"},
         "all subgroups affine": {},
     }
     notes: dict[str, int] = {}

@@ -484,7 +484,7 @@ def affine_map(problem: GroupProblem, starts: int = 10, start: Array | None = No
     return best
 
 
-def diagonal_map(w: Array, nu: Array, C: Array, mu: Array, Sigma: Array, alignment: str) -> Array:
+def diagonal_map(w: Array, nu: Array, C: Array, mu: Array, Sigma: Array, map_type: str) -> Array:
     """§8 feature by feature: the diagonal of ``B``, (d,). "affine" takes the sign of the lower objective."""
     present = w > 0
     w, nu, C, mu, P = w[present, None], nu[present], C[present], mu[present], 1 / Sigma[present]
@@ -494,7 +494,7 @@ def diagonal_map(w: Array, nu: Array, C: Array, mu: Array, Sigma: Array, alignme
     A = np.sum(weight * (C + nu_c**2), axis=0)
     b = np.sum(weight * nu_c * mu_c, axis=0)
     gamma = (np.abs(b) + np.sqrt(b**2 + 4 * A)) / (2 * A)
-    if alignment == "affine":
+    if map_type == "affine":
         return np.asarray(np.where(b >= 0, gamma, -gamma))
     return np.asarray((b + np.sqrt(b**2 + 4 * A)) / (2 * A))
 
@@ -557,8 +557,8 @@ def pooled(data: Moments) -> Moments:
 class _State:
     """The unknowns of §7, and how each is updated with the others held."""
 
-    def __init__(self, data: Moments, alignment: str, pinned: int | None) -> None:
-        self.data, self.alignment, self.pinned = data, alignment, pinned
+    def __init__(self, data: Moments, map_type: str, pinned: int | None) -> None:
+        self.data, self.map_type, self.pinned = data, map_type, pinned
         self.kind = data.covariance
         self.K, self.G = data.weights.shape
         self.d = data.means.shape[2]
@@ -607,11 +607,11 @@ class _State:
         w = np.where(self.present[:, a] & self.known, self.p, 0)
         mu, Sigma = self.data.means[:, a], self.group_covariances(a)
         if self.kind == "diagonal":
-            self.B[a] = diagonal_map(w, self.nu, self.C, mu, Sigma, self.alignment)
+            self.B[a] = diagonal_map(w, self.nu, self.C, mu, Sigma, self.map_type)
             self.m[a] = diagonal_shift(w, self.nu, mu, Sigma, self.B[a])
             return
         problem = GroupProblem(w, self.nu, self.C, mu, Sigma)
-        if self.alignment == "affine":
+        if self.map_type == "affine":
             self.B[a] = affine_map(problem, start=self.B[a] if self.mapped else None)
         elif self.pinned is None:
             self.B[a] = symmetric_map(w, self.nu, self.C, mu, Sigma)
@@ -703,12 +703,12 @@ def frame(state: _State) -> tuple[Array, Array]:
 
 
 def alternate(
-    data: Moments, alignment: str, pinned: int | None, max_iter: int, tol: float
+    data: Moments, map_type: str, pinned: int | None, max_iter: int, tol: float
 ) -> tuple[_State, list[float], bool]:
     """§7 from each group's own family: the best end, the divergence after every round, whether it converged."""
     runs = []
     for g in range(data.weights.shape[1]):
-        state = _State(data, alignment, pinned)
+        state = _State(data, map_type, pinned)
         state.start_from(g)
         state.mapped = True
         path = [state.value()[0]]
@@ -732,7 +732,7 @@ def alternate(
 
 
 def reduced_alternation(
-    data: Moments, alignment: str, pinned: int | None, max_iter: int, tol: float
+    data: Moments, map_type: str, pinned: int | None, max_iter: int, tol: float
 ) -> tuple[_State, list[float], bool]:
     """The same for tied covariances and affine maps, in the span of the whitened class-mean differences (§7).
 
@@ -740,11 +740,11 @@ def reduced_alternation(
     is decided is decided there.
     """
     assert data.covariance == "tied"
-    assert alignment == "affine"
+    assert map_type == "affine"
     K, G, d = data.means.shape
     r = min(d, K - 1)
     if r == 0 or r == d:
-        return alternate(data, alignment, pinned, max_iter, tol)
+        return alternate(data, map_type, pinned, max_iter, tol)
     means = np.zeros((K, G, r))
     for a in range(G):
         seen = data.weights[:, a] > 0
@@ -754,8 +754,8 @@ def reduced_alternation(
         Q, _ = np.linalg.qr(whitened[:, 1:] - whitened[:, :1])
         means[seen, a, : Q.shape[1]] = (Q.T @ whitened).T
     small = Moments(data.weights, means, np.tile(np.eye(r), (G, 1, 1)), "tied")
-    inner, path, converged = alternate(small, alignment, pinned, max_iter, tol)
-    state = _State(data, alignment, pinned)
+    inner, path, converged = alternate(small, map_type, pinned, max_iter, tol)
+    state = _State(data, map_type, pinned)
     state.p, state.r = inner.p, inner.r
     state.nu = np.hstack([inner.nu, np.zeros((K, d - r))])
     state.C = linalg.block_diag(inner.C, np.eye(d - r))
@@ -769,7 +769,7 @@ def settled_frame(state: _State) -> tuple[Array, Array]:
 
     Starts in the coordinates of the heaviest group. The ideal distribution does not change.
     """
-    if state.kind != "tied" or state.alignment != "affine":
+    if state.kind != "tied" or state.map_type != "affine":
         return frame(state)
     F = state.B[int(np.argmax(state.data.weights.sum(axis=0)))]
     f = np.zeros(state.d)
@@ -791,7 +791,7 @@ def nearest_ideal(
     *,
     intervention: str = "all_subgroups",
     reference: int | None = None,
-    alignment: str = "affine",
+    map_type: str = "affine",
     covariance: str = "tied",
     max_iter: int = 2000,
     tol: float = 1e-13,
@@ -824,15 +824,15 @@ def nearest_ideal(
     G = data.weights.shape[1]
 
     if affirmative:
-        state = _State(data, alignment, pinned=None)
+        state = _State(data, map_type, pinned=None)
         state.start_from(reference)
         path, converged = [state.value()[0]], True
     else:
         pinned = None
-        if alignment == "symmetric" and covariance != "diagonal":
+        if map_type == "symmetric" and covariance != "diagonal":
             pinned = int(np.argmax(usable_weights(data.weights).sum(axis=1)))
         alternation = reduced_alternation if reduce else alternate
-        state, path, converged = alternation(data, alignment, pinned, max_iter, tol)
+        state, path, converged = alternation(data, map_type, pinned, max_iter, tol)
 
     diagonal = covariance == "diagonal"
     d = state.d

@@ -18,8 +18,8 @@ from fairsteer.moments import SubgroupMoments
 
 KINDS = ["tied", "full", "diagonal"]
 INTERVENTIONS = ["all_subgroups", "affirmative"]
-ALIGNMENTS = ["affine", "symmetric"]
-EVERY = list(itertools.product(KINDS, INTERVENTIONS, ALIGNMENTS))
+MAP_TYPES = ["affine", "symmetric"]
+EVERY = list(itertools.product(KINDS, INTERVENTIONS, MAP_TYPES))
 CLASSES, GROUPS = ["no", "maybe", "yes"], [("f", 0), ("m", 1), ("x", 2)]
 K, G, D = 3, 3, 4
 
@@ -34,10 +34,10 @@ def statistics(kind, seed=0, d=D):
 
 
 @functools.cache
-def labelled(kind, intervention, alignment):
+def labelled(kind, intervention, map_type):
     data = statistics(kind)
     moments = given(data, classes=CLASSES, groups=GROUPS)
-    options = {"intervention": intervention, "alignment": alignment, "covariance": kind}
+    options = {"intervention": intervention, "map_type": map_type, "covariance": kind}
     return data, moments, nearest_ideal(moments, **options)
 
 
@@ -58,14 +58,14 @@ def canonical_covariance(ideal, k):
 # ---
 # What comes back
 # ---
-@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
-def test_shapes_labels_and_options(kind, intervention, alignment):
-    data, _, ideal = labelled(kind, intervention, alignment)
+@pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
+def test_shapes_labels_and_options(kind, intervention, map_type):
+    data, _, ideal = labelled(kind, intervention, map_type)
     assert list(ideal.classes) == CLASSES
     assert list(ideal.groups) == GROUPS
-    assert (ideal.intervention, ideal.alignment, ideal.covariance) == (
+    assert (ideal.intervention, ideal.map_type, ideal.covariance) == (
         intervention,
-        alignment,
+        map_type,
         kind,
     )
     assert ideal.weights.shape == ideal.cell_divergence.shape == (K, G)
@@ -86,9 +86,9 @@ def test_shapes_labels_and_options(kind, intervention, alignment):
     assert ideal.n_iter >= 1
 
 
-@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
-def test_results_cannot_be_changed(kind, intervention, alignment):
-    _, _, ideal = labelled(kind, intervention, alignment)
+@pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
+def test_results_cannot_be_changed(kind, intervention, map_type):
+    _, _, ideal = labelled(kind, intervention, map_type)
     for name in ["kl_divergence", "weights", "maps"]:
         with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
             setattr(ideal, name, None)
@@ -126,9 +126,9 @@ def test_reference_group_is_named_or_the_heaviest():
     assert nearest_ideal(moments).reference_group is None
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_affirmative_leaves_the_reference_exactly_alone(kind, alignment):
+def test_affirmative_leaves_the_reference_exactly_alone(kind, map_type):
     data = statistics(kind)
     moments = given(data, classes=CLASSES, groups=GROUPS)
     for g, group in enumerate(GROUPS):
@@ -136,7 +136,7 @@ def test_affirmative_leaves_the_reference_exactly_alone(kind, alignment):
             moments,
             intervention="affirmative",
             reference_group=group,
-            alignment=alignment,
+            map_type=map_type,
             covariance=kind,
         )
         A, b = ideal.maps[group]
@@ -156,9 +156,9 @@ def test_affirmative_leaves_the_reference_exactly_alone(kind, alignment):
 # ---
 # The parts agree with each other
 # ---
-@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
-def test_every_group_is_the_canonical_family_seen_through_its_map(kind, intervention, alignment):
-    _, _, ideal = labelled(kind, intervention, alignment)
+@pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
+def test_every_group_is_the_canonical_family_seen_through_its_map(kind, intervention, map_type):
+    _, _, ideal = labelled(kind, intervention, map_type)
     for k, (a, group) in itertools.product(range(K), enumerate(GROUPS)):
         A, b = ideal.maps[group]
         np.testing.assert_allclose(A @ ideal.means[k, a] + b, ideal.canonical_means[k], rtol=1e-9, atol=1e-9)
@@ -170,9 +170,9 @@ def test_every_group_is_the_canonical_family_seen_through_its_map(kind, interven
         )
 
 
-@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
-def test_subgroup_maps_are_the_optimal_transport_onto_the_ideal(kind, intervention, alignment):
-    data, _, ideal = labelled(kind, intervention, alignment)
+@pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
+def test_subgroup_maps_are_the_optimal_transport_onto_the_ideal(kind, intervention, map_type):
+    data, _, ideal = labelled(kind, intervention, map_type)
     for (k, klass), (a, group) in itertools.product(enumerate(CLASSES), enumerate(GROUPS)):
         W, b = ideal.subgroup_maps[klass, group]
         Sigma = matrix(reference.cell_covariance(data.covariances, kind, k, a))
@@ -185,9 +185,9 @@ def test_subgroup_maps_are_the_optimal_transport_onto_the_ideal(kind, interventi
         np.testing.assert_allclose(W, expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
-def test_divergence_and_certificate_are_those_of_the_returned_distribution(kind, intervention, alignment):
-    data, _, ideal = labelled(kind, intervention, alignment)
+@pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
+def test_divergence_and_certificate_are_those_of_the_returned_distribution(kind, intervention, map_type):
+    data, _, ideal = labelled(kind, intervention, map_type)
     kl, cells = reference.divergence(ideal.weights, ideal.means, ideal.covariances, data)
     assert ideal.kl_divergence == pytest.approx(kl, rel=1e-9, abs=1e-12)
     np.testing.assert_allclose(ideal.cell_divergence, cells, rtol=1e-8, atol=1e-10)
@@ -201,9 +201,9 @@ def test_divergence_and_certificate_are_those_of_the_returned_distribution(kind,
         assert bound.max() <= 1
 
 
-@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
-def test_log_posterior_is_the_bayes_posterior_of_the_ideal_group_by_group(kind, intervention, alignment):
-    _, _, ideal = labelled(kind, intervention, alignment)
+@pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
+def test_log_posterior_is_the_bayes_posterior_of_the_ideal_group_by_group(kind, intervention, map_type):
+    _, _, ideal = labelled(kind, intervention, map_type)
     X = 2 * np.random.default_rng(0).standard_normal((20, D))
     for a, group in enumerate(GROUPS):
         joint = np.column_stack(
@@ -221,23 +221,23 @@ def test_log_posterior_is_the_bayes_posterior_of_the_ideal_group_by_group(kind, 
         np.testing.assert_allclose(np.exp(actual).sum(axis=1), 1)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_objective_never_increases(kind, alignment):
+def test_the_objective_never_increases(kind, map_type):
     for seed in range(4):
         moments = given(statistics(kind, seed))
-        ideal = nearest_ideal(moments, alignment=alignment, covariance=kind)
+        ideal = nearest_ideal(moments, map_type=map_type, covariance=kind)
         path = np.asarray(ideal.objective_path)
         assert (np.diff(path) <= 1e-12).all()
         assert path[-1] == pytest.approx(ideal.kl_divergence, abs=1e-12)
 
 
 def test_diagonal_maps_are_diagonal():
-    for intervention, alignment in itertools.product(INTERVENTIONS, ALIGNMENTS):
-        _, _, ideal = labelled("diagonal", intervention, alignment)
+    for intervention, map_type in itertools.product(INTERVENTIONS, MAP_TYPES):
+        _, _, ideal = labelled("diagonal", intervention, map_type)
         for A, _ in ideal.maps.values():
             np.testing.assert_array_equal(A, np.diag(np.diag(A)))
-            assert alignment == "affine" or (np.diag(A) > 0).all()
+            assert map_type == "affine" or (np.diag(A) > 0).all()
 
 
 def test_affine_reflects_where_that_is_nearer_and_symmetric_never_does():
@@ -248,7 +248,7 @@ def test_affine_reflects_where_that_is_nearer_and_symmetric_never_does():
     affine = nearest_ideal(moments, **options)
     np.testing.assert_allclose(affine.maps[1][0], [[-1.0]], atol=1e-12)
     assert affine.kl_divergence == pytest.approx(0, abs=1e-12)
-    symmetric = nearest_ideal(moments, alignment="symmetric", **options)
+    symmetric = nearest_ideal(moments, map_type="symmetric", **options)
     assert symmetric.maps[1][0] > 0
     assert symmetric.kl_divergence > 1
 
@@ -277,10 +277,10 @@ def displacement(data, maps):
     return total
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_frame_of_all_subgroups_moves_the_data_least(kind, alignment):
-    data, _, ideal = labelled(kind, "all_subgroups", alignment)
+def test_the_frame_of_all_subgroups_moves_the_data_least(kind, map_type):
+    data, _, ideal = labelled(kind, "all_subgroups", map_type)
     least = displacement(data, ideal.maps.values())
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -307,14 +307,14 @@ def test_the_isometries_that_tied_covariances_leave_free_move_the_data_least(sha
 # The same as the reference
 # ---
 @pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (3, 2, 6), (5, 3, 2)], ids=str)
-@pytest.mark.parametrize(("kind", "alignment"), list(itertools.product(KINDS, ALIGNMENTS)))
-def test_affirmative_equals_the_reference(kind, alignment, shape):
+@pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
+def test_affirmative_equals_the_reference(kind, map_type, shape):
     data = problems.statistics(*shape, covariance=kind, seed=sum(shape))
-    options = {"intervention": "affirmative", "alignment": alignment, "covariance": kind}
+    options = {"intervention": "affirmative", "map_type": map_type, "covariance": kind}
     expected = reference.nearest_ideal(data, **options)
     ideal = nearest_ideal(given(data), **options)
     np.testing.assert_allclose(ideal.weights, expected.weights, rtol=1e-10)
-    if (kind, alignment) == ("full", "affine"):
+    if (kind, map_type) == ("full", "affine"):
         assert_as_near(ideal, expected, n_classes=shape[0])
         return
     assert ideal.kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-8)
@@ -335,13 +335,13 @@ def assert_as_near(ideal, expected, n_classes):
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (3, 3, 4)], ids=str)
-@pytest.mark.parametrize(("kind", "alignment"), list(itertools.product(KINDS, ALIGNMENTS)))
-def test_all_subgroups_equals_the_reference(kind, alignment, shape):
+@pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
+def test_all_subgroups_equals_the_reference(kind, map_type, shape):
     data = problems.statistics(*shape, covariance=kind, seed=sum(shape))
-    options = {"alignment": alignment, "covariance": kind}
+    options = {"map_type": map_type, "covariance": kind}
     expected = reference.nearest_ideal(data, tol=1e-12, **options)
     ideal = nearest_ideal(given(data), tol=1e-12, max_iter=5000, **options)
-    if (kind, alignment) == ("full", "affine"):
+    if (kind, map_type) == ("full", "affine"):
         assert_as_near(ideal, expected, n_classes=shape[0])
         return
     assert ideal.kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-7)
@@ -350,12 +350,12 @@ def test_all_subgroups_equals_the_reference(kind, alignment, shape):
     np.testing.assert_allclose(ideal.covariances, expected.covariances, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "alignment"), list(itertools.product(KINDS, ALIGNMENTS)))
-def test_the_default_tolerance_is_in_nats(kind, alignment):
+@pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
+def test_the_default_tolerance_is_in_nats(kind, map_type):
     for seed in range(3):
         moments = given(statistics(kind, seed))
-        loose = nearest_ideal(moments, covariance=kind, alignment=alignment)
-        tight = nearest_ideal(moments, covariance=kind, alignment=alignment, tol=1e-13, max_iter=9000)
+        loose = nearest_ideal(moments, covariance=kind, map_type=map_type)
+        tight = nearest_ideal(moments, covariance=kind, map_type=map_type, tol=1e-13, max_iter=9000)
         assert loose.kl_divergence - tight.kl_divergence < 2e-5 * max(1, tight.kl_divergence)
 
 
@@ -367,19 +367,19 @@ def test_tied_pools_full_moments():
     np.testing.assert_allclose(ideal.covariances, pooled.covariances, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
-def test_the_same_statistics_give_the_same_bits(kind, intervention, alignment):
-    _, moments, ideal = labelled(kind, intervention, alignment)
-    again = nearest_ideal(moments, intervention=intervention, alignment=alignment, covariance=kind)
+@pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
+def test_the_same_statistics_give_the_same_bits(kind, intervention, map_type):
+    _, moments, ideal = labelled(kind, intervention, map_type)
+    again = nearest_ideal(moments, intervention=intervention, map_type=map_type, covariance=kind)
     assert again.kl_divergence == ideal.kl_divergence
     for group in GROUPS:
         np.testing.assert_array_equal(again.maps[group][0], ideal.maps[group][0])
         np.testing.assert_array_equal(again.maps[group][1], ideal.maps[group][1])
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_classes_and_groups_does_not_matter(kind, alignment):
+def test_the_order_of_classes_and_groups_does_not_matter(kind, map_type):
     data = statistics(kind)
     classes, groups = [2, 0, 1], [1, 2, 0]
     shuffled = reference.Moments(
@@ -388,7 +388,7 @@ def test_the_order_of_classes_and_groups_does_not_matter(kind, alignment):
         data.covariances[groups] if kind == "tied" else data.covariances[np.ix_(classes, groups)],
         kind,
     )
-    options = {"alignment": alignment, "covariance": kind, "tol": 1e-12, "max_iter": 5000}
+    options = {"map_type": map_type, "covariance": kind, "tol": 1e-12, "max_iter": 5000}
     ideal = nearest_ideal(given(data), **options)
     other = nearest_ideal(given(shuffled), **options)
     assert other.kl_divergence == pytest.approx(ideal.kl_divergence, rel=1e-8)
@@ -401,21 +401,21 @@ def test_the_order_of_classes_and_groups_does_not_matter(kind, alignment):
 # ---
 # Empty cells, refusals
 # ---
-@pytest.mark.parametrize(("kind", "intervention", "alignment"), EVERY)
-def test_an_empty_cell_warns_and_equals_the_reference(kind, intervention, alignment):
+@pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
+def test_an_empty_cell_warns_and_equals_the_reference(kind, intervention, map_type):
     data = problems.statistics(3, 3, 2, covariance=kind, seed=5)
     data.weights[1, 2] = 0
     data.means[1, 2] = 0
     if kind != "tied":
         data.covariances[1, 2] = 0
     moments = given(data, classes=CLASSES, groups=GROUPS)
-    options = {"intervention": intervention, "alignment": alignment, "covariance": kind}
+    options = {"intervention": intervention, "map_type": map_type, "covariance": kind}
     with pytest.warns(UserWarning, match="maybe") as caught:
         ideal = nearest_ideal(moments, tol=1e-12, max_iter=5000, **options)
     assert "('x', 2)" in str(caught[0].message)
     expected = reference.nearest_ideal(data, tol=1e-12, **options)
     assert ideal.cell_divergence[1, 2] == 0
-    if (kind, alignment) == ("full", "affine"):
+    if (kind, map_type) == ("full", "affine"):
         assert_as_near(ideal, expected, n_classes=3)
     else:
         assert ideal.kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-6)
@@ -426,21 +426,21 @@ def test_an_empty_cell_warns_and_equals_the_reference(kind, intervention, alignm
     assert set(ideal.subgroup_maps) == set(itertools.product(CLASSES, GROUPS)) - {("maybe", GROUPS[2])}
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_class_that_the_reference_group_lacks_follows_from_the_others(kind, alignment):
+def test_a_class_that_the_reference_group_lacks_follows_from_the_others(kind, map_type):
     data = problems.statistics(3, 3, 2, covariance=kind, seed=5)
     data.weights[1, 0] = 0
     data.means[1, 0] = 0
     if kind != "tied":
         data.covariances[1, 0] = 0
-    options = {"intervention": "affirmative", "alignment": alignment, "covariance": kind}
+    options = {"intervention": "affirmative", "map_type": map_type, "covariance": kind}
     with pytest.warns(UserWarning, match="No row"):
         ideal = nearest_ideal(given(data), reference_group=0, **options)
     np.testing.assert_array_equal(ideal.maps[0][0], np.eye(2))
     known = [0, 2]
     np.testing.assert_allclose(ideal.canonical_means[known], data.means[known, 0], atol=1e-10)
-    if (kind, alignment) == ("full", "affine"):
+    if (kind, map_type) == ("full", "affine"):
         # The shared classes decide the maps, and several maps may serve them about equally well.
         return
     expected = reference.nearest_ideal(data, reference=0, **options)
@@ -465,9 +465,9 @@ def test_a_group_that_the_ideal_all_but_leaves_out_is_named():
     means = np.array([[[0.0], [0.0]], [[1.0], [-40.0]]])
     far = SubgroupMoments.from_statistics([[3, 1], [3, 1]], means, np.repeat(covariances, 2, axis=0), groups=["m", "f"])
     with pytest.warns(UserWarning, match=r"all but leaves out group 'f': its share falls from 0\.25 to .*affirmative"):
-        ideal = nearest_ideal(far, alignment="symmetric", covariance="full")
+        ideal = nearest_ideal(far, map_type="symmetric", covariance="full")
     assert ideal.group_prior[1] < 0.01 * 0.25
-    kept = nearest_ideal(far, alignment="symmetric", covariance="full", intervention="affirmative")
+    kept = nearest_ideal(far, map_type="symmetric", covariance="full", intervention="affirmative")
     np.testing.assert_allclose(kept.group_prior, [0.75, 0.25])
 
 
@@ -485,7 +485,7 @@ def test_groups_that_share_no_class_are_refused():
     ("option", "value"),
     [
         ("intervention", "affirm"),
-        ("alignment", "rigid"),
+        ("map_type", "rigid"),
         ("covariance", "spherical"),
         ("max_iter", 0),
         ("max_iter", 2.5),
@@ -583,13 +583,13 @@ HARD = [
 @pytest.mark.parametrize("case", HARD)
 def test_nothing_becomes_nan(case, shrinkage):
     X, y, a = hard_rows(case)
-    for kind, intervention, alignment in EVERY:
+    for kind, intervention, map_type in EVERY:
         moments = SubgroupMoments(X.shape[1], classes=[0, 1], groups=[0, 1], covariance=kind)
         moments = moments.update(X, y, a).shrink(shrinkage)
-        options = {"intervention": intervention, "alignment": alignment, "covariance": kind, "max_iter": 50}
+        options = {"intervention": intervention, "map_type": map_type, "covariance": kind, "max_iter": 50}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            if case == "condition 1e12" and shrinkage is None and alignment == "symmetric" and kind != "diagonal":
+            if case == "condition 1e12" and shrinkage is None and map_type == "symmetric" and kind != "diagonal":
                 # It takes the square root of a covariance, which double precision does not hold here.
                 with pytest.raises(np.linalg.LinAlgError, match="condition number"):
                     nearest_ideal(moments, **options)

@@ -20,7 +20,7 @@ from fairsteer.ideal import nearest_ideal
 from fairsteer.moments import SubgroupMoments
 
 KINDS = ["tied", "full", "diagonal"]
-ALIGNMENTS = ["affine", "symmetric"]
+MAP_TYPES = ["affine", "symmetric"]
 INTERVENTIONS = ["all_subgroups", "affirmative"]
 TIGHT = {"tol": 1e-13, "max_iter": 10_000}
 
@@ -110,7 +110,7 @@ def test_full_affine_optimum_is_stationary(n_classes, d):
     B = np.linalg.inv(ideal.maps[1][0])
     # B^T grad f is the derivative along B -> B (I + D), the same in all units.
     assert np.linalg.norm(B.T @ problem.gradient(B)) < 1e-5
-    symmetric = solve(data, intervention="affirmative", reference_group=0, alignment="symmetric")
+    symmetric = solve(data, intervention="affirmative", reference_group=0, map_type="symmetric")
     assert ideal.kl_divergence <= symmetric.kl_divergence + 1e-10
 
 
@@ -161,7 +161,7 @@ def symmetric_coordinates(data, ideal):
 
 def symmetric_case(kind, n_classes, d):
     data = problems.statistics(n_classes, 2, d, covariance=kind, seed=d, difference=1.0)
-    ideal = solve(data, intervention="affirmative", reference_group=0, alignment="symmetric")
+    ideal = solve(data, intervention="affirmative", reference_group=0, map_type="symmetric")
     nu, C, R = symmetric_coordinates(data, ideal)
     Sigma = np.array([covariance_of(data, k, 1) for k in range(n_classes)])
     offset = ideal.class_prior @ (reference.log_det(Sigma) - reference.log_det(C) - d) / 2
@@ -230,22 +230,22 @@ def test_affine_is_never_farther_than_symmetric(kind, intervention):
     for seed, shape in enumerate([(2, 2, 1), (2, 2, 3), (3, 3, 4), (4, 2, 2), *[(3, 2, 4)] * 8]):
         data = problems.statistics(*shape, covariance=kind, seed=seed, difference=1.0)
         affine = solve(data, intervention=intervention).kl_divergence
-        symmetric = solve(data, intervention=intervention, alignment="symmetric").kl_divergence
+        symmetric = solve(data, intervention=intervention, map_type="symmetric").kl_divergence
         assert affine <= symmetric + 1e-9
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_subgroups_is_never_farther_than_affirmative(kind, alignment):
+def test_all_subgroups_is_never_farther_than_affirmative(kind, map_type):
     for seed, shape in enumerate([(2, 2, 1), (2, 2, 3), (3, 3, 4), (4, 2, 2)]):
         data = problems.statistics(*shape, covariance=kind, seed=seed, difference=1.0)
-        free = solve(data, alignment=alignment).kl_divergence
+        free = solve(data, map_type=map_type).kl_divergence
         for group in range(shape[1]):
-            held = solve(data, alignment=alignment, intervention="affirmative", reference_group=group)
+            held = solve(data, map_type=map_type, intervention="affirmative", reference_group=group)
             assert free <= held.kl_divergence + 1e-9
 
 
-def ideal_input(kind, alignment, shape=(3, 3, 4), seed=0):
+def ideal_input(kind, map_type, shape=(3, 3, 4), seed=0):
     """Statistics that meet the conditions, and group 0's coordinates as the canonical ones."""
     K, G, d = shape
     rng = np.random.default_rng(seed)
@@ -262,7 +262,7 @@ def ideal_input(kind, alignment, shape=(3, 3, 4), seed=0):
         B = np.eye(d) if a == 0 else rng.standard_normal((d, d))
         if kind == "diagonal":
             B = B * np.eye(d)
-        if alignment == "symmetric" and a:
+        if map_type == "symmetric" and a:
             B = B @ B.T @ R
         m = rng.standard_normal(d) * (a > 0)
         means[:, a] = m + nu @ B.T
@@ -275,13 +275,13 @@ def ideal_input(kind, alignment, shape=(3, 3, 4), seed=0):
 
 
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", ["tied", "diagonal", "full"])
-def test_an_ideal_input_has_divergence_zero_and_stays(kind, alignment, intervention):
+def test_an_ideal_input_has_divergence_zero_and_stays(kind, map_type, intervention):
     for seed in range(5):
-        data = ideal_input(kind, alignment, seed=seed)
+        data = ideal_input(kind, map_type, seed=seed)
         options = {"reference_group": 0} if intervention == "affirmative" else {}
-        ideal = solve(data, intervention=intervention, alignment=alignment, **options)
+        ideal = solve(data, intervention=intervention, map_type=map_type, **options)
         assert ideal.kl_divergence < 1e-9
         np.testing.assert_allclose(ideal.means, data.means, atol=1e-4)
         np.testing.assert_allclose(ideal.covariances, data.covariances, rtol=1e-4, atol=1e-4)
@@ -293,7 +293,7 @@ def test_an_ideal_input_has_divergence_zero_and_stays(kind, alignment, intervent
 @pytest.mark.parametrize("kind", ["tied", "full"])
 def test_symmetric_meets_the_papers_conditions_literally(kind, intervention):
     data = problems.statistics(3, 3, 4, covariance=kind, seed=2, difference=1.0)
-    ideal = solve(data, alignment="symmetric", intervention=intervention)
+    ideal = solve(data, map_type="symmetric", intervention=intervention)
     share = ideal.class_prior if intervention == "affirmative" else data.weights.sum(axis=1)
     i = int(np.argmax(share))
     for j in range(3):
@@ -386,23 +386,23 @@ def one_dimension(kind, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_symmetric_all_subgroups_in_one_dimension_keeps_the_order_of_points(kind, seed):
     data = problems.statistics(2, 2, 1, covariance=kind, seed=seed, difference=1.0)
-    ideal = solve(data, alignment="symmetric")
+    ideal = solve(data, map_type="symmetric")
     assert ideal.kl_divergence == pytest.approx(brute_force(data, signs=(1,)), abs=1e-6)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_ideal_distribution_nearby_is_nearer(kind, alignment):
+def test_no_ideal_distribution_nearby_is_nearer(kind, map_type):
     K, G, d = 3, 3, 4
     data = problems.statistics(K, G, d, covariance=kind, seed=7)
-    ideal = solve(data, alignment=alignment)
+    ideal = solve(data, map_type=map_type)
     rng = np.random.default_rng(0)
     C = ideal.canonical_covariances
     C = np.array([C if kind == "tied" else matrix(C[k]) for k in range(K)])
     nu = ideal.canonical_means
     # B of *symmetric* must stay symmetric where the pinned covariance is the identity: there every group moves by a
     # multiple of its map, and the means and free covariances in every direction.
-    restricted = alignment == "symmetric" and kind != "diagonal"
+    restricted = map_type == "symmetric" and kind != "diagonal"
     pinned = int(np.argmax(data.weights.sum(axis=1)))
 
     def direction():
@@ -443,15 +443,15 @@ def test_no_ideal_distribution_nearby_is_nearer(kind, alignment):
 # 4. Equivariance
 # ---
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", ["tied", "full"])
-def test_orthogonal_equivariance(kind, alignment, intervention):
+def test_orthogonal_equivariance(kind, map_type, intervention):
     d = 4
     data = problems.statistics(3, 3, d, covariance=kind, seed=3)
     Q = stats.ortho_group.rvs(d, random_state=0)
     c = np.array([5.0, -2, 0, 1])
     turned = reference.Moments(data.weights, data.means @ Q.T + c, Q @ data.covariances @ Q.T, kind)
-    options = {"intervention": intervention, "alignment": alignment}
+    options = {"intervention": intervention, "map_type": map_type}
     one, two = solve(data, **options), solve(turned, **options)
     assert two.kl_divergence == pytest.approx(one.kl_divergence, rel=1e-8)
     for a in range(3):
@@ -493,7 +493,7 @@ COSTS = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "intervention", "alignment"),
+    ("kind", "intervention", "map_type"),
     [
         ("tied", "all_subgroups", "affine"),
         ("full", "affirmative", "affine"),
@@ -501,10 +501,10 @@ COSTS = [
         ("diagonal", "all_subgroups", "affine"),
     ],
 )
-def test_bayes_classifiers_on_the_ideal_have_no_gap(kind, intervention, alignment):
+def test_bayes_classifiers_on_the_ideal_have_no_gap(kind, intervention, map_type):
     K, G, d, n = 3, 3, 4, 1_000_000
     data = problems.statistics(K, G, d, covariance=kind, seed=4, separation=0.7)
-    ideal = solve(data, intervention=intervention, alignment=alignment)
+    ideal = solve(data, intervention=intervention, map_type=map_type)
     rng = np.random.default_rng(0)
     counts = rng.multinomial(n, ideal.weights.ravel()).reshape(K, G)
     # P(decision c | class k, group a), for every cost matrix: the classifier is told the group.
@@ -630,11 +630,11 @@ def test_equal_class_means_are_gaussian_optimal_transport_too():
 
 
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_group_is_the_identity(kind, alignment, intervention):
+def test_one_group_is_the_identity(kind, map_type, intervention):
     data = problems.statistics(3, 1, 4, covariance=kind, seed=0)
-    ideal = solve(data, alignment=alignment, intervention=intervention)
+    ideal = solve(data, map_type=map_type, intervention=intervention)
     A, b = ideal.maps[0]
     np.testing.assert_array_equal(A, np.eye(4))
     np.testing.assert_array_equal(b, np.zeros(4))
@@ -661,8 +661,8 @@ def test_one_dimension_equals_the_closed_form(seed):
     nearest = positive if f(positive) <= f(negative) else negative
     full = reference.Moments(data.weights, data.means, data.covariances[..., None], "full")
     for statistics in (data, full):
-        for alignment, gamma in [("symmetric", positive), ("affine", nearest)]:
-            ideal = solve(statistics, intervention="affirmative", reference_group=0, alignment=alignment)
+        for map_type, gamma in [("symmetric", positive), ("affine", nearest)]:
+            ideal = solve(statistics, intervention="affirmative", reference_group=0, map_type=map_type)
             m = mu_bar - gamma * nu_bar
             assert ideal.maps[1][0][0, 0] == pytest.approx(1 / gamma, rel=1e-7)
             assert ideal.maps[1][1][0] == pytest.approx(-m / gamma, rel=1e-6, abs=1e-7)
@@ -676,13 +676,13 @@ def test_one_dimension_equals_the_closed_form(seed):
 # 9. Certificates
 # ---
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
-@pytest.mark.parametrize(("kind", "alignment"), list(itertools.product(KINDS, ALIGNMENTS)))
-def test_the_certificate_holds_for_threshold_classifiers(kind, alignment, intervention):
+@pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
+def test_the_certificate_holds_for_threshold_classifiers(kind, map_type, intervention):
     K, G, d, n = 2, 2, 3, 20_000
     rng = np.random.default_rng(0)
     for seed in range(3):
         data = problems.statistics(K, G, d, covariance=kind, seed=seed, difference=0.3, degrees=40)
-        ideal = solve(data, alignment=alignment, intervention=intervention)
+        ideal = solve(data, map_type=map_type, intervention=intervention)
         q = data.weights / data.weights.sum()
         scores = {}
         for (k, a), (name, owner) in itertools.product(

@@ -19,19 +19,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-#: Packages that a module, or its examples, cannot do without, and that need not be there.
-NEEDS = {"fairsteer.export": "onnx"} | dict.fromkeys(
-    [
-        "fairsteer.torch",
-        "fairsteer._activations",
-        "fairsteer._steering_module",
-        "fairsteer._steering_source",
-        "fairsteer._torch_concepts",
-        "fairsteer._torch_groups",
-        "fairsteer._torch_layers",
-    ],
-    "torch",
-)
+#: Packages that a room, or its examples, cannot do without, and that need not be there.
+NEEDS = {"fairsteer.export": "onnx", "fairsteer.torch": "torch"}
 
 MODULES = [
     module.name

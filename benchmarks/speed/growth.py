@@ -11,7 +11,7 @@ from benchmarks import problems
 from benchmarks.speed.contest import Case, Contender, Contest, Measurement
 from benchmarks.speed.transform import random_maps
 from fairsteer import SubgroupMoments, nearest_ideal
-from fairsteer._maps import AffineMaps
+from fairsteer.transformer._maps import AffineMaps
 
 N_GROUPS = 2
 

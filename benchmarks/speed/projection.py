@@ -68,7 +68,7 @@ def contest(case: Case, threads: int) -> Contest:
     options: dict[str, Any] = {"intervention": "affirmative", "reference_group": CANONICAL} if alone else {}
     theirs: dict[str, Any] = {"intervention": "affirmative", "reference": CANONICAL} if alone else {"reduce": True}
     if case.variant == "symmetric":
-        options["alignment"] = theirs["alignment"] = "symmetric"
+        options["map_type"] = theirs["map_type"] = "symmetric"
 
     def ours() -> IdealDistribution:
         return nearest_ideal(moments, tol=STOP, **options)

@@ -14,7 +14,7 @@ from benchmarks import problems, reference
 from benchmarks.speed import limits
 from benchmarks.speed.contest import Case, Contender, Contest, relative
 from fairsteer import FairSteeringTransformer
-from fairsteer._maps import AffineMaps
+from fairsteer.transformer._maps import AffineMaps
 
 # Of float64 products of the same numbers.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}

@@ -10,25 +10,27 @@ from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer import _core
-from fairsteer._group_map_transformer import Batch, GroupMapTransformer
-from fairsteer._input import Codes, Floats
-from fairsteer.ideal import _reference
+from fairsteer._utils.types import Codes, Doubles, Floats
+from fairsteer.ideal import reference_code
 from fairsteer.moments import SubgroupMoments
-
-__all__ = ["CovarianceMatchingTransformer", "LeaceTransformer", "MeanMatchingTransformer"]
-
-Doubles = npt.NDArray[np.float64]
+from fairsteer.transformer._base import GroupMapTransformer
+from fairsteer.transformer._reading import Batch
 
 # Of standardised features, a direction with less than this share of the largest variance is rounding error.
 _RANK_CUTOFF = 1e-12
+
+
 # A correlation with the groups that is smaller than this is rounding error too.
 _NO_CORRELATION = 1e-8
+
+
 # The barycentre is found when a step moves its points by less than this share of their spread, root mean squares.
 _BARYCENTRE_TOLERANCE = 1e-6
+
+
 _BARYCENTRE_MAX_ITER = 100
 
 
@@ -82,7 +84,7 @@ class _MatchingTransformer(_ClassBlindTransformer):
         """Position of the group that stays: the only one, the one asked for, or none."""
         if self.reference_group is None:
             return 0 if len(self.groups_) == 1 else None
-        return _reference(self.moments_, self.reference_group)
+        return reference_code(self.moments_, self.reference_group)
 
 
 class MeanMatchingTransformer(_MatchingTransformer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 from numbers import Number
 from typing import Any
@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MISSING", "UNSEEN", "GroupEncoder", "renumber", "select_columns"]
+from fairsteer._utils.columns import split_columns
+from fairsteer._utils.input import few
+from fairsteer._utils.labels import is_missing, label_array
 
 #: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
 MISSING = -1
+
+
 #: Code of a row whose label was not there at ``fit``.
 UNSEEN = -2
+
 
 # With more distinct fractional values than this a float column is a measurement, not a label.
 _MAX_FRACTIONAL_LABELS = 20
@@ -30,9 +35,10 @@ class GroupEncoder:
     (``None``, ``NaN``, ``pd.NA``, ``NaT``) in any column has no group.
 
     A label that was not there at ``fit`` is unseen where it could have been there, and an error where it could not,
-    because no label of its column was of its kind: a string among numbers, say. Booleans are of the kind of numbers
-    where those are all 0 or 1. A fraction in half or single precision is read as the shortest decimal number that it
-    stands for, so that 0.1 is the same label in every precision.
+    because no label of its column was of its kind: a string among numbers, say. Booleans are a kind of their own, but
+    0 and 1 equal them: where every number was 0 or 1, booleans may come, and 0 and 1 where there were booleans. A
+    fraction in half or single precision is read as the shortest decimal number that it stands for, so that 0.1 is the
+    same label in every precision.
 
     Attributes
     ----------
@@ -129,7 +135,7 @@ class GroupEncoder:
         return self._learn(sensitive_features, known=self.groups_.tolist() if hasattr(self, "groups_") else [])
 
     def _learn(self, sensitive_features: Any, known: list[Any]) -> npt.NDArray[np.intp]:
-        columns, names = _split_columns(sensitive_features)
+        columns, names = split_columns(sensitive_features)
         if known:
             self._check_columns(columns, names)
         factors = [_factorise(column) for column in columns]
@@ -142,7 +148,7 @@ class GroupEncoder:
         if not present:
             msg = f"No row has a group: sensitive_features is missing in all of its {len(codes)} rows."
             raise ValueError(msg)
-        self.groups_ = _label_array(_sorted_labels(list(dict.fromkeys([*known, *present]))))
+        self.groups_ = label_array(_sorted_labels(list(dict.fromkeys([*known, *present]))))
         if not known:
             self.n_columns_, self.column_names_ = len(columns), names
         return self._codes_of(labels)[codes]
@@ -196,22 +202,24 @@ class GroupEncoder:
         return counts
 
     def _factorise_like_fit(self, sensitive_features: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
-        columns, names = _split_columns(sensitive_features)
+        columns, names = split_columns(sensitive_features)
         self._check_columns(columns, names)
         factors = [_factorise(column) for column in columns]
         self._check_kinds(factors)
         return _intersect(factors)
 
     def _check_columns(self, columns: list[Any], names: list[str] | None) -> None:
-        fitted = self.n_columns_ if self.column_names_ is None else f"{self.n_columns_} ({self.column_names_})"
+        fitted = f"{self.n_columns_}"
+        if self.column_names_ is not None:
+            fitted += f" ({few(map(repr, self.column_names_))})"
         if len(columns) != self.n_columns_:
             msg = f"sensitive_features has {len(columns)} column(s), but the groups were fitted on {fitted}."
             raise ValueError(msg)
         # The name of a single column says nothing that its values do not; two exchanged columns would go unnoticed.
         if len(columns) > 1 and names and self.column_names_ and names != self.column_names_:
             msg = (
-                f"The columns of sensitive_features are {names}, but the groups were fitted on "
-                f"{self.column_names_}. Pass the same columns in the same order."
+                f"The columns of sensitive_features are {few(map(repr, names))}, but the groups were fitted on "
+                f"{few(map(repr, self.column_names_))}. Pass the same columns in the same order."
             )
             raise ValueError(msg)
 
@@ -220,10 +228,10 @@ class GroupEncoder:
         groups = self.groups_.tolist()
         for j, (labels, _) in enumerate(factors):
             fitted = groups if self.n_columns_ == 1 else list(dict.fromkeys(group[j] for group in groups))
-            numbers = [_kinds(label) for label in fitted if isinstance(label, Number)]
-            kinds = {kind for label in fitted if not isinstance(label, Number) for kind in _kinds(label)}
-            kinds |= set.intersection(*numbers) if numbers else set()
-            foreign = [label for label in labels if label is not None and not kinds & _kinds(label)]
+            kinds = {_kind(label) for label in fitted}
+            if "number" in kinds and all(map(_is_bit, filter(_is_number, fitted))):
+                kinds.add("boolean")
+            foreign = [label for label in labels if label is not None and not _may_be(label, kinds)]
             if foreign:
                 column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
                 msg = (
@@ -232,58 +240,6 @@ class GroupEncoder:
                     "other, or make labels missing (None) that are not known."
                 )
                 raise ValueError(msg)
-
-
-def select_columns(table: Any, positions: list[int]) -> Any:
-    """Select columns of a table, in the container they came in (lists become object arrays).
-
-    Parameters
-    ----------
-    table : array-like or dataframe of shape (n_samples, n_columns)
-        A list of rows, a NumPy array, or a pandas, polars or pyarrow table.
-    positions : list of int
-        Which columns.
-
-    Returns
-    -------
-    array or dataframe of shape (n_samples, len(positions))
-        The columns, in the order of `positions`.
-    """
-    if hasattr(table, "iloc"):  # pandas
-        return table.iloc[:, positions]
-    if hasattr(table, "get_columns"):  # polars
-        return table[:, positions]
-    if hasattr(table, "column_names"):  # pyarrow
-        return table.select(positions)
-    # As objects, a list of mixed rows stays what it is; NumPy would turn numbers into strings.
-    array = np.asarray(table, dtype=object) if isinstance(table, Sequence) else np.asarray(table)
-    return array[:, positions]
-
-
-def _split_columns(data: Any) -> tuple[list[Any], list[str] | None]:
-    """Columns of any supported container, and their names where it has any."""
-    columns: list[Any]
-    names: list[str] | None = None
-    if hasattr(data, "column_names"):  # pyarrow Table, RecordBatch
-        columns, names = list(data.columns), list(data.column_names)
-    elif hasattr(data, "get_columns"):  # polars DataFrame
-        columns, names = data.get_columns(), list(data.columns)
-    elif hasattr(data, "iloc") and data.ndim == 2:  # pandas DataFrame
-        columns, names = [data.iloc[:, j] for j in range(data.shape[1])], list(data.columns)
-    elif hasattr(data, "to_list") or hasattr(data, "to_pylist"):  # pandas, polars Series; pyarrow Array
-        columns = [data]
-    else:
-        # NumPy would turn a list of mixed labels into strings; as objects they stay what they are.
-        array = np.asarray(data, dtype=object) if isinstance(data, Sequence) else np.asarray(data)
-        if isinstance(data, (str, bytes)) or array.ndim not in (1, 2):
-            got = f"shape {array.shape}" if array.ndim else repr(data)
-            msg = f"sensitive_features must have one or two dimensions (rows, columns), got {got}."
-            raise ValueError(msg)
-        columns = [array] if array.ndim == 1 else list(array.T)
-    if not columns:
-        msg = "sensitive_features has no columns."
-        raise ValueError(msg)
-    return columns, names
 
 
 def _factorise(column: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
@@ -307,9 +263,7 @@ def _factorise(column: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
             table.update(zip(values, range(len(values)), strict=True))
             codes = np.fromiter(map(table.__getitem__, rows), dtype=np.intp, count=len(rows))
         positions: dict[Any, int] = {None: 0}
-        of_value = [
-            0 if _is_missing(value) else positions.setdefault(_plain(value), len(positions)) for value in values
-        ]
+        of_value = [0 if is_missing(value) else positions.setdefault(_plain(value), len(positions)) for value in values]
     except (TypeError, NotImplementedError) as error:
         # Python cannot hash a list: TypeError. pyarrow has no dictionary of lists or structs: NotImplementedError.
         msg = f"sensitive_features must hold labels that can be hashed: {error}."
@@ -387,23 +341,25 @@ def renumber(codes: npt.NDArray[np.intp], n_codes: int) -> tuple[npt.NDArray[np.
     return np.flatnonzero(seen), (np.cumsum(seen) - 1)[codes]
 
 
-def _is_missing(value: Any) -> bool:
-    if value is None:
-        return True
-    try:
-        return bool(value != value)  # NaN and NaT are the values that do not equal themselves
-    except TypeError:
-        return True  # pd.NA, whose comparison with anything is neither true nor false
-
-
-def _kinds(label: Any) -> set[Any]:
-    """Kinds that a label may be of; labels without a kind in common are never equal."""
+def _kind(label: Any) -> Any:
+    """Kind of a label: numbers, booleans, strings, … Those of two kinds are never equal, but for 0 and 1."""
     if isinstance(label, bool):
-        return {"boolean"}
+        return "boolean"
     if isinstance(label, Number):
-        number: Any = label
-        return {"number", "boolean"} if number in (0, 1) else {"number"}
-    return {next((kind for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label))}
+        return "number"
+    return next((kind for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label))
+
+
+def _may_be(label: Any, kinds: set[Any]) -> bool:
+    return _kind(label) in kinds or ("boolean" in kinds and _is_bit(label))
+
+
+def _is_number(label: Any) -> bool:
+    return isinstance(label, Number)
+
+
+def _is_bit(label: Any) -> bool:
+    return _is_number(label) and label in (0, 1)
 
 
 def _described(labels: list[Any], most: int = 5) -> str:
@@ -443,10 +399,3 @@ def _sorted_labels(labels: list[Any]) -> list[Any]:
         return sorted(labels)
     except TypeError:  # labels of several types: any order will do that does not depend on the order of the rows
         return sorted(labels, key=lambda label: (type(label).__name__, repr(label)))
-
-
-def _label_array(labels: list[Any]) -> npt.NDArray[Any]:
-    kinds = {type(label) for label in labels}
-    if kinds <= {bool} or kinds <= {int} or kinds <= {float} or kinds <= {str}:
-        return np.array(labels)
-    return np.fromiter(labels, dtype=object, count=len(labels))  # np.array would make tuples a second axis

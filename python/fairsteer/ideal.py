@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
@@ -16,15 +17,20 @@ from fairsteer import _core
 from fairsteer.moments import log_densities
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from fairsteer._utils.types import CovarianceModel
+    from fairsteer.moments import SubgroupMoments
 
-    from fairsteer.moments import CovarianceModel, SubgroupMoments
+FloatArray = NDArray[np.float64]
 
-    FloatArray = NDArray[np.float64]
-    AffineMap = tuple[FloatArray, FloatArray]
+
+AffineMap = tuple[FloatArray, FloatArray]
+
 
 Intervention = Literal["all_subgroups", "affirmative"]
-Alignment = Literal["affine", "symmetric"]
+
+
+MapType = Literal["affine", "symmetric"]
+
 
 # Below this part of its share in the data a group has as good as left the ideal distribution.
 _VANISHING = 0.01
@@ -87,7 +93,7 @@ class IdealDistribution:
     ----------
     classes, groups : ndarray
         Labels of the classes and groups.
-    intervention, alignment, covariance : str
+    intervention, map_type, covariance : str
         As asked for.
     reference_group : object
         Label of the group that was left alone; None unless "affirmative".
@@ -123,7 +129,7 @@ class IdealDistribution:
     groups: NDArray[Any]
     intervention: str
     reference_group: Any
-    alignment: str
+    map_type: str
     covariance: CovarianceModel
     class_prior: FloatArray
     group_prior: FloatArray
@@ -320,7 +326,7 @@ def nearest_ideal(
     *,
     intervention: Intervention = "all_subgroups",
     reference_group: Any = None,
-    alignment: Alignment = "affine",
+    map_type: MapType = "affine",
     covariance: CovarianceModel = "tied",
     max_iter: int = 200,
     tol: float = 1e-6,
@@ -341,7 +347,7 @@ def nearest_ideal(
         Whether every group may move, or all but the reference group.
     reference_group : object, default=None
         With "affirmative", the label of the group that is left alone; None takes the one of the largest weight.
-    alignment : {"affine", "symmetric"}, default="affine"
+    map_type : {"affine", "symmetric"}, default="affine"
         The nearest of all ideal distributions; or the nearest reached by symmetric maps, the convex program of
         Theorem 4.1 in [1]_ (with the heaviest class as its class i).
     covariance : {"tied", "full", "diagonal"}, default="tied"
@@ -395,7 +401,7 @@ def nearest_ideal(
     """
     for name, value, choices in (
         ("intervention", intervention, ("all_subgroups", "affirmative")),
-        ("alignment", alignment, ("affine", "symmetric")),
+        ("map_type", map_type, ("affine", "symmetric")),
         ("covariance", covariance, ("tied", "full", "diagonal")),
     ):
         if value not in choices:
@@ -423,7 +429,7 @@ def nearest_ideal(
         raise ValueError(msg)
     reference = -1
     if intervention == "affirmative":
-        reference = _reference(moments, reference_group)
+        reference = reference_code(moments, reference_group)
     elif reference_group is not None:
         msg = (
             f"reference_group={reference_group!r} is read with intervention='affirmative' only; "
@@ -448,7 +454,7 @@ def nearest_ideal(
             np.ascontiguousarray(covariances),
             "affirmative" if moments.n_groups == 1 else intervention,
             reference,
-            alignment,
+            map_type,
             max_iter,
             tol,
         )
@@ -473,7 +479,7 @@ def nearest_ideal(
         groups=moments.groups.copy(),
         intervention=intervention,
         reference_group=moments.groups.tolist()[reference] if intervention == "affirmative" else None,
-        alignment=alignment,
+        map_type=map_type,
         covariance=covariance,
         class_prior=result["class_prior"],
         group_prior=result["group_prior"],
@@ -494,7 +500,8 @@ def nearest_ideal(
     )
 
 
-def _reference(moments: SubgroupMoments, reference_group: Any) -> int:
+def reference_code(moments: SubgroupMoments, reference_group: Any) -> int:
+    """Position of the reference group: the one asked for, else the heaviest."""
     if reference_group is None:
         return int(moments.weights.sum(axis=0).argmax())
     groups = moments.groups.tolist()

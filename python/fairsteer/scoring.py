@@ -30,10 +30,9 @@ from sklearn.utils.metadata_routing import UNUSED, get_routing_for_object
 from sklearn.utils.validation import validate_data
 
 from fairsteer import metrics
-from fairsteer._input import column_positions, few
-from fairsteer.groups import GroupEncoder, select_columns
-
-__all__ = ["best_within_budget", "budget_scorer", "fairness_scorer", "performance_scorer"]
+from fairsteer._utils.columns import column_positions, select_columns
+from fairsteer._utils.input import few
+from fairsteer.groups import GroupEncoder
 
 _OWN_METRICS = {
     metric.__name__: metric
@@ -45,13 +44,16 @@ _OWN_METRICS = {
     )
 }
 
+
 # fairlearn names a derived metric by what it takes over the groups.
 _GREATER_IS_BETTER = {"_difference": False, "_ratio": True, "_group_min": True, "_group_max": False, "_gap_rms": False}
+
 
 _RESPONSE_METHODS = {
     "log_loss_group_max": "predict_proba",
     "roc_auc_score_group_min": ("decision_function", "predict_proba"),
 }
+
 
 # What a gap over the budget by 1 costs: a difference of one in a million outweighs any accuracy.
 _PENALTY = 1e6

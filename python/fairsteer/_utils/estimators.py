@@ -1,0 +1,111 @@
+"""The one place that touches scikit-learn's private doors: what an estimator takes, answers and requests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from sklearn import get_config
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import accuracy_score
+from sklearn.pipeline import Pipeline
+from sklearn.utils import metaestimators
+from sklearn.utils.validation import has_fit_parameter
+
+from fairsteer._utils.types import Doubles
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[_Method], _Method]:
+    """Check parameters before a method runs, as scikit-learn does; type checkers see the method's own signature."""
+    decorator: Callable[[_Method], _Method] = _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+    return decorator
+
+
+def available_if(check: Callable[[Any], bool]) -> Callable[[_Method], _Method]:
+    """Offer a method where `check` says so, as scikit-learn does; type checkers see its own signature."""
+    decorator: Callable[[_Method], _Method] = metaestimators.available_if(check)
+    return decorator
+
+
+class GroupAwareClassifierMixin(ClassifierMixin):
+    """Requests for `sensitive_features` that nobody has to set, and a ``score`` that takes them."""
+
+    __metadata_request__fit = {"sensitive_features": True}
+    __metadata_request__predict = {"sensitive_features": True}
+    __metadata_request__predict_proba = {"sensitive_features": True}
+    __metadata_request__predict_log_proba = {"sensitive_features": True}
+    __metadata_request__decision_function = {"sensitive_features": True}
+    __metadata_request__score = {"sensitive_features": True}
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None, *, sensitive_features: Any = None) -> float:
+        """Accuracy of the predictions.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        y : array-like of shape (n_samples,)
+            True class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        float
+            Weighted share of rows whose class is predicted, in [0, 1].
+        """
+        predictor: Any = self
+        predicted = predictor.predict(X, sensitive_features=sensitive_features)
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+
+
+def weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, Any] | None:
+    """Keywords that hand sample weights to an estimator's ``fit``; None if it takes none."""
+    if has_fit_parameter(estimator, "sample_weight"):
+        return {"sample_weight": weight}
+    if isinstance(estimator, Pipeline):
+        # With metadata routing on, the pipeline's own requests say which step takes them.
+        if get_config()["enable_metadata_routing"]:
+            return {"sample_weight": weight}
+        name, last = estimator.steps[-1]
+        if has_fit_parameter(last, "sample_weight"):
+            return {f"{name}__sample_weight": weight}
+    return None
+
+
+def class_scores(estimator: Any, X: Any, classes: npt.NDArray[Any], params: Mapping[str, Any]) -> Doubles:
+    """Score that the alignment maps: log-odds or decision function of two classes, else probabilities."""
+    asked = asked_method(estimator)
+    answer = np.asarray(getattr(estimator, asked)(X, **params), dtype=np.float64)
+    if asked == "decision_function":
+        if len(classes) > 2:
+            msg = (
+                f"{estimator!r} has no predict_proba, which the alignment of {len(classes)} classes needs. Wrap it in "
+                "sklearn.calibration.CalibratedClassifierCV."
+            )
+            raise ValueError(msg)
+        return answer
+    if len(classes) != 2:
+        return answer
+    return np.asarray(np.subtract(*np.log(np.maximum(answer, np.finfo(np.float64).tiny)).T[::-1]))
+
+
+def asked_method(estimator: Any) -> str:
+    return "predict_proba" if hasattr(estimator, "predict_proba") else "decision_function"
+
+
+def takes_parameter(method: Any, name: str) -> bool:
+    return name in inspect.signature(method).parameters
+
+
+def unfrozen(estimator: Any) -> Any:
+    """Classifier that answers for a FrozenEstimator, which has no requests for metadata of its own."""
+    return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator

@@ -1,0 +1,18 @@
+"""Names of the array types that cross the borders between modules."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+#: Statistics and solutions.
+Doubles = npt.NDArray[np.float64]
+#: Rows, in the precision they came in.
+Floats = npt.NDArray[np.floating[Any]]
+#: Positions of labels.
+Codes = npt.NDArray[np.intp]
+CovarianceModel = Literal["tied", "full", "diagonal"]
+PathLike = str | os.PathLike[str]

@@ -1,0 +1,129 @@
+"""How alike the groups' distributions are, before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fairsteer.ideal import IdealDistribution
+from fairsteer.moments import SubgroupMoments
+from fairsteer.report._held_out import Rows, Trial, codes_in, take_rows
+from fairsteer.report._tables import Table
+from fairsteer.transformer import FairSteeringTransformer
+from fairsteer.transformer._maps import AffineMaps
+
+# ---- how far the groups are from being alike
+
+
+def divergence_table(
+    transformer: FairSteeringTransformer, rows: Rows, trials: list[Trial], *, same_rows: bool
+) -> Table:
+    fitted = transformer._fitted().model
+    parts = [(next(iter(trial.steering.values())), trial.test) for trial in trials]
+    if not same_rows:
+        parts = [(transformer, np.arange(len(rows.codes)))]
+    held_out = [[len(some), *_unlikeness(steering, _moments(steering, rows, some))] for steering, some in parts]
+    n, before, after = np.array(held_out).T
+    return {
+        "rows": ["of the fit", "held out"],
+        "before": [_unlikeness(transformer, fitted)[0], float(np.average(before, weights=n))],
+        "after": [_unlikeness(transformer, fitted)[1], float(np.average(after, weights=n))],
+    }
+
+
+def _moments(steering: FairSteeringTransformer, rows: Rows, some: npt.NDArray[np.intp]) -> SubgroupMoments | None:
+    """Moments of some rows in the coordinates and with the regularisation of a transformer.
+
+    None if there are fewer than two rows a feature behind a covariance: too few to compare it with another.
+    """
+    codes = codes_in(steering, rows)[some]
+    y_codes = np.zeros(len(some), dtype=np.intp)
+    if not steering._class_blind:
+        position = {label: k for k, label in enumerate(steering.classes_.tolist())}
+        y_codes = np.array([position.get(label, -1) for label in take_rows(rows.y, some).tolist()], dtype=np.intp)
+    assert rows.values is not None
+    values = steering._to_model(rows.values[some])
+    moments = SubgroupMoments(
+        values.shape[1], classes=steering.classes_, groups=steering.groups_, covariance=steering.covariance
+    )
+    moments.update(values, y_codes, codes, rows.weight[some])
+    behind = moments.sizes.sum(axis=0) if moments.covariance == "tied" else moments.sizes[moments.weights > 0]
+    if behind.min(initial=np.inf) < 2 * (1 if moments.covariance == "diagonal" else moments.n_features):
+        return None
+    if steering.pooling > 0:
+        moments = moments.pool(steering.pooling)
+    return moments.shrink(steering.shrinkage, X=values, y_codes=y_codes, group_codes=codes)
+
+
+def _unlikeness(steering: FairSteeringTransformer, moments: SubgroupMoments | None) -> list[float]:
+    """Divergence of the distribution, alike in all groups, that is nearest to the fit, from moments of rows.
+
+    Of rows as they are, and as they are after steering.
+    """
+    fitted, ideal, _ = steering._fitted()
+    if moments is None:
+        return [float("nan"), float("nan")]
+    found = []
+    for strength in (0.0, steering._strength()):
+        maps = steering._group_maps(strength)
+        alike = _alike(ideal, _moved(fitted, maps))
+        try:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found.append(float(alike.divergence_from(_moved(moments, maps))))
+        except np.linalg.LinAlgError:
+            found.append(float("nan"))
+    return found
+
+
+def _moved(moments: SubgroupMoments, maps: AffineMaps) -> SubgroupMoments:
+    """Moments of rows after the maps of their groups."""
+    means = np.einsum("aij,kaj->kai", maps.A, moments.means) + maps.b
+    covariances, _ = moments._positive_definite()
+    if moments.covariance == "diagonal":
+        covariances = np.diagonal(maps.A, axis1=1, axis2=2) ** 2 * covariances
+    else:
+        covariances = maps.A @ covariances @ np.swapaxes(maps.A, 1, 2)
+        covariances = (covariances + np.swapaxes(covariances, -1, -2)) / 2
+    return SubgroupMoments.from_statistics(
+        moments.weights, means, covariances, classes=moments.classes, groups=moments.groups
+    )
+
+
+def _alike(ideal: IdealDistribution, moments: SubgroupMoments) -> IdealDistribution:
+    """Nearest to the moments of all distributions with the same Gaussian a class in every group.
+
+    With the shares of classes and groups of `ideal`. Its precisions are averages of those of the groups.
+    """
+    K, G, d = moments.means.shape
+    present = [k for k, label in enumerate(moments.classes.tolist()) if label in set(ideal.classes.tolist())]
+    weight = ideal.weights * (moments.weights[present] > 0)
+    covariances, _ = moments._positive_definite()
+    precision: Any
+    if moments.covariance == "diagonal":
+        precision = 1 / covariances[present]
+        total = np.einsum("ka,kaj->kj", weight, precision)
+        means = np.einsum("ka,kaj,kaj->kj", weight, precision, moments.means[present]) / total
+        common = weight.sum(axis=1, keepdims=True) / total
+    else:
+        precision = np.linalg.inv(covariances)
+        precision = np.broadcast_to(precision, (K, G, d, d))[present]
+        total = np.einsum("ka,kaij->kij", weight, precision)
+        pulled = np.einsum("ka,kaij,kaj->ki", weight, precision, moments.means[present])
+        means = np.linalg.solve(total, pulled[..., None])[..., 0]
+        if moments.covariance == "tied":
+            common = np.linalg.inv(total.sum(axis=0) / weight.sum())
+            common = (common + common.T) / 2
+        else:
+            common = np.linalg.inv(total / weight.sum(axis=1)[:, None, None])
+            common = (common + np.swapaxes(common, 1, 2)) / 2
+    still = np.broadcast_to(np.eye(d), (G, d, d)).copy()
+    return dataclasses.replace(
+        ideal,
+        canonical_means=means,
+        canonical_covariances=common,
+        linear=still,
+        offset=np.zeros((G, d)),
+    )

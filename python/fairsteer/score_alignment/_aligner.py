@@ -1,0 +1,543 @@
+"""Scores of any classifier, aligned between groups on rows that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import issparse
+from sklearn import get_config
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_consistent_length, get_tags, indexable
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from fairsteer._utils.columns import column_positions, select_columns
+from fairsteer._utils.estimators import (
+    GroupAwareClassifierMixin,
+    asked_method,
+    class_scores,
+    takes_parameter,
+    unfrozen,
+    weight_params,
+)
+from fairsteer._utils.folds import rows_of
+from fairsteer._utils.input import check_classes, few, unknown_group_message, warn_caller
+from fairsteer._utils.types import Codes, Doubles
+from fairsteer._utils.weights import check_sample_weight
+from fairsteer.groups import MISSING, GroupEncoder
+from fairsteer.score_alignment._cells import Aggregate, Alignment, Constraint
+from fairsteer.score_alignment._cross_fitting import (
+    aligned_proba,
+    class_decision,
+    cross_fitted_alignment,
+    log_zero_allowed,
+)
+
+
+class GapBand(NamedTuple):
+    """What is known of the gap between every two groups.
+
+    Attributes
+    ----------
+    classes : ndarray of shape (n_compared,)
+        Classes whose rates are compared: the second of two, else all.
+    groups : ndarray of shape (n_groups,)
+        Group labels.
+    rows : ndarray of shape (n_compared, n_groups)
+        Rows behind the rate of each class and group; with weights, the effective number (Kish).
+    measured : ndarray of shape (n_compared, n_groups, n_groups)
+        Gap of each two groups on the rows of the alignment, in [0, 1]; NaN where there are no rows.
+    upper : ndarray of shape (n_compared, n_groups, n_groups)
+        Bound on the gap on fresh rows, in [0, 1]; NaN where there are no rows.
+    """
+
+    classes: npt.NDArray[Any]
+    groups: npt.NDArray[Any]
+    rows: Doubles
+    measured: Doubles
+    upper: Doubles
+
+
+class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
+    """Any classifier, its scores aligned so that groups are predicted each class at equal rates.
+
+    The classifier is trained, and its scores are mapped by group: so that the groups' true-positive
+    rates are equal (equal opportunity), or the shares of rows that they get a class predicted for
+    (demographic parity). The maps are fitted on out-of-fold scores. Nothing is random; a row's group
+    is needed when predicting, its class is not.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Classifier to train and to align; a clone is fitted. It has ``predict_proba`` or, with two
+        classes, ``decision_function``. One that is fitted already is wrapped in
+        :class:`sklearn.frozen.FrozenEstimator`: the rows given to ``fit`` must then be others than
+        those it was trained on.
+    constraint : {"equal_opportunity", "demographic_parity"}, default="equal_opportunity"
+        What is made equal between groups. With two classes it concerns the second of ``classes_``,
+        at every threshold; with more, every class, where the most probable one is predicted.
+    max_gap : float in [0, 1], default=0.0
+        Gap between any two groups that may stay on the out-of-fold rows; the larger, the less
+        scores change.
+    aggregate : {"max", "rms"}, default="max"
+        With more than two classes, what `max_gap` bounds: the largest gap of the classes, or the root
+        mean square of the gaps (:func:`fairsteer.metrics.tpr_gap_rms`). For the same root mean square
+        ``"rms"`` costs less accuracy: it leaves gaps where they are expensive to close.
+    calibrate : bool, default=False
+        With more than two classes, whether each group's probabilities are calibrated first, by a slope
+        and an offset for each class of their logarithms [3]_, on the out-of-fold rows. The alignment
+        loses less accuracy the better the probabilities are, so use it for a classifier that is too
+        sure, or does not know the groups. Predictions then change also where no gap has to be closed.
+    shrinkage : float >= 0, default=10.0
+        With more than two classes and equal opportunity: for how many rows the classifier's own
+        probabilities count when the true-positive rate of a class in a group is estimated. At 0 the
+        rates of the out-of-fold rows are made equal, however few there are.
+    cv : int, cross-validation generator or iterable, default=5
+        Splits whose test rows give the out-of-fold scores. An integer: so many folds, stratified by
+        class and group. Every row must be tested at most once.
+    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
+        Columns of `X` that hold the groups, as for :class:`~fairsteer.FairSteeringTransformer`. The
+        `estimator` gets them too. None: groups come as `sensitive_features`.
+    unknown_group : {"error", "average"}, default="error"
+        What happens to a row whose group is missing, was not there at ``fit``, or is not given at
+        all: a ValueError, or the average of what each group would get, weighted by their shares.
+
+    Attributes
+    ----------
+    estimator_ : classifier
+        The fitted classifier.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    groups_ : ndarray of shape (n_groups,)
+        Group labels, tuples if there are several sensitive columns; ``[0]`` if fitted without groups.
+    max_gap_ : float
+        Gap that is kept: `max_gap`, or the smallest that is reached without randomised predictions.
+    n_features_in_ : int
+        Number of columns of `X` at ``fit``, sensitive ones included.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of `X`, where it had string names.
+
+    See Also
+    --------
+    IdealDistributionClassifier : Steers features first; its `score_alignment` is this one.
+
+    Notes
+    -----
+    *Two classes.* The score ``s`` (log-odds, or the decision function) of group ``a`` becomes
+    ``Q(F_a(s))``: ``F_a`` is the smoothed distribution function of the group's scores among the rows
+    of the second class (demographic parity: among all its rows), ``Q`` the average of the groups'
+    quantile functions, weighted by their shares. A map common to all groups, centred isotonic
+    regression [2]_ of the class on the mapped score, then gives probabilities. So the rates are equal
+    at *every* threshold, and the threshold 0.5 is the most accurate one on the out-of-fold rows, but
+    for smoothing. With ``max_gap > 0`` scores go part of the way to ``Q(F_a(s))``.
+
+    *More classes.* Of all classifiers whose rates differ by no more than `max_gap`, randomised ones
+    included, the most accurate one under the given probabilities adds an offset for each class and
+    group: to log-probabilities for equal opportunity, to probabilities for demographic parity. The
+    offsets are the multipliers of a linear program [1]_. Probabilities are those with the offsets,
+    scaled to sum to 1 (demographic parity: the nearest probabilities to them). Equal true-positive
+    rates may be out of reach: where the classes of one group are told apart better, only randomised
+    predictions could bring its rates down. The gap is then the smallest that offsets reach, with a
+    warning if it is more than chance.
+
+    Without `sensitive_features` and `sensitive_columns` there is one group, and nothing to align.
+
+    References
+    ----------
+    .. [1] Xian, Zhao. "A Unified Post-Processing Framework for Group Fairness in Classification".
+       arXiv:2405.04025.
+    .. [2] Oron, Flournoy. "Centered Isotonic Regression: Point and Interval Estimation for
+       Dose-Response Studies". Statistics in Biopharmaceutical Research 9 (2017).
+    .. [3] Guo, Pleiss, Sun, Weinberger. "On Calibration of Modern Neural Networks". ICML 2017.
+       arXiv:1706.04599.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fairsteer import ScoreAligner
+    >>> rng = np.random.default_rng(0)
+    >>> y, group = rng.integers(0, 2, (2, 2000))
+    >>> X = rng.normal(size=(2000, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 1])
+    >>> aligner = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=group)
+    >>> predicted = aligner.predict(X, sensitive_features=group)
+    >>> rate = [predicted[(group == a) & (y == 1)].mean() for a in (0, 1)]
+    >>> bool(abs(rate[0] - rate[1]) < 0.02)
+    True
+    """
+
+    _alignment: Alignment | None
+    _encoder: GroupEncoder | None
+    _sensitive_positions: list[int]
+
+    _parameter_constraints = {
+        "estimator": [HasMethods(["fit", "predict_proba"]), HasMethods(["fit", "decision_function"])],
+        "constraint": [StrOptions({"equal_opportunity", "demographic_parity"})],
+        "max_gap": [Interval(Real, 0, 1, closed="both")],
+        "aggregate": [StrOptions({"max", "rms"})],
+        "calibrate": ["boolean"],
+        "shrinkage": [Interval(Real, 0, None, closed="left")],
+        "cv": ["cv_object"],
+        "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
+        "unknown_group": [StrOptions({"error", "average"})],
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        constraint: Constraint = "equal_opportunity",
+        max_gap: float = 0.0,
+        aggregate: Aggregate = "max",
+        calibrate: bool = False,
+        shrinkage: float = 10.0,
+        cv: Any = 5,
+        sensitive_columns: Any = None,
+        unknown_group: str = "error",
+    ) -> None:
+        self.estimator = estimator
+        self.constraint = constraint
+        self.max_gap = max_gap
+        self.aggregate = aggregate
+        self.calibrate = calibrate
+        self.shrinkage = shrinkage
+        self.cv = cv
+        self.sensitive_columns = sensitive_columns
+        self.unknown_group = unknown_group
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = get_tags(self.estimator).input_tags.sparse
+        return tags
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Metadata that the aligner uses itself and passes on to the classifier.
+
+        Returns
+        -------
+        MetadataRouter
+            As scikit-learn's user guide describes.
+        """
+        asked = asked_method(getattr(self, "estimator_", self.estimator))
+        mapping = MethodMapping().add(caller="fit", callee="fit").add(caller="fit", callee=asked)
+        for caller in ("predict", "predict_proba", "predict_log_proba", "decision_function", "score"):
+            mapping.add(caller=caller, callee=asked)
+        router = MetadataRouter(owner=type(self).__name__).add_self_request(self)
+        return router.add(estimator=unfrozen(self.estimator), method_mapping=mapping)
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> ScoreAligner:
+        """Train the classifier, and fit the alignment on its out-of-fold scores.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, as the `estimator` takes them, with the sensitive columns if there are
+            `sensitive_columns`.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels. Rows where one is missing are left out, with a warning. The `estimator` gets
+            them too if its ``fit`` takes them.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights; an integer weight equals as many repetitions, zero leaves the row
+            out.
+
+        Returns
+        -------
+        ScoreAligner
+            The aligner itself.
+
+        Raises
+        ------
+        ValueError
+            If `y` is continuous or holds a class that a frozen `estimator` does not know, groups are
+            given twice or are not discrete labels, no rows are left, a training fold lacks a class, a
+            row is tested twice, or the `estimator` has no ``predict_proba`` for more than two classes.
+        """
+        validate_data(self, X, y, skip_check_array=True)
+        (X,) = indexable(X)
+        labels = self._labels_of(X, sensitive_features, reset=True)
+        y = check_classes(y, X)
+        weight = check_sample_weight(sample_weight, X)
+        weight = np.ones(len(y)) if weight is None else weight
+        codes = np.zeros(len(y), dtype=np.intp)
+        self._encoder = None
+        if labels is None:
+            warn_caller(
+                "No groups were given, so nothing is being aligned: all rows form one group. Pass "
+                "sensitive_features=… or name sensitive_columns=…."
+            )
+        else:
+            self._encoder = GroupEncoder().fit(labels)
+            codes = self._encoder.encode(labels)
+            check_consistent_length(y, codes)
+            if (codes == MISSING).any():
+                warn_caller(f"{(codes == MISSING).sum()} of {len(y)} rows have a missing group and are left out.")
+        kept = (codes >= 0) & (weight > 0)
+        if not kept.any():
+            msg = f"No row is left to fit: of {len(y)}, all have a missing group or sample_weight zero."
+            raise ValueError(msg)
+        present, group_codes = np.unique(codes[kept], return_inverse=True)
+        self.groups_ = np.array([0]) if self._encoder is None else self._encoder.groups_[present]
+        if self._encoder is not None:
+            self._encoder.groups_ = self.groups_
+        codes = np.full(len(y), MISSING, dtype=np.intp)
+        codes[kept] = group_codes
+
+        metadata = {} if sensitive_features is None else {"sensitive_features": sensitive_features}
+        to_fit = self._passed_on("fit", "fit", metadata | ({} if sample_weight is None else {"sample_weight": weight}))
+        to_ask = self._passed_on("fit", asked_method(self.estimator), metadata)
+        self.estimator_ = clone(self.estimator)
+        self.estimator_.fit(*rows_of((X, y), kept), **dict(zip(to_fit, rows_of(to_fit.values(), kept), strict=True)))
+        self.classes_ = np.asarray(getattr(self.estimator_, "classes_", np.unique(y[kept])))
+        y_codes = _class_codes(y, kept, self.classes_)
+        self._alignment, self._effective_rows = None, np.zeros((0, len(self.groups_)))
+        self.max_gap_ = self.max_gap
+        if len(self.classes_) > 1:
+            self._alignment, cells = cross_fitted_alignment(
+                self.estimator,
+                X,
+                y,
+                y_codes=y_codes,
+                group_codes=codes,
+                weight=weight,
+                classes=self.classes_,
+                groups=self.groups_,
+                fit_params=to_fit,
+                predict_params=to_ask,
+                cv=self.cv,
+                constraint=self.constraint,
+                max_gap=self.max_gap,
+                aggregate=self.aggregate,
+                calibrate=self.calibrate,
+                shrinkage=self.shrinkage,
+            )
+            self._effective_rows, self.max_gap_ = cells.effective_rows, self._alignment.budget
+        self._shares = np.bincount(group_codes, weight[kept]) / weight[kept].sum()
+        return self
+
+    def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
+        """Most probable class after alignment.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, unless there are `sensitive_columns`. May be left out with
+            ``unknown_group="average"``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+
+        Raises
+        ------
+        ValueError
+            If groups are needed and not given or not known, or `X` does not match ``fit``.
+        """
+        codes = self._proba("predict", X, sensitive_features).argmax(axis=1)
+        labels: npt.NDArray[Any] = self.classes_[codes]
+        return labels
+
+    def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[np.float64]:
+        """Probability of each class after alignment.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of ``classes_``; rows sum to 1. Within a group and with two
+            classes they rise with the classifier's score.
+        """
+        return self._proba("predict_proba", X, sensitive_features)
+
+    def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[np.float64]:
+        """Logarithm of the probability of each class after alignment.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities in nats, in the order of ``classes_``.
+        """
+        return log_zero_allowed(self._proba("predict_log_proba", X, sensitive_features))
+
+    def decision_function(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[np.float64]:
+        """Scores of the classes after alignment.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            With two classes the log-odds of ``classes_[1]``, else the log-probabilities.
+        """
+        return class_decision(self._proba("decision_function", X, sensitive_features))
+
+    def gap_band(self, confidence: float = 0.95) -> GapBand:
+        """Bound the gaps between groups on fresh rows, whatever the distribution of the scores.
+
+        Parameters
+        ----------
+        confidence : float in (0, 1), default=0.95
+            Probability, over the rows of the alignment, that all bounds hold at once.
+
+        Returns
+        -------
+        GapBand
+            Gaps measured on the rows of the alignment, and bounds for fresh rows.
+
+        Notes
+        -----
+        The rate of a class in a group is that of fresh rows of the group, and of the class for equal
+        opportunity. With two classes the bound holds at every threshold at once, with more for the
+        most probable class. It is the measured gap plus one radius for each of the two groups; with
+        ``n`` rows in a cell and ``m`` cells,
+
+        * two classes: ``sqrt(log(2 m / (1 - confidence)) / (2 n))``, the Dvoretzky-Kiefer-Wolfowitz
+          inequality with Massart's constant: rows above a threshold of any monotone map of a score are
+          the rows above a threshold of the score itself, so the bound also covers that the maps were
+          fitted on the very rows, their smoothing included;
+        * ``K > 2`` classes: ``sqrt(log((K - 1) (n + 1) m / (1 - confidence)) / (2 n))``, the same inequality
+          in ``K - 1`` dimensions (Naaman 2021): where a class is predicted, whatever the offsets, the
+          ``K - 1`` differences of (log-)probabilities all exceed thresholds.
+
+        It holds for fresh rows whose scores are distributed as those of the alignment. With a frozen
+        classifier these are any fresh rows from the same source. With cross-fitting it is exact for
+        the classifiers of the folds and approximate for ``estimator_``, which was trained on all rows. With
+        unequal weights it is approximate too: ``n`` is then the effective number of rows.
+        """
+        check_is_fitted(self, "estimator_")
+        if not 0 < confidence < 1:
+            msg = f"confidence must be in (0, 1), got {confidence!r}."
+            raise ValueError(msg)
+        rows = self._effective_rows
+        measured = np.zeros((0, *[len(self.groups_)] * 2)) if self._alignment is None else self._alignment.measured
+        K = len(self.classes_)
+        ways = 2.0 if K == 2 else (K - 1) * (rows + 1)
+        with np.errstate(divide="ignore"):
+            radius = np.sqrt(np.log(ways * max((rows > 0).sum(), 1) / (1 - confidence)) / (2 * rows))
+        upper = np.minimum(measured + radius[:, :, None] + radius[:, None, :], 1)
+        same = np.eye(len(self.groups_), dtype=bool)
+        upper[:, same] = measured[:, same]
+        return GapBand(self.classes_[1:] if K == 2 else self.classes_[: len(rows)], self.groups_, rows, measured, upper)
+
+    # ---- reading input
+
+    def _labels_of(self, X: Any, sensitive_features: Any, *, reset: bool) -> Any:
+        """Group labels, from columns of `X` or beside it; None where there are none."""
+        if self.sensitive_columns is None:
+            return sensitive_features
+        if sensitive_features is not None:
+            msg = (
+                f"Groups are given twice, by sensitive_columns={self.sensitive_columns!r} and by "
+                "sensitive_features. Leave one out."
+            )
+            raise ValueError(msg)
+        if issparse(X):
+            msg = "sensitive_columns cannot be taken from a sparse X. Pass the groups as sensitive_features=…."
+            raise TypeError(msg)
+        if reset:
+            names = getattr(self, "feature_names_in_", None)
+            self._sensitive_positions = column_positions(self.sensitive_columns, X, names, self.n_features_in_)
+        return select_columns(X, self._sensitive_positions)
+
+    def _codes(self, labels: Any, n_rows: int) -> Codes:
+        """Positions in ``groups_``; negative for rows that get the average."""
+        if self._encoder is None:
+            if labels is not None:
+                msg = "sensitive_features are given, but the aligner was fitted without groups. Fit it again with them."
+                raise ValueError(msg)
+            return np.zeros(n_rows, dtype=np.intp)
+        average = self.unknown_group == "average"
+        ways_out = (
+            "pass sensitive_features=… with a known group in every row, fit with sensitive_columns=… to take the "
+            "groups from columns of X, or set unknown_group='average' to average over the groups"
+        )
+        if labels is None:
+            if average:
+                return np.full(n_rows, MISSING, dtype=np.intp)
+            msg = (
+                f"No groups are given, but the aligner was fitted on the groups "
+                f"{few(map(repr, self.groups_.tolist()))} and maps a row's score by its group. The way out: {ways_out}."
+            )
+            raise ValueError(msg)
+        codes = self._encoder.encode(labels)
+        if len(codes) != n_rows:
+            msg = f"sensitive_features has {len(codes)} rows and X has {n_rows}."
+            raise ValueError(msg)
+        if not average and (codes < 0).any():
+            counts = self._encoder.unknown_counts(labels)
+            raise ValueError(unknown_group_message(codes, counts, self.groups_, ways_out))
+        return codes
+
+    def _passed_on(self, caller: str, callee: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Keywords for a method of the classifier."""
+        if get_config()["enable_metadata_routing"]:
+            return dict(process_routing(self, caller, **metadata).estimator[callee])
+        estimator = self.estimator if callee == "fit" else getattr(self, "estimator_", self.estimator)
+        if callee == "fit" and isinstance(estimator, FrozenEstimator):
+            return {}
+        passed: dict[str, Any] = {}
+        if "sensitive_features" in metadata and takes_parameter(getattr(estimator, callee), "sensitive_features"):
+            passed["sensitive_features"] = metadata["sensitive_features"]
+        if "sample_weight" in metadata:
+            named = weight_params(estimator, metadata["sample_weight"])
+            if named is None:
+                warn_caller(
+                    f"{estimator!r} takes no sample_weight in fit: the weights are used for the alignment only."
+                )
+            passed |= named or {}
+        return passed
+
+    def _proba(self, caller: str, X: Any, sensitive_features: Any) -> Doubles:
+        check_is_fitted(self, "estimator_")
+        metadata = {} if sensitive_features is None else {"sensitive_features": sensitive_features}
+        # First, since the classifier knows best what is wrong with rows that it cannot take.
+        passed = self._passed_on(caller, asked_method(self.estimator_), metadata)
+        scores = class_scores(self.estimator_, X, self.classes_, passed)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        codes = self._codes(self._labels_of(X, sensitive_features, reset=False), len(scores))
+        if self._alignment is None:
+            return np.ones((len(scores), 1))
+        return aligned_proba(self._alignment, scores, codes, self._shares)
+
+
+def _class_codes(y: npt.NDArray[Any], kept: npt.NDArray[np.bool_], classes: npt.NDArray[Any]) -> Codes:
+    codes = np.full(len(y), -1, dtype=np.intp)
+    for k, label in enumerate(classes.tolist()):
+        codes[y == label] = k
+    unknown = np.unique(y[kept & (codes < 0)]).tolist()
+    if unknown:
+        msg = (
+            f"y holds the classes {few(map(repr, unknown))}, which the fitted classifier does not know. Its classes: "
+            f"{few(map(repr, classes.tolist()))}."
+        )
+        raise ValueError(msg)
+    return codes

@@ -1,0 +1,369 @@
+"""The scikit-learn transformer: features of sensitive groups to the nearest ideal distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils import column_or_1d
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from fairsteer._utils.input import check_classes, few
+from fairsteer._utils.types import Codes, CovarianceModel, Floats
+from fairsteer._utils.weights import check_sample_weight
+from fairsteer.ideal import Certificate, IdealDistribution, Intervention, MapType, nearest_ideal
+from fairsteer.moments import SubgroupMoments
+from fairsteer.transformer._base import GroupMapTransformer
+from fairsteer.transformer._maps import AffineMaps
+
+
+class FairSteeringTransformer(GroupMapTransformer):
+    """Steer the features of sensitive groups to the nearest ideal distribution.
+
+    A distribution is *ideal* when every cost-sensitive Bayes classifier on it is exactly fair:
+    demographic parity, equal opportunity and equalized odds hold with gap zero, so that fairness
+    costs no accuracy. The transformer models each subgroup (class, group) as a Gaussian, finds the
+    ideal distribution with the smallest Kullback-Leibler divergence to that model, and moves rows
+    by one affine map per group. The map needs a row's group but not its class, so training rows
+    and the rows of production are treated alike.
+
+    Parameters
+    ----------
+    intervention : {"all_subgroups", "affirmative"}, default="all_subgroups"
+        Whether every group may move, or one reference group stays exactly as it is.
+    reference_group : label, default=None
+        The group that stays under ``intervention="affirmative"``. None: the group with the most
+        weight.
+    map_type : {"affine", "symmetric"}, default="affine"
+        ``"affine"`` is the nearest of all ideal distributions, ``"symmetric"`` the convex program
+        of Sharma et al. (2025) [1]_, which does not rotate.
+    covariance : {"tied", "full", "diagonal"}, default="tied"
+        One covariance per group, one per subgroup, or one diagonal per subgroup.
+    shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
+        How covariances are regularised. An estimator is a scikit-learn covariance estimator.
+    pooling : float in [0, 1], default=0.0
+        With ``covariance="full"``, how far the subgroups of a group share their covariances before they
+        are shrunk; 1 is one covariance per group. A small subgroup borrows more than a large one.
+    feature_transform : None, "log" or transformer, default=None
+        Coordinates in which the features are taken as Gaussian: rows are transformed, steered and
+        transformed back. ``"log"`` for positive, log-normal features; else any scikit-learn
+        transformer with an ``inverse_transform`` that undoes its ``transform``, such as
+        :class:`~sklearn.preprocessing.StandardScaler` for features of very different scales. It is
+        fitted with the `sample_weight` if its ``fit`` takes one; otherwise a warning says that it is not.
+    strength : float in [0, 1], default=1.0
+        Part of the way that rows move: ``(1 - strength) * x + strength * T(x)``. Read when rows
+        are transformed, so a new value on a fitted transformer needs no new fit.
+    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
+        Columns of `X` that hold the groups, as in
+        :class:`~sklearn.compose.ColumnTransformer`: by name or position (negative ones count from the
+        end), as a slice of positions, a list of booleans, or a function that is called with `X` at
+        ``fit`` and returns any of these, such as :func:`~sklearn.compose.make_column_selector`. They
+        are used and left out of the output. Several columns stand for their intersections. None:
+        groups come as `sensitive_features`.
+    unknown_group : {"error", "infer", "infer_hard"}, default="error"
+        What happens to a row whose group is missing, was not there at ``fit``, or is not given at
+        all: a ValueError; the combination of the groups' maps weighted by the probabilities of the
+        groups given the features (:meth:`predict_group_proba`); or the map of the likeliest group.
+    min_cell_size : int, default=0
+        Rows that every class should have in every group; `small_cells` says what happens to
+        subgroups with fewer. Weighted rows count by their weight, or by their effective number where
+        that is larger (:attr:`SubgroupMoments.sizes`). 0: no subgroup is too small; one without rows
+        leaves its group's map to the other classes, with a warning.
+    small_cells : {"error", "pool", "merge"}, default="error"
+        ``"error"`` lists the subgroups in a ValueError. ``"pool"`` fills a subgroup of ``n`` rows up
+        with ``min_cell_size - n`` rows of what its class in the other groups, and the other classes
+        of its group, suggest (:meth:`SubgroupMoments.borrow`). ``"merge"`` makes the groups with
+        such a subgroup one group, labelled ``"(small groups)"`` (a tuple of that for intersections),
+        joined by the next smallest until no subgroup is too small; their labels still choose the map.
+    max_iter : int, default=200
+        Limit on the iterations of the projection.
+    tol : float, default=1e-6
+        The projection stops when the divergence is this close to its limit by estimate, in nats
+        relative to ``max(1, divergence)``.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels; ``[0]`` if fitted without `y`.
+    groups_ : ndarray of shape (n_groups,)
+        Group labels, tuples if there are several sensitive columns; ``[0]`` if fitted without
+        groups. Small groups are merged here if `small_cells` says so.
+    moments_ : SubgroupMoments
+        Weights, means and covariances of the subgroups before shrinkage, pooling and merging;
+        ``print(moments_.cell_table())`` shows the weights.
+    group_calibration_ : GroupCalibration or None
+        Slope and offsets that turn the groups' log-probabilities under the fitted Gaussians into ones
+        that agree with rows held out from these. Fitted by ``fit`` if `unknown_group` is not
+        ``"error"``; None, for probabilities as the Gaussians have them, otherwise and after
+        ``partial_fit``, which has no rows to hold out.
+    ideal_ : IdealDistribution
+        The nearest ideal distribution.
+    maps_ : dict
+        For each group label the map ``(A, b)`` at full strength, of shapes (n_features,
+        n_features) and (n_features,): ``x -> A @ x + b``. With a `feature_transform`, in its
+        coordinates.
+    kl_divergence_ : float
+        Divergence of the ideal distribution from the fitted one, in nats.
+    certificate_ : Certificate
+        Bounds on the unfairness and the loss of accuracy of classifiers that are fair on the ideal
+        distribution.
+    n_iter_ : int
+        Iterations of the projection.
+    objective_path_ : ndarray of shape (n_iter_ + 1,)
+        Divergence after every iteration, in nats, never increasing; one value under
+        ``intervention="affirmative"``.
+    feature_transform_ : transformer or None
+        The fitted `feature_transform`.
+    n_features_in_ : int
+        Number of columns of `X` at ``fit``, sensitive ones included.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of `X`, where it had string names.
+
+    See Also
+    --------
+    IdealDistributionClassifier : Bayes classifier of the ideal distribution, or any classifier on
+        steered rows.
+
+    Notes
+    -----
+    Each group has its own affine map, so integers and 0/1 columns end at values that one group alone has. Linear
+    models cannot use that, trees can: before them steer numeric columns only, with
+    ``feature_transform=QuantileTransformer(output_distribution="normal")``, or align scores instead
+    (:class:`ScoreAligner`).
+
+    Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
+    Statistics are kept in double precision; rows come back in the floating-point type they came
+    in (``float64`` for other types).
+
+    References
+    ----------
+    .. [1] Sharma, Deshpande, Bhattacharyya, Shah. "On Optimal Steering to Achieve Exact
+       Fairness". NeurIPS 2025. arXiv:2509.15759.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fairsteer import FairSteeringTransformer
+    >>> rng = np.random.default_rng(0)
+    >>> y, group = rng.integers(0, 2, (2, 1000))
+    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
+    >>> U = steer.transform(X, sensitive_features=group)
+    >>> gap = np.abs(U[group == 0].mean(axis=0) - U[group == 1].mean(axis=0))
+    >>> bool(gap.max() < 0.1)
+    True
+    """
+
+    _parameter_constraints = {
+        **GroupMapTransformer._parameter_constraints,
+        "intervention": [StrOptions({"all_subgroups", "affirmative"})],
+        "map_type": [StrOptions({"affine", "symmetric"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        intervention: Intervention = "all_subgroups",
+        reference_group: Hashable = None,
+        map_type: MapType = "affine",
+        covariance: CovarianceModel = "tied",
+        shrinkage: Any = "ledoit_wolf",
+        pooling: float = 0.0,
+        feature_transform: Any = None,
+        strength: float = 1.0,
+        sensitive_columns: Any = None,
+        unknown_group: Literal["error", "infer", "infer_hard"] = "error",
+        min_cell_size: int = 0,
+        small_cells: Literal["error", "pool", "merge"] = "error",
+        max_iter: int = 200,
+        tol: float = 1e-6,
+    ) -> None:
+        self.intervention = intervention
+        self.reference_group = reference_group
+        self.map_type = map_type
+        self.covariance = covariance
+        self.shrinkage = shrinkage
+        self.pooling = pooling
+        self.feature_transform = feature_transform
+        self.strength = strength
+        self.sensitive_columns = sensitive_columns
+        self.unknown_group = unknown_group
+        self.min_cell_size = min_cell_size
+        self.small_cells = small_cells
+        self.max_iter = max_iter
+        self.tol = tol
+
+    def _fit_maps(self, model: SubgroupMoments) -> IdealDistribution:
+        return nearest_ideal(
+            model,
+            intervention=self.intervention,
+            reference_group=self.reference_group,
+            map_type=self.map_type,
+            covariance=self.covariance,
+            max_iter=self.max_iter,
+            tol=self.tol,
+        )
+
+    @property
+    def ideal_(self) -> IdealDistribution:
+        """The nearest ideal distribution."""
+        ideal: IdealDistribution = self._fitted().maps
+        return ideal
+
+    @property
+    def kl_divergence_(self) -> float:
+        """Divergence of the ideal distribution from the fitted one, in nats."""
+        return self.ideal_.kl_divergence
+
+    @property
+    def certificate_(self) -> Certificate:
+        """Bounds on unfairness and on the loss of accuracy."""
+        return self.ideal_.certificate
+
+    @property
+    def n_iter_(self) -> int:
+        """Iterations of the projection."""
+        return self.ideal_.n_iter
+
+    @property
+    def objective_path_(self) -> npt.NDArray[np.float64]:
+        """Divergence after every iteration, in nats."""
+        return self.ideal_.objective_path
+
+    def steer(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
+        """Move rows by class and group, so that they follow the ideal distribution.
+
+        Each subgroup moves by the optimal-transport map to its part of the ideal distribution, in
+        the group's own coordinates. With the weights of :meth:`ideal_sample_weight` the result has
+        the means and covariances of the ideal distribution. It serves to prepare training data;
+        for rows whose class is not known there is :meth:`transform`.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        y : array-like of shape (n_samples,)
+            Class labels. May be left out if they were left out at ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, unless there are `sensitive_columns`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features_out)
+            Steered rows, without sensitive columns.
+
+        Raises
+        ------
+        ValueError
+            If a class or group is not known, or a subgroup had no rows at ``fit``.
+        """
+        check_is_fitted(self, "moments_")
+        rows, labels = self._read_rows(X, sensitive_features, reset=False)
+        codes = self._known_codes(labels, rows, "steer")
+        y_codes = self._class_codes(y, rows)
+        self._check_cells(y_codes, codes)
+        n_groups = len(self.groups_)
+        cells, inverse = np.unique(y_codes * n_groups + codes, return_inverse=True)
+        subgroup_maps = self.ideal_.subgroup_maps
+        classes, groups = self.classes_.tolist(), self.groups_.tolist()
+        A, b = zip(*(subgroup_maps[classes[c // n_groups], groups[c % n_groups]] for c in cells), strict=True)
+        maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength())
+        return self._as_dtype_of(X, self._move(rows, inverse, maps))
+
+    def ideal_sample_weight(
+        self, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> npt.NDArray[np.float64]:
+        """Weights under which classes and groups are independent, as they are in the ideal.
+
+        Parameters
+        ----------
+        y : array-like of shape (n_samples,)
+            Class labels. May be left out if they were left out at ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels; with `sensitive_columns`, those columns.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights to multiply by.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype float64
+            Ideal over fitted probability of each row's subgroup, times `sample_weight`.
+
+        Raises
+        ------
+        ValueError
+            If a class or group is not known, or a subgroup had no rows at ``fit``.
+        """
+        check_is_fitted(self, "moments_")
+        if sensitive_features is None and self._encoder is not None:
+            msg = "ideal_sample_weight has no X to take groups from: pass sensitive_features=…."
+            raise ValueError(msg)
+        if sensitive_features is None and y is None:
+            msg = "ideal_sample_weight needs y."
+            raise ValueError(msg)
+        codes = self._known_codes(sensitive_features, y, "ideal_sample_weight")
+        y_codes = self._class_codes(y, codes)
+        weight = check_sample_weight(sample_weight, codes)
+        ratio = self._weight_ratio(y_codes, codes)
+        return ratio if weight is None else ratio * weight
+
+    def _model_rows(self, X: Any, sensitive_features: Any) -> tuple[Floats, Codes]:
+        """Rows in the coordinates of the model, before steering, and their groups' codes."""
+        rows, codes = self._read_rows_and_codes(X, sensitive_features)
+        return self._to_model(rows), codes
+
+    def _training_rows(
+        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any
+    ) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[np.float64]]:
+        """Steered rows, classes and weights of the rows that took part in ``fit``.
+
+        The weights go from `sample_weight` to the ideal ones as the strength goes from 0 to 1.
+        """
+        rows, labels = self._read_rows(X, sensitive_features, reset=False)
+        y = column_or_1d(y)
+        codes = self._training_codes(labels, len(rows))
+        weight = check_sample_weight(sample_weight, rows)
+        weight = np.ones(len(rows)) if weight is None else weight
+        kept = (codes >= 0) & (weight > 0)
+        rows, y, codes, weight = rows[kept], y[kept], codes[kept], weight[kept]
+        strength = self._strength()
+        weight *= 1 + strength * (self._weight_ratio(self._class_codes(y, rows), codes) - 1)
+        return self._move(rows, codes, self._group_maps(strength)), y, weight
+
+    def _weight_ratio(self, y_codes: Codes, codes: Codes) -> npt.NDArray[np.float64]:
+        self._check_cells(y_codes, codes)
+        return self.ideal_.sample_weight[y_codes, codes]
+
+    def _class_codes(self, y: Any, rows: Any) -> Codes:
+        if y is None:
+            if not self._class_blind:
+                msg = f"y is needed: the steering was fitted on the classes {self.classes_}."
+                raise ValueError(msg)
+            return np.zeros(len(rows), dtype=np.intp)
+        labels, inverse = np.unique(check_classes(y, rows), return_inverse=True)
+        table = {label: k for k, label in enumerate(self.classes_.tolist())}
+        unknown = [label for label in labels.tolist() if label not in table]
+        if unknown:
+            msg = (
+                f"y holds the class labels {few(map(repr, unknown))}, which were not there at fit. Known "
+                f"classes: {few(map(repr, table))}."
+            )
+            raise ValueError(msg)
+        return np.array([table[label] for label in labels.tolist()], dtype=np.intp)[inverse]
+
+    def _check_cells(self, y_codes: Codes, codes: Codes) -> None:
+        empty = np.flatnonzero(self._fitted().model.weights[y_codes, codes] == 0)
+        if empty.size:
+            k, a = y_codes[empty[0]], codes[empty[0]]
+            msg = (
+                f"Class {self.classes_.tolist()[k]!r} had no rows in group "
+                f"{self.groups_.tolist()[a]!r} at fit, so nothing is known of it. Leave such rows out, or fit with "
+                f"small_cells='pool' and min_cell_size=1 or more.\n{self.moments_.cell_table()}"
+            )
+            raise ValueError(msg)
