@@ -86,7 +86,7 @@ def test_what_is_frozen_is_used_as_it_is(data):
     methods = {"model": FrozenEstimator(model), "steer": Method(FrozenEstimator(steer), LogisticRegression())}
     found = predict_held_out(methods, X[~half], y[~half], sensitive_features=group[~half])
     np.testing.assert_array_equal(found.y_pred["model"], model.predict(X[~half]))
-    assert all(trial.steering["steer"] is steer for trial in found.trials)
+    assert all(trial.fitted["steer"] is steer for trial in found.trials)
 
 
 def test_features_that_learn_are_made_from_the_training_rows(data):

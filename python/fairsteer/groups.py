@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
-from itertools import islice
 from numbers import Number
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from fairsteer._utils.columns import split_columns
 from fairsteer._utils.input import few
-from fairsteer._utils.labels import is_missing, label_array
+from fairsteer._utils.labels import described, is_missing, label_array, sorted_labels
 
 #: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
 MISSING = -1
@@ -148,7 +147,7 @@ class GroupEncoder:
         if not present:
             msg = f"No row has a group: sensitive_features is missing in all of its {len(codes)} rows."
             raise ValueError(msg)
-        self.groups_ = label_array(_sorted_labels(list(dict.fromkeys([*known, *present]))))
+        self.groups_ = label_array(sorted_labels(list(dict.fromkeys([*known, *present]))))
         if not known:
             self.n_columns_, self.column_names_ = len(columns), names
         return self._codes_of(labels)[codes]
@@ -236,7 +235,7 @@ class GroupEncoder:
                 column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
                 msg = (
                     f"The labels of the sensitive feature{column} are of another type than at fit: the groups are the "
-                    f"{_described(fitted)}; given are the {_described(foreign)}. Convert one to the type of the "
+                    f"{described(fitted)}; given are the {described(foreign)}. Convert one to the type of the "
                     "other, or make labels missing (None) that are not known."
                 )
                 raise ValueError(msg)
@@ -362,19 +361,6 @@ def _is_bit(label: Any) -> bool:
     return _is_number(label) and label in (0, 1)
 
 
-def _described(labels: list[Any], most: int = 5) -> str:
-    """Labels by type, for messages: ``integers 0, 1 and strings 'a'``."""
-    names = {bool: "booleans", int: "integers", float: "floats", str: "strings", bytes: "bytes", tuple: "tuples"}
-    by_type: dict[str, list[Any]] = {}
-    for label in labels:
-        by_type.setdefault(names.get(type(label), f"{type(label).__name__} values"), []).append(label)
-    parts = []
-    for name, some in by_type.items():
-        rest = f" and {len(some) - most} more" if len(some) > most else ""
-        parts.append(f"{name} {', '.join(map(repr, islice(some, most)))}{rest}")
-    return " and the ".join(parts)
-
-
 def _check_discrete(labels: list[Any], name: str) -> None:
     dates = [
         label for label in labels if isinstance(label, (dt.date, dt.time, dt.timedelta, np.datetime64, np.timedelta64))
@@ -392,10 +378,3 @@ def _check_discrete(labels: list[Any], name: str) -> None:
             f"{fractions[0]!r}. Groups are discrete; cut it into ranges first, for example by pandas.cut."
         )
         raise ValueError(msg)
-
-
-def _sorted_labels(labels: list[Any]) -> list[Any]:
-    try:
-        return sorted(labels)
-    except TypeError:  # labels of several types: any order will do that does not depend on the order of the rows
-        return sorted(labels, key=lambda label: (type(label).__name__, repr(label)))

@@ -79,18 +79,20 @@ def _plain_column(y: Any) -> npt.NDArray[Any]:
 
 def _of_one_type(labels: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     """Objects as numbers if all are; refuse numbers beside text, which NumPy would turn into text."""
-    numeric = [isinstance(label, (Number, np.number, np.bool_)) for label in labels]
-    if not any(numeric):
+    values: list[Any] = labels.tolist()
+    numbers: list[Any] = [value for value in values if isinstance(value, (Number, np.number, np.bool_))]
+    if not numbers:
         return labels
-    if not all(numeric):
-        number, other = labels[numeric.index(True)], labels[numeric.index(False)]
-        msg = f"{name} mixes numbers and other labels, such as {number!r} and {other!r}. Make them all one type."
+    if len(numbers) < len(values):
+        other = next(value for value in values if not isinstance(value, (Number, np.number, np.bool_)))
+        msg = f"{name} mixes numbers and other labels, such as {numbers[0]!r} and {other!r}. Make them all one type."
         raise ValueError(msg)
-    if all(isinstance(label, (bool, np.bool_)) for label in labels):
+    if all(isinstance(value, (bool, np.bool_)) for value in numbers):
         return labels.astype(bool)
-    numbers = labels.astype(np.float64)
-    whole = np.isfinite(numbers) & (np.abs(numbers) < 2**53)
-    return labels.astype(np.int64) if whole.all() and (numbers % 1 == 0).all() else numbers
+    whole = all(value == int(value) for value in numbers if np.isfinite(float(value)))
+    if whole and all(np.isfinite(float(value)) and abs(value) < 2**63 for value in numbers):
+        return np.array([int(value) for value in numbers], dtype=np.int64)
+    return labels.astype(np.float64)
 
 
 def unknown_group_message(codes: Codes, counts: Mapping[Any, int], groups: npt.NDArray[Any], ways_out: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from fairsteer.transformer import FairSteeringTransformer
@@ -95,6 +96,13 @@ class Problem:
             na_values=tuple(listed(self.settings.na_values)),
             strict_na=self.settings.strict_na,
         )
+
+    def prepare(self, may_learn: NDArray[np.bool_]) -> pd.DataFrame:
+        """Features of the usable rows, with medians and categories from some of them, as a fold needs them."""
+        rows = np.zeros(len(self.table), dtype=bool)
+        rows[np.flatnonzero(self.question.usable)[may_learn]] = True
+        encoder = self.encoder.refitted(self.table, rows, self.settings.max_categories)
+        return encoder.encode(self.table, self.question.usable)
 
     def fit(self, report: Reporter) -> FairSteeringTransformer:
         """Fit the transformer to the usable rows, quoting its warnings."""

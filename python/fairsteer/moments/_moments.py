@@ -24,14 +24,15 @@ _RELATIVE_FLOOR = 1e-8
 
 
 # What is accumulated, in the core's order.
-_SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
+SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
 
 
 # Cells that a table in a message lists.
 _LISTED_CELLS = 40
 
 
-def _scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
+def scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
+    """Shape of the covariances under each model."""
     return {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[covariance]
 
 
@@ -109,7 +110,7 @@ class SubgroupMoments:
         self.weights: Doubles = np.zeros((K, G))
         self._weight_squares: Doubles = np.zeros((K, G))
         self.means: Doubles = np.zeros((K, G, d))
-        self._scatters: Doubles = np.zeros(_scatter_shape(covariance, K, G, d))
+        self._scatters: Doubles = np.zeros(scatter_shape(covariance, K, G, d))
         # Third and fourth moments, for the Ledoit-Wolf intensity.
         self._cubics: Doubles = np.zeros((K, G, d))
         self._quartics: Doubles = np.zeros((K, G, d) if diagonal else (K, G))
@@ -160,7 +161,7 @@ class SubgroupMoments:
             msg = f"means must have shape ({K}, {G}, n_features) to go with the weights, not {mu.shape}."
             raise ValueError(msg)
         d = mu.shape[2]
-        shapes = {name: _scatter_shape(name, K, G, d) for name in ("tied", "full", "diagonal")}
+        shapes = {name: scatter_shape(name, K, G, d) for name in ("tied", "full", "diagonal")}
         matching = [name for name, shape in shapes.items() if Sigma.shape == shape]
         if not matching:
             msg = (
@@ -223,7 +224,7 @@ class SubgroupMoments:
         return len(self.groups)
 
     def _sums(self) -> tuple[Doubles, ...]:
-        return tuple(getattr(self, name) for name in _SUMS)
+        return tuple(getattr(self, name) for name in SUMS)
 
     @property
     def sizes(self) -> Doubles:
@@ -300,7 +301,7 @@ class SubgroupMoments:
             if not (np.isfinite(weights).all() and (weights >= 0).all()):
                 msg = "sample_weight must be finite and not negative."
                 raise ValueError(msg)
-        for name in _SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
+        for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
             vars(self)[name] = _writable(vars(self)[name])
         with own_threads() as n_threads:
             _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)

@@ -14,11 +14,23 @@ from sklearn.utils.validation import has_fit_parameter
 from fairsteer._utils.input import ROW_CHECKS, warn_caller
 from fairsteer._utils.types import Doubles, Floats
 
-#: Scalers that are affine maps of each feature: the parameter that centres and the centre, the parameter that scales.
-_SCALERS: dict[Any, tuple[tuple[str, str] | None, str | None]] = {
-    StandardScaler: (("with_mean", "mean_"), "with_std"),
-    RobustScaler: (("with_centering", "center_"), "with_scaling"),
-    MaxAbsScaler: (None, None),
+
+class Scaler(NamedTuple):
+    """A scaler of scikit-learn that is an affine map of each feature."""
+
+    arrays: tuple[str, ...]
+    """What ``fit`` makes, one number a feature."""
+    centred: tuple[str, str] | None = None
+    """Parameter that says whether rows are centred, and the centre."""
+    scaled: str | None = None
+    """Parameter that says whether they are scaled; None: always."""
+
+
+SCALERS: dict[Any, Scaler] = {
+    StandardScaler: Scaler(("mean_", "var_", "scale_"), ("with_mean", "mean_"), "with_std"),
+    MinMaxScaler: Scaler(("min_", "scale_", "data_min_", "data_max_", "data_range_")),
+    MaxAbsScaler: Scaler(("scale_", "max_abs_")),
+    RobustScaler: Scaler(("center_", "scale_"), ("with_centering", "center_"), "with_scaling"),
 }
 
 
@@ -43,9 +55,9 @@ class SimpleCoordinates(NamedTuple):
             return None
         if kind is MinMaxScaler:
             return cls(False, one * scaler.scale_, one * scaler.min_)
-        if kind not in _SCALERS:
+        if kind not in SCALERS:
             return None
-        centred, scaled = _SCALERS[kind]
+        _, centred, scaled = SCALERS[kind]
         scale = one / scaler.scale_ if scaled is None or getattr(scaler, scaled) else one
         centre = getattr(scaler, centred[1]) if centred is not None and getattr(scaler, centred[0]) else zero
         return cls(False, scale, -centre * scale)
