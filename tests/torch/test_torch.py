@@ -139,7 +139,8 @@ def test_vectors_without_logarithms_are_refused_whatever_their_group(strength, g
     module = SteeringModule(steer.fit(np.exp(X), y, sensitive_features=names), strength=strength)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     good = torch.tensor(np.exp(X[:2]), dtype=torch.float32)
-    positions = torch.tensor([module.groups.index(label) for label in ([groups] * 2 if isinstance(groups, str) else groups)])
+    labels = [groups] * 2 if isinstance(groups, str) else groups
+    positions = torch.tensor([module.groups.index(label) for label in labels])
     for wrong in (0.0, -1.0, torch.nan):
         rows = good.clone()
         rows[0, 1] = wrong

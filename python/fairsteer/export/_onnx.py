@@ -18,7 +18,6 @@ from fairsteer._utils.estimators import asked_method
 from fairsteer._utils.files import write_file
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import PathLike
-from fairsteer.baselines import LeaceTransformer
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.export._maps import group_codes, group_steps
 from fairsteer.export._onnx_graph import Posterior, build_model
@@ -126,7 +125,7 @@ def export_onnx(transformer: Exportable, path: PathLike) -> None:
 def _row_model(onnx: ModuleType, transformer: Any) -> tuple[Any, Mapping[Any, int], dict[str, Any]]:
     """Graph of a transformer, codes of its groups, and what else is to be known."""
     steps, coordinates = group_steps(transformer)
-    by_group = transformer._encoder is not None and not isinstance(transformer, LeaceTransformer)
+    by_group = transformer._encoder is not None and not transformer.one_map
     size = steps.displacement.size * np.dtype(np.float32).itemsize
     if size > _ONNX_LIMIT:
         msg = (
