@@ -22,7 +22,8 @@ FLOORS = (
     ("groups", "moments"),
     ("ideal", "score_alignment", "metrics"),
     ("transformer", "concepts", "scoring"),
-    ("baselines", "classifier", "report"),
+    ("baselines", "classifier"),
+    ("report",),
     ("plotting", "persistence", "export", "torch"),
     ("cli",),
 )

@@ -15,7 +15,6 @@ import numpy as np
 from fairsteer._utils.files import write_file
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import PathLike
-from fairsteer.baselines import LeaceTransformer
 from fairsteer.export._maps import group_codes, group_steps
 from fairsteer.export._onnx_graph import Posterior, build_model
 from fairsteer.transformer._base import GroupMapTransformer
@@ -94,7 +93,7 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
     """
     onnx = _onnx()
     steps, coordinates = group_steps(transformer)
-    by_group = transformer._encoder is not None and not isinstance(transformer, LeaceTransformer)
+    by_group = transformer._encoder is not None and not transformer.one_map
     size = steps.displacement.size * np.dtype(np.float32).itemsize
     if size > _ONNX_LIMIT:
         msg = (

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from fairsteer import _core
-from fairsteer._utils.input import brief
+from fairsteer._utils.input import brief, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
@@ -235,8 +235,14 @@ class SubgroupMoments:
         """
         return rows_behind(self.weights, self._weight_squares)
 
-    def _group_sizes(self) -> Doubles:
+    @property
+    def group_sizes(self) -> Doubles:
+        """Number of rows behind every group, (n_groups,); counted as in `sizes`."""
         return rows_behind(self.weights.sum(axis=0), self._weight_squares.sum(axis=0))
+
+    def is_finite(self) -> bool:
+        """Whether no sum is NaN or infinite: rows were finite, and not too large to be squared."""
+        return all(bool(np.isfinite(sums).all()) for sums in self._sums()[:4])
 
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
@@ -293,6 +299,7 @@ class SubgroupMoments:
         X = np.asarray(X)
         if X.dtype not in (np.float16, np.float32, np.float64) or not X.dtype.isnative:
             X = X.astype(np.float64)
+        X = with_whole_strides(X)
         y = self._codes(y_codes, self.n_classes, "y_codes", len(X))
         a = self._codes(group_codes, self.n_groups, "group_codes", len(X))
         weights = None
@@ -520,7 +527,7 @@ class SubgroupMoments:
             msg = f"min_size must not be negative, not {min_size}."
             raise ValueError(msg)
         own, of_group = (
-            np.minimum(n / min_size, 1.0) if min_size else np.ones_like(n) for n in (self.sizes, self._group_sizes())
+            np.minimum(n / min_size, 1.0) if min_size else np.ones_like(n) for n in (self.sizes, self.group_sizes)
         )
         if not (own < 1).any():
             return self

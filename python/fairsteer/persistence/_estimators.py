@@ -530,7 +530,7 @@ def _unpack_transformer(kind: type[GroupMapTransformer], block: Fields, tensors:
         raise ValueError(msg)
     ideal = kind is FairSteeringTransformer
     maps = unpack_ideal(block.fields("ideal"), tensors, like=model) if ideal else _unpack_maps(kind, model, tensors)
-    transformer._solution = Solution.of(model, maps)
+    transformer._set_solution(Solution.of(model, maps))
     transformer.group_calibration_ = None
     if "calibration" in block:
         slope = block.fields("calibration").number("slope", 0)
@@ -574,7 +574,7 @@ def _pack_calibration(calibration: GroupCalibration | None, tensors: dict[str, N
 
 
 def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensors: Tensors) -> GroupMaps:
-    n_maps, d = 1 if kind is LeaceTransformer else model.n_groups, model.n_features
+    n_maps, d = 1 if kind.one_map else model.n_groups, model.n_features
     return GroupMaps(tensors.take("maps.linear", (n_maps, d, d)), tensors.take("maps.offset", (n_maps, d)))
 
 

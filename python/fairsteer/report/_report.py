@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import clone
+from sklearn.base import MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import _num_features, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import unfrozen
 from fairsteer._utils.input import few
@@ -32,6 +32,7 @@ from fairsteer.report._held_out import (
     codes_in,
     default_classifier,
     fitted_steering,
+    names_and_number,
     read_rows,
     run_methods,
     take_rows,
@@ -51,7 +52,6 @@ from fairsteer.report._tables import (
 )
 from fairsteer.report._text import as_rich, as_text
 from fairsteer.report._view import Document, Setting, make_views, nats
-from fairsteer.score_alignment import ScoreAligner
 from fairsteer.transformer import FairSteeringTransformer
 
 # Rows of a table that are shown, in text and on a page.
@@ -233,7 +233,6 @@ class SteeringReport:
             self.positive,
             self.n_features,
             float("nan") if self.certificate is None else self.certificate.accuracy,
-            (self.compared_with, self.classifier),
         )
         return Document(self._facts(), self.findings, make_views(self.tables, setting, most))
 
@@ -300,7 +299,8 @@ def steering_report(
     before : classifier, default=None
         What to compare with, fitted or not: a clone is fitted, unless it is in a FrozenEstimator. It gets the rows as
         they are, and the groups if its methods take them. None: `estimator` on the rows as they are without sensitive
-        columns; of a pipeline with a transformer the same at strength 0; of a ScoreAligner the classifier it aligns.
+        columns; of a pipeline with a transformer the steps behind it; of a meta-estimator, such as a ScoreAligner, the
+        classifier that it wraps.
     estimator : classifier, default=None
         For a transformer: clones of it are trained on the rows as they are and on the steered rows; neither see the
         sensitive columns. None: logistic regression on standardised features, or what an IdealDistributionClassifier
@@ -431,7 +431,7 @@ def steering_report(
         positive=positive,
         n_rows=len(codes),
         n_left_out=int((~rows.kept).sum()),
-        n_features=_num_features(rows.X) if rows.values is None else rows.values.shape[1],
+        n_features=names_and_number(rows.X)[1] if rows.values is None else rows.values.shape[1],
         n_folds=len(held_out.trials),
         same_rows=same_rows,
         strength=None if steering is None else float(steering.strength),
@@ -497,6 +497,9 @@ def _codes_to_predict(rows: Rows, classes: list[Any]) -> Codes:
     if rows.y is None:
         msg = "y is needed: a report on a classifier compares what it predicts with the classes of the rows."
         raise ValueError(msg)
+    if rows.sensitive_features is None and len(rows.groups) == 1:
+        msg = "No groups are given, and a report is about the gaps between them. Pass sensitive_features=…."
+        raise ValueError(msg)
     if len(classes) < 2:
         msg = f"y holds the one class {classes[0]!r}: there is nothing to predict."
         raise ValueError(msg)
@@ -523,7 +526,7 @@ def _methods(
         words = {"before": f"{_words(plain.classifier)}, on rows as they are", "after": _words(what)}
     else:
         after = FrozenEstimator(what) if subject.frozen else what
-        plain = _unaligned(what, frozen=subject.frozen)
+        plain = _wrapped(what, frozen=subject.frozen)
         words = {"before": _words(unfrozen(plain)), "after": _words(what)}
     if before is not None:
         words["before"] = _words(unfrozen(before))
@@ -534,12 +537,12 @@ def _methods(
     return {"after": after, "before": plain}, words
 
 
-def _unaligned(classifier: Any, *, frozen: bool) -> Any:
-    """Give the classifier whose scores an aligner maps, behind the same first steps of a pipeline; None of others."""
+def _wrapped(classifier: Any, *, frozen: bool) -> Any:
+    """Give the classifier that a meta-estimator wraps, behind the same first steps of a pipeline; None of others."""
     last = classifier[-1] if isinstance(classifier, Pipeline) else classifier
-    if not isinstance(last, ScoreAligner):
+    inner = getattr(last, "estimator_" if frozen else "estimator", None)
+    if inner is None or not isinstance(last, MetaEstimatorMixin):
         return None
-    inner = last.estimator_ if frozen else last.estimator
     if isinstance(classifier, Pipeline):
         inner = Pipeline([*classifier.steps[:-1], ("classifier", inner)])
     return FrozenEstimator(inner) if frozen else inner

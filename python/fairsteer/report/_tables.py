@@ -12,8 +12,8 @@ from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.ideal import IdealDistribution
-from fairsteer.metrics._intervals import GAPS as CRITERIA
 from fairsteer.metrics._intervals import Measured, MeasuredGaps, PredictedRows
+from fairsteer.metrics._rates import CRITERIA
 from fairsteer.transformer import FairSteeringTransformer
 
 Table = dict[str, list[Any]]
@@ -207,17 +207,20 @@ def _largest_of_other_groups(values: Doubles) -> Doubles:
 
 def find_sentences(tables: Mapping[str, Table], transformer: FairSteeringTransformer | None) -> list[str]:
     """Say what to know first: how gaps changed, and what makes the numbers say less than they seem to."""
-    findings = [_verdict(tables["gaps"])] if "gaps" in tables else []
+    one_group = len(tables["groups"]["group"]) == 1
+    findings = [_verdict(tables["gaps"], one_group=one_group)] if "gaps" in tables else []
     if transformer is not None:
         findings += [_movement_finding(tables["groups"], transformer)]
         findings += [_certificate_finding(tables["certificate"], transformer)]
     return [text for text in findings if text]
 
 
-def _verdict(gaps: Table) -> str:
+def _verdict(gaps: Table, *, one_group: bool) -> str:
     """Say of every gap whether it grew, and whether that is more than chance."""
     parts = []
     for i, measure in enumerate(gaps["measure"]):
+        if one_group and measure != "accuracy":
+            continue  # there is none
         before, after = gaps["before"][i], gaps["after"][i]
         what = measure.replace("_", " ") if measure == "accuracy" else f"the {measure.replace('_', ' ')} gap"
         if math.isnan(before) or math.isnan(after):

@@ -18,7 +18,8 @@ def as_text(document: Document, width: int = _WIDTH) -> str:
     parts += [_filled(f"{label}: {value}", width, "  ") for label, value in document.facts]
     parts += [_filled(f"* {text}", width, "  ") for text in document.findings]
     for view in document.views:
-        parts += ["", view.title, "-" * len(view.title)]
+        title = _filled(view.title, width)
+        parts += ["", title, "-" * max(map(len, title.split("\n")))]
         for n, block in enumerate(_blocks(view, width, gap=2)):
             parts += [""] * bool(n)
             parts += block.lines()

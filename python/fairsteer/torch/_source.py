@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fairsteer._utils.fields import Fields
 from fairsteer._utils.labels import label_array, labels_to_json
 from fairsteer._utils.types import Doubles
-from fairsteer.baselines import LeaceTransformer
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
@@ -268,7 +267,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> Parts:
         positions=transformer._group_of_label.tolist(),
         column_names=None if encoder is None else encoder.column_names_,
         moving=moving,
-        one_for_all=isinstance(transformer, LeaceTransformer),
+        one_for_all=transformer.one_map,
         unknown_group=transformer.unknown_group,
         calibration=None if calibration is None else (calibration.slope, calibration.offsets.tolist()),
         log=coordinates.log,

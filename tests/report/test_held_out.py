@@ -45,7 +45,7 @@ def test_every_method_predicts_as_fits_by_hand_do(data):
         for name, strength in (("before", 0), ("after", 1), ("half", 0.5)):
             rows = again.set_params(strength=strength).transform(X, sensitive_features=group)
             expected[name][test] = clone(model).fit(rows[train], y[train]).predict(rows[test])
-        bayes = IdealDistributionClassifier(steer).fit(X[train], y[train], sensitive_features=group[train])
+        bayes = IdealDistributionClassifier(steering=steer).fit(X[train], y[train], sensitive_features=group[train])
         expected["bayes"][test] = bayes.predict(X[test], sensitive_features=group[test])
         aligned = ScoreAligner(model).fit(X[train], y[train], sensitive_features=group[train])
         expected["aligned"][test] = aligned.predict(X[test], sensitive_features=group[test])
