@@ -120,10 +120,7 @@ _PICKLES = {
     "tuples as a name": b"\x80\x04}" + _nested(60) + b"Ns.",
     "tuples by copies": _in_dict(b")" + b"2\x86" * 80),
     "tuples as a name by copies": b"\x80\x04}" + b")" + b"2\x86" * 80 + b"Ns.",
-    "tuples behind a value that goes": b"\x80\x04}"
-     b")"
-    + b"".join(b"N0q%ch%c\x86" % (i, i) for i in range(80))
-    + b"Ns.",
+    "tuples behind a value that goes": b"\x80\x04})" + b"".join(b"N0q%ch%c\x86" % (i, i) for i in range(80)) + b"Ns.",
     "tuples in a set": _in_dict(b"\x8f(" + _nested(60) + b"\x90"),
     "tuples in a frozen set": _in_dict(b"(" + _nested(60) + b"\x91"),
     "tuples by numbered places": b"(dp0\n(tp1\n"
