@@ -13,7 +13,6 @@ from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import Doubles, PathLike
 from fairsteer.export import _array_pickle
 from fairsteer.export._maps import group_codes, group_maps
-from fairsteer.transformer._maps import as_matrices
 from fairsteer.transformer._base import GroupMapTransformer
 
 #: Name of the list of a folder's files.
@@ -90,7 +89,7 @@ def export_affine(transformer: GroupMapTransformer, folder: PathLike) -> None:
         raise FileExistsError(msg)
     for code in labels:
         position = min(code, len(maps.A) - 1)  # one map for all groups stands in all files
-        arrays = {"A_": as_matrices(maps.A[[position]])[0], "B_": maps.b[position]}
+        arrays = {"A_": maps.A[position], "B_": maps.b[position]}
         write_file(target / f"group-{code}.pkl", _array_pickle.dumps(arrays))
     files = {f"group-{code}.pkl": of_group for code, of_group in sorted(labels.items())}
     write_file(target / _INDEX, json.dumps({"files": files}, indent=1).encode())
@@ -120,11 +119,11 @@ def read_affine(folder: PathLike) -> dict[Any, tuple[Doubles, Doubles]]:
     content = index.read_bytes()
     try:
         listed = json.loads(content)["files"]
-        files = {str(name): [label_from_json(label) for label in labels] for name, labels in listed.items()}
+        files = {name: [label_from_json(label) for label in labels] for name, labels in listed.items()}
         if any(name != Path(name).name for name in files):
             raise ValueError("it names files of another folder")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        msg = f"{index} is damaged: {error}."
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        msg = f"{index} is damaged: {str(error)[:100]}."
         raise ValueError(msg) from error
     return {g: read_affine_file(Path(folder) / name) for name, labels in files.items() for g in labels}
 

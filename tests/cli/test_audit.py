@@ -1,0 +1,127 @@
+"""``fairsteer audit``: the report of a file, in the terminal and as a page."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.preprocessing import StandardScaler
+
+import fairsteer
+from fairsteer.report import steering_report
+from fairsteer.transformer import FairSteeringTransformer
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    y, group = rng.integers(2, size=(2, 400))
+    return pd.DataFrame(
+        {
+            "height": rng.normal(size=400) + y + group,
+            "income": 1e4 * (3 + y - group + rng.normal(size=400)),
+            "leak": y,
+            "sex": np.array(["f", "m"])[group],
+            "ill": np.array(["no", "yes"])[y],
+        }
+    )
+
+
+def _audit(file, *options):
+    return ["audit", file, "--target", "ill", "--sensitive", "sex", "--drop", "leak", *options]
+
+
+def test_prints_the_report_of_the_library_and_writes_the_page(run, table, file):
+    html = file.with_name("report.html")
+    code, out, err = run(*_audit(file, "--html", html))
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "Wrote the report to report.html." in out
+
+    features = table[["height", "income"]]
+    steering = FairSteeringTransformer(feature_transform=StandardScaler())
+    steering.fit(features, table["ill"], sensitive_features=table[["sex"]])
+    expected = steering_report(steering, features, table["ill"], sensitive_features=table[["sex"]])
+    for value in expected.tables["gaps"]["after"]:
+        assert f"{value:.3f}" in out
+    page = html.read_text(encoding="utf-8")
+    assert page.count("<section>") == expected.to_html().count("<section>")
+    for fact in (
+        "rows.csv, 400 rows; 0 lack class or group",
+        "ill, positive class yes",
+        "<dt>Sensitive</dt><dd>sex</dd>",
+        f"{date.today().isoformat()} by fairsteer {fairsteer.__version__}",
+    ):
+        assert fact in page
+
+
+def test_without_html_nothing_is_written_and_every_run_prints_the_same(run, file):
+    first = run(*_audit(file))
+    assert first == run(*_audit(file))
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (("--intervention", "affirmative", "--reference-group", "m"), "reference_group='m'"),
+        (("--map-type", "symmetric", "--covariance", "full", "--shrinkage", "oas"), "shrinkage='oas'"),
+        (("--strength", "0.5", "--positive", "no", "--folds", "3"), "Positive class: no."),
+        (("--confidence", "0.9", "--min-rows", "5", "--max-categories", "3"), "90 % bootstrap"),
+    ],
+)
+def test_options_reach_the_report(run, file, options, shown):
+    code, out, _ = run(*_audit(file, *options))
+    assert code == 0
+    assert shown in "".join(out.split("\n")).replace("  ", "") or shown in " ".join(out.split())
+
+
+def test_gaps_in_the_data_are_counted_and_left_out(run, table, file):
+    table.loc[:2, "ill"] = np.nan
+    table.loc[2:4, "sex"] = np.nan
+    table.loc[:9, "height"] = np.nan
+    table.to_csv(file, index=False)
+    code, out, err = run(*_audit(file))
+    assert code == 0
+    notes = " ".join(err.split())
+    assert "3 rows without 'ill': left out of the fit" in notes
+    assert "3 rows without 'sex': left out of the fit" in notes
+    assert "10 missing values in numeric columns" in notes
+    assert "400 rows; 5 lack class or group" in out
+    assert "395 (the rows of the fit)" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--html", "report.pdf"), "must end in .html"),
+        (("--html", "rows.csv"), "must end in .html"),
+        (("--html", "nowhere/report.html"), "does not exist"),
+        (("--confidence", "1"), "--confidence must be a number between 0 and 1, not 1"),
+        (("--folds", "1"), "--folds must be at least 2, not 1"),
+        (("--strength", "2"), "--strength must be at most 1, not 2"),
+        (("--positive", "maybe"), "there are: no; yes"),
+        (("--drop", "shoe"), "there is no column 'shoe'"),
+    ],
+)
+def test_bad_input_costs_a_sentence(run, file, options, message):
+    code, out, err = run(*_audit(file, *options))
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_real_data(run, real_data, tmp_path):
+    html = tmp_path / "compas.html"
+    leaks = ["days_b_screening_arrest", "decile_score", "score_text", "is_recid", "v_decile_score", "v_score_text"]
+    frame = pd.read_parquet(real_data / "tabular" / "compas.parquet")
+    arguments = ["audit", real_data / "tabular" / "compas.parquet", "--target", "two_year_recid", "--sensitive", "race"]
+    arguments += [word for name in leaks if name in frame for word in ("--drop", name)]
+    code, out, _ = run(*arguments, "--html", html)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "6172 (the rows of the fit)" in out
+    assert "•" in out  # findings
+    assert html.stat().st_size < 100_000
