@@ -383,8 +383,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _fit_maps(self, model: SubgroupMoments) -> Any:
         """Find the maps at full strength.
 
-        The result has `linear`, of shape (n_groups, d, d) or (n_groups, d), and `offset`, of shape (n_groups, d), or one
-        map for all groups.
+        The result has `linear`, of shape (n_groups, d, d) or (n_groups, d), and `offset`, of shape (n_groups, d); or
+        one map for all groups.
         """
 
     def _check_sizes(self) -> None:
