@@ -37,7 +37,7 @@ MODULES = [
 #: Packages that the code of a page needs.
 PAGE_NEEDS = {
     "concepts.md": ("torch",),
-    "export.md": ("onnx", "onnxruntime"),
+    "export.md": ("onnx", "onnxruntime", "safetensors", "skops"),
     "language-models.md": ("torch", "transformers"),
     "report.md": ("matplotlib",),
 }

@@ -23,7 +23,7 @@ from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceT
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import IdealDistribution
+from fairsteer.ideal import Certificate, IdealDistribution
 from fairsteer.moments import SubgroupMoments
 from fairsteer.persistence._alignment import pack_alignment, unpack_alignment
 from fairsteer.persistence._checks import check_finite_number, listed_names, shares
@@ -69,6 +69,7 @@ SKOPS_TYPES = [
         GroupEncoder,
         SubgroupMoments,
         IdealDistribution,
+        Certificate,
         GroupMaps,
         Solution,
         FoldedMaps,
