@@ -340,25 +340,25 @@ def test_module_does_what_steer_does(gaussians, fitted, dtype):
     labels = np.array(["f", "m"])[group[:50]]
     module = ConceptSteeringModule(fitted, strength=2.0, dtype=torch.float64)
     hidden = torch.tensor(X[:50], dtype=getattr(torch, dtype))
-    steered = module(hidden, labels)
+    steered = module(hidden, sensitive_features=labels)
     expected = torch.tensor(fitted.steer(hidden.double().numpy(), sensitive_features=labels, strength=2.0))
     torch.testing.assert_close(steered, expected.to(hidden.dtype))
-    assert torch.equal(steered, module(hidden, torch.tensor(group[:50])))
+    assert torch.equal(steered, module(hidden, sensitive_features=torch.tensor(group[:50])))
 
 
 def test_module_takes_groups_of_sequences_and_of_tokens(fitted, module):
     torch = pytest.importorskip("torch")
     hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
-    by_sequence = module(hidden, ["m", "f"])
-    by_token = module(hidden, [["m"] * 3, ["f"] * 3])
+    by_sequence = module(hidden, sensitive_features=["m", "f"])
+    by_token = module(hidden, sensitive_features=[["m"] * 3, ["f"] * 3])
     assert torch.equal(by_sequence, by_token)
-    assert torch.equal(module(hidden, "m")[0], by_sequence[0])
-    assert torch.equal(module(hidden, torch.tensor([1, 0])), by_sequence)
+    assert torch.equal(module(hidden, sensitive_features="m")[0], by_sequence[0])
+    assert torch.equal(module(hidden, sensitive_features=torch.tensor([1, 0])), by_sequence)
     module.strength = 0.0
-    assert module(hidden, "m") is hidden
+    assert module(hidden, sensitive_features="m") is hidden
     module.strength = -1.0
     np.testing.assert_allclose(
-        module(hidden, "m") - hidden, np.broadcast_to(-fitted.direction("m"), (2, 3, 6)), atol=1e-5
+        module(hidden, sensitive_features="m") - hidden, np.broadcast_to(-fitted.direction("m"), (2, 3, 6)), atol=1e-5
     )
 
 
@@ -370,9 +370,11 @@ def test_a_tensor_of_integers_holds_labels_where_these_are_integers(gaussians):
     steering = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=7 - group)
     module = ConceptSteeringModule(steering)
     hidden = torch.zeros(2, 6)
-    assert torch.equal(module(hidden, torch.tensor([7, 6])), module(hidden, [7, 6]))
+    assert torch.equal(
+        module(hidden, sensitive_features=torch.tensor([7, 6])), module(hidden, sensitive_features=[7, 6])
+    )
     with pytest.raises(ValueError, match=r"1 of 2 groups are unknown: 0\. Known groups: 6, 7"):
-        module(hidden, torch.tensor([0, 6]))
+        module(hidden, sensitive_features=torch.tensor([0, 6]))
 
 
 def test_module_refuses_what_it_does_not_know(module):
@@ -387,11 +389,11 @@ def test_module_refuses_what_it_does_not_know(module):
         (["f", "m", "m"], r"Groups of shape \(3,\)"),
     ):
         with pytest.raises(ValueError, match=words):
-            module(hidden, groups)
+            module(hidden, sensitive_features=groups)
     with pytest.raises(ValueError, match="directions of 6 features"):
-        module(hidden[..., :4], ["f", "m"])
+        module(hidden[..., :4], sensitive_features=["f", "m"])
     with pytest.raises(ValueError, match=r"torch.int64 .*: floating-point numbers are needed"):
-        module(hidden.long(), ["f", "m"])
+        module(hidden.long(), sensitive_features=["f", "m"])
     with pytest.raises(ValueError, match="strength must be a finite number, got inf"):
         module.strength = float("inf")
 
@@ -399,12 +401,12 @@ def test_module_refuses_what_it_does_not_know(module):
 def test_module_is_differentiable_and_compiles(module):
     torch = pytest.importorskip("torch")
     hidden = torch.zeros(2, 3, 6, requires_grad=True)
-    module(hidden, ["f", "m"]).sum().backward()
+    module(hidden, sensitive_features=["f", "m"]).sum().backward()
     assert torch.equal(hidden.grad, torch.ones_like(hidden))
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     codes = torch.tensor([1, 0])
-    assert torch.equal(compiled(hidden, codes), module(hidden, codes))
-    assert torch.isnan(compiled(hidden, torch.tensor([1, -1]))[1]).all()
+    assert torch.equal(compiled(hidden, sensitive_features=codes), module(hidden, sensitive_features=codes))
+    assert torch.isnan(compiled(hidden, sensitive_features=torch.tensor([1, -1]))[1]).all()
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +444,7 @@ def test_generation_with_a_cache_runs_through_it(language_model):
     def hook(layer, args, output):
         hidden = output[0] if isinstance(output, tuple) else output
         seen.append(hidden.shape[1])
-        steered = module(hidden, ["f", "m"])
+        steered = module(hidden, sensitive_features=["f", "m"])
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     plain = _generate(language_model)
@@ -469,7 +471,7 @@ def test_steering_hooks_take_the_module(language_model):
     X = rng.normal(size=(400, 16)) + 2 * np.outer(y, np.eye(16)[0])
     module = ConceptSteeringModule(ConceptSteering(n_probes=4).fit(X, y, sensitive_features=group), strength=8.0)
     plain = _generate(language_model)
-    with steering_hooks(language_model, {"transformer.h.1": module}, groups=[0, 1]):
+    with steering_hooks(language_model, {"transformer.h.1": module}, sensitive_features=[0, 1]):
         cached, whole = (_generate(language_model, use_cache=cache) for cache in (True, False))
     assert torch.equal(cached, whole)
     assert not torch.equal(cached, plain)
@@ -483,24 +485,26 @@ def test_hooks_set_groups_tokens_and_strength_of_the_module(fitted, module):
     hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     push = torch.tensor(np.stack([fitted.direction("m"), fitted.direction("f")]), dtype=torch.float32)[:, None]
     mask = torch.tensor([[True, False, True], [False, True, True]])
-    with steering_hooks(model, {"0": module}, groups=["m", "f"], token_mask=mask, strength=-3.0) as steering:
+    with steering_hooks(
+        model, {"0": module}, sensitive_features=["m", "f"], token_mask=mask, strength=-3.0
+    ) as steering:
         torch.testing.assert_close(model(hidden), hidden - 3 * push * mask[..., None])
         assert torch.equal(model(hidden)[~mask], hidden[~mask])
-        steering.strength, steering.token_mask, steering.groups = 0.5, None, torch.tensor([1, 0])
+        steering.strength, steering.token_mask, steering.sensitive_features = 0.5, None, torch.tensor([1, 0])
         torch.testing.assert_close(model(hidden), hidden + 0.5 * push)
         steering.strength = None
         torch.testing.assert_close(model(hidden), hidden + 2 * push)
         with pytest.raises(ValueError, match="'x'"):
-            steering.groups = ["m", "x"]
+            steering.sensitive_features = ["m", "x"]
         torch.testing.assert_close(model(hidden), hidden + 2 * push)
-        steering.groups = None
+        steering.sensitive_features = None
         with pytest.raises(ValueError, match="No groups are given"):
             model(hidden)
     assert module.strength == 2.0
     maps = SteeringModule({"f": (2 * np.eye(6), np.ones(6)), "m": (np.eye(6), np.zeros(6))}, strength=0.25)
     # A strength that one of two modules refuses changes neither.
     for layers in ({"0": module, "1": maps}, {"0": maps, "1": module}):
-        with steering_hooks(model, layers, groups="f", strength=1.0) as steering:
+        with steering_hooks(model, layers, sensitive_features="f", strength=1.0) as steering:
             with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got 4.0"):
                 steering.strength = 4.0
             assert (steering.strength, module.strength, maps.strength) == (None, 2.0, 0.25)
