@@ -563,7 +563,7 @@ def _check_sensitive(estimator: Any) -> None:
     listed = columns if isinstance(columns, list) else [columns]
     if (columns is None) != (not positions) or (positions and estimator._encoder is None):
         raise ValueError("its sensitive columns are those of another estimator")
-    if columns is not None and not all(type(column) in (str, int) for column in listed):
+    if columns is not None and any(isinstance(c, bool) or not isinstance(c, (str, Integral)) for c in listed):
         raise ValueError("its sensitive columns are neither names nor positions")
 
 
