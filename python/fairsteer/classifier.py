@@ -15,16 +15,13 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fairsteer._utils.estimators import GroupAwareClassifierMixin, class_scores, weight_params
+from fairsteer._utils.estimators import GroupAwareClassifierMixin, weight_params
 from fairsteer._utils.input import check_classes
 from fairsteer._utils.weights import check_sample_weight
-from fairsteer.score_alignment._cells import Alignment, Constraint
-from fairsteer.score_alignment._cross_fitting import (
-    aligned_proba,
-    class_decision,
-    cross_fitted_alignment,
-    log_zero_allowed,
-)
+from fairsteer.score_alignment._alignment import aligned_proba, class_decision, log_zero_allowed
+from fairsteer.score_alignment._cells import Constraint, Maps
+from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment
+from fairsteer.score_alignment._scores import class_scores
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import row_chunks
 
@@ -109,7 +106,7 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
     True
     """
 
-    _alignment: Alignment | None
+    _alignment: Maps | None
 
     _parameter_constraints = {
         "steering": [FairSteeringTransformer, None],
@@ -317,7 +314,7 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
 
     def _fit_alignment(
         self, constraint: Constraint, X: Any, y: Any, sensitive_features: Any, sample_weight: Any
-    ) -> Alignment:
+    ) -> Maps:
         """Align the scores of this classifier trained without the rows that it scores."""
         steering = self.steering_
         rows, labels = steering._read_rows(X, sensitive_features, reset=False)
@@ -340,7 +337,7 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
         )
         return alignment
 
-    def _aligned_proba(self, alignment: Alignment, X: Any, sensitive_features: Any) -> npt.NDArray[np.float64]:
+    def _aligned_proba(self, alignment: Maps, X: Any, sensitive_features: Any) -> npt.NDArray[np.float64]:
         steering = self.steering_
         plain = copy.copy(self)
         plain.score_alignment = plain._alignment = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,8 +15,6 @@ from sklearn.metrics import accuracy_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils import metaestimators
 from sklearn.utils.validation import has_fit_parameter
-
-from fairsteer._utils.types import Doubles
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -79,23 +77,6 @@ def weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, 
         if has_fit_parameter(last, "sample_weight"):
             return {f"{name}__sample_weight": weight}
     return None
-
-
-def class_scores(estimator: Any, X: Any, classes: npt.NDArray[Any], params: Mapping[str, Any]) -> Doubles:
-    """Score that the alignment maps: log-odds or decision function of two classes, else probabilities."""
-    asked = asked_method(estimator)
-    answer = np.asarray(getattr(estimator, asked)(X, **params), dtype=np.float64)
-    if asked == "decision_function":
-        if len(classes) > 2:
-            msg = (
-                f"{estimator!r} has no predict_proba, which the alignment of {len(classes)} classes needs. Wrap it in "
-                "sklearn.calibration.CalibratedClassifierCV."
-            )
-            raise ValueError(msg)
-        return answer
-    if len(classes) != 2:
-        return answer
-    return np.asarray(np.subtract(*np.log(np.maximum(answer, np.finfo(np.float64).tiny)).T[::-1]))
 
 
 def asked_method(estimator: Any) -> str:

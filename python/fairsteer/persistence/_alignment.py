@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer.persistence._file import Tensors
-from fairsteer.score_alignment._cells import Alignment, Constraint
+from fairsteer.score_alignment._cells import Constraint, Maps
 from fairsteer.score_alignment._monotone import Calibration, MonotoneAlignment, ScoreDistribution
 from fairsteer.score_alignment._offsets import OffsetAlignment
+from fairsteer.score_alignment._scores import Ties
 
 
 def pack_alignment(alignment: Any, tensors: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
@@ -28,13 +29,14 @@ def pack_alignment(alignment: Any, tensors: dict[str, NDArray[Any]]) -> dict[str
     tensors["alignment.calibration"] = np.stack([calibration.scores, calibration.log_odds])
     for a, distribution in enumerate(alignment.distributions):
         tensors[f"alignment.distribution.{a}"] = np.stack([distribution.values, distribution.levels])
+        tensors[f"alignment.ties.{a}"] = np.stack(alignment.ties[a])
     return block | {
         "amount": label_to_json(float(alignment.amount)),
         "scales": [label_to_json(float(distribution.scale)) for distribution in alignment.distributions],
     }
 
 
-def unpack_alignment(block: Mapping[str, Any] | None, K: int, G: int, tensors: Tensors) -> Alignment | None:
+def unpack_alignment(block: Mapping[str, Any] | None, K: int, G: int, tensors: Tensors) -> Maps | None:
     if block is None:
         return None
     measured = tensors.take("alignment.measured", (1 if K == 2 else K, G, G), nan=True)
@@ -55,9 +57,10 @@ def unpack_alignment(block: Mapping[str, Any] | None, K: int, G: int, tensors: T
             msg = f"the levels of a score distribution go from {levels[0]} to {levels[-1]}"
             raise ValueError(msg)
         distributions.append(ScoreDistribution(values, levels, scale))
+    ties = tuple(Ties(*tensors.take(f"alignment.ties.{a}", (3, None))) for a in range(G))
     calibration = Calibration(*_increasing("alignment.calibration", tensors))
     shares = tensors.take("alignment.shares", (G,))
-    return MonotoneAlignment(tuple(distributions), shares, amount, calibration, measured, budget)
+    return MonotoneAlignment(ties, tuple(distributions), shares, amount, calibration, measured, budget)
 
 
 def _increasing(name: str, tensors: Tensors) -> NDArray[Any]:

@@ -15,11 +15,12 @@ from scipy.stats import gaussian_kde
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from fairsteer._utils.estimators import class_scores, takes_parameter
+from fairsteer._utils.estimators import takes_parameter
 from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupEncoder
 from fairsteer.plotting._style import LINES, draw_legend, label_text, new_axes, palette, theme_colour
+from fairsteer.score_alignment._scores import class_scores
 from fairsteer.transformer import FairSteeringTransformer
 
 
@@ -127,7 +128,8 @@ class GroupScoreDisplay:
             if len(classes) != 2:
                 msg = f"A score needs two classes, not {len(classes)}. Draw TPRDisplay, or the steering's discriminant."
                 raise ValueError(msg)
-            scores = class_scores(estimator, X, classes, params if takes_parameter(asked, "sensitive_features") else {})
+            passed = params if takes_parameter(asked, "sensitive_features") else {}
+            scores = class_scores(estimator, X, classes, passed).values
             return cls.from_predictions(
                 scores,
                 sensitive_features=sensitive_features,

@@ -10,8 +10,11 @@ from scipy.special import log_softmax, softmax
 
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint
-from fairsteer.score_alignment._monotone import _LEAST_PROBA
 from fairsteer.score_alignment._rate_program import RateProgram, _aligned
+from fairsteer.score_alignment._scores import Scores
+
+# A probability of 0 counts for this much where its logarithm is taken.
+_LEAST_PROBA = 1e-12
 
 
 class VectorScaling(NamedTuple):
@@ -78,7 +81,7 @@ class OffsetAlignment(NamedTuple):
     @classmethod
     def fit(
         cls,
-        proba: Doubles,
+        scores: Scores | Doubles,
         cells: Cells,
         max_gap: float,
         shrinkage: float,
@@ -86,10 +89,12 @@ class OffsetAlignment(NamedTuple):
         calibrate: bool = False,
     ) -> OffsetAlignment:
         """Find the offsets that lose least accuracy."""
+        scores = scores if isinstance(scores, Scores) else Scores.of(scores)
+        proba, epsilon = scores.values, scores.epsilon
         calibration = VectorScaling.fit(proba, cells) if calibrate else None
         if calibration is not None:
             proba = calibration(proba, cells.group_codes)
-        program = RateProgram(proba, cells, max_gap, shrinkage, aggregate)
+        program = RateProgram(proba, cells, max_gap, shrinkage, aggregate, epsilon)
         offsets, budget = program.solve()
         return cls(offsets, cells.constraint, _differences(program.rates(offsets)[0]), budget, calibration)
 
