@@ -49,9 +49,9 @@ class Scores:
     @classmethod
     def of(cls, values: Doubles, epsilon: float = _EPSILON) -> Scores:
         """Scores that are as exact as their type allows."""
-        # Near 0 a sum is as inexact as its terms were, which are typically of the size of other scores.
+        # Near 0 a sum is as inexact as its terms were, which are of the size of the larger scores, but for outliers.
         magnitude = np.abs(values)
-        typical = float(np.median(np.unique(magnitude))) if values.size else 0.0
+        typical = float(np.quantile(np.unique(magnitude), 0.9)) if values.size else 0.0
         tolerance = _UNITS * epsilon * (magnitude + typical)
         return cls(values, values - tolerance, values + tolerance, epsilon)
 
@@ -131,20 +131,18 @@ def _checked(scores: Any, n: int, classes: npt.NDArray[Any], asked: str, who: st
     bad = ~np.isfinite(answer)
     if bad.any():
         raise ValueError(_complaint(who, answer, bad, "not finite", classes, rows))
-    epsilon = float(np.finfo(answer.dtype).eps)
-    values = answer.astype(np.float64)
     if asked == "decision_function":
-        values = values.reshape(n)
+        values = answer.astype(np.float64).reshape(n)
         bad = np.abs(values) > _LARGEST
         if bad.any():
             raise ValueError(_complaint(who, values, bad, f"larger than {_LARGEST:g}", classes, rows))
-        return Scores.of(values, epsilon)
-    return _of_probabilities(values, epsilon, who, classes, rows)
+        return Scores.of(values, float(np.finfo(answer.dtype).eps))
+    return _of_probabilities(answer, who, classes, rows)
 
 
-def _of_probabilities(
-    proba: Doubles, epsilon: float, who: str, classes: npt.NDArray[Any], rows: Codes | None
-) -> Scores:
+def _of_probabilities(answer: Floats, who: str, classes: npt.NDArray[Any], rows: Codes | None) -> Scores:
+    dtype, proba = answer.dtype, answer.astype(np.float64)
+    epsilon = float(np.finfo(dtype).eps)
     # The square root, as in scikit-learn's log_loss: classifiers add up many rounded terms.
     slack = _SUM_ROUNDING * np.sqrt(epsilon)
     bad = (proba < -slack) | (proba > 1 + slack)
@@ -160,7 +158,7 @@ def _of_probabilities(
     if proba.shape[1] != 2:
         total[silent] = 1
         return Scores.of(proba / total[:, None], epsilon)
-    smallest = np.finfo(np.float64).tiny
+    smallest = float(np.finfo(dtype).tiny)
     log_odds = np.subtract(*np.log(np.maximum(proba, smallest)).T[::-1])
     tolerance = _UNITS * epsilon * (1 + np.abs(log_odds))
     # Many classifiers compute one of the two as 1 less the other, in steps of half an epsilon: the smaller one is then
