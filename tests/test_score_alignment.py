@@ -31,7 +31,7 @@ from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, Scor
 from fairsteer.metrics import equal_opportunity_difference
 from fairsteer.score_alignment._cells import Cells
 from fairsteer.score_alignment._monotone import MonotoneAlignment, ScoreDistribution
-from fairsteer.score_alignment._offsets import OffsetAlignment, VectorScaling
+from fairsteer.score_alignment._offsets import GroupScalings, OffsetAlignment
 from fairsteer.score_alignment._rate_program import RateProgram
 
 CONSTRAINTS = ["equal_opportunity", "demographic_parity"]
@@ -368,7 +368,7 @@ def distorted(proba: np.ndarray, cells: Cells) -> np.ndarray:
 def test_calibration_undoes_what_a_slope_and_offsets_did_to_the_probabilities() -> None:
     proba, cells = class_proba(n=30_000)
     off = distorted(proba, cells)
-    calibrated = VectorScaling.fit(off, cells)(off, cells.group_codes)
+    calibrated = GroupScalings.fit(off, cells)(off, cells.group_codes)
     np.testing.assert_allclose(calibrated.sum(axis=1), 1)
     assert np.abs(off - proba).mean() > 0.05
     assert np.abs(calibrated - proba).mean() < 0.01
@@ -380,9 +380,9 @@ def test_calibration_counts_integer_weights_as_repetitions_and_stays_finite() ->
     kept = (cells.y_codes != 2) | (cells.group_codes != 1)
     some = Cells(cells.y_codes[kept], cells.group_codes[kept], np.ones(kept.sum()), 4, 2, cells.constraint)
     times = np.random.default_rng(0).integers(1, 4, kept.sum())
-    weighted = VectorScaling.fit(proba[kept], some._replace(weight=times.astype(float)))
+    weighted = GroupScalings.fit(proba[kept], some._replace(weight=times.astype(float)))
     repeated = Cells(*(np.repeat(v, times) for v in some[:3]), 4, 2, cells.constraint)
-    again = VectorScaling.fit(np.repeat(proba[kept], times, axis=0), repeated)
+    again = GroupScalings.fit(np.repeat(proba[kept], times, axis=0), repeated)
     np.testing.assert_allclose(weighted.offsets, again.offsets, atol=1e-3)
     assert np.isfinite(weighted.offsets).all()
     assert np.isfinite(weighted(proba, cells.group_codes)).all()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
@@ -51,7 +52,6 @@ from fairsteer.persistence._file import (
 )
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._base import GroupMapTransformer, Solution
-from fairsteer.transformer._calibration import GroupCalibration
 
 # Transformers that can be saved. A subclass may have anything in it, so it cannot.
 _TRANSFORMERS: dict[str, type[GroupMapTransformer]] = {
@@ -395,17 +395,17 @@ def _check_columns(transformer: GroupMapTransformer, n_features: int) -> None:
         raise ValueError(msg)
 
 
-def _pack_calibration(calibration: GroupCalibration | None, tensors: dict[str, NDArray[Any]]) -> Any:
+def _pack_calibration(calibration: VectorScaling | None, tensors: dict[str, NDArray[Any]]) -> Any:
     if calibration is None:
         return None
     tensors["calibration.offsets"] = calibration.offsets
     return label_to_json(calibration.slope)
 
 
-def _unpack_calibration(slope: Any, n_groups: int, tensors: Tensors) -> GroupCalibration | None:
+def _unpack_calibration(slope: Any, n_groups: int, tensors: Tensors) -> VectorScaling | None:
     if slope is None:
         return None
-    return GroupCalibration(float(label_from_json(slope)), tensors.take("calibration.offsets", (n_groups,)))
+    return VectorScaling(float(label_from_json(slope)), tensors.take("calibration.offsets", (n_groups,)))
 
 
 def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensors: Tensors) -> GroupMaps:

@@ -18,6 +18,7 @@ from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.input import (
     ROW_CHECKS,
@@ -32,7 +33,7 @@ from fairsteer._utils.types import Codes, CovarianceModel, Floats
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import MISSING, GroupEncoder, renumber
 from fairsteer.moments import SubgroupMoments
-from fairsteer.transformer._calibration import N_FOLDS, GroupCalibration, held_out_folds
+from fairsteer.transformer._calibration import N_FOLDS, held_out_folds
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, row_chunks
 from fairsteer.transformer._reading import Batch, check_as_before
@@ -386,7 +387,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             )
             raise ValueError(msg)
 
-    def _calibrate(self, rows: Floats, batch: Batch) -> GroupCalibration | None:
+    def _calibrate(self, rows: Floats, batch: Batch) -> VectorScaling | None:
         """Compare the groups' probabilities with the groups of rows that were held out."""
         if self.unknown_group == "error" or len(self.groups_) == 1:
             return None
@@ -404,7 +405,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             for chunk in (held_out[some] for some in row_chunks(len(held_out))):
                 log_proba[chunk] = np.logaddexp.reduce(model.log_joint(rows[sample[chunk]].astype(np.float64)), axis=1)
         weight = np.ones(len(sample)) if batch.sample_weight is None else batch.sample_weight[sample]
-        return GroupCalibration.fit(log_proba, self._group_of_label[batch.group_codes[sample]], weight)
+        return VectorScaling.fit(log_proba, self._group_of_label[batch.group_codes[sample]], weight)
 
     def _fitted(self) -> Solution:
         """Model of the subgroups, and what holds the maps."""
