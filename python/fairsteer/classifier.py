@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
-from sklearn.base import BaseEstimator, _fit_context, clone
-from sklearn.utils import check_array, indexable
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.utils import check_array, get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, StrOptions
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from fairsteer._utils.estimators import GroupAwareClassifierMixin, weight_params
-from fairsteer._utils.input import check_classes
-from fairsteer._utils.weights import check_sample_weight
+from fairsteer._utils.estimators import (
+    GroupAwareClassifierMixin,
+    asked_method,
+    available_if,
+    fit_context,
+    weight_params,
+)
+from fairsteer._utils.folds import check_fold_classes
+from fairsteer._utils.input import brief
+from fairsteer._utils.types import Codes, Doubles, Floats
+from fairsteer.groups import MISSING
 from fairsteer.score_alignment._alignment import aligned_proba, class_decision, log_zero_allowed
 from fairsteer.score_alignment._cells import Constraint, Maps
 from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment
-from fairsteer.score_alignment._scores import class_scores
+from fairsteer.score_alignment._scores import Scores, as_scores
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import row_chunks
+from fairsteer.transformer._reading import Batch, Reading
+
+_Self = TypeVar("_Self", bound="IdealDistributionClassifier")
 
 
 def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
@@ -36,7 +47,7 @@ def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
     return check
 
 
-class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
+class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
     """Classifier of the nearest ideal distribution.
 
     Features are steered to the nearest ideal distribution (see
@@ -45,11 +56,12 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    steering : FairSteeringTransformer, default=None
-        How features are steered; a clone is fitted. None: ``FairSteeringTransformer()``.
     estimator : classifier, default=None
         Classifier to train on the steered rows, under weights that make classes and groups
         independent. None: the Bayes classifier of the ideal distribution.
+    steering : FairSteeringTransformer, default=None
+        How features are steered; a clone is fitted. None: ``FairSteeringTransformer()``, whose
+        parameters can be set all the same, ``set_params(steering__strength=0.5)``.
     cost_matrix : array-like of shape (n_classes, n_classes), default=None
         Cost of predicting class ``j`` (column) where class ``i`` (row) is true, in the order of
         ``classes_``; predictions minimise the expected cost. None: 1 for every error, or the
@@ -61,6 +73,11 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
     cv : int, cross-validation generator or iterable, default=5
         Splits whose test rows give the out-of-fold scores of a `score_alignment`, as for
         :class:`~fairsteer.ScoreAligner`.
+    n_jobs : int, default=None
+        Folds of a `score_alignment` that are fitted at the same time; -1: as many as there are processors. The result
+        does not depend on it.
+    verbose : int, default=0
+        How much joblib tells of these fits.
 
     Attributes
     ----------
@@ -109,32 +126,97 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
     _alignment: Maps | None
 
     _parameter_constraints = {
-        "steering": [FairSteeringTransformer, None],
         "estimator": [HasMethods(["fit", "predict"]), None],
+        "steering": [FairSteeringTransformer, None],
         "cost_matrix": ["array-like", None],
         "score_alignment": [StrOptions({"equal_opportunity", "demographic_parity"}), None],
         "cv": ["cv_object"],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
     }
 
     def __init__(
         self,
-        steering: FairSteeringTransformer | None = None,
         estimator: Any = None,
+        steering: FairSteeringTransformer | None = None,
         *,
         cost_matrix: Any = None,
         score_alignment: Constraint | None = None,
         cv: Any = 5,
+        n_jobs: int | None = None,
+        verbose: int = 0,
     ) -> None:
-        self.steering = steering
         self.estimator = estimator
+        self.steering = steering
         self.cost_matrix = cost_matrix
         self.score_alignment = score_alignment
         self.cv = cv
+        self.n_jobs = n_jobs
+        self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    def fit(
-        self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
+    @classmethod
+    def of_steering(
+        cls, steering: FairSteeringTransformer, strength: float | None = None
     ) -> IdealDistributionClassifier:
+        """Bayes classifier of a steering that is fitted already.
+
+        Parameters
+        ----------
+        steering : FairSteeringTransformer
+            Fitted with class labels.
+        strength : float in [0, 1], default=None
+            Strength of its own; None: that of `steering`.
+
+        Returns
+        -------
+        IdealDistributionClassifier
+            Fitted; it shares what `steering` has learnt, but not its parameters.
+        """
+        check_is_fitted(steering, "moments_")
+        classifier = cls(steering=steering)
+        classifier.steering_ = copy.copy(steering)
+        if strength is not None:
+            classifier.steering_.set_params(strength=strength)
+        classifier.classes_ = steering.classes_
+        classifier.cost_matrix_ = classifier.estimator_ = classifier._alignment = None
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(steering, name):
+                setattr(classifier, name, getattr(steering, name))
+        return classifier
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.steering is not None:
+            tags.input_tags.positive_only = get_tags(self.steering).input_tags.positive_only
+        if hasattr(self.estimator, "__sklearn_tags__"):
+            inner = get_tags(self.estimator)
+            tags.non_deterministic = inner.non_deterministic
+            if inner.classifier_tags is not None:
+                tags.classifier_tags.multi_class = inner.classifier_tags.multi_class
+                tags.classifier_tags.poor_score = inner.classifier_tags.poor_score
+        return tags
+
+    def set_params(self: _Self, **params: Any) -> _Self:
+        """Set parameters, those of the default steering included.
+
+        Parameters
+        ----------
+        **params : dict
+            Values by name; ``steering__…`` and ``estimator__…`` are handed on.
+
+        Returns
+        -------
+        IdealDistributionClassifier
+            The classifier itself.
+        """
+        nested = any(name.startswith("steering__") for name in params)
+        if nested and params.get("steering", self.steering) is None:
+            params = {**params, "steering": FairSteeringTransformer()}
+        super().set_params(**params)
+        return self
+
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(self: _Self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> _Self:
         """Fit the steering, and the estimator on steered rows if there is one.
 
         Parameters
@@ -161,20 +243,33 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
             more than two classes, a `cost_matrix` and a `score_alignment`; as
             :class:`~fairsteer.ScoreAligner` raises.
         """
-        validate_data(self, X, y, skip_check_array=True)
-        steering = FairSteeringTransformer() if self.steering is None else self.steering
-        self.steering_ = clone(steering).fit(X, y, sensitive_features=sensitive_features, sample_weight=sample_weight)
-        self.classes_ = self.steering_.classes_
-        self.cost_matrix_ = self._check_cost_matrix()
-        self.estimator_ = None
-        if self.estimator is not None:
-            rows, labels, weight = self.steering_._training_rows(X, y, sensitive_features, sample_weight)
-            self.estimator_ = clone(self.estimator)
-            self.estimator_.fit(rows, labels, **_ideal_weight_params(self.estimator_, weight))
-        self._alignment = None
+        if y is None:
+            msg = f"{type(self).__name__} requires y to be passed, but the target y is None."
+            raise ValueError(msg)
+        steering = clone(FairSteeringTransformer() if self.steering is None else self.steering)
+        reading = steering._read(X, y, sensitive_features, sample_weight, reset=True)
+        batch = reading.batch()
+        self._fit_batch(steering._fit_batch(batch), batch)
+        self._set_columns_of(steering)
         if self.score_alignment is not None and len(self.classes_) > 1:
-            self._alignment = self._fit_alignment(self.score_alignment, X, y, sensitive_features, sample_weight)
+            self._alignment = self._fit_alignment(self.score_alignment, X, reading, batch)
         return self
+
+    def _fit_batch(self, steering: FairSteeringTransformer, batch: Batch) -> None:
+        """Fit all but the alignment, to the rows that the steering has been fitted to."""
+        self.steering_, self.classes_ = steering, steering.classes_
+        self.cost_matrix_ = self._check_cost_matrix()
+        self.estimator_ = self._alignment = None
+        if self.estimator is not None:
+            rows, weight = steering._training_rows(batch)
+            self.estimator_ = clone(self.estimator)
+            self.estimator_.fit(rows, batch.y, **_ideal_weight_params(self.estimator_, weight))
+
+    def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)
+            if hasattr(steering, name):
+                setattr(self, name, getattr(steering, name))
 
     def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
         """Class with the least expected cost.
@@ -198,14 +293,14 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
             If groups are needed and not given or not known, or `X` does not match ``fit``.
         """
         check_is_fitted(self, "steering_")
+        rows, codes = self._read(X, sensitive_features)
         if self.cost_matrix_ is not None:
-            proba = self.predict_proba(X, sensitive_features=sensitive_features)
-            return self._labels((proba @ self.cost_matrix_).argmin(axis=1))
+            return self._labels((self._proba(rows, codes) @ self.cost_matrix_).argmin(axis=1))
         if self._alignment is not None:
-            return self._labels(self._aligned_proba(self._alignment, X, sensitive_features).argmax(axis=1))
+            return self._labels(self._aligned_proba(self._alignment, rows, codes).argmax(axis=1))
         if self.estimator_ is not None:
-            return self._ask_estimator("predict", X, sensitive_features)
-        return self._labels(self._log_posterior(X, sensitive_features).argmax(axis=1))
+            return self._ask_estimator("predict", rows, codes)
+        return self._labels(self._log_posterior(rows, codes).argmax(axis=1))
 
     @available_if(_has("predict_proba"))
     def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -224,11 +319,7 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
             Probabilities, in the order of ``classes_``; rows sum to 1.
         """
         check_is_fitted(self, "steering_")
-        if self._alignment is not None:
-            return self._aligned_proba(self._alignment, X, sensitive_features)
-        if self.estimator_ is not None:
-            return self._ask_estimator("predict_proba", X, sensitive_features)
-        return np.exp(self._log_posterior(X, sensitive_features))
+        return self._proba(*self._read(X, sensitive_features))
 
     @available_if(_has("predict_proba"))
     def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -248,8 +339,8 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "steering_")
         if self.estimator_ is not None or self._alignment is not None:
-            return log_zero_allowed(self.predict_proba(X, sensitive_features=sensitive_features))
-        return self._log_posterior(X, sensitive_features)
+            return log_zero_allowed(self._proba(*self._read(X, sensitive_features)))
+        return self._log_posterior(*self._read(X, sensitive_features))
 
     @available_if(_has("decision_function"))
     def decision_function(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -269,11 +360,12 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
             `estimator`'s own scores if there is one and no `score_alignment`.
         """
         check_is_fitted(self, "steering_")
+        rows, codes = self._read(X, sensitive_features)
         if self._alignment is not None:
-            return class_decision(self._aligned_proba(self._alignment, X, sensitive_features))
+            return class_decision(self._aligned_proba(self._alignment, rows, codes))
         if self.estimator_ is not None:
-            return self._ask_estimator("decision_function", X, sensitive_features)
-        log_posterior = self._log_posterior(X, sensitive_features)
+            return self._ask_estimator("decision_function", rows, codes)
+        log_posterior = self._log_posterior(rows, codes)
         if len(self.classes_) == 2:
             return log_posterior[:, 1] - log_posterior[:, 0]
         return log_posterior
@@ -282,15 +374,26 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
         labels: npt.NDArray[Any] = self.classes_[codes]
         return labels
 
-    def _ask_estimator(self, method: str, X: Any, sensitive_features: Any) -> npt.NDArray[Any]:
-        rows = self.steering_._steered(X, sensitive_features)
-        answer: npt.NDArray[Any] = getattr(self.estimator_, method)(rows)
+    def _read(self, X: Any, sensitive_features: Any) -> tuple[Floats, Codes]:
+        return self.steering_._read_rows_and_codes(X, sensitive_features)
+
+    def _ask_estimator(self, method: str, rows: Floats, codes: Codes) -> npt.NDArray[Any]:
+        steering = self.steering_
+        steered = steering._move(rows, codes, steering._group_maps(steering._strength()))
+        answer: npt.NDArray[Any] = getattr(self.estimator_, method)(steered)
         return answer
 
-    def _log_posterior(self, X: Any, sensitive_features: Any) -> npt.NDArray[np.float64]:
+    def _proba(self, rows: Floats, codes: Codes) -> npt.NDArray[Any]:
+        if self._alignment is not None:
+            return self._aligned_proba(self._alignment, rows, codes)
+        if self.estimator_ is not None:
+            return self._ask_estimator("predict_proba", rows, codes)
+        return np.exp(self._log_posterior(rows, codes))
+
+    def _log_posterior(self, rows: Floats, codes: Codes) -> Doubles:
         """Log-probabilities of the classes, (n_samples, n_classes)."""
         steering = self.steering_
-        rows, codes = steering._model_rows(X, sensitive_features)
+        rows = steering._to_model(rows)
         strength = steering._strength()
         shrunk, ideal, _ = steering._fitted()
         to_frame = steering._group_maps(1.0)
@@ -312,38 +415,63 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
             out -= logsumexp(out, axis=1, keepdims=True)
         return result
 
-    def _fit_alignment(
-        self, constraint: Constraint, X: Any, y: Any, sensitive_features: Any, sample_weight: Any
-    ) -> Maps:
+    def _fit_alignment(self, constraint: Constraint, X: Any, reading: Reading, batch: Batch) -> Maps:
         """Align the scores of this classifier trained without the rows that it scores."""
-        steering = self.steering_
-        rows, labels = steering._read_rows(X, sensitive_features, reset=False)
-        y = check_classes(y, rows)
-        weight = check_sample_weight(sample_weight, rows)
-        (X,) = indexable(X)
+        steering, grouped = self.steering_, reading.grouped
+        n_rows = len(reading.rows)
+        y_codes, codes = np.full(n_rows, MISSING), np.full(n_rows, MISSING)
+        y_codes[grouped.kept] = batch.y_codes
+        codes[grouped.kept] = (
+            batch.group_codes if steering._encoder is None else steering._group_of_label[batch.group_codes]
+        )
+        place = np.cumsum(grouped.kept) - 1  # among the rows of the batch
+
+        def held_out_scores(train: Codes | None, test: Codes) -> Scores:
+            some = batch if train is None else batch.take(place[train])
+            check_fold_classes(some.classes, self.classes_)
+            plain: IdealDistributionClassifier = clone(self).set_params(score_alignment=None, cost_matrix=None)
+            plain._fit_batch(steering._fit_alike(some), some)
+            return plain._scores(batch.rows[place[test]], plain._codes_of_labels(batch, place[test]), test)
+
+        weight = np.ones(n_rows) if reading.sample_weight is None else reading.sample_weight
         alignment, _ = cross_fitted_alignment(
-            clone(self).set_params(score_alignment=None),
-            X,
-            y,
-            y_codes=np.searchsorted(self.classes_, y),
-            group_codes=steering._training_codes(labels, len(rows)),
-            weight=np.ones(len(rows)) if weight is None else weight,
+            held_out_scores,
+            indexable(X)[0],
+            y_codes=y_codes,
+            group_codes=codes,
+            weight=weight,
             classes=self.classes_,
             groups=steering.groups_,
-            fit_params=_given(sensitive_features=sensitive_features, sample_weight=weight),
-            predict_params=_given(sensitive_features=sensitive_features),
             cv=self.cv,
             constraint=constraint,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
         )
         return alignment
 
-    def _aligned_proba(self, alignment: Maps, X: Any, sensitive_features: Any) -> npt.NDArray[np.float64]:
+    def _codes_of_labels(self, batch: Batch, positions: Codes) -> Codes:
+        """Find the groups of rows that this fold's steering was fitted without."""
         steering = self.steering_
+        if steering._encoder is None:
+            return np.zeros(len(positions), dtype=np.intp)
+        table = dict(zip(steering.moments_.groups.tolist(), steering._group_of_label.tolist(), strict=True))
+        of_label = np.array([table.get(label, MISSING) for label in batch.groups.tolist()], dtype=np.intp)
+        codes: Codes = of_label[batch.group_codes[positions]]
+        return codes
+
+    def _scores(self, rows: Floats, codes: Codes, positions: Codes | None = None) -> Scores:
+        """Score rows as an alignment takes them."""
+        asked = "predict_proba" if self.estimator_ is None else asked_method(self.estimator_)
+        answer = self._proba(rows, codes) if asked == "predict_proba" else self._ask_estimator(asked, rows, codes)
+        return as_scores(answer, asked, len(rows), self.classes_, brief(self.estimator_ or self), positions)
+
+    def _aligned_proba(self, alignment: Maps, rows: Floats, codes: Codes) -> Doubles:
         plain = copy.copy(self)
         plain.score_alignment = plain._alignment = None
-        scores = class_scores(plain, X, self.classes_, {"sensitive_features": sensitive_features})
-        rows, codes = steering._model_rows(X, sensitive_features)
-        return aligned_proba(alignment, scores, codes, steering._group_proba(rows[codes < 0]))
+        steering = self.steering_
+        return aligned_proba(
+            alignment, plain._scores(rows, codes), codes, steering._group_proba(steering._to_model(rows[codes < 0]))
+        )
 
     def _check_cost_matrix(self) -> npt.NDArray[np.float64] | None:
         if self.cost_matrix is None:
@@ -370,10 +498,6 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
             )
             raise ValueError(msg)
         return costs
-
-
-def _given(**params: Any) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
 
 
 def _ideal_weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 from collections.abc import Iterable
 from numbers import Number
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import check_consistent_length
 
 from fairsteer._utils.columns import split_columns
-from fairsteer._utils.labels import described, is_missing, label_array, sorted_labels
+from fairsteer._utils.input import few, num_rows, unknown_group_message, warn_caller
+from fairsteer._utils.labels import described, is_missing, kind_of, label_array, sorted_labels
 
 #: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
 MISSING = -1
@@ -33,9 +36,10 @@ class GroupEncoder:
     (``None``, ``NaN``, ``pd.NA``, ``NaT``) in any column has no group.
 
     A label that was not there at ``fit`` is unseen where it could have been there, and an error where it could not,
-    because no label of its column was of its kind: a string among numbers, say. Booleans are of the kind of numbers
-    where those are all 0 or 1. A fraction in half or single precision is read as the shortest decimal number that it
-    stands for, so that 0.1 is the same label in every precision.
+    because no label of its column was of its kind: a string among numbers, say. Booleans are a kind of their own, but
+    0 and 1 equal them: where every number was 0 or 1, booleans may come, and 0 and 1 where there were booleans. A
+    fraction in half or single precision is read as the shortest decimal number that it stands for, so that 0.1 is the
+    same label in every precision.
 
     Attributes
     ----------
@@ -206,15 +210,17 @@ class GroupEncoder:
         return _intersect(factors)
 
     def _check_columns(self, columns: list[Any], names: list[str] | None) -> None:
-        fitted = self.n_columns_ if self.column_names_ is None else f"{self.n_columns_} ({self.column_names_})"
+        fitted = f"{self.n_columns_}"
+        if self.column_names_ is not None:
+            fitted += f" ({few(map(repr, self.column_names_))})"
         if len(columns) != self.n_columns_:
             msg = f"sensitive_features has {len(columns)} column(s), but the groups were fitted on {fitted}."
             raise ValueError(msg)
         # The name of a single column says nothing that its values do not; two exchanged columns would go unnoticed.
         if len(columns) > 1 and names and self.column_names_ and names != self.column_names_:
             msg = (
-                f"The columns of sensitive_features are {names}, but the groups were fitted on "
-                f"{self.column_names_}. Pass the same columns in the same order."
+                f"The columns of sensitive_features are {few(map(repr, names))}, but the groups were fitted on "
+                f"{few(map(repr, self.column_names_))}. Pass the same columns in the same order."
             )
             raise ValueError(msg)
 
@@ -223,10 +229,10 @@ class GroupEncoder:
         groups = self.groups_.tolist()
         for j, (labels, _) in enumerate(factors):
             fitted = groups if self.n_columns_ == 1 else list(dict.fromkeys(group[j] for group in groups))
-            numbers = [_kinds(label) for label in fitted if isinstance(label, Number)]
-            kinds = {kind for label in fitted if not isinstance(label, Number) for kind in _kinds(label)}
-            kinds |= set.intersection(*numbers) if numbers else set()
-            foreign = [label for label in labels if label is not None and not kinds & _kinds(label)]
+            kinds = {_kind(label) for label in fitted}
+            if "number" in kinds and all(map(_is_bit, filter(_is_number, fitted))):
+                kinds.add("boolean")
+            foreign = [label for label in labels if label is not None and not _may_be(label, kinds)]
             if foreign:
                 column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
                 msg = (
@@ -336,14 +342,21 @@ def renumber(codes: npt.NDArray[np.intp], n_codes: int) -> tuple[npt.NDArray[np.
     return np.flatnonzero(seen), (np.cumsum(seen) - 1)[codes]
 
 
-def _kinds(label: Any) -> set[Any]:
-    """Kinds that a label may be of; labels without a kind in common are never equal."""
-    if isinstance(label, bool):
-        return {"boolean"}
-    if isinstance(label, Number):
-        number: Any = label
-        return {"number", "boolean"} if number in (0, 1) else {"number"}
-    return {next((kind for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label))}
+def _kind(label: Any) -> str:
+    """Kind of a label: numbers, booleans, strings, … Those of two kinds are never equal, but for 0 and 1."""
+    return "boolean" if isinstance(label, bool) else kind_of(label)
+
+
+def _may_be(label: Any, kinds: set[Any]) -> bool:
+    return _kind(label) in kinds or ("boolean" in kinds and _is_bit(label))
+
+
+def _is_number(label: Any) -> bool:
+    return isinstance(label, Number)
+
+
+def _is_bit(label: Any) -> bool:
+    return _is_number(label) and label in (0, 1)
 
 
 def _check_discrete(labels: list[Any], name: str) -> None:
@@ -363,3 +376,123 @@ def _check_discrete(labels: list[Any], name: str) -> None:
             f"{fractions[0]!r}. Groups are discrete; cut it into ranges first, for example by pandas.cut."
         )
         raise ValueError(msg)
+
+
+class GroupedRows(NamedTuple):
+    """Groups of rows that are fitted to: the one place where groups are read for a fit."""
+
+    encoder: GroupEncoder | None
+    """None where rows have no groups and are one."""
+    groups: npt.NDArray[Any]
+    """Labels of the groups that take part; ``[0]`` without groups."""
+    codes: npt.NDArray[np.intp]
+    """Positions in `groups`, (n_samples,); of rows that do not take part they are negative, or of no meaning."""
+    kept: npt.NDArray[np.bool_]
+    """Rows that take part: a group is known and the weight is not zero, (n_samples,)."""
+    label_codes: npt.NDArray[np.intp]
+    """Positions among the `labels`, those of weight zero included; negative where the group is missing."""
+    labels: npt.NDArray[Any]
+
+    @classmethod
+    def read(
+        cls,
+        sensitive_features: Any,
+        rows: Any,
+        weight: npt.NDArray[np.float64] | None,
+        *,
+        encoder: GroupEncoder | None = None,
+        purpose: str = "nothing is being steered: all rows form one group and keep their features",
+    ) -> GroupedRows:
+        """Read groups, and say which rows are left out.
+
+        Parameters
+        ----------
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels; None: there are none.
+        rows : array-like of n_samples rows
+            Rows that they belong to.
+        weight : ndarray of shape (n_samples,) or None
+            Weights of the rows.
+        encoder : GroupEncoder, default=None
+            What knows the groups of batches before this one; it is not changed.
+        purpose : str
+            What follows if there are no groups.
+
+        Raises
+        ------
+        ValueError
+            As for `GroupEncoder.fit`, and if no row is left.
+        """
+        n_rows = num_rows(rows)
+        codes, labels = np.zeros(n_rows, dtype=np.intp), np.array([0])
+        if sensitive_features is None:
+            warn_caller(f"No groups were given, so {purpose}. Pass sensitive_features=… or name sensitive_columns=….")
+            encoder = None
+        else:
+            encoder = GroupEncoder() if encoder is None else copy.copy(encoder)
+            codes = encoder.partial_fit_encode(sensitive_features)
+            check_consistent_length(rows, codes)
+            labels = encoder.groups_
+        n_missing = int((codes == MISSING).sum())
+        if n_missing:
+            warn_caller(f"{n_missing} of {n_rows} rows have a missing group and are left out of the fit.")
+        kept = codes != MISSING if weight is None else (codes != MISSING) & (weight > 0)
+        if not kept.any():
+            msg = (
+                f"No row is left to fit: {n_missing} of {n_rows} have a missing group, the others have sample_weight "
+                "zero."
+            )
+            raise ValueError(msg)
+        present, numbers = renumber(codes[kept], len(labels))
+        positions = np.full(n_rows, MISSING, dtype=np.intp)
+        positions[kept] = numbers
+        if encoder is not None:
+            encoder.groups_ = labels[present]
+        return cls(encoder, labels[present], positions, kept, codes, labels)
+
+
+def known_codes(
+    encoder: GroupEncoder | None, sensitive_features: Any, rows: Any, ways_out: str, *, infer: bool = False
+) -> npt.NDArray[np.intp]:
+    """Read the groups of rows that are to be treated by their groups.
+
+    Parameters
+    ----------
+    encoder : GroupEncoder or None
+        That of the fit; None if there were no groups: all rows are of one.
+    sensitive_features : array-like, dataframe or None
+        Group labels; None: all are unknown.
+    rows : array-like of n_samples rows
+        Rows that they belong to.
+    ways_out : str
+        What to do about unknown groups, for the message.
+    infer : bool, default=False
+        Whether unknown groups are allowed.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), dtype intp
+        Positions in ``encoder.groups_``; ``MISSING`` where the group is missing or was not there at ``fit``.
+
+    Raises
+    ------
+    ValueError
+        As for `GroupEncoder.encode`; if there are other rows; if a group is unknown and that is not allowed.
+    """
+    n_rows = num_rows(rows)
+    if encoder is None:
+        return np.zeros(n_rows, dtype=np.intp)
+    if sensitive_features is None and infer:
+        return np.full(n_rows, MISSING, dtype=np.intp)
+    if sensitive_features is None:
+        msg = (
+            f"No groups are given, but it was fitted on the groups {few(map(repr, encoder.groups_.tolist()))} and "
+            f"treats a row by its group. The way out: {ways_out}."
+        )
+        raise ValueError(msg)
+    codes = encoder.encode(sensitive_features)
+    check_consistent_length(rows, codes)
+    if not infer and (codes < 0).any():
+        counts = encoder.unknown_counts(sensitive_features)
+        raise ValueError(unknown_group_message(codes, counts, encoder.groups_, ways_out))
+    return np.maximum(codes, MISSING)

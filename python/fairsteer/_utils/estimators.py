@@ -14,7 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils import metaestimators
-from sklearn.utils.validation import has_fit_parameter
+from sklearn.utils.validation import _check_feature_names, _check_n_features, has_fit_parameter
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -29,6 +29,14 @@ def available_if(check: Callable[[Any], bool]) -> Callable[[_Method], _Method]:
     """Offer a method where `check` says so, as scikit-learn does; type checkers see its own signature."""
     decorator: Callable[[_Method], _Method] = metaestimators.available_if(check)
     return decorator
+
+
+def check_columns(estimator: Any, X: Any, *, reset: bool) -> npt.NDArray[Any] | None:
+    """Learn the number and the names of columns, or compare them with those of ``fit``; give the names if there are."""
+    _check_feature_names(estimator, X, reset=reset)
+    _check_n_features(estimator, X, reset=reset)
+    names: npt.NDArray[Any] | None = getattr(estimator, "feature_names_in_", None)
+    return names
 
 
 class GroupAwareClassifierMixin(ClassifierMixin):

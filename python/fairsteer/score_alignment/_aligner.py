@@ -13,7 +13,7 @@ from scipy.sparse import issparse
 from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_consistent_length, get_tags, indexable
+from sklearn.utils import get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -31,16 +31,10 @@ from fairsteer._utils.folds import rows_of
 from fairsteer._utils.input import brief, check_classes, few, warn_caller
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight
-from fairsteer.groups import MISSING, GroupEncoder
-from fairsteer.score_alignment._alignment import (
-    Alignment,
-    GapBand,
-    class_decision,
-    codes_of_rows,
-    log_zero_allowed,
-)
+from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
+from fairsteer.score_alignment._alignment import Alignment, GapBand, class_decision, log_zero_allowed
 from fairsteer.score_alignment._cells import Aggregate, Constraint
-from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment
+from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment, refitted_scores
 from fairsteer.score_alignment._scores import class_scores
 
 
@@ -270,30 +264,9 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         labels = self._labels_of(X, sensitive_features, reset=True)
         y = check_classes(y, X)
         weight = check_sample_weight(sample_weight, X)
+        grouped = GroupedRows.read(labels, X, weight, purpose="nothing is being aligned: all rows form one group")
         weight = np.ones(len(y)) if weight is None else weight
-        codes = np.zeros(len(y), dtype=np.intp)
-        self._encoder = None
-        if labels is None:
-            warn_caller(
-                "No groups were given, so nothing is being aligned: all rows form one group. Pass "
-                "sensitive_features=… or name sensitive_columns=…."
-            )
-        else:
-            self._encoder = GroupEncoder()
-            codes = self._encoder.partial_fit_encode(labels)
-            check_consistent_length(y, codes)
-            if (codes == MISSING).any():
-                warn_caller(f"{(codes == MISSING).sum()} of {len(y)} rows have a missing group and are left out.")
-        kept = (codes >= 0) & (weight > 0)
-        if not kept.any():
-            msg = f"No row is left to fit: of {len(y)}, all have a missing group or sample_weight zero."
-            raise ValueError(msg)
-        present, group_codes = np.unique(codes[kept], return_inverse=True)
-        self.groups_ = np.array([0]) if self._encoder is None else self._encoder.groups_[present]
-        if self._encoder is not None:
-            self._encoder.groups_ = self.groups_
-        codes = np.full(len(y), MISSING, dtype=np.intp)
-        codes[kept] = group_codes
+        self._encoder, self.groups_, kept, codes = grouped.encoder, grouped.groups, grouped.kept, grouped.codes
 
         metadata = {} if sensitive_features is None else {"sensitive_features": sensitive_features}
         to_fit = self._passed_on("fit", "fit", metadata | ({} if sample_weight is None else {"sample_weight": weight}))
@@ -305,16 +278,14 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         maps, rows = None, np.zeros((0, len(self.groups_)))
         if len(self.classes_) > 1:
             maps, cells = cross_fitted_alignment(
-                self.estimator,
+                refitted_scores(self.estimator, X, y, self.classes_, to_fit, to_ask),
                 X,
-                y,
+                frozen=isinstance(self.estimator, FrozenEstimator),
                 y_codes=y_codes,
                 group_codes=codes,
                 weight=weight,
                 classes=self.classes_,
                 groups=self.groups_,
-                fit_params=to_fit,
-                predict_params=to_ask,
                 cv=self.cv,
                 constraint=self.constraint,
                 max_gap=self.max_gap,
@@ -325,7 +296,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
                 verbose=self.verbose,
             )
             rows = cells.effective_rows
-        shares = np.bincount(group_codes, weight[kept]) / weight[kept].sum()
+        shares = np.bincount(codes[kept], weight[kept]) / weight[kept].sum()
         asked = asked_method(self.estimator_)
         self.alignment_ = Alignment(self.classes_, self.groups_, shares, self.constraint, asked, maps, rows)
         self.max_gap_ = self.max_gap if maps is None else maps.budget
@@ -464,18 +435,16 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
             self._sensitive_positions = column_positions(self.sensitive_columns, X, names, self.n_features_in_)
         return select_columns(X, self._sensitive_positions)
 
-    def _codes(self, labels: Any, n_rows: int) -> Codes:
+    def _codes(self, labels: Any, X: Any) -> Codes:
         """Positions in ``groups_``; negative for rows that get the average."""
-        return codes_of_rows(
-            self._encoder,
-            labels,
-            n_rows,
-            average=self.unknown_group == "average",
-            ways_out=(
-                "pass sensitive_features=… with a known group in every row, fit with sensitive_columns=… to take the "
-                "groups from columns of X, or set unknown_group='average' to average over the groups"
-            ),
+        if self._encoder is None and labels is not None:
+            msg = "sensitive_features are given, but the aligner was fitted without groups. Fit it again with them."
+            raise ValueError(msg)
+        ways_out = (
+            "pass sensitive_features=… with a known group in every row, fit with sensitive_columns=… to take the "
+            "groups from columns of X, or set unknown_group='average' to average over the groups"
         )
+        return known_codes(self._encoder, labels, X, ways_out, infer=self.unknown_group == "average")
 
     def _passed_on(self, caller: str, callee: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Keywords for a method of the classifier."""
@@ -503,7 +472,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         passed = self._passed_on(caller, asked_method(self.estimator_), metadata)
         scores = class_scores(self.estimator_, X, self.classes_, passed)
         validate_data(self, X, reset=False, skip_check_array=True)
-        codes = self._codes(self._labels_of(X, sensitive_features, reset=False), len(scores.values))
+        codes = self._codes(self._labels_of(X, sensitive_features, reset=False), X)
         return self.alignment_.proba(scores, codes)
 
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fairsteer._utils.input import few, unknown_group_message
 from fairsteer._utils.types import Codes, Doubles
-from fairsteer.groups import MISSING, GroupEncoder
+from fairsteer.groups import GroupEncoder, known_codes
 from fairsteer.score_alignment._cells import Constraint, Maps
 from fairsteer.score_alignment._scores import Scores, given_scores, without_rounding
 
@@ -133,13 +132,9 @@ class Alignment:
             first = self.groups.tolist()[0]
             encoder.groups_, encoder.column_names_ = self.groups, None
             encoder.n_columns_ = len(first) if isinstance(first, tuple) else 1
-        codes = codes_of_rows(
-            encoder,
-            sensitive_features,
-            len(given.values),
-            average=unknown_group == "average",
-            ways_out="pass sensitive_features=… with a known group in every row, or unknown_group='average'",
-        )
+        ways_out = "pass sensitive_features=… with a known group in every row, or unknown_group='average'"
+        average = unknown_group == "average"
+        codes = known_codes(encoder, sensitive_features, given.values, ways_out, infer=average)
         return self.proba(given, codes)
 
     def proba(self, scores: Scores, group_codes: Codes, group_proba: Doubles | None = None) -> Doubles:
@@ -188,30 +183,6 @@ class Alignment:
         same = np.eye(len(self.groups), dtype=bool)
         upper[:, same] = measured[:, same]
         return GapBand(self.classes[1:] if K == 2 else self.classes[: len(rows)], self.groups, rows, measured, upper)
-
-
-def codes_of_rows(encoder: GroupEncoder | None, labels: Any, n_rows: int, *, average: bool, ways_out: str) -> Codes:
-    """Positions of groups; negative for rows that get the average."""
-    if encoder is None:
-        if labels is not None:
-            msg = "sensitive_features are given, but the aligner was fitted without groups. Fit it again with them."
-            raise ValueError(msg)
-        return np.zeros(n_rows, dtype=np.intp)
-    if labels is None:
-        if average:
-            return np.full(n_rows, MISSING, dtype=np.intp)
-        msg = (
-            f"No groups are given, but the aligner was fitted on the groups "
-            f"{few(map(repr, encoder.groups_.tolist()))} and maps a row's score by its group. The way out: {ways_out}."
-        )
-        raise ValueError(msg)
-    codes = encoder.encode(labels)
-    if len(codes) != n_rows:
-        msg = f"sensitive_features has {len(codes)} rows and X has {n_rows}."
-        raise ValueError(msg)
-    if not average and (codes < 0).any():
-        raise ValueError(unknown_group_message(codes, encoder.unknown_counts(labels), encoder.groups_, ways_out))
-    return codes
 
 
 def aligned_proba(maps: Maps, scores: Scores, codes: Codes, group_proba: Doubles) -> Doubles:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils.parallel import Parallel, delayed
 
 from fairsteer._utils.folds import check_fold_classes, rows_of, stratified_splits
@@ -19,6 +18,8 @@ from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint, Maps
 from fairsteer.score_alignment._monotone import MonotoneAlignment
 from fairsteer.score_alignment._offsets import OffsetAlignment
 from fairsteer.score_alignment._scores import Scores, class_scores
+
+HeldOutScores = Callable[[Codes | None, Codes], Scores]
 
 
 def align(
@@ -51,20 +52,52 @@ def align(
     return OffsetAlignment.fit(scores, cells, max_gap, shrinkage, aggregate, calibrate)
 
 
-def cross_fitted_alignment(
+def refitted_scores(
     estimator: Any,
     X: Any,
     y: npt.NDArray[Any],
+    classes: npt.NDArray[Any],
+    fit_params: Mapping[str, Any],
+    predict_params: Mapping[str, Any],
+) -> HeldOutScores:
+    """Scores of rows by clones of a classifier that are fitted without them; a FrozenEstimator is used as it is.
+
+    Parameters
+    ----------
+    estimator : classifier
+        It is cloned, unless it is a FrozenEstimator.
+    X, y : of n_samples rows each
+        Rows and their classes.
+    classes : ndarray
+        Labels that every training fold must hold.
+    fit_params, predict_params : mapping
+        Keywords for the classifier, each of n_samples rows.
+    """
+
+    def scores(train: Codes | None, test: Codes) -> Scores:
+        model = clone(estimator)
+        if train is not None:
+            rows, labels, *values = rows_of((X, y, *fit_params.values()), train)
+            model.fit(rows, labels, **dict(zip(fit_params, values, strict=True)))
+            check_fold_classes(labels, classes)
+        rows, *values = rows_of((X, *predict_params.values()), test)
+        return class_scores(model, rows, classes, dict(zip(predict_params, values, strict=True)), test)
+
+    return scores
+
+
+def cross_fitted_alignment(
+    held_out_scores: HeldOutScores,
+    X: Any,
     *,
     y_codes: Codes,
     group_codes: Codes,
     weight: Doubles,
     classes: npt.NDArray[Any],
     groups: npt.NDArray[Any],
-    fit_params: Mapping[str, Any],
-    predict_params: Mapping[str, Any],
     cv: Any,
     constraint: Constraint,
+    frozen: bool = False,
     max_gap: float = 0.0,
     aggregate: Aggregate = "max",
     calibrate: bool = False,
@@ -76,16 +109,18 @@ def cross_fitted_alignment(
 
     Parameters
     ----------
-    estimator : classifier
-        It is cloned, unless it is a FrozenEstimator.
-    X, y, y_codes, group_codes, weight : of n_samples rows each
+    held_out_scores : callable
+        Gives the scores of rows to test by a classifier that is fitted to rows to train on, both as positions.
+    X, y_codes, group_codes, weight : of n_samples rows each
         Rows; those with a negative code or weight zero take no part.
     classes, groups : ndarray
         Labels of the codes.
-    fit_params, predict_params : mapping
-        Keywords for the classifier, each of n_samples rows.
-    cv, constraint, max_gap, aggregate, calibrate, shrinkage, n_jobs, verbose
+    frozen : bool, default=False
+        Whether there is no training, and all rows are tested at once.
+    cv, constraint, max_gap, aggregate, calibrate, shrinkage
         As for ScoreAligner.
+    n_jobs, verbose
+        Folds at the same time, and what joblib tells of them.
 
     Returns
     -------
@@ -94,24 +129,25 @@ def cross_fitted_alignment(
     cells : Cells
         The rows that they were fitted on.
     """
+    n_rows = len(y_codes)
     kept = (group_codes >= 0) & (weight > 0)
-    splits = stratified_splits(cv, X, y_codes, group_codes, kept, frozen=isinstance(estimator, FrozenEstimator))
+    tested = np.zeros(n_rows, dtype=np.intp)
+    folds = list(stratified_splits(cv, X, y_codes, group_codes, kept, frozen=frozen))
     found = Parallel(n_jobs=n_jobs, verbose=verbose)(
-        delayed(_score_fold)(estimator, X, y, train, test, classes, fit_params, predict_params)
-        for train, test in splits
+        delayed(_silently)(held_out_scores, train, test, silent=train is not None) for train, test in folds
     )
-    tested = np.zeros(len(y), dtype=np.intp)
-    for test, _ in found:
+    for _, test in folds:
         tested[test] += 1
     if (tested > 1).any():
-        msg = f"cv={cv!r} tests {(tested > 1).sum()} of {len(y)} rows more than once; the test rows must not overlap."
+        msg = f"cv={cv!r} tests {(tested > 1).sum()} of {n_rows} rows more than once; the test rows must not overlap."
         raise ValueError(msg)
     use = tested == 1
     # Weights of mean 1, unless they stand for repeated rows, so that their scale does not count for rows.
     weight = weight * max(1.0, weight[use].sum() / np.square(weight[use]).sum())
     cells = Cells(y_codes[use], group_codes[use], weight[use], len(classes), len(groups), constraint)
     _check_cells(cells, classes, groups)
-    maps = align(Scores.joined(len(y), found).take(use), cells, max_gap, shrinkage, aggregate, calibrate)
+    parts = [(test, of_fold) for (_, test), of_fold in zip(folds, found, strict=True)]
+    maps = align(Scores.joined(n_rows, parts).take(use), cells, max_gap, shrinkage, aggregate, calibrate)
     if maps.budget > max_gap + 1 / np.sqrt(cells.totals[cells.totals > 0].min()):  # about two standard errors
         warn_caller(
             f"Gaps of {'up to' if aggregate == 'max' else 'about'} {maps.budget:.2g} stay between the groups' "
@@ -122,26 +158,11 @@ def cross_fitted_alignment(
     return maps, cells
 
 
-def _score_fold(
-    estimator: Any,
-    X: Any,
-    y: npt.NDArray[Any],
-    train: Codes | None,
-    test: Codes,
-    classes: npt.NDArray[Any],
-    fit_params: Mapping[str, Any],
-    predict_params: Mapping[str, Any],
-) -> tuple[Codes, Scores]:
-    """Scores of the test rows by a clone that is trained on others (None: on none)."""
-    model = clone(estimator)
-    if train is not None:
-        rows, labels, *values = rows_of((X, y, *fit_params.values()), train)
-        with warnings.catch_warnings():
+def _silently(held_out_scores: HeldOutScores, train: Codes | None, test: Codes, *, silent: bool) -> Scores:
+    with warnings.catch_warnings():
+        if silent:
             warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
-            model.fit(rows, labels, **dict(zip(fit_params, values, strict=True)))
-        check_fold_classes(model, labels, classes)
-    rows, *values = rows_of((X, *predict_params.values()), test)
-    return test, class_scores(model, rows, classes, dict(zip(predict_params, values, strict=True)), test)
+        return held_out_scores(train, test)
 
 
 def _check_cells(cells: Cells, classes: npt.NDArray[Any], groups: npt.NDArray[Any]) -> None:

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils.validation import _num_samples
 
 from fairsteer._utils.estimators import asked_method
-from fairsteer._utils.input import brief
+from fairsteer._utils.input import brief, num_rows
 from fairsteer._utils.types import Codes, Doubles, Floats
 
 #: Scores that differ by so many units in the last place are one: a row's score changes by a few with its place in the
@@ -103,14 +102,7 @@ def class_scores(
         ``predict_proba``.
     """
     asked = asked_method(estimator)
-    if asked == "decision_function" and len(classes) > 2:
-        msg = (
-            f"{brief(estimator)} has no predict_proba, which the alignment of {len(classes)} classes needs. Wrap it in "
-            "sklearn.calibration.CalibratedClassifierCV."
-        )
-        raise ValueError(msg)
-    who = f"{asked} of {brief(estimator)}"
-    return _checked(getattr(estimator, asked)(X, **params), _num_samples(X), classes, asked, who, rows)
+    return as_scores(getattr(estimator, asked)(X, **params), asked, num_rows(X), classes, brief(estimator), rows)
 
 
 def given_scores(scores: Any, classes: npt.NDArray[Any], response_method: str) -> Scores:
@@ -118,12 +110,21 @@ def given_scores(scores: Any, classes: npt.NDArray[Any], response_method: str) -
     array = np.asarray(scores)
     if len(classes) == 2 and array.ndim == 1:
         response_method = "decision_function"
-    n = len(array) if array.ndim else 0
-    return _checked(scores, n, classes, response_method, "The classifier", None)
+    return as_scores(scores, response_method, len(array) if array.ndim else 0, classes, "the classifier")
 
 
-def _checked(scores: Any, n: int, classes: npt.NDArray[Any], asked: str, who: str, rows: Codes | None) -> Scores:
-    answer = _floats(scores, who)
+def as_scores(
+    answer: Any, asked: str, n: int, classes: npt.NDArray[Any], estimator: str, rows: Codes | None = None
+) -> Scores:
+    """Check what a classifier answered for n rows to the method `asked`, and make scores of it."""
+    if asked == "decision_function" and len(classes) > 2:
+        msg = (
+            f"{estimator} has no predict_proba, which the alignment of {len(classes)} classes needs. Wrap it in "
+            "sklearn.calibration.CalibratedClassifierCV."
+        )
+        raise ValueError(msg)
+    who = f"{asked} of {estimator}"
+    answer = _floats(answer, who)
     shape = (n,) if asked == "decision_function" else (n, len(classes))
     if answer.shape != shape and not (answer.shape == (n, 1) and asked == "decision_function"):
         msg = f"{who} gave an array of shape {answer.shape} for {n} rows of {len(classes)} classes, not {shape}."

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairsteer._utils.labels import label_array, labels_from_json, labels_to_json
+from fairsteer._utils.fields import Fields
+from fairsteer._utils.labels import label_array, labels_to_json
 from fairsteer._utils.types import Doubles
-from fairsteer.baselines import LeaceTransformer
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
@@ -57,19 +57,75 @@ class Settings(NamedTuple):
             **self._asdict(),
             "groups": labels_to_json(self.groups),
             "labels": None if self.labels is None else labels_to_json(self.labels),
+            "calibration": None if self.calibration is None else self.calibration[1],
+            "calibration_slope": None if self.calibration is None else self.calibration[0],
         }
 
     @classmethod
-    def from_json(cls, block: Mapping[str, Any]) -> Settings:
-        labels = block["labels"]
+    def from_json(cls, block: Fields, n_maps: int) -> Settings:
+        """Read what `to_json` wrote, for so many maps."""
+        groups = block.labels("groups")
+        one_for_all = block.flag("one_for_all")
+        if len(groups) != n_maps and not (one_for_all and n_maps == 1):
+            msg = f"it has {n_maps} maps for {len(groups)} groups"
+            raise ValueError(msg)
+        labels, positions, column_names = None, block.positions("positions", len(groups), distinct=False), None
+        if "labels" in block:
+            labels = block.labels("labels")
+            n_columns = len(labels[0]) if isinstance(labels[0], tuple) else 1
+            column_names = block.names("column_names", n_columns)
+        if len(positions) != (1 if labels is None else len(labels)):
+            msg = f"it has {len(positions)} positions for its labels"
+            raise ValueError(msg)
+        calibration = None
+        if "calibration" in block:
+            slope, offsets = block.number("calibration_slope", 0), block.numbers("calibration", -np.inf)
+            if len(offsets) != len(groups):
+                raise ValueError("its calibration is of other groups")
+            calibration = slope, offsets
         return cls(
-            groups=labels_from_json(block["groups"]),
-            labels=None if labels is None else labels_from_json(labels),
-            **{name: block[name] for name in cls._fields if name not in ("groups", "labels")},
+            groups=groups,
+            labels=labels,
+            positions=positions,
+            column_names=column_names,
+            moving=block.positions("moving", n_maps),
+            one_for_all=one_for_all,
+            unknown_group=block.text("unknown_group", ("error", "infer", "infer_hard")),
+            calibration=calibration,
+            log=block.flag("log"),
         )
 
 
-class GroupPosterior(nn.Module):
+class FixedType(nn.Module):
+    """A module whose tensors move between devices, and never between types."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        def move(tensor: Tensor) -> Tensor:
+            probe = fn(tensor.new_empty(0))
+            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+
+        apply: Any = super()._apply  # which has no types
+        apply(move, recurse)
+        return self
+
+
+class Centre(FixedType):
+    """Points amid the vectors of every map: exact ones, so that all types subtract the same."""
+
+    points: Tensor
+    """(n_maps, d), single precision."""
+
+    def __init__(self, points: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("points", points.float())
+
+    def forward(self, hidden: Tensor, a: int) -> Tensor:
+        """Vectors relative to the point of a map, in their own type."""
+        point = self.points[a]
+        return (hidden.to(torch.promote_types(hidden.dtype, point.dtype)) - point).to(hidden.dtype)
+
+
+class GroupPosterior(FixedType):
     """Log-probabilities of groups under the fitted Gaussians, in double precision whatever type the module moves to."""
 
     # One factor a covariance, the root of its inverse; each serves one class or, tied, all of them.
@@ -117,16 +173,6 @@ class GroupPosterior(nn.Module):
         }
         return cls({name: torch.tensor(array) for name, array in arrays.items()})
 
-    def _apply(self, fn: Any, recurse: bool = True) -> GroupPosterior:
-        # Moves between devices, never between types.
-        def move(tensor: Tensor) -> Tensor:
-            probe = fn(tensor.new_empty(0))
-            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
-
-        apply: Any = super()._apply  # which has no types
-        apply(move, recurse)
-        return self
-
     def forward(self, x: Tensor, n_groups: int) -> Tensor:
         """Log-probabilities (..., n_groups) of vectors (..., d), both double, up to a constant a vector."""
         x = x - self.centre
@@ -140,22 +186,43 @@ class GroupPosterior(nn.Module):
         return torch.logsumexp(joint, -2)
 
 
-def read_source(source: Any) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
-    """Displacements, offsets, settings and group posterior."""
+class Parts(NamedTuple):
+    """What vectors ``x`` are moved by: steps ``displacement[a] (x - centre[a]) + offset[a]``."""
+
+    displacement: Doubles
+    centre: Doubles
+    offset: Doubles
+    settings: Settings
+    posterior: GroupPosterior | None = None
+
+
+def read_source(source: Any) -> Parts:
+    """Read what a module can be made from."""
     if isinstance(source, GroupMapTransformer):
         return _read_transformer(source)
     if isinstance(source, IdealDistribution):
-        displacement = _displacement(source.linear)
-        return displacement, source.offset, _plain_settings(source.groups, displacement, source.offset), None
+        displacement, offset = _displacement(source.linear), source.offset.copy()
+        settings = _plain_settings(source.groups, displacement, offset)
+        plain = SimpleCoordinates.of(None, offset.shape[1])
+        assert plain is not None
+        centre = plain.centres(source.source_weights, source.source_means, len(offset))
+        return Parts(displacement, centre, _at(centre, displacement, offset), settings)
     if isinstance(source, Mapping) and source:
         linear, offset = _stacked(source)
         displacement = _displacement(linear)
-        return displacement, offset, _plain_settings(label_array(source), displacement, offset), None
+        settings = _plain_settings(label_array(source), displacement, offset)
+        return Parts(displacement, np.zeros_like(offset), offset, settings)
     msg = (
         "A SteeringModule is made from a fitted transformer of fairsteer, an IdealDistribution, or a mapping of group "
         f"labels to (A, b), not from {type(source).__name__}: {source!r}."
     )
     raise TypeError(msg)
+
+
+def _at(centre: Doubles, displacement: Doubles, offset: Doubles) -> Doubles:
+    """Take steps from the centres that are given from the origin."""
+    steps: Doubles = offset + np.einsum("aij,aj->ai", displacement, centre)
+    return steps
 
 
 def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles) -> Settings:
@@ -178,7 +245,7 @@ def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles
     )
 
 
-def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
+def _read_transformer(transformer: GroupMapTransformer) -> Parts:
     model, maps, _ = transformer._fitted()
     coordinates = SimpleCoordinates.of(transformer.feature_transform_, maps.linear.shape[-1])
     if coordinates is None:
@@ -191,6 +258,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Double
     displacement, offset = _displacement(maps.linear), maps.offset.copy()
     moving = _moving(displacement, offset)
     coordinates.fold(displacement, offset)
+    centre = coordinates.centres(model.weights, model.means, len(offset))
     encoder = transformer._encoder
     calibration = transformer.group_calibration_
     settings = Settings(
@@ -199,7 +267,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Double
         positions=transformer._group_of_label.tolist(),
         column_names=None if encoder is None else encoder.column_names_,
         moving=moving,
-        one_for_all=isinstance(transformer, LeaceTransformer),
+        one_for_all=transformer.one_map,
         unknown_group=transformer.unknown_group,
         calibration=None if calibration is None else (calibration.slope, calibration.offsets.tolist()),
         log=coordinates.log,
@@ -207,7 +275,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Double
     posterior = None
     if transformer.unknown_group != "error" and encoder is not None:
         posterior = GroupPosterior.of(model, coordinates.scale, coordinates.shift)
-    return displacement, offset, settings, posterior
+    return Parts(displacement, centre, _at(centre, displacement, offset), settings, posterior)
 
 
 def _displacement(linear: Doubles) -> Doubles:

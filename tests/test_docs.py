@@ -1,0 +1,182 @@
+"""What the pages and docstrings promise: their code runs, its output is what is printed, links and options exist."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fairsteer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+#: Packages that a room, or its examples, cannot do without, and that need not be there.
+NEEDS = {"fairsteer.export": "onnx", "fairsteer.torch": "torch"}
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(fairsteer.__path__, "fairsteer.")
+    if not module.name.endswith(".__main__")  # it runs the command line
+]
+
+
+#: Packages that the code of a page needs.
+PAGE_NEEDS = {
+    "concepts.md": ("torch",),
+    "export.md": ("onnx", "onnxruntime"),
+    "language-models.md": ("torch", "transformers"),
+    "report.md": ("matplotlib",),
+}
+
+
+def _blocks(page: Path, languages: str) -> list[tuple[str, str]]:
+    """Language and text of the page's code blocks, in order."""
+    found: list[tuple[str, str]] = re.findall(
+        rf"^```({languages})\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    return found
+
+
+def _anchors(page):
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+
+
+def assert_printed(printed: str, shown: str) -> None:
+    """The same words in the same places, and numbers that differ no more than between machines."""
+    number = r"(?<![\w.])-?\d+\.\d+"
+    lines, expected = ([line.rstrip() for line in text.strip().splitlines()] for text in (printed, shown))
+    assert [re.sub(number, "0.0", line) for line in lines] == [re.sub(number, "0.0", line) for line in expected]
+    numbers, shown_numbers = ([float(found) for found in re.findall(number, text)] for text in (printed, shown))
+    assert numbers == pytest.approx(shown_numbers, rel=0.02, abs=0.011)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "python")], ids=lambda page: page.name)
+def test_code_of_the_pages_runs_and_prints_what_they_show(
+    page: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block after block, as a reader would run it: names stay, files are written to the reader's folder."""
+    for package in PAGE_NEEDS.get(page.name, ()):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    printed = ""
+    for language, block in _blocks(page, "python|text|sh"):
+        if language == "python":
+            exec(compile(block, page.name, "exec"), names)
+            printed = capsys.readouterr().out
+        elif language == "text" and printed:
+            assert_printed(printed, block)
+            printed = ""
+
+
+def test_commands_of_the_pages_run(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    people = pd.DataFrame(rng.normal(size=(400, 2)), columns=["experience", "interview_score"])
+    people["sex"] = rng.choice(["female", "male"], 400)
+    people["experience"] += people["sex"] == "male"
+    people["hired"] = np.where(people["experience"] + rng.normal(size=400) > 0.5, "yes", "no")
+    people.to_csv("people.csv", index=False)
+    people.drop(columns="hired").to_csv("new_people.csv", index=False)
+    lines = [line for page in PAGES for _, block in _blocks(page, "sh") for line in block.splitlines()]
+    commands = [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["fairsteer"]]
+    assert len(commands) >= 3
+    for command in commands:
+        code, _, err = run(*command)
+        assert code == 0, (command, err)
+
+
+def test_demo_output_is_what_the_demo_prints() -> None:
+    demo = subprocess.run(
+        [sys.executable, "-m", "fairsteer.cli", "demo"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+        env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"},
+    )
+    assert_printed(demo.stdout, _blocks(ROOT / "README.md", "text")[0][1])
+
+
+@pytest.mark.parametrize(
+    "command", ['pip install ".[cli]" && fairsteer demo', 'pip install ".[test]" && pytest'], ids=["demo", "tests"]
+)
+def test_the_two_commands_are_there(command: str) -> None:
+    assert any(command in block.splitlines() for _, block in _blocks(ROOT / "README.md", "sh"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings_are_true(name):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_every_public_name_is_there_without_an_optional_package():
+    optional = ["cvxpy", "fairlearn", "matplotlib", "onnx", "onnxruntime", "pandas", "polars", "pyarrow", "rich"]
+    optional += ["safetensors", "torch", "transformers", "typer"]
+    # Not by None in sys.modules, in which SciPy looks for torch.
+    program = f"""
+import sys
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {optional}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent)
+from fairsteer import *
+from fairsteer import concepts, export, metrics, persistence
+print(fairness_scorer("tpr_gap_rms"), LeaceTransformer(), sorted(sys.modules.keys() & {optional}))
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.endswith("LeaceTransformer() []\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("https://")]
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), target
+
+
+def test_every_parameter_of_the_transformer_has_a_row():
+    from fairsteer.transformer import FairSteeringTransformer
+
+    table = README[README.index("## Parameters of") : README.index("**When to standardise.**")]
+    for name, default in FairSteeringTransformer().get_params().items():
+        row = next(line for line in table.splitlines() if f"`{name}`" in line)
+        assert str(default).strip("'") in row
+
+
+def test_every_option_of_the_command_line_is_documented():
+    from typer.main import get_command
+
+    from fairsteer.cli._app import app
+
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    for command in get_command(app).commands.values():
+        assert f"fairsteer {command.name}" in text
+        for parameter in command.params:
+            for option in parameter.opts:
+                if option.startswith("--") and option != "--help":
+                    assert f"`{option}" in text, option
