@@ -15,12 +15,13 @@ from scipy.stats import gaussian_kde
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from fairsteer._utils.estimators import takes_parameter
+from fairsteer._utils.estimators import asked_method
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupEncoder
 from fairsteer.plotting._style import AS_IT_IS, LINES, draw_legend, new_axes, palette, theme_colour
+from fairsteer.report._held_out import group_params
 from fairsteer.score_alignment._scores import class_scores
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -123,14 +124,12 @@ class GroupScoreDisplay:
             The display, drawn.
         """
         if not isinstance(estimator, FairSteeringTransformer):
-            params = {"sensitive_features": sensitive_features}
-            asked = getattr(estimator, "predict_proba", None) or estimator.decision_function
             classes = np.asarray(estimator.classes_)
             if len(classes) != 2:
                 msg = f"A score needs two classes, not {len(classes)}. Draw TPRDisplay, or the steering's discriminant."
                 raise ValueError(msg)
-            passed = params if takes_parameter(asked, "sensitive_features") else {}
-            scores = class_scores(estimator, X, classes, passed).values
+            params = group_params(estimator, asked_method(estimator), sensitive_features)
+            scores = class_scores(estimator, X, classes, params).values
             return cls.from_predictions(
                 scores,
                 sensitive_features=sensitive_features,

@@ -14,13 +14,15 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags, indexable
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.estimators import (
     GroupAwareClassifierMixin,
+    HasMethods,
+    Interval,
+    StrOptions,
     asked_method,
     fit_context,
     takes_parameter,

@@ -14,8 +14,8 @@ from fairsteer._utils.types import Codes, Doubles
 from fairsteer.score_alignment._cells import Cells
 from fairsteer.score_alignment._scores import Scores, Ties, settled
 
-# A level nearer to 0 or 1 has no quantile in double precision.
-_LEAST_LEVEL = 2.0**-53
+#: A level nearer to 0 or 1 has no quantile in double precision.
+LEAST_LEVEL = 2.0**-53
 
 
 class ScoreDistribution(NamedTuple):
@@ -46,7 +46,7 @@ class ScoreDistribution(NamedTuple):
         high = (1 - self.levels[-1]) / (1 + np.maximum(scores - last, 0) / self.scale)
         inside = np.interp(scores, self.values, self.levels)
         levels = np.where(scores < first, low, np.where(scores > last, 1 - high, inside))
-        return np.clip(levels, _LEAST_LEVEL, 1 - _LEAST_LEVEL)
+        return np.clip(levels, LEAST_LEVEL, 1 - LEAST_LEVEL)
 
     def quantile(self, levels: Doubles) -> Doubles:
         """Score at which the function has given values: the inverse of ``level``."""

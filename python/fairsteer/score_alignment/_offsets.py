@@ -13,8 +13,8 @@ from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint
 from fairsteer.score_alignment._rate_program import RateProgram, _aligned
 from fairsteer.score_alignment._scores import Scores
 
-# A probability of 0 counts for this much where its logarithm is taken.
-_LEAST_PROBA = 1e-12
+#: A probability of 0 counts for this much where its logarithm is taken.
+LEAST_PROBA = 1e-12
 
 
 class GroupScalings(NamedTuple):
@@ -41,7 +41,7 @@ class GroupScalings(NamedTuple):
 
 
 def _log(proba: Doubles) -> Doubles:
-    return np.asarray(np.log(np.maximum(proba, _LEAST_PROBA)))
+    return np.asarray(np.log(np.maximum(proba, LEAST_PROBA)))
 
 
 class OffsetAlignment(NamedTuple):
