@@ -15,7 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
-from fairsteer.transformer._calibration import MAX_ROWS, N_FOLDS, GroupCalibration, held_out_folds
+from fairsteer._utils.calibration import VectorScaling
+from fairsteer.transformer._calibration import MAX_ROWS, N_FOLDS, held_out_folds
 
 METHODS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
 
@@ -40,7 +41,7 @@ def test_the_calibration_is_the_most_probable_one() -> None:
     rng = np.random.default_rng(0)
     log_proba, codes, weight = 5 * rng.normal(size=(200, 3)), rng.integers(0, 3, 200), rng.integers(1, 4, 200)
     log_proba[np.arange(200), codes] += 3
-    found = GroupCalibration.fit(log_proba, codes, weight.astype(float))
+    found = VectorScaling.fit(log_proba, codes, weight.astype(float))
 
     def loss(p: np.ndarray) -> float:
         logs = log_softmax(p[0] * log_proba + p[1:], axis=1)[np.arange(200), codes]
@@ -56,7 +57,7 @@ def test_the_true_model_needs_no_calibration() -> None:
     rng = np.random.default_rng(0)
     log_proba = 3 * rng.normal(size=(20_000, 4))
     codes = (softmax(log_proba, axis=1).cumsum(axis=1) < rng.random((20_000, 1))).sum(axis=1)
-    calibration = GroupCalibration.fit(log_proba, codes, np.ones(20_000))
+    calibration = VectorScaling.fit(log_proba, codes, np.ones(20_000))
     assert calibration.slope == pytest.approx(1, abs=0.05)
     np.testing.assert_allclose(calibration.offsets, 0, atol=0.1)
 
@@ -65,16 +66,16 @@ def test_probabilities_that_mislead_leave_the_frequencies() -> None:
     rng = np.random.default_rng(0)
     codes = (rng.random(5000) < 0.8).astype(int)
     log_proba = np.where(np.eye(2)[codes] > 0, -3.0, 0.0)  # always on the wrong group
-    calibration = GroupCalibration.fit(log_proba, codes, np.ones(5000))
+    calibration = VectorScaling.fit(log_proba, codes, np.ones(5000))
     assert calibration.slope == 0
     np.testing.assert_allclose(softmax(calibration.apply(log_proba)[0])[1], codes.mean(), atol=1e-3)
 
 
 def test_groups_that_a_fold_did_not_know_tell_nothing() -> None:
     log_proba = np.array([[0.0, -np.inf], [0.0, -1.0], [-2.0, 0.0], [-np.inf, 0.0]])
-    known = GroupCalibration.fit(log_proba, np.array([0, 0, 1, 1]), np.ones(4))
+    known = VectorScaling.fit(log_proba, np.array([0, 0, 1, 1]), np.ones(4))
     assert np.isfinite([known.slope, *known.offsets]).all()
-    nothing = GroupCalibration.fit(log_proba[[0, 3]], np.array([1, 0]), np.ones(2))
+    nothing = VectorScaling.fit(log_proba[[0, 3]], np.array([1, 0]), np.ones(2))
     assert nothing.slope == 1
     assert nothing.offsets.tolist() == [0, 0]
 
@@ -84,9 +85,9 @@ def test_certainty_beyond_measure_is_calibrated_too(scale: float) -> None:
     rng = np.random.default_rng(0)
     log_proba, codes = scale * rng.normal(size=(50, 3)), rng.integers(0, 3, 50)
     log_proba[np.arange(40), codes[:40]] += 3 * scale
-    calibration = GroupCalibration.fit(log_proba, codes, np.ones(50))
+    calibration = VectorScaling.fit(log_proba, codes, np.ones(50))
     assert 0 < calibration.slope < 10 / scale
-    unscaled = GroupCalibration.fit(log_proba / scale, codes, np.ones(50))
+    unscaled = VectorScaling.fit(log_proba / scale, codes, np.ones(50))
     large, small = (
         softmax(one.apply(x), axis=1) for one, x in ((calibration, log_proba), (unscaled, log_proba / scale))
     )
@@ -146,7 +147,7 @@ def test_probabilities_are_calibrated_out_of_fold(data: Any) -> None:
         rest, out = folds != fold, folds == fold
         model = fitted(type(data)(*(part[rest] for part in data)), unknown_group="error").moments_.shrink(0.1)
         log_proba[out] = logsumexp(model.log_joint(data.X[out]), axis=1)
-    expected = GroupCalibration.fit(log_proba, data.group, np.ones(len(data.y)))
+    expected = VectorScaling.fit(log_proba, data.group, np.ones(len(data.y)))
     assert steer.group_calibration_.slope == pytest.approx(expected.slope, abs=1e-6)
     gaussian = logsumexp(steer.moments_.shrink(0.1).log_joint(data.X), axis=1)
     np.testing.assert_allclose(steer.predict_group_proba(data.X), softmax(expected.apply(gaussian), axis=1), atol=1e-6)
