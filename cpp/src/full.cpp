@@ -276,8 +276,8 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     }
   } else if (fresh) {
     descent = lowest_basin(
-        problem,
-        starts_of(problem, sides, average, state.C[canonical(state.pinned)], options), options, B);
+        problem, starts_of(problem, sides, average, state.C[canonical(state.pinned)], options),
+        options, B);
   } else {
     descent = problem.minimise_affine(B, 0, options);
   }

@@ -173,8 +173,8 @@ IdealResult solve(const Subgroups& subgroups, const IdealOptions& options) {
   return solve(detail::TiedModel(subgroups, options), subgroups, options);
 }
 
-// Units in which the numbers of a problem are of order one. Powers of two: nothing is rounded on the
-// way there and back.
+// Units in which the numbers of a problem are of order one. Powers of two: nothing is rounded on
+// the way there and back.
 struct Units {
   Vector scale;
   Vector centre;
@@ -193,9 +193,8 @@ Units units_of(const Subgroups& subgroups) {
         if (subgroups.seen(k, a)) visit(k, a);
   };
   if (diagonal)
-    for_each_cell([&](Index k, Index a) {
-      units.centre += subgroups.weight(k, a) * subgroups.mean(k, a);
-    });
+    for_each_cell(
+        [&](Index k, Index a) { units.centre += subgroups.weight(k, a) * subgroups.mean(k, a); });
   Vector largest = Vector::Zero(d);
   for_each_cell([&](Index k, Index a) {
     Vector deviation = (subgroups.mean(k, a) - units.centre).cwiseAbs();

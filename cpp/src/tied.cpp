@@ -281,6 +281,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   Matrix nu = solution.state.nu;
   linalg::solve_lower(root, nu);
 
+  const Index anchor = reference < 0 ? 0 : reference;  // the heaviest group comes first
   std::vector<Lifted> lifted(G);
   for (Index a = 0; a < G; ++a) {
     Lifted& to = lifted[a];
@@ -291,8 +292,15 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     if (r > 0) {
       const TiedProblem problem(Matrix::Identity(r, r), nu, group.means,
                                 class_weights(subgroups_, priors.log_p, a));
-      const ClosedForm closed(problem.T, problem.M);
+      ClosedForm closed(problem.T, problem.M);
       to.s = closed.n_informative();
+      if (a == anchor && to.s < r) {
+        // A class that the anchor lacks lies where the anchor's map was when the class was found.
+        Matrix present = linalg::product(solution.state.B[a], root);
+        linalg::multiply_by_lower(present, closed.L_t);
+        closed.complete(to.s, present);
+        to.s = r;
+      }
       to.L_t = closed.L_t;
       to.V = closed.V;
       to.m.head(r) = problem.mu_mean;
@@ -391,7 +399,6 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     return frame;
   };
 
-  const Index anchor = reference < 0 ? 0 : reference;  // the heaviest group comes first
   // The anchor's own coordinates: u = x for its points. Its isometry only names the complement.
   const auto frame_of_anchor = [&] {
     Frame frame{lifted[anchor].factor_to_group(groups_[anchor].H), Vector()};
@@ -410,15 +417,14 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     frame = fit_frame();
     // Two groups: the first isometry is already the best. More: each round moves points less, until
     // the isometries depend on no group's coordinates any more.
-    const bool free = std::any_of(lifted.begin(), lifted.end(),
-                                  [&](const Lifted& to) { return to.s < d; });
+    const bool free =
+        std::any_of(lifted.begin(), lifted.end(), [&](const Lifted& to) { return to.s < d; });
     double last = std::numeric_limits<double>::infinity();
     for (int round = 0; G > 2 && free && round < kFrameRounds && !options_.stop(); ++round) {
       const Matrix before = frame.linear;
       for (Index a = 0; a < G; ++a) least_displacement(a, before);
       frame = fit_frame();
-      const double change =
-          relative(frame.linear - before).norm() / relative(frame.linear).norm();
+      const double change = relative(frame.linear - before).norm() / relative(frame.linear).norm();
       // What does not shrink any more is rounding.
       if (!(change > kFrameChange) || (change < 1e-9 && change >= last)) break;
       last = change;

@@ -452,7 +452,7 @@ def test_refusals(fitted, reported):
     steer, X, y, group = fitted
     with pytest.raises(TypeError, match="takes a fitted FairSteeringTransformer or classifier, not StandardScaler"):
         steering_report(StandardScaler().fit(X), X, y, sensitive_features=group)
-    with pytest.raises(ValueError, match="There is no table 'gap'; there are 'divergence', 'gaps'"):
+    with pytest.raises(ValueError, match="There is no table 'gap'; there are 'gaps', 'groups'"):
         reported.to_frame("gap")
     with pytest.raises(ValueError, match="No groups are given"):
         steering_report(steer, X, y)

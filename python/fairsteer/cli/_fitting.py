@@ -98,10 +98,10 @@ class Problem:
         )
 
     def prepare(self, may_learn: NDArray[np.bool_]) -> pd.DataFrame:
-        """Features of the usable rows, with medians and categories from some of them, as a fold needs them."""
+        """Features of the usable rows, gaps filled with the medians of some of them, as a fold needs them."""
         rows = np.zeros(len(self.table), dtype=bool)
         rows[np.flatnonzero(self.question.usable)[may_learn]] = True
-        encoder = self.encoder.refitted(self.table, rows, self.settings.max_categories)
+        encoder = self.encoder.refitted(self.table, rows)
         return encoder.encode(self.table, self.question.usable)
 
     def fit(self, report: Reporter) -> FairSteeringTransformer:
@@ -225,11 +225,11 @@ def library_problems() -> Iterator[None]:
 
 @contextmanager
 def quoting_warnings(tell: Callable[[str], None]) -> Iterator[None]:
-    """Hand every warning raised inside the block to `tell`, each text once, on one line."""
+    """Hand every warning raised inside the block to `tell`, each text once, without the table that may follow it."""
     seen: set[str] = set()
 
     def quote(message: Warning | str, *_: Any, **__: Any) -> None:
-        text = " ".join(str(message).split())
+        text = str(message).partition("\n")[0].removesuffix(" Cells:")
         if text not in seen:
             seen.add(text)
             tell(text)

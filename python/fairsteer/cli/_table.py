@@ -180,8 +180,8 @@ class TableEncoder:
             )
         return encoder
 
-    def refitted(self, table: Table, rows: NDArray[np.bool_], max_categories: int) -> TableEncoder:
-        """Encode the same columns in the same way, with medians and categories of other rows.
+    def refitted(self, table: Table, rows: NDArray[np.bool_]) -> TableEncoder:
+        """Encode into the same columns, gaps filled with the medians of other rows.
 
         Parameters
         ----------
@@ -189,8 +189,6 @@ class TableEncoder:
             The table.
         rows : ndarray of shape (n_rows,), dtype bool
             Rows to learn from.
-        max_categories : int
-            As for `fit`.
 
         Returns
         -------
@@ -198,13 +196,12 @@ class TableEncoder:
         """
         columns: list[FeatureColumn] = []
         for described in self.columns:
-            column = table.column(described.name).where(rows)
-            if isinstance(described, CategoricalColumn):
-                columns.append(_categorical(column, max_categories, lambda _: None))
-            else:
-                values = column.numbers()
+            if isinstance(described, NumericColumn):
+                values = table.column(described.name).where(rows).numbers()
                 present = values[~np.isnan(values)]
                 columns.append(NumericColumn(described.name, float(np.median(present)) if len(present) else 0.0))
+            else:
+                columns.append(described)
         return TableEncoder(tuple(columns), self.identifiers)
 
     @property
@@ -341,7 +338,7 @@ def _bins(described: FeatureColumn, column: Column) -> NDArray[Any]:
     values = column.numbers()
     values = np.where(np.isnan(values), described.fill, values)
     distinct = np.unique(values)
-    n_bins = max(2, min(64, len(values) // 10))
+    n_bins = max(2, min(64, len(values) // 5))
     if len(distinct) <= n_bins:
         return values
     edges = np.unique(np.quantile(values, np.linspace(0, 1, n_bins + 1)[1:-1]))

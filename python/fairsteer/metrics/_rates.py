@@ -225,7 +225,7 @@ def read_predictions(
     if len(group_codes) != len(true):
         raise ValueError(f"sensitive_features has {len(group_codes)} rows and y_true has {len(true)}.")
     more = None if labels is None else _read_labels(labels, "labels")
-    classes, true_codes, pred_codes = _encode_classes(true, pred, more, pos_label)
+    classes, true_codes, pred_codes = encode_classes(true, pred, more, pos_label)
     known = group_codes >= 0
     if not known.all():
         warn_caller(f"{int((~known).sum())} of {len(known)} rows have no group and are left out.")
@@ -257,7 +257,7 @@ def _read_labels(y: ArrayLike, name: str) -> npt.NDArray[Any]:
     return check_classes(values, values, name)
 
 
-def _encode_classes(
+def encode_classes(
     true: npt.NDArray[Any], pred: npt.NDArray[Any], more: npt.NDArray[Any] | None, pos_label: Any
 ) -> tuple[npt.NDArray[Any], Codes, Codes]:
     """Classes in sorted order (the positive one last when there are two) and the codes of both label arrays."""

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn import get_config
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_consistent_length
-from sklearn.utils.validation import _get_feature_names, _num_features, _num_samples
+from sklearn.utils.validation import validate_data
 
 from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.estimators import takes_parameter, unfrozen, weight_params
@@ -133,8 +133,12 @@ class HeldOut(NamedTuple):
 
     def rows(self, *names: Any, pos_label: Any = None) -> PredictedRows:
         """Give what some methods predicted as codes of classes and groups; classifiers in the order of `names`."""
-        joint = np.concatenate([self.classes, *(self.y_pred[name] for name in names)])
-        coded = [encode_classes(self.y_true, self.y_pred[name], joint, pos_label) for name in names]
+        known = self.classes
+        for name in names:
+            if not np.isin(self.y_pred[name], known).all():
+                encode_classes(self.y_true, self.y_pred[name], None, None)  # raises where they are spelt otherwise
+                known = np.unique(np.concatenate([known, self.y_pred[name]]))
+        coded = [encode_classes(self.y_true, self.y_pred[name], known, pos_label) for name in names]
         classes, true, _ = coded[0]
         pred = np.array([codes for _, _, codes in coded])
         return PredictedRows(true, pred, self.codes, self.weight, classes, self.groups)
@@ -235,7 +239,7 @@ def read_rows(
             labels = columns_of(X, columns)
         if any(isinstance(m, Method) for m in methods.values()):
             values = check_array(widen_bfloat16(X), **ROW_CHECKS)
-    n_rows = _num_samples(X)
+    n_rows = len(X) if isinstance(X, list) else X.shape[0]
     encoder = GroupEncoder() if known is None else known._encoder
     if known is not None and (labels is None) != (encoder is None):
         known._known_codes(labels, values, "steering_report")  # raises: groups are needed, or there are none
@@ -270,8 +274,15 @@ def named_columns(method: Any) -> Any:
 
 
 def columns_of(X: Any, columns: Any) -> Any:
-    names = _get_feature_names(X)
-    return select_columns(X, column_positions(columns, X, names, _num_features(X)))
+    names, n_columns = names_and_number(X)
+    return select_columns(X, column_positions(columns, X, names, n_columns))
+
+
+def names_and_number(X: Any) -> tuple[Any, int]:
+    """Names of the columns of a table, where it has any, and their number."""
+    reader: Any = BaseEstimator()
+    validate_data(reader, X, skip_check_array=True)
+    return getattr(reader, "feature_names_in_", None), reader.n_features_in_
 
 
 def take_rows(table: Any, rows: npt.NDArray[Any]) -> Any:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import clone
+from sklearn.base import MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import _num_features, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import unfrozen
 from fairsteer._utils.input import few
@@ -32,6 +32,7 @@ from fairsteer.report._held_out import (
     codes_in,
     default_classifier,
     fitted_steering,
+    names_and_number,
     read_rows,
     run_methods,
     take_rows,
@@ -51,7 +52,6 @@ from fairsteer.report._tables import (
 )
 from fairsteer.report._text import as_rich, as_text
 from fairsteer.report._view import Document, Setting, make_views, nats
-from fairsteer.score_alignment import ScoreAligner
 from fairsteer.transformer import FairSteeringTransformer
 
 # Rows of a table that are shown, in text and on a page.
@@ -109,6 +109,9 @@ class SteeringReport:
         Level of all intervals.
     before, after : MeasuredGaps or None
         What was measured on held-out rows, with exact intervals; None without `y`.
+    context : mapping of str to object
+        What the reader should know beside what the report knows itself, such as the file and the names of its columns:
+        shown above all else, in every form.
     """
 
     tables: dict[str, Table]
@@ -130,6 +133,7 @@ class SteeringReport:
     confidence_level: float
     before: MeasuredGaps | None
     after: MeasuredGaps | None
+    context: Mapping[str, Any] = field(default_factory=dict)
 
     def to_frame(self, table: str = "gaps") -> Any:
         """Give one of `tables` as a pandas DataFrame.
@@ -158,13 +162,7 @@ class SteeringReport:
         columns = self.tables[table]
         return pd.DataFrame({name: pd.Series(x, dtype=object if None in x else None) for name, x in columns.items()})
 
-    def to_html(
-        self,
-        path: str | Path | None = None,
-        *,
-        title: str = "Steering report",
-        facts: Mapping[str, Any] | None = None,
-    ) -> str:
+    def to_html(self, path: str | Path | None = None, *, title: str = "Steering report") -> str:
         """Give the report as one HTML page that needs nothing else: no network, no scripts, light and dark.
 
         The page says below with which version of the package and on which day it was made.
@@ -175,19 +173,14 @@ class SteeringReport:
             File to write it to.
         title : str, default="Steering report"
             Title of the page.
-        facts : mapping of str to object, default=None
-            What the reader should know beside what the report knows itself, such as the file and the names of the
-            columns: listed above, before the facts of the report.
 
         Returns
         -------
         str
             The page.
         """
-        document = self._document(_MOST_ON_A_PAGE)
-        more = [(label_text(name), label_text(value)) for name, value in (facts or {}).items()]
         made = f"Made with fairsteer {version('fairsteer')} on {dt.datetime.now().astimezone():%Y-%m-%d}."
-        text = page(document._replace(facts=[*more, *document.facts]), title, made)
+        text = page(self._document(_MOST_ON_A_PAGE), title, made)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -233,12 +226,11 @@ class SteeringReport:
             self.positive,
             self.n_features,
             float("nan") if self.certificate is None else self.certificate.accuracy,
-            (self.compared_with, self.classifier),
         )
         return Document(self._facts(), self.findings, make_views(self.tables, setting, most))
 
     def _facts(self) -> list[tuple[str, str]]:
-        facts = []
+        facts = [(label_text(name), label_text(value)) for name, value in self.context.items()]
         if self.steering:
             facts.append(("Steering", self.steering))
         if self.classifier:
@@ -276,6 +268,7 @@ def steering_report(
     confidence_level: float = 0.95,
     n_resamples: int = 1000,
     random_state: int = 0,
+    context: Mapping[str, Any] | None = None,
 ) -> SteeringReport:
     """Report what steering, or any fair classifier, does to rows and gaps, beside a classifier without it.
 
@@ -300,7 +293,8 @@ def steering_report(
     before : classifier, default=None
         What to compare with, fitted or not: a clone is fitted, unless it is in a FrozenEstimator. It gets the rows as
         they are, and the groups if its methods take them. None: `estimator` on the rows as they are without sensitive
-        columns; of a pipeline with a transformer the same at strength 0; of a ScoreAligner the classifier it aligns.
+        columns; of a pipeline with a transformer the steps behind it; of a meta-estimator, such as a ScoreAligner, the
+        classifier that it wraps.
     estimator : classifier, default=None
         For a transformer: clones of it are trained on the rows as they are and on the steered rows; neither see the
         sensitive columns. None: logistic regression on standardised features, or what an IdealDistributionClassifier
@@ -321,6 +315,8 @@ def steering_report(
         Resamples of the bootstrap.
     random_state : int, default=0
         Seed of the bootstrap. Nothing else is random.
+    context : mapping of str to object, default=None
+        What readers should know of the rows, such as the file and the names of its columns; shown above all else.
 
     Returns
     -------
@@ -431,7 +427,7 @@ def steering_report(
         positive=positive,
         n_rows=len(codes),
         n_left_out=int((~rows.kept).sum()),
-        n_features=_num_features(rows.X) if rows.values is None else rows.values.shape[1],
+        n_features=names_and_number(rows.X)[1] if rows.values is None else rows.values.shape[1],
         n_folds=len(held_out.trials),
         same_rows=same_rows,
         strength=None if steering is None else float(steering.strength),
@@ -442,6 +438,7 @@ def steering_report(
         confidence_level=confidence_level,
         before=measured[0] if measured else None,
         after=measured[1] if measured else None,
+        context=dict(context or {}),
     )
 
 
@@ -497,6 +494,9 @@ def _codes_to_predict(rows: Rows, classes: list[Any]) -> Codes:
     if rows.y is None:
         msg = "y is needed: a report on a classifier compares what it predicts with the classes of the rows."
         raise ValueError(msg)
+    if rows.sensitive_features is None and len(rows.groups) == 1:
+        msg = "No groups are given, and a report is about the gaps between them. Pass sensitive_features=…."
+        raise ValueError(msg)
     if len(classes) < 2:
         msg = f"y holds the one class {classes[0]!r}: there is nothing to predict."
         raise ValueError(msg)
@@ -523,7 +523,7 @@ def _methods(
         words = {"before": f"{_words(plain.classifier)}, on rows as they are", "after": _words(what)}
     else:
         after = FrozenEstimator(what) if subject.frozen else what
-        plain = _unaligned(what, frozen=subject.frozen)
+        plain = _wrapped(what, frozen=subject.frozen)
         words = {"before": _words(unfrozen(plain)), "after": _words(what)}
     if before is not None:
         words["before"] = _words(unfrozen(before))
@@ -534,12 +534,12 @@ def _methods(
     return {"after": after, "before": plain}, words
 
 
-def _unaligned(classifier: Any, *, frozen: bool) -> Any:
-    """Give the classifier whose scores an aligner maps, behind the same first steps of a pipeline; None of others."""
+def _wrapped(classifier: Any, *, frozen: bool) -> Any:
+    """Give the classifier that a meta-estimator wraps, behind the same first steps of a pipeline; None of others."""
     last = classifier[-1] if isinstance(classifier, Pipeline) else classifier
-    if not isinstance(last, ScoreAligner):
+    inner = getattr(last, "estimator_" if frozen else "estimator", None)
+    if inner is None or not isinstance(last, MetaEstimatorMixin):
         return None
-    inner = last.estimator_ if frozen else last.estimator
     if isinstance(classifier, Pipeline):
         inner = Pipeline([*classifier.steps[:-1], ("classifier", inner)])
     return FrozenEstimator(inner) if frozen else inner

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fairsteer._utils.labels import label_text
-from fairsteer.report._tables import CRITERIA, Table
+from fairsteer.metrics._rates import CRITERIA
+from fairsteer.report._tables import Table, criterion_text
 
 # Bars that a figure has room for.
 _MOST_BARS = 12
@@ -58,8 +59,6 @@ class Setting(NamedTuple):
     n_features: int
     accuracy_bound: float
     """Of the certificate; NaN without one."""
-    what: tuple[str, str]
-    """What predicted before, and after."""
 
 
 def make_views(tables: Mapping[str, Table], setting: Setting, most: int) -> list[View]:
@@ -80,34 +79,39 @@ def make_views(tables: Mapping[str, Table], setting: Setting, most: int) -> list
 
 def _gaps(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
     table = tables["gaps"]
-    lines = range(len(table["measure"]))
-    names = [criterion_text(measure) for measure in table["measure"]]
+    one_group = len(tables["groups"]["group"]) == 1  # and no gap
+    lines = [i for i, measure in enumerate(table["measure"]) if not one_group or measure not in CRITERIA]
     rows = [
         [
-            names[i],
+            criterion_text(table["measure"][i]),
             *(_with_interval(table, column, i) for column in ("before", "after")),
             _with_interval(table, "change", i, signed=True),
         ]
         for i in lines
     ]
-    before, after = setting.what
     note = (
-        f"Measured on held-out rows. Before: {before}; after: {after}. Below: {_level(setting)} bootstrap intervals. "
-        "A gap is the largest difference between two groups; 0 is fair."
+        f"Measured on held-out rows; below: {_level(setting)} bootstrap intervals. A gap is the largest difference "
+        "between two groups; 0 is fair."
     )
     if setting.min_rows > 1:
         note += f" A rate from fewer than {setting.min_rows} rows takes no part, here and in the certificate."
     if setting.positive is not None:
         note += f" Positive class: {label_text(setting.positive)}."
-    gaps = [i for i in lines if table["measure"][i] != "accuracy"]
+    gaps = [i for i in lines if table["measure"][i] in CRITERIA]
     figure = Figure(
         "gaps",
         "Gaps before and after steering, with intervals",
-        [names[i] for i in gaps],
+        [criterion_text(table["measure"][i]) for i in gaps],
         {when: [_triple(table, when, i) for i in gaps] for when in ("before", "after")},
     )
     return View(
-        "What the classifier gains", note, ["", "before", "after", "change"], [False, True, True, True], rows, 0, figure
+        "What the classifier gains",
+        note,
+        ["", "before", "after", "change"],
+        [False, True, True, True],
+        rows,
+        0,
+        figure if gaps else None,
     )
 
 
@@ -159,7 +163,10 @@ def _certificate(tables: Mapping[str, Table], setting: Setting, most: int) -> Vi
         },
     )
     hidden = len(lines) - len(shown) if by_group or more_groups else left_out
-    return View("Certificate: the model and the measurement", note, header, numeric, rows, hidden, figure)
+    some = len(tables["groups"]["group"]) > 1
+    return View(
+        *("Certificate: the model and the measurement", note, header, numeric, rows, hidden), figure if some else None
+    )
 
 
 def _worst(table: Table, lines: Sequence[int], most: int) -> list[int]:
@@ -279,12 +286,6 @@ def _features(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
 # ---- words
 
 
-def criterion_text(measure: str) -> str:
-    """Name of a gap, or of accuracy, in words."""
-    text = measure.replace("_", " ")
-    return f"{text} gap" if measure in CRITERIA else text
-
-
 def number(value: float) -> str:
     """Three decimals; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.3f}"
@@ -294,7 +295,7 @@ def nats(value: float) -> str:
     """Three decimals, or three digits of large numbers."""
     if math.isnan(value):
         return "-"
-    return f"{value:.3f}" if value < 100 else f"{value:.3g}"
+    return f"{abs(value) if abs(value) < 0.0005 else value:.3f}" if value < 100 else f"{value:.3g}"
 
 
 def interval(lower: float, upper: float, *, signed: bool = False) -> str:
