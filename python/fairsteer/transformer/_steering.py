@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.estimators import Interval, StrOptions
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, MapType, nearest_ideal
@@ -165,7 +165,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         "tol": [Interval(Real, 0, None, closed="left")],
     }
 
-    _of_maps = ("maps_", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
+    _of_maps = ("ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
 
     ideal_: IdealDistribution
     kl_divergence_: float
@@ -220,7 +220,6 @@ class FairSteeringTransformer(GroupMapTransformer):
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
         return {
-            **super()._attributes_of(solution),
             "ideal_": ideal,
             "kl_divergence_": ideal.kl_divergence,
             "certificate_": ideal.certificate,
