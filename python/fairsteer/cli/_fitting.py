@@ -13,10 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
+from fairsteer._utils.labels import label_text
 from fairsteer.transformer import FairSteeringTransformer
 
 from . import UsageError, count
-from ._columns import Reading, label_text
+from ._columns import Reading
 from ._options import Reads, Settings, UnknownGroup, check_separator, parse_shrinkage
 from ._printing import Reporter
 from ._question import Question, check_columns, read_question
