@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fairsteer._utils.labels import label_text
 from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import Measured, measured_gaps
-from fairsteer.plotting._style import draw_legend, error_bars, label_text, new_axes, palette, theme_colour
+from fairsteer.plotting._style import draw_legend, error_bars, name_rows, new_axes, palette, theme_colour
 from fairsteer.report import SteeringReport, steering_report
-from fairsteer.transformer import FairSteeringTransformer
 
 
 class CertificateDisplay:
@@ -52,7 +52,7 @@ class CertificateDisplay:
     @classmethod
     def from_estimator(
         cls,
-        transformer: FairSteeringTransformer | SteeringReport,
+        transformer: Any,
         X: Any = None,
         y: Any = None,
         *,
@@ -63,7 +63,7 @@ class CertificateDisplay:
 
         Parameters
         ----------
-        transformer : FairSteeringTransformer or SteeringReport
+        transformer : FairSteeringTransformer, classifier or pipeline with one, or SteeringReport
             Fitted; or a report, which holds all that is needed.
         X, y : array-like
             As for :func:`fairsteer.report.steering_report`.
@@ -76,10 +76,18 @@ class CertificateDisplay:
         -------
         CertificateDisplay
             The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If there is no steering in what is reported on; as :func:`fairsteer.report.steering_report` raises.
         """
         report = (
             transformer if isinstance(transformer, SteeringReport) else steering_report(transformer, X, y, **params)
         )
+        if "certificate" not in report.tables:
+            msg = "There is no steering in what the report is about, so there are no bounds to draw."
+            raise ValueError(msg)
         table = report.tables["certificate"]
         lines = [i for i, group in enumerate(table["group"]) if group is None]
         ends = ("measured", "measured_lower", "measured_upper")
@@ -164,12 +172,11 @@ class CertificateDisplay:
         self.errorbar_ = self.ax_.errorbar(
             value, rows, xerr=error, fmt="D", color=colours[1], capsize=3, label="measured on held-out rows"
         )
+        name_rows(self.ax_, rows, self.labels)
         self.ax_.set(
-            yticks=rows,
-            yticklabels=self.labels,
             ylim=(-0.6, n - 0.4),
             xlabel="largest difference between two groups in a prediction rate",
         )
         self.ax_.set_xlim(left=0)
-        draw_legend(self.ax_)
+        draw_legend(self.ax_, [(artist, artist.get_label()) for artist in (self.bars_, self.errorbar_)])
         return self

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairsteer._utils.estimators import takes_parameter
+from fairsteer._utils.labels import label_text
 from fairsteer.metrics._intervals import MeasuredGaps, measured_gaps
-from fairsteer.plotting._style import MARKERS, draw_legend, label_text, new_axes, palette, theme_colour
+from fairsteer.plotting._style import MARKERS, draw_legend, name_rows, new_axes, palette, theme_colour
+from fairsteer.report._held_out import group_params
 
 
 class TPRDisplay:
@@ -77,8 +78,7 @@ class TPRDisplay:
         TPRDisplay
             The display, drawn.
         """
-        asked = {"sensitive_features": sensitive_features}
-        predicted = estimator.predict(X, **(asked if takes_parameter(estimator.predict, "sensitive_features") else {}))
+        predicted = estimator.predict(X, **group_params(estimator, "predict", sensitive_features))
         return cls.from_predictions(
             y, predicted, sensitive_features=sensitive_features, sample_weight=sample_weight, ax=ax, **params
         )
@@ -110,7 +110,7 @@ class TPRDisplay:
         intervals : bool, default=True
             Whether to draw the Clopper-Pearson interval of every rate.
         **params
-            `labels` and `confidence` of :func:`~fairsteer.report.measured_gaps`.
+            `labels` and `confidence_level` of :func:`~fairsteer.report.measured_gaps`.
 
         Returns
         -------
@@ -177,12 +177,11 @@ class TPRDisplay:
                 markersize=6,
                 zorder=3,
             )
+        name_rows(self.ax_, rows, [label_text(label) for label in self.classes_])
         self.ax_.set(
-            yticks=rows,
-            yticklabels=[label_text(label) for label in self.classes_],
             ylim=(-0.6, K - 0.4),
             xlim=(-0.02, 1.02),
             xlabel="true-positive rate",
         )
-        draw_legend(self.ax_)
+        draw_legend(self.ax_, [(points, label_text(label)) for label, points in self.points_.items()])
         return self

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fairsteer._utils.fields import Fields
 from fairsteer._utils.input import few
 from fairsteer.torch._groups import GroupPositions, with_axes
 from fairsteer.torch._source import Centre, GroupPosterior, Settings, Source, read_source
@@ -61,10 +62,11 @@ class SteeringModule(nn.Module):
     Notes
     -----
     **Precision.** The maps are made in double precision and rounded once, to `dtype`. They are kept as displacements,
-    relative to a point amid the group's rows, so that rounding them costs digits of the step that a vector takes and none
-    of where it starts, however far from the origin that is. A vector is moved in the wider of its own type and the module's, and rounded once, to its own: with the module in float32, half-precision
-    vectors come back as near as their type allows. ``module.half()`` and ``module.to(torch.bfloat16)`` make the
-    product itself one in half precision, which is faster on accelerators and errs by one rounding of the step more.
+    relative to a point amid the group's rows, so that rounding them costs digits of the step that a vector takes and
+    none of where it starts, however far from the origin that is. A vector is moved in the wider of its own type and the
+    module's, and rounded once, to its own: with the module in float32, half-precision vectors come back as near as
+    their type allows. ``module.half()`` and ``module.to(torch.bfloat16)`` make the product itself one in half
+    precision, which is faster on accelerators and errs by one rounding of the step more.
     What ``unknown_group="infer"`` needs stays in double precision wherever the module moves.
 
     **What comes back untouched.** Vectors whose map is the identity (the reference group), and all vectors at strength
@@ -108,7 +110,7 @@ class SteeringModule(nn.Module):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.register_buffer("displacement", torch.tensor(displacement, dtype=dtype, device=device))
         self.register_buffer("offset", torch.tensor(offset, dtype=dtype, device=device))
-        self._centre = Centre(torch.tensor(centre, device=self.offset.device))
+        self._centre = Centre(torch.tensor(centre, device=self.offset.device), settings.log)
         self._posterior = None if posterior is None else posterior.to(self.displacement.device)
         own = source._strength() if isinstance(source, GroupMapTransformer) else 1.0
         self.strength = own if strength is None else strength
@@ -141,7 +143,7 @@ class SteeringModule(nn.Module):
         nn.Module.__init__(module)
         for name in ("displacement", "offset"):
             module.register_buffer(name, torch.empty_like(state[name]))
-        module._centre = Centre(state["_centre.points"])
+        module._centre = Centre(torch.empty_like(state["_centre.points"]), log=False)  # the state says what it is
         own = {name: value for name, value in state.items() if name.startswith("_posterior.")}
         module._posterior = GroupPosterior(own, prefix="_posterior.") if own else None
         module.load_state_dict(state)
@@ -149,6 +151,7 @@ class SteeringModule(nn.Module):
 
     def _set(self, settings: Settings) -> None:
         self._settings = settings
+        self._centre.log = settings.log
         encoder = settings.encoder()
         self._positions = None
         if encoder is not None:
@@ -316,18 +319,17 @@ class SteeringModule(nn.Module):
         if self._settings.log:
             dtype = torch.promote_types(dtype, torch.float32)  # a logarithm's error is a relative one of its argument
         start = hidden.to(dtype)
-        coordinates = self._coordinates(start)
         if isinstance(by, int):
-            step = self._step(coordinates, by)
+            step = self._step(start, by)
         else:
-            parts = [by[..., [a]].to(dtype) * self._step(coordinates, a) for a in self._settings.moving]
+            parts = [by[..., [a]].to(dtype) * self._step(start, a) for a in self._settings.moving]
             step = torch.stack(parts).sum(0) if parts else torch.zeros_like(start)
         if self._settings.log:
             return (start * (self.strength * step).exp()).to(hidden.dtype)
         return torch.add(start, step, alpha=self.strength).to(hidden.dtype)
 
-    def _step(self, coordinates: Tensor, a: int) -> Tensor:
-        centred = self._centre(coordinates, a)
+    def _step(self, start: Tensor, a: int) -> Tensor:
+        centred = self._centre(start, a)
         return functional.linear(centred, self.displacement[a].to(centred.dtype), self.offset[a].to(centred.dtype))
 
     def _coordinates(self, hidden: Tensor) -> Tensor:
@@ -342,9 +344,15 @@ class SteeringModule(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         """Take labels and settings from a state."""
-        block = json.loads(bytes(state.tolist()))
-        self.strength = block.pop("strength")
-        self._set(Settings.from_json(block))
+        try:
+            block = Fields(json.loads(bytes(state.tolist())), "state")
+            strength = block.number("strength", 0, 1)
+            settings = Settings.from_json(block, len(self.offset))
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            msg = f"This is no state of a SteeringModule: {str(error)[:200]}."
+            raise ValueError(msg) from error
+        self.strength = strength
+        self._set(settings)
 
 
 def _check_positive(hidden: Tensor) -> None:
