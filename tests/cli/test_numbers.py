@@ -10,8 +10,7 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from fairsteer import FairSteeringTransformer, metrics
-from fairsteer.cli._comparison import compare, verdict
-from fairsteer.report import Measured
+from fairsteer.cli._comparison import compare
 
 N_ROWS = 300
 GAPS = ("demographic parity gap", "equal opportunity gap", "equalized odds gap")
@@ -44,6 +43,14 @@ def _values(printed):
     return rows
 
 
+def _verdict(printed):
+    """The sentence that says what became of the gaps and of accuracy."""
+    found = re.search(
+        r"The [a-z ]+ gap (?:grew|shrank|stayed|is)[^•]*?accuracy .*?\.\d{3}[^.]*\.(?=\d{3})?\S*", printed, re.DOTALL
+    )
+    return " ".join(found[0].split())
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -59,9 +66,10 @@ def test_steer_and_audit_print_the_same_numbers(run, file, options):
     _, steered, _ = run("steer", *arguments)
     _, audited, _ = run("audit", *arguments)
     assert _values(steered) == _values(audited)
-    sentence = re.compile(r"[^.]*accuracy (?:grew|fell|stayed)[^.]*\.\d+[^.]*\.\d+\.")
-    assert "".join(steered.split()).count("from0.") >= 1
-    assert sentence.search(" ".join(steered.split()))
+    verdicts = [_verdict(text) for text in (steered, audited)]
+    assert verdicts[0] == verdicts[1]
+    for gap in GAPS:
+        assert re.search(f"{gap} (grew|shrank|stayed|is)", verdicts[0], flags=re.IGNORECASE)
 
 
 def test_numbers_are_those_of_the_metrics_on_the_same_predictions(table):
@@ -98,25 +106,7 @@ def test_the_positive_class_is_named(run, table, file):
     arguments = (file, "--target", "hired", "--sensitive", "sex")
     assert "Positive class: 2 (by default the larger label" in " ".join(run("steer", *arguments)[1].split())
     assert "Positive class: 1" in " ".join(run("steer", *arguments, "--positive", "1")[1].split())
-    assert "hired, positive class 2" in run("audit", *arguments)[1]
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "change", "words"),
-    [
-        (0.077, 0.086, (0.009, 0.001, 0.02), "the equal opportunity gap grew from 0.077 to 0.086,"),
-        (0.077, 0.086, (0.009, -0.1, 0.1), "the equal opportunity gap grew from 0.077 to 0.086 (no more than chance)"),
-        (0.3, 0.1, (-0.2, -0.3, -0.1), "the equal opportunity gap fell from 0.300 to 0.100,"),
-        (0.1, 0.10001, (0.00001, -0.1, 0.1), "the equal opportunity gap stayed at 0.100"),
-        (np.nan, 0.1, (np.nan, np.nan, np.nan), "the equal opportunity gap is not known"),
-    ],
-)
-def test_the_verdict_is_one_sentence(before, after, change, words):
-    others = {"accuracy": 0.8, "demographic_parity": 0.2, "equalized_odds": 0.2}
-    changes = dict.fromkeys(others, Measured(0.0, -0.1, 0.1)) | {"equal_opportunity": Measured(*change)}
-    sentence = verdict(others | {"equal_opportunity": before}, others | {"equal_opportunity": after}, changes)
-    assert words in sentence[0].lower() + sentence[1:]
-    assert sentence.endswith("accuracy stayed at 0.800.")
+    assert re.search(r"Positive class +2\b", run("audit", *arguments)[1])
 
 
 # ---- nothing that nobody asked for
@@ -180,7 +170,8 @@ def test_rows_that_move_far(run, table, file):
     table["age"] += np.where(table["sex"] == "f", 500, 0)
     table["pay"] += np.where(table["sex"] == "f", 50_000, 0)
     table.drop(columns="town").to_csv(file, index=False)
-    for command in ("steer", "audit"):
-        notes = run(command, file, "--target", "hired", "--sensitive", "sex")[2]
-        assert "steering moves rows by more than 2 standard deviations" in notes
-        assert "--strength moves them less" in notes
+    arguments = (file, "--target", "hired", "--sensitive", "sex")
+    notes = run("steer", *arguments)[2]
+    assert "steering moves rows by more than 2 standard deviations" in notes
+    assert "--strength moves them less" in notes
+    assert "standard deviations: steered rows may lie" in " ".join(run("audit", *arguments)[1].split())
