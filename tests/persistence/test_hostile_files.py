@@ -107,12 +107,9 @@ def _in_dict(value: bytes, name: str = "A_") -> bytes:
     return b"\x80\x04}" + _text(name) + value + b"s."
 
 
-def _nested(n: int, join: bytes = b"") -> bytes:
+def _nested(n: int) -> bytes:
     """Tuples of the tuple before, twice: 2**n of them if they are looked at one by one."""
-    parts = [b")\x94"]
-    for i in range(n):
-        parts.append(b"h" + bytes([i]) + join + b"\x86\x94")
-    return b"".join(parts)
+    return b")\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(n))
 
 
 _PICKLES = {

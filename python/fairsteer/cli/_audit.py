@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
-from typing import Any
 
-import fairsteer
-from fairsteer.report import Measured, steering_report
+from fairsteer.report import steering_report
 
 from . import UsageError, count
-from ._comparison import verdict
 from ._fitting import library_problems, quoting_warnings, read_problem, tell_of_fit
 from ._options import Settings
 from ._printing import Reporter
-from ._writing import check_outputs, is_standard_output, writing
+from ._writing import check_outputs, is_standard_output, is_stream, writing
 
 __all__ = ["audit_file"]
 
@@ -42,6 +38,8 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence must be a number between 0 and 1, not {confidence:g}.")
     report = Reporter(to_stderr=is_standard_output(html))
+    if html is not None and html.suffix.lower() not in (".html", ".htm") and not is_stream(html):
+        raise UsageError(f"{html} must end in .html, which is its format.")
     check_outputs([("--html", html)], sources=[settings.file], force=force)
     problem = read_problem(settings, report, steers_all=False)
     settings = problem.settings
@@ -67,8 +65,6 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
             "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} lack class or group",
             "Target": settings.target + ("" if result.positive is None else f", positive class {result.positive}"),
             "Sensitive": ", ".join(settings.sensitive),
-            "Verdict": _verdict(result.tables["gaps"]),
-            "Made": f"{date.today().isoformat()} by fairsteer {fairsteer.__version__}",
         },
     )
     report.say(result)
@@ -77,14 +73,3 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
             output.file.write(result.to_html().encode("utf-8", "backslashreplace"))
             output.commit()
         report.say(f"\nWrote the report to {'standard output' if is_standard_output(html) else html.name}.")
-
-
-def _verdict(gaps: dict[str, list[Any]]) -> str:
-    before, after = (dict(zip(gaps["measure"], gaps[when], strict=True)) for when in ("before", "after"))
-    change = {
-        name: Measured(*parts)
-        for name, *parts in zip(
-            gaps["measure"], gaps["change"], gaps["change_lower"], gaps["change_upper"], strict=True
-        )
-    }
-    return verdict(before, after, change)
