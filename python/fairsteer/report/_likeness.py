@@ -30,12 +30,10 @@ def divergence_table(
     held_out = [
         [len(some), *_unlikeness(steering, _moments(steering, rows, values, some))] for steering, values, some in judged
     ]
-    n, before, after = np.array(held_out).T
-    return {
-        "rows": ["of the fit", "held out"],
-        "before": [_unlikeness(transformer, fitted)[0], float(np.average(before, weights=n))],
-        "after": [_unlikeness(transformer, fitted)[1], float(np.average(after, weights=n))],
-    }
+    n, *found = np.array(held_out).T
+    of_fit = _unlikeness(transformer, fitted)
+    pairs = [[known, float(np.average(others, weights=n))] for known, others in zip(of_fit, found, strict=True)]
+    return {"rows": ["of the fit", "held out"], "before": pairs[0], "after": pairs[1]}
 
 
 def _moments(
@@ -74,10 +72,12 @@ def _unlikeness(steering: FairSteeringTransformer, moments: SubgroupMoments | No
     found = []
     for strength in (0.0, steering._strength()):
         maps = steering._group_maps(strength)
-        alike = _alike(ideal, _moved(fitted, maps))
+        moved_fit = _moved(fitted, maps)
+        moved = moved_fit if moments is fitted else _moved(moments, maps)
+        alike = _alike(ideal, moved_fit)
         try:
             with np.errstate(divide="ignore", invalid="ignore"):
-                found.append(float(alike.divergence_from(_moved(moments, maps))))
+                found.append(float(alike.divergence_from(moved)))
         except np.linalg.LinAlgError:
             found.append(float("nan"))
     return found

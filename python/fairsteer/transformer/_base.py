@@ -661,7 +661,7 @@ def _warn_of_identifier(moments: SubgroupMoments, *, can_join: bool) -> None:
 
 def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[str], way_out: str) -> None:
     """Warn where shrinking towards the mean variance drowns features of small scale."""
-    before, after = _variances(raw), _variances(shrunk)
+    before, after = (moments.model.variances(moments.covariances) for moments in (raw, shrunk))
     # What is left of a constant column after rounding is no variance.
     means = np.abs(raw.means).max(axis=(0, 1))
     varies = before > (1e-10 * means) ** 2
@@ -676,10 +676,3 @@ def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[
             f"The features {listed} vary so much less than others that shrinkage more than "
             f"doubles their variance and hides them. {way_out}"
         )
-
-
-def _variances(moments: SubgroupMoments) -> npt.NDArray[np.float64]:
-    covariances = moments.covariances
-    if moments.covariance == "diagonal":
-        return covariances
-    return np.diagonal(covariances, axis1=-2, axis2=-1)

@@ -97,7 +97,7 @@ class FairSteeringTransformer(GroupMapTransformer):
     moments_ : SubgroupMoments
         Weights, means and covariances of the subgroups before shrinkage, pooling and merging;
         ``print(moments_.cell_table())`` shows the weights.
-    group_calibration_ : GroupCalibration or None
+    group_calibration_ : VectorScaling or None
         Slope and offsets that turn the groups' log-probabilities under the fitted Gaussians into ones
         that agree with rows held out from these. Fitted by ``fit`` if `unknown_group` is not
         ``"error"``; None, for probabilities as the Gaussians have them, otherwise and after
