@@ -232,7 +232,8 @@ class GroupEncoder:
             kinds = {_kind(label) for label in fitted}
             if "number" in kinds and all(map(_is_bit, filter(_is_number, fitted))):
                 kinds.add("boolean")
-            foreign = [label for label in labels if label is not None and not _may_be(label, kinds)]
+            known = {None, *fitted}  # what equals a label is that label
+            foreign = [label for label in labels if label not in known and not _may_be(label, kinds)]
             if foreign:
                 column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
                 msg = (
