@@ -232,9 +232,8 @@ class GroupEncoder:
             kinds = {_kind(label) for label in fitted}
             if "number" in kinds and all(map(_is_bit, filter(_is_number, fitted))):
                 kinds.add("boolean")
-            known = {None, *fitted}  # what equals a label is that label
-            foreign = [label for label in labels if label not in known and not _may_be(label, kinds)]
-            if foreign:
+            foreign = [label for label in labels if label is not None and not _may_be(label, kinds)]
+            if not set(foreign) <= set(fitted):  # what equals a label is that label
                 column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
                 msg = (
                     f"The labels of the sensitive feature{column} are of another type than at fit: the groups are the "
