@@ -24,7 +24,6 @@ from fairsteer._utils.estimators import (
     weight_params,
 )
 from fairsteer._utils.folds import check_fold_classes
-from fairsteer._utils.input import brief
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.groups import MISSING
 from fairsteer.score_alignment._alignment import aligned_proba, class_decision, log_zero_allowed
@@ -464,7 +463,9 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         """Score rows as an alignment takes them."""
         asked = "predict_proba" if self.estimator_ is None else asked_method(self.estimator_)
         answer = self._proba(rows, codes) if asked == "predict_proba" else self._ask_estimator(asked, rows, codes)
-        return as_scores(answer, asked, len(rows), self.classes_, brief(self.estimator_ or self), positions)
+        return as_scores(
+            answer, asked, len(rows), self.classes_, self if self.estimator_ is None else self.estimator_, positions
+        )
 
     def _aligned_proba(self, alignment: Maps, rows: Floats, codes: Codes) -> Doubles:
         plain = copy.copy(self)
