@@ -639,7 +639,7 @@ _INT = {"dtype": "<i8", "labels": [{"int": 0}, {"int": 1}]}
         (_set("format_version", "3" * 10**6), "has no format version"),
         (_set("kind", "Pipeline"), "does not know"),
         (_set("kind", ["FairSteeringTransformer"]), "does not know"),
-        (_set("kind", "ScoreAligner"), "its ScoreAligner has no classes"),
+        (_set("kind", "ScoreAligner"), "its ScoreAligner has no alignment"),
         (_set("saved", None), "is no object"),
         (_set("saved", []), "is no object"),
         (_set("saved", "moments", "classes", {"dtype": "object", "labels": _NESTED}), "damaged"),
