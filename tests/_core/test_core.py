@@ -42,9 +42,9 @@ def laid_out(X, order):
     return np.ascontiguousarray(X)
 
 
-def in_precision_of(X, *maps):
+def in_precision_of(X, A, b):
     """Maps as they go with rows: double for double ones, single for the others."""
-    return [array.astype(np.float64 if X.dtype == np.float64 else np.float32) for array in maps]
+    return [array.astype(np.float64 if X.dtype == np.float64 else np.float32) for array in (A, np.zeros_like(b), b)]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -89,12 +89,12 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
 def test_no_rows_and_wide_rows():
     A, b = maps()
     out = np.zeros((0, D))
-    _core.apply_maps(np.zeros((0, D)), np.empty(0, np.int64), A, b, out)
+    _core.apply_maps(np.zeros((0, D)), np.empty(0, np.int64), A, np.zeros_like(b), b, out)
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((2, 300, 300)), rng.standard_normal((2, 300))
     X, codes = rng.standard_normal((70, 300)), rng.integers(2, size=70)
     out = np.zeros_like(X)
-    _core.apply_maps(X, codes, A, b, out)
+    _core.apply_maps(X, codes, A, np.zeros_like(b), b, out)
     np.testing.assert_allclose(out, reference.apply_maps(X, codes, A, b), rtol=1e-10, atol=1e-10)
 
 
@@ -104,39 +104,54 @@ def test_a_code_beyond_the_groups_is_refused(code):
     X, codes = rows()
     codes[11] = code
     with pytest.raises(ValueError, match=str(code)):
-        _core.apply_maps(X, codes, A, b, np.zeros_like(X))
+        _core.apply_maps(X, codes, A, np.zeros_like(b), b, np.zeros_like(X))
+
+
+def misaligned(array):
+    """The same numbers one byte off where a processor wants them."""
+    space = np.zeros(array.nbytes + 1, dtype=np.uint8)
+    shifted = space[1:].view(array.dtype).reshape(array.shape)
+    shifted[...] = array
+    return shifted
 
 
 def refusals():
     A, b = maps()
     X, codes = rows()
-    out = np.zeros_like(X)
-    yield "X with a column too many", (np.ones((N, D + 1)), codes, A, b, out)
-    yield "X with one dimension", (X[0], codes, A, b, out)
-    yield "X of integers", (np.ones((N, D), np.int64), codes, A, b, out)
-    yield "X in foreign byte order", (X.astype(X.dtype.newbyteorder()), codes, A, b, out)
-    yield "X of complex numbers", (X.astype(complex), codes, A, b, out)
-    yield "X of objects", (X.astype(object), codes, A, b, out)
-    yield "X as a list", (X.tolist(), codes, A, b, out)
-    yield "codes too short", (X, codes[:-1], A, b, out)
-    yield "codes too long", (X, np.append(codes, 0), A, b, out)
-    yield "codes of int32", (X, codes.astype(np.int32), A, b, out)
-    yield "codes of floats", (X, codes.astype(float), A, b, out)
-    yield "codes with two dimensions", (X, codes[:, None], A, b, out)
-    yield "codes strided", (X, np.repeat(codes, 2)[::2], A, b, out)
-    yield "A of float32", (X, codes, A.astype(np.float32), b, out)
-    yield "maps of float64 with rows of float32", (X.astype(np.float32), codes, A, b, out.astype(np.float32))
-    yield "A in Fortran order", (X, codes, np.asfortranarray(A), b, out)
-    yield "A not square", (X, codes, np.ascontiguousarray(A[:, :, :-1]), b, out)
-    yield "A with two dimensions", (X, codes, A[0], b, out)
-    yield "b of another length", (X, codes, A, np.ascontiguousarray(b[:, :-1]), out)
-    yield "b of fewer groups", (X, codes, A, b[:-1], out)
-    yield "out of another dtype", (X, codes, A, b, out.astype(np.float32))
-    yield "out of another shape", (X, codes, A, b, out[:-1])
-    yield "out in Fortran order", (X, codes, A, b, np.asfortranarray(out))
+    c, out = np.zeros_like(b), np.zeros_like(X)
+    yield "X with a column too many", (np.ones((N, D + 1)), codes, A, c, b, out)
+    yield "X with one dimension", (X[0], codes, A, c, b, out)
+    yield "X of integers", (np.ones((N, D), np.int64), codes, A, c, b, out)
+    yield "X in foreign byte order", (X.astype(X.dtype.newbyteorder()), codes, A, c, b, out)
+    yield "X of complex numbers", (X.astype(complex), codes, A, c, b, out)
+    yield "X of objects", (X.astype(object), codes, A, c, b, out)
+    yield "X as a list", (X.tolist(), codes, A, c, b, out)
+    yield "codes too short", (X, codes[:-1], A, c, b, out)
+    yield "codes too long", (X, np.append(codes, 0), A, c, b, out)
+    yield "codes of int32", (X, codes.astype(np.int32), A, c, b, out)
+    yield "codes of floats", (X, codes.astype(float), A, c, b, out)
+    yield "codes with two dimensions", (X, codes[:, None], A, c, b, out)
+    yield "codes strided", (X, np.repeat(codes, 2)[::2], A, c, b, out)
+    yield "A of float32", (X, codes, A.astype(np.float32), c, b, out)
+    yield "maps of float64 with rows of float32", (X.astype(np.float32), codes, A, c, b, out.astype(np.float32))
+    yield "A in Fortran order", (X, codes, np.asfortranarray(A), c, b, out)
+    yield "A not square", (X, codes, np.ascontiguousarray(A[:, :, :-1]), c, b, out)
+    yield "A with two dimensions", (X, codes, A[0], c, b, out)
+    yield "b of another length", (X, codes, A, c, np.ascontiguousarray(b[:, :-1]), out)
+    yield "b of fewer groups", (X, codes, A, c, b[:-1], out)
+    yield "out of another dtype", (X, codes, A, c, b, out.astype(np.float32))
+    yield "out of another shape", (X, codes, A, c, b, out[:-1])
+    yield "out in Fortran order", (X, codes, A, c, b, np.asfortranarray(out))
+    yield "c missing", (X, codes, A, None, b, out)
+    yield "c of another length", (X, codes, A, np.ascontiguousarray(c[:, :-1]), b, out)
+    yield "c of float32", (X, codes, A, c.astype(np.float32), b, out)
+    yield "out within X", (X, codes, A, c, b, X)
+    yield "codes at odd addresses", (X, misaligned(codes), A, c, b, out)
+    yield "A at odd addresses", (X, codes, misaligned(A), c, b, out)
+    yield "maps of no features", (X[:, :0], codes, A[:, :0, :0], c[:, :0], b[:, :0], out[:, :0])
     locked = out.copy()
     locked.setflags(write=False)
-    yield "out read-only", (X, codes, A, b, locked)
+    yield "out read-only", (X, codes, A, c, b, locked)
 
 
 @pytest.mark.parametrize("arguments", [pytest.param(a, id=i) for i, a in refusals()])
@@ -151,7 +166,7 @@ def test_the_gil_is_released_and_calls_from_many_threads_agree():
     X, codes = np.tile(X, (40, 1)), np.tile(codes, 40)
     expected = reference.apply_maps(X, codes, A, b)
     outs = [np.zeros_like(X) for _ in range(8)]
-    threads = [threading.Thread(target=_core.apply_maps, args=(X, codes, A, b, out)) for out in outs]
+    threads = [threading.Thread(target=_core.apply_maps, args=(X, codes, A, np.zeros_like(b), b, out)) for out in outs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -275,8 +290,8 @@ def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind, dtype, d
             _core.update_moments(kind, other, X, y, a, weights, n_threads)
             assert all(np.array_equal(x, z) for x, z in zip(one, other, strict=True))
         rng = np.random.default_rng(1)
-        A, b = in_precision_of(X, rng.standard_normal((2, d, d)), rng.standard_normal((2, d)))
+        A, c, b = in_precision_of(X, rng.standard_normal((2, d, d)), rng.standard_normal((2, d)))
         mapped = [np.empty_like(X) for _ in range(3)]
         for n_threads, out in zip((1, 2, 5), mapped, strict=True):
-            _core.apply_maps(X, a, A, b, out, n_threads)
+            _core.apply_maps(X, a, A, c, b, out, n_threads)
             assert np.array_equal(out, mapped[0])

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
+from fairsteer._utils import calibration
 from fairsteer._utils.calibration import VectorScaling
 from fairsteer.transformer._calibration import MAX_ROWS, N_FOLDS, held_out_folds
 
@@ -279,3 +280,16 @@ def test_huge_weights_leave_the_prior_behind(data: Any) -> None:
         steer.fit(data.X, data.y, sensitive_features=data.group, sample_weight=np.full(600, weight))
         slopes.append(steer.group_calibration_.slope)
     assert slopes[0] == pytest.approx(slopes[1], rel=0.02)
+
+
+def test_many_groups_are_calibrated_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    log_proba = 3 * rng.normal(size=(2000, 6))
+    proba = np.exp(0.4 * log_proba)
+    codes = (np.cumsum(proba / proba.sum(axis=1, keepdims=True), axis=1) < rng.uniform(size=(2000, 1))).sum(axis=1)
+    newton = VectorScaling.fit(log_proba, codes, np.ones(2000))
+    monkeypatch.setattr(calibration, "_MOST_NEWTON", 2)
+    descent = VectorScaling.fit(log_proba, codes, np.ones(2000))
+    assert 0.35 < newton.slope < 0.45
+    assert descent.slope == pytest.approx(newton.slope, rel=1e-5)
+    np.testing.assert_allclose(descent.offsets, newton.offsets, atol=1e-4)

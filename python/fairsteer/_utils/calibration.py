@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from fairsteer._utils.types import Codes, Doubles
+
+# With more parameters than this their Hessian costs more than it saves.
+_MOST_NEWTON = 200
 
 
 class VectorScaling(NamedTuple):
@@ -66,11 +71,12 @@ class VectorScaling(NamedTuple):
 
 
 def _most_probable(log_proba: Doubles, codes: Codes, weight: Doubles) -> Doubles:
-    """Slope and offsets of largest posterior density, by Newton's method on a strictly convex function."""
+    """Slope and offsets of largest posterior density: the minimum of a strictly convex function."""
     truth = (np.arange(len(codes)), codes)
     prior = np.append(1.0, np.zeros(log_proba.shape[1]))
 
     def evaluate(parameters: Doubles) -> tuple[float, Doubles]:
+        """Find the loss, and the probabilities of the labels."""
         scores = parameters[0] * log_proba + parameters[1:]
         scores -= scores.max(axis=1, keepdims=True)
         proba = np.exp(scores)
@@ -79,23 +85,47 @@ def _most_probable(log_proba: Doubles, codes: Codes, weight: Doubles) -> Doubles
         loss = weight @ (np.log(total[:, 0]) - scores[truth]) + np.square(parameters - prior).sum() / 2
         return float(loss), proba
 
-    # Where scores are saturated there is no curvature to follow: begin with scores of order one.
-    best: Doubles = prior / max(1.0, float(np.abs(log_proba).mean()))
-    loss, proba = evaluate(best)
-    for _ in range(100):
-        weighted = weight[:, None] * proba
-        mean = (proba * log_proba).sum(axis=1)
-        centred = log_proba - mean[:, None]
-        by_label = weighted.sum(axis=0)
-        gradient = best - prior
+    def differentiate(parameters: Doubles, proba: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+        """Find the gradient, the diagonal of the Hessian, and log-probabilities about their means."""
+        centred = log_proba - (proba * log_proba).sum(axis=1)[:, None]
+        by_label = weight @ proba
+        gradient = parameters - prior
         gradient[0] -= weight @ centred[truth]
         gradient[1:] += by_label - np.bincount(codes, weight, len(by_label))
-        hessian = np.eye(len(best))
-        hessian[0, 0] += np.einsum("na,na,na->", weighted, centred, centred)
-        hessian[0, 1:] = hessian[1:, 0] = np.einsum("na,na->a", weighted, centred)
-        hessian[1:, 1:] += np.diag(by_label) - proba.T @ weighted
+        curvature = np.append(np.einsum("n,na,na,na->", weight, proba, centred, centred), by_label - weight @ proba**2)
+        return gradient, 1 + curvature, centred
+
+    # Where scores are saturated there is no curvature to follow: begin with scores of order one.
+    start: Doubles = prior / max(1.0, float(np.abs(log_proba).mean()))
+    if len(prior) > _MOST_NEWTON:
+        # The Hessian of many labels is large, and nearly its diagonal.
+        scale = np.sqrt(differentiate(start, evaluate(start)[1])[1])
+
+        def scaled(z: Doubles) -> tuple[float, Doubles]:
+            loss, proba = evaluate(z / scale)
+            return loss, differentiate(z / scale, proba)[0] / scale
+
+        found = minimize(scaled, start * scale, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-14})
+        best: Doubles = found.x / scale
+        return best
+    return _newton(start, weight, evaluate, differentiate)
+
+
+def _newton(
+    best: Doubles,
+    weight: Doubles,
+    evaluate: Callable[[Doubles], tuple[float, Doubles]],
+    differentiate: Callable[[Doubles, Doubles], tuple[Doubles, Doubles, Doubles]],
+) -> Doubles:
+    loss, proba = evaluate(best)
+    for _ in range(100):
+        gradient, curvature, centred = differentiate(best, proba)
+        hessian = np.zeros((len(best), len(best)))
+        hessian[1:, 1:] = -proba.T @ (weight[:, None] * proba)
+        hessian[0, 1:] = hessian[1:, 0] = np.einsum("n,na,na->a", weight, proba, centred)
+        hessian[np.diag_indices_from(hessian)] = curvature
         # Slope and offsets may differ by many orders of magnitude in scale.
-        scale = np.sqrt(np.diag(hessian))
+        scale = np.sqrt(curvature)
         step = cho_solve(cho_factor(hessian / np.outer(scale, scale)), gradient / scale) / scale
         decrement = gradient @ step
         if decrement < 1e-12 * max(1.0, loss):
