@@ -6,8 +6,11 @@ Nothing outside the package should call ``fairsteer._core``; the arrays it accep
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from threadpoolctl import threadpool_limits
 
@@ -18,17 +21,17 @@ N, G, D = 257, 3, 6
 TOLERANCE = {"float16": 2e-2, "float32": 1e-5, "float64": 1e-12}
 
 
-def maps(seed=0):
+def maps(seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     return np.eye(D) + rng.standard_normal((G, D, D)) / 4, rng.standard_normal((G, D))
 
 
-def rows(dtype="float64"):
+def rows(dtype: str = "float64") -> Any:
     X, _, codes = problems.rows(N, 1, G, D, seed=1, dtype=dtype)
     return X, codes.astype(np.int64)
 
 
-def laid_out(X, order):
+def laid_out(X: Any, order: Any) -> Any:
     if order == "F":
         return np.asfortranarray(X)
     if order == "strided":
@@ -42,7 +45,7 @@ def laid_out(X, order):
     return np.ascontiguousarray(X)
 
 
-def in_precision_of(X, A, b):
+def in_precision_of(X: Any, A: Any, b: Any) -> list[npt.NDArray[Any]]:
     """Maps as they go with rows: double for double ones, single for the others."""
     return [array.astype(np.float64 if X.dtype == np.float64 else np.float32) for array in (A, np.zeros_like(b), b)]
 
@@ -50,7 +53,7 @@ def in_precision_of(X, A, b):
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("order", ["C", "F", "strided", "negative", "one row for all"])
 @pytest.mark.parametrize("writeable", [True, False])
-def test_apply_maps_on_every_dtype_and_order(dtype, order, writeable):
+def test_apply_maps_on_every_dtype_and_order(dtype: Any, order: Any, writeable: Any) -> None:
     A, b = maps()
     X, codes = rows(dtype)
     X = laid_out(X, order)
@@ -63,7 +66,7 @@ def test_apply_maps_on_every_dtype_and_order(dtype, order, writeable):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_rows_with_a_negative_code_are_not_written(dtype):
+def test_rows_with_a_negative_code_are_not_written(dtype: Any) -> None:
     A, b = maps()
     X, codes = rows(dtype)
     codes[::4] = -1
@@ -74,7 +77,7 @@ def test_rows_with_a_negative_code_are_not_written(dtype):
     assert (out[codes >= 0] != 7).any(axis=1).all()
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it():
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     A, b = maps()
     for dtype, tolerance in [("float32", 1e-6), ("float64", 1e-14)]:
         X, codes = rows(dtype)
@@ -86,7 +89,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
             np.testing.assert_allclose(alone[i], out[i], rtol=tolerance, atol=tolerance)
 
 
-def test_no_rows_and_wide_rows():
+def test_no_rows_and_wide_rows() -> None:
     A, b = maps()
     out = np.zeros((0, D))
     _core.apply_maps(np.zeros((0, D)), np.empty(0, np.int64), A, np.zeros_like(b), b, out)
@@ -99,7 +102,7 @@ def test_no_rows_and_wide_rows():
 
 
 @pytest.mark.parametrize("code", [G, G + 1, 2**40])
-def test_a_code_beyond_the_groups_is_refused(code):
+def test_a_code_beyond_the_groups_is_refused(code: Any) -> None:
     A, b = maps()
     X, codes = rows()
     codes[11] = code
@@ -115,7 +118,7 @@ def misaligned(array):
     return shifted
 
 
-def refusals():
+def refusals() -> Iterator[Any]:
     A, b = maps()
     X, codes = rows()
     c, out = np.zeros_like(b), np.zeros_like(X)
@@ -155,12 +158,12 @@ def refusals():
 
 
 @pytest.mark.parametrize("arguments", [pytest.param(a, id=i) for i, a in refusals()])
-def test_apply_maps_refuses(arguments):
+def test_apply_maps_refuses(arguments: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         _core.apply_maps(*arguments)
 
 
-def test_the_gil_is_released_and_calls_from_many_threads_agree():
+def test_the_gil_is_released_and_calls_from_many_threads_agree() -> None:
     A, b = maps()
     X, codes = rows()
     X, codes = np.tile(X, (40, 1)), np.tile(codes, 40)
@@ -179,14 +182,14 @@ def test_the_gil_is_released_and_calls_from_many_threads_agree():
 # ---
 # The accumulators behind SubgroupMoments: (weights, squares, means, scatters, cubics, quartics)
 # ---
-def sums(kind, K=2, G=2, d=D):
+def sums(kind: Any, K: int = 2, G: int = 2, d: Any = D) -> Any:
     scatter = {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[kind]
     quartic = (K, G, d) if kind == "diagonal" else (K, G)
     shapes = [(K, G), (K, G), (K, G, d), scatter, (K, G, d), quartic]
     return tuple(np.zeros(shape) for shape in shapes)
 
 
-def data():
+def data() -> Any:
     X, y, a = problems.rows(N, 2, 2, D, seed=2)
     return X, y.astype(np.int64), a.astype(np.int64), np.random.default_rng(0).uniform(0.1, 2, N)
 
@@ -194,7 +197,7 @@ def data():
 @pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("order", ["C", "F", "strided", "negative"])
-def test_the_sums_are_the_central_moments(kind, dtype, order):
+def test_the_sums_are_the_central_moments(kind: Any, dtype: Any, order: Any) -> None:
     X, y, a, weights = data()
     X = X.astype(dtype)
     into = sums(kind)
@@ -224,7 +227,7 @@ def test_the_sums_are_the_central_moments(kind, dtype, order):
 
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
-def test_merged_sums_equal_those_of_one_pass(kind):
+def test_merged_sums_equal_those_of_one_pass(kind: Any) -> None:
     X, y, a, weights = data()
     whole, left, right = sums(kind), sums(kind), sums(kind)
     _core.update_moments(kind, whole, X, y, a, weights)
@@ -235,7 +238,7 @@ def test_merged_sums_equal_those_of_one_pass(kind):
         np.testing.assert_allclose(merged, once, rtol=1e-9, atol=1e-9)
 
 
-def test_sums_refuse_what_does_not_fit():
+def test_sums_refuse_what_does_not_fit() -> None:
     X, y, a, weights = data()
     good = sums("full")
     bad = {
@@ -267,7 +270,7 @@ def test_sums_refuse_what_does_not_fit():
     assert not any(array.any() for array in good)
 
 
-def test_merging_sums_refuses_cells_out_of_range():
+def test_merging_sums_refuses_cells_out_of_range() -> None:
     left, right = sums("full"), sums("full")
     for cells in [np.arange(1, 5), np.array([-1, 0, 1, 2]), np.arange(3), np.arange(4.0)]:
         with pytest.raises((ValueError, TypeError)):
@@ -279,7 +282,7 @@ def test_merging_sums_refuses_cells_out_of_range():
 @pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("d", [5, 80])
-def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind, dtype, d):
+def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind: Any, dtype: Any, d: Any) -> None:
     X, y, a = problems.rows(20_000, 3, 2, d, seed=5, dtype=dtype)
     y, a = y.astype(np.int64), a.astype(np.int64)
     weights = np.random.default_rng(0).uniform(0.1, 2, len(X))
