@@ -92,11 +92,20 @@ class SimpleCoordinates(NamedTuple):
             centres = ((points - self.shift) / self.scale).astype(np.float32)
         return np.where(np.isfinite(centres), centres, 0).astype(np.float64)
 
-    def fold(self, matrices: Doubles, vectors: Doubles) -> None:
-        """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large."""
-        vectors += matrices @ self.shift
+    def fold(self, linear: Doubles, vectors: Doubles) -> None:
+        """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large.
+
+        Parameters
+        ----------
+        linear : ndarray of shape (n_maps, d, d) or (n_maps, d)
+            Matrices, or their diagonals.
+        vectors : ndarray of shape (n_maps, d)
+            What is added.
+        """
+        vectors += linear * self.shift if linear.ndim == 2 else linear @ self.shift
         vectors /= self.scale
-        matrices *= self.scale / self.scale[:, None]
+        if linear.ndim == 3:
+            linear *= self.scale / self.scale[:, None]
 
 
 def needs_all_rows(feature_transform: Any) -> bool:
