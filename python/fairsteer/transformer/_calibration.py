@@ -39,6 +39,9 @@ class GroupCalibration(NamedTuple):
     offsets: Doubles
     """(n_groups,)."""
 
+    def __repr__(self) -> str:
+        return f"GroupCalibration(slope={self.slope:.4g}, offsets of {len(self.offsets)} groups)"
+
     @classmethod
     def fit(cls, log_proba: Doubles, codes: Codes, weight: Doubles) -> GroupCalibration:
         """Most probable calibration of held-out rows.
