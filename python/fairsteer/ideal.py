@@ -313,7 +313,10 @@ class IdealDistribution:
             index = {label: i for i, label in enumerate(other.tolist())}
             missing = [label for label in own.tolist() if label not in index]
             if missing or len(other) != len(own):
-                msg = f"The moments must have the {name} labels {own.tolist()}, not {other.tolist()}."
+                msg = (
+                    f"The moments must have the {name} labels {few(map(repr, own.tolist()))}, not "
+                    f"{few(map(repr, other.tolist()))}."
+                )
                 raise ValueError(msg)
             positions.append([index[label] for label in own.tolist()])
         cells = np.ix_(*positions)

@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import Interval as Interval
 from sklearn.utils._param_validation import StrOptions as StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, has_fit_parameter
 
+from fairsteer._utils.input import brief
 from fairsteer._utils.types import Doubles
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -104,8 +105,8 @@ def as_scores(answer: Any, asked: str, n_classes: int, estimator: Any) -> Double
     if asked == "decision_function":
         if n_classes > 2:
             msg = (
-                f"{estimator!r} has no predict_proba, which the alignment of {n_classes} classes needs. Wrap it in "
-                "sklearn.calibration.CalibratedClassifierCV."
+                f"{brief(estimator)} has no predict_proba, which the alignment of {n_classes} classes needs. Wrap it "
+                "in sklearn.calibration.CalibratedClassifierCV."
             )
             raise ValueError(msg)
         return scores
