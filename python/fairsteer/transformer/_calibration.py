@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
+from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._maps import row_chunks
@@ -23,66 +21,8 @@ Hashes = npt.NDArray[np.uint64]
 N_FOLDS = 5
 
 
-# With more parameters than this their Hessian costs more than it saves.
-_MOST_NEWTON = 200
-
-
 #: Distinct rows that the calibration looks at; more would cost time and change nothing.
 MAX_ROWS = 10_000
-
-
-class GroupCalibration(NamedTuple):
-    """Log-probabilities of groups, ``slope * log_proba + offsets`` up to a constant."""
-
-    slope: float
-    """At least 0; below 1 where the Gaussians are too sure."""
-    offsets: Doubles
-    """(n_groups,)."""
-
-    def __repr__(self) -> str:
-        return f"GroupCalibration(slope={self.slope:.4g}, offsets of {len(self.offsets)} groups)"
-
-    @classmethod
-    def fit(cls, log_proba: Doubles, codes: Codes, weight: Doubles) -> GroupCalibration:
-        """Most probable calibration of held-out rows.
-
-        Parameters
-        ----------
-        log_proba : ndarray of shape (n, n_groups)
-            Log-probabilities of rows under distributions that were fitted without them, up to a constant a row;
-            -inf where those rows knew nothing of a group.
-        codes : ndarray of shape (n,)
-            True groups.
-        weight : ndarray of shape (n,)
-            Positive weights.
-
-        Returns
-        -------
-        GroupCalibration
-            Maximum of the likelihood times a standard normal density of ``slope - 1`` and of the offsets, which
-            decides where rows are too few to.
-        """
-        n_groups = log_proba.shape[1]
-        own = np.isfinite(log_proba[np.arange(len(codes)), codes])
-        if not own.any():
-            return cls(1.0, np.zeros(n_groups))
-        log_proba, codes, weight = log_softmax(log_proba[own], axis=1), codes[own], weight[own]
-        log_proba = np.maximum(log_proba, log_proba[np.isfinite(log_proba)].min())
-        # Weights of mean 1, unless they stand for repeated rows, so that their scale does not weaken the prior.
-        weight = weight * max(1.0, weight.sum() / np.square(weight).sum())
-        # With more the prior has no say, and rounding would.
-        weight *= min(1.0, 1e8 / weight.sum())
-        best = _most_probable(log_proba, codes, weight)
-        if best[0] < 0:
-            # Held-out rows contradict the Gaussians: the groups' frequencies are all that is known.
-            best = _most_probable(np.zeros_like(log_proba), codes, weight)
-            best[0] = 0.0
-        return cls(float(best[0]), best[1:])
-
-    def apply(self, log_proba: Doubles) -> Doubles:
-        """Calibrated log-probabilities of rows, (n, n_groups), up to a constant a row."""
-        calibrated: Doubles = self.slope * log_proba + self.offsets
-        return calibrated
 
 
 def group_log_proba(model: SubgroupMoments, rows: Floats) -> Doubles:
@@ -94,7 +34,7 @@ def group_log_proba(model: SubgroupMoments, rows: Floats) -> Doubles:
     return log_proba
 
 
-def group_proba(model: SubgroupMoments, rows: Floats, calibration: GroupCalibration | None) -> Doubles:
+def group_proba(model: SubgroupMoments, rows: Floats, calibration: VectorScaling | None) -> Doubles:
     """Probabilities of the groups of rows in the coordinates of a model, (n, n_groups), calibrated."""
     if model.n_groups == 1:
         return np.ones((len(rows), 1))
@@ -105,7 +45,7 @@ def group_proba(model: SubgroupMoments, rows: Floats, calibration: GroupCalibrat
     return proba
 
 
-def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> GroupCalibration | None:
+def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> VectorScaling | None:
     """Compare the groups' probabilities with the groups of rows that were held out; None where nobody will ask.
 
     Parameters
@@ -132,76 +72,7 @@ def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> GroupCalib
         held_out = np.flatnonzero(folds[sample] == fold)
         log_proba[held_out] = group_log_proba(model, rows[sample[held_out]])
     weight = np.ones(len(sample)) if batch.sample_weight is None else batch.sample_weight[sample]
-    return GroupCalibration.fit(log_proba, transformer._group_of_label[batch.group_codes[sample]], weight)
-
-
-def _most_probable(log_proba: Doubles, codes: Codes, weight: Doubles) -> Doubles:
-    """Slope and offsets of largest posterior density: the minimum of a strictly convex function."""
-    truth = (np.arange(len(codes)), codes)
-    prior = np.append(1.0, np.zeros(log_proba.shape[1]))
-
-    def evaluate(parameters: Doubles) -> tuple[float, Doubles]:
-        """Find the loss, and the probabilities of groups."""
-        scores = parameters[0] * log_proba + parameters[1:]
-        scores -= scores.max(axis=1, keepdims=True)
-        proba = np.exp(scores)
-        total = proba.sum(axis=1, keepdims=True)
-        proba /= total
-        loss = weight @ (np.log(total[:, 0]) - scores[truth]) + np.square(parameters - prior).sum() / 2
-        return float(loss), proba
-
-    def differentiate(parameters: Doubles, proba: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-        """Find the gradient, the diagonal of the Hessian, and log-probabilities about their means."""
-        centred = log_proba - (proba * log_proba).sum(axis=1)[:, None]
-        by_group = weight @ proba
-        gradient = parameters - prior
-        gradient[0] -= weight @ centred[truth]
-        gradient[1:] += by_group - np.bincount(codes, weight, len(by_group))
-        curvature = np.append(np.einsum("n,na,na,na->", weight, proba, centred, centred), by_group - weight @ proba**2)
-        return gradient, 1 + curvature, centred
-
-    # Where scores are saturated there is no curvature to follow: begin with scores of order one.
-    start: Doubles = prior / max(1.0, float(np.abs(log_proba).mean()))
-    if len(prior) > _MOST_NEWTON:
-        # The Hessian of many groups is large, and nearly its diagonal.
-        scale = np.sqrt(differentiate(start, evaluate(start)[1])[1])
-
-        def scaled(z: Doubles) -> tuple[float, Doubles]:
-            loss, proba = evaluate(z / scale)
-            return loss, differentiate(z / scale, proba)[0] / scale
-
-        found = minimize(scaled, start * scale, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-14})
-        best: Doubles = found.x / scale
-        return best
-    return _newton(start, weight, evaluate, differentiate)
-
-
-def _newton(
-    best: Doubles,
-    weight: Doubles,
-    evaluate: Callable[[Doubles], tuple[float, Doubles]],
-    differentiate: Callable[[Doubles, Doubles], tuple[Doubles, Doubles, Doubles]],
-) -> Doubles:
-    loss, proba = evaluate(best)
-    for _ in range(100):
-        gradient, curvature, centred = differentiate(best, proba)
-        hessian = np.zeros((len(best), len(best)))
-        hessian[1:, 1:] = -proba.T @ (weight[:, None] * proba)
-        hessian[0, 1:] = hessian[1:, 0] = np.einsum("n,na,na->a", weight, proba, centred)
-        hessian[np.diag_indices_from(hessian)] = curvature
-        # Slope and offsets may differ by many orders of magnitude in scale.
-        scale = np.sqrt(curvature)
-        step = cho_solve(cho_factor(hessian / np.outer(scale, scale)), gradient / scale) / scale
-        decrement = gradient @ step
-        if decrement < 1e-12 * max(1.0, loss):
-            break
-        length = 1.0
-        next_loss, proba = evaluate(best - step)
-        while next_loss > loss - 0.1 * length * decrement and length > 1e-9:
-            length /= 2
-            next_loss, proba = evaluate(best - length * step)
-        best, loss = best - length * step, next_loss
-    return best
+    return VectorScaling.fit(log_proba, transformer._group_of_label[batch.group_codes[sample]], weight)
 
 
 def held_out_folds(rows: Floats, cells: Codes) -> tuple[Codes, Codes]:
