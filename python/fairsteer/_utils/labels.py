@@ -209,8 +209,12 @@ def check_labels(labels: Iterable[Any], name: str) -> NDArray[Any]:
     if len(array) == 0:
         msg = f"{name} must hold at least one label."
         raise ValueError(msg)
-    if len(set(array.tolist())) != len(array):
-        msg = f"{name} must be distinct, but some label occurs twice: {array.tolist()}."
+    times: dict[Any, int] = {}
+    for label in array.tolist():
+        times[label] = times.get(label, 0) + 1
+    if len(times) != len(array):
+        twice, n = max(times.items(), key=lambda item: item[1])
+        msg = f"{name} must be distinct, but the label {twice!r} occurs {n} times."
         raise ValueError(msg)
     return array
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairsteer import _core
-from fairsteer._utils.input import with_whole_strides
+from fairsteer._utils.input import brief, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
@@ -555,7 +555,7 @@ class SubgroupMoments:
         Rows are counted as in `sizes`.
         """
         if shrinkage not in FORMULAS:
-            msg = f"shrinkage must be 'ledoit_wolf' or 'oas' to have an intensity, not {shrinkage!r}."
+            msg = f"shrinkage must be 'ledoit_wolf' or 'oas' to have an intensity, not {brief(shrinkage)}."
             raise ValueError(msg)
         return formula_intensity(self, shrinkage)
 
