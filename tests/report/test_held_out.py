@@ -184,6 +184,6 @@ def test_labels_that_only_a_frozen_classifier_knows_are_classes_and_other_spelli
 def test_splits_that_test_nothing_and_rows_that_are_all_left_out_are_refused(data):
     X, y, group = data
     with pytest.raises(ValueError, match="leaves no row of a known group to test"):
-        predict_held_out({0: LogisticRegression()}, X, y, sensitive_features=group, cv=[(np.arange(600), [])])
+        predict_held_out({0: LogisticRegression()}, X, y, sensitive_features=group, cv=[(np.arange(600), np.arange(0))])
     with pytest.raises(ValueError, match="No row is left: of 600"):
         predict_held_out({0: LogisticRegression()}, X, y, sensitive_features=group, sample_weight=np.zeros(600))
