@@ -109,6 +109,7 @@ class SubgroupMoments:
         *,
         classes: Iterable[Any] | None = None,
         groups: Iterable[Any] | None = None,
+        covariance: CovarianceModel | None = None,
     ) -> SubgroupMoments:
         """Moments of someone who has statistics and no rows.
 
@@ -123,6 +124,9 @@ class SubgroupMoments:
             (n_classes, n_groups, d) variances for the diagonal one. Symmetric, positive semi-definite.
         classes, groups : array-like, default=None
             Labels; 0, 1, ... when not given.
+        covariance : {"tied", "full", "diagonal"}, default=None
+            Which model the covariances are of; None: the one whose shape they have. Where there are as many classes as
+            groups and features, the tied and the diagonal one have the same, and symmetry decides.
 
         Returns
         -------
@@ -146,7 +150,7 @@ class SubgroupMoments:
             msg = f"means must have shape ({K}, {G}, n_features) to go with the weights, not {mu.shape}."
             raise ValueError(msg)
         d = mu.shape[2]
-        covariance = matching_model(Sigma, K, G, d)
+        covariance = matching_model(Sigma, K, G, d, covariance)
         model = covariance_model(covariance)
         for name, array in (("weights", w), ("means", mu), ("covariances", Sigma)):
             if not np.isfinite(array).all():
