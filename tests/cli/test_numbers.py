@@ -175,3 +175,15 @@ def test_rows_that_move_far(run, table, file):
     assert "steering moves rows by more than 2 standard deviations" in notes
     assert "--strength moves them less" in notes
     assert "standard deviations: steered rows may lie" in " ".join(run("audit", *arguments)[1].split())
+
+
+def test_aligned_scores_are_measured_alike_by_steer_and_audit(run, table, file, tmp_path):
+    table.drop(columns="town").to_csv(file, index=False)
+    arguments = (file, "--target", "hired", "--sensitive", "sex", "--align", "equal_opportunity")
+    _, steered, _ = run("steer", *arguments)
+    code, audited, err = run("audit", *arguments, "--html", tmp_path / "report.html")
+    assert code == 0, err
+    for name in ("accuracy", *GAPS):
+        aligned = re.search(rf"^{name}\s+(.*)$", steered, flags=re.MULTILINE)[1].split()[-1]
+        assert re.search(rf"^{name}\s+(.*)$", audited, flags=re.MULTILINE)[1].split()[1] == aligned
+    assert "score_alignment=" in "".join(audited.split())
