@@ -38,6 +38,7 @@ class GroupMaps(NamedTuple):
     """Maps at full strength, one a group or one for all."""
 
     linear: Doubles
+    """Matrices, (n_maps, d, d), or scales of the features, (n_maps, d)."""
     offset: Doubles
 
 
@@ -129,7 +130,7 @@ class MeanMatchingTransformer(_MatchingTransformer):
         weights, means = _shares(model), model.means[0]
         reference = self._reference()
         target = weights @ means if reference is None else means[reference]
-        return GroupMaps(np.tile(np.eye(model.n_features), (len(means), 1, 1)), target - means)
+        return GroupMaps(np.ones_like(means), target - means)
 
     def _uses_covariances(self) -> bool:
         return self.unknown_group != "error"

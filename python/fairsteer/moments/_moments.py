@@ -16,7 +16,7 @@ from fairsteer._utils.types import Codes, CovarianceModel, Doubles
 from fairsteer._utils.weights import rows_behind
 from fairsteer.moments._borrowing import borrowed_sums
 from fairsteer.moments._covariances import Covariances, covariance_model, matching_model
-from fairsteer.moments._density import log_densities
+from fairsteer.moments._density import Family, log_densities, relative_log_densities
 from fairsteer.moments._shrinkage import FORMULAS, formula_intensity, shrunk_covariances
 from fairsteer.moments._table import LISTED_CELLS, weight_table
 
@@ -244,7 +244,7 @@ class SubgroupMoments:
         X : array-like of shape (n_samples, n_features)
             float16, float32 and float64 are read where they lie, in any layout; anything else is converted to
             float64. float16 and float32 products are formed in float32 within blocks and summed in double
-            precision. Must be finite (not checked here).
+            precision. Must be finite.
         y_codes, group_codes : array-like of shape (n_samples,)
             Integer codes into `classes` and `groups`; a negative one leaves the row out.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -258,7 +258,8 @@ class SubgroupMoments:
         Raises
         ------
         ValueError
-            When shapes do not agree, a code is too large, or a weight is negative or not finite.
+            When shapes do not agree, a code is too large, or a weight is negative or not finite; when a row is not
+            finite, or too large to be squared. The accumulator is then what it was, and so it is after Ctrl-C.
         """
         if self._regularised:
             msg = "These moments are pooled or shrunk and accept no more rows; update the ones they were made from."
@@ -277,8 +278,13 @@ class SubgroupMoments:
                 raise ValueError(msg)
         for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
             vars(self)[name] = _writable(vars(self)[name])
-        with own_threads() as n_threads:
-            _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
+        try:
+            with own_threads() as n_threads:
+                _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
+        except _core.NumericalError as error:
+            what, k, g = error.args
+            msg = f"{what} (class {self.classes.tolist()[k]!r}, group {self.groups.tolist()[g]!r})."
+            raise ValueError(msg) from error
         return self
 
     @staticmethod
@@ -632,7 +638,8 @@ class SubgroupMoments:
         Returns
         -------
         log_joint : ndarray of shape (n_samples, n_classes, n_groups)
-            ``log q[k, a] + log N(x; mean[k, a], covariance[k, a])`` in nats, -inf for a subgroup without rows.
+            ``log q[k, a] + log N(x; mean[k, a], covariance[k, a])`` in nats, -inf for a subgroup without rows. For rows
+            so far away that this is beyond the range of double, up to a constant of the row, which keeps it finite.
         """
         return self._log_joint(np.asarray(X, dtype=np.float64), self._positive_definite()[0])
 
@@ -640,13 +647,21 @@ class SubgroupMoments:
         """Evaluate `log_joint`, with positive definite covariances."""
         K, G, _ = self.means.shape
         out = np.full((len(rows), K, G), -np.inf)
+        families: list[Family] = []
+        cells: list[tuple[Any, int, Doubles]] = []
         for a in range(G):
             seen = self.weights[:, a] > 0
             if not seen.any():
                 continue
             of_group = self.model.of_group(covariances, a, seen)
-            log_weights = np.log(self.weights[seen, a] / self.weights.sum())
-            out[:, seen, a] = log_weights + log_densities(rows, self.means[seen, a], of_group, self.covariance)
+            families.append(Family(self.means[seen, a], of_group, self.covariance))
+            cells.append((seen, a, np.log(self.weights[seen, a] / self.weights.sum())))
+            out[:, seen, a] = cells[-1][2] + log_densities(rows, families[-1])
+        far = ~np.isfinite(out[:, self.weights > 0]).all(axis=1)
+        if far.any():
+            relative = relative_log_densities(rows[far], families)
+            for (seen, a, log_weights), values in zip(cells, relative, strict=True):
+                out[np.ix_(far, seen, [a])] = (log_weights + values)[..., None]
         return out
 
     def cell_table(self, most: int | None = LISTED_CELLS) -> str:

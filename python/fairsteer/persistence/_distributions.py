@@ -182,6 +182,6 @@ def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[in
         "source_weights": (K, G),
         "source_means": (K, G, d),
         "source_covariances": covariance_model(covariance).shape(K, G, d),
-        "linear": (G, d, d),
+        "linear": (G, d) if covariance == "diagonal" else (G, d, d),
         "offset": (G, d),
     }

@@ -570,7 +570,8 @@ def _pack_calibration(calibration: VectorScaling | None, tensors: dict[str, NDAr
 
 def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensors: Tensors) -> GroupMaps:
     n_maps, d = 1 if kind.one_map else model.n_groups, model.n_features
-    return GroupMaps(tensors.take("maps.linear", (n_maps, d, d)), tensors.take("maps.offset", (n_maps, d)))
+    linear = (n_maps, d) if kind is MeanMatchingTransformer else (n_maps, d, d)
+    return GroupMaps(tensors.take("maps.linear", linear), tensors.take("maps.offset", (n_maps, d)))
 
 
 # ---- what can be saved

@@ -85,11 +85,12 @@ def _unlikeness(steering: FairSteeringTransformer, moments: SubgroupMoments | No
 
 def _moved(moments: SubgroupMoments, maps: AffineMaps) -> SubgroupMoments:
     """Moments of rows after the maps of their groups."""
-    means = np.einsum("aij,kaj->kai", maps.A, moments.means) + maps.b
     covariances, _ = moments._positive_definite()
     if moments.covariance == "diagonal":
-        covariances = np.diagonal(maps.A, axis1=1, axis2=2) ** 2 * covariances
+        means = maps.A * moments.means + maps.b
+        covariances = maps.A**2 * covariances
     else:
+        means = np.einsum("aij,kaj->kai", maps.A, moments.means) + maps.b
         covariances = maps.A @ covariances @ np.swapaxes(maps.A, 1, 2)
         covariances = (covariances + np.swapaxes(covariances, -1, -2)) / 2
     return SubgroupMoments.from_statistics(
@@ -124,7 +125,7 @@ def _alike(ideal: IdealDistribution, moments: SubgroupMoments) -> IdealDistribut
         else:
             common = np.linalg.inv(total / weight.sum(axis=1)[:, None, None])
             common = (common + np.swapaxes(common, 1, 2)) / 2
-    still = np.broadcast_to(np.eye(d), (G, d, d)).copy()
+    still = np.ones((G, d)) if moments.covariance == "diagonal" else np.tile(np.eye(d), (G, 1, 1))
     return dataclasses.replace(
         ideal,
         canonical_means=means,

@@ -29,7 +29,7 @@ from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
-from fairsteer.transformer._maps import AffineMaps, FoldedMaps
+from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
@@ -58,13 +58,19 @@ class Solution(NamedTuple):
 
     model: SubgroupMoments
     maps: Any
-    """`linear`, of shape (n_groups, d, d), and `offset`, of shape (n_groups, d), or one map for all groups."""
+    """`linear`, of shape (n_groups, d, d) or, feature by feature, (n_groups, d), and `offset`, of shape (n_groups, d);
+    or one map for all groups."""
     folded: FoldedMaps
 
     @classmethod
     def of(cls, model: SubgroupMoments, maps: Any) -> Solution:
         """Solution with the maps of `_fit_maps`."""
-        return cls(model, maps, FoldedMaps(maps.linear, maps.offset))
+        weights = model.weights / model.weights.sum()
+        if len(maps.offset) == model.n_groups:
+            centre = np.einsum("ka,kaj->aj", weights / weights.sum(axis=0), model.means)
+        else:
+            centre = np.einsum("ka,kaj->j", weights, model.means)[None]
+        return cls(model, maps, FoldedMaps(maps.linear, maps.offset, centre))
 
 
 class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
@@ -377,8 +383,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _fit_maps(self, model: SubgroupMoments) -> Any:
         """Find the maps at full strength.
 
-        The result has `linear`, of shape (n_groups, d, d), and `offset`, of shape (n_groups, d), or one map for all
-        groups.
+        The result has `linear`, of shape (n_groups, d, d) or (n_groups, d), and `offset`, of shape (n_groups, d); or
+        one map for all groups.
         """
 
     def _check_sizes(self) -> None:
@@ -433,7 +439,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         check_is_fitted(self, "moments_")
         if self._solution is None:
             raise AttributeError("maps_")  # to be explained by __getattr__
-        linear, offset = self._solution.maps.linear, self._solution.maps.offset
+        linear, offset = as_matrices(self._solution.maps.linear), self._solution.maps.offset
         of_group = enumerate(self.groups_.tolist())
         return {group: (linear[a % len(linear)], offset[a % len(linear)]) for a, group in of_group}
 

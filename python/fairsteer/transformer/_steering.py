@@ -83,6 +83,9 @@ class FairSteeringTransformer(GroupMapTransformer):
     tol : float, default=1e-6
         The projection stops when the divergence is this close to its limit by estimate, in nats
         relative to ``max(1, divergence)``.
+    max_time : float, default=None
+        Seconds after which the projection ends with the nearest distribution so far and a
+        ``ConvergenceWarning``; None: no limit.
 
     Attributes
     ----------
@@ -163,6 +166,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         "map_type": [StrOptions(set(get_args(MapType)))],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
     }
 
     _of_maps = ("ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
@@ -190,6 +194,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         small_cells: SmallCells = "error",
         max_iter: int = 200,
         tol: float = 1e-6,
+        max_time: float | None = None,
     ) -> None:
         self.intervention = intervention
         self.reference_group = reference_group
@@ -205,6 +210,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         self.small_cells = small_cells
         self.max_iter = max_iter
         self.tol = tol
+        self.max_time = max_time
 
     def _fit_maps(self, model: SubgroupMoments) -> IdealDistribution:
         return nearest_ideal(
@@ -215,6 +221,7 @@ class FairSteeringTransformer(GroupMapTransformer):
             covariance=self.covariance,
             max_iter=self.max_iter,
             tol=self.tol,
+            max_time=self.max_time,
         )
 
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
@@ -261,10 +268,13 @@ class FairSteeringTransformer(GroupMapTransformer):
         self._check_cells(y_codes, codes)
         n_groups = len(self.groups_)
         cells, inverse = np.unique(y_codes * n_groups + codes, return_inverse=True)
-        subgroup_maps = self._fitted().maps.subgroup_maps
-        classes, groups = self.classes_.tolist(), self.groups_.tolist()
-        A, b = zip(*(subgroup_maps[classes[c // n_groups], groups[c % n_groups]] for c in cells), strict=True)
-        maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength())
+        ideal: IdealDistribution = self._fitted().maps
+        classes = self.classes_.tolist()
+        place = {label: k for k, label in enumerate(ideal.classes.tolist())}
+        parts = [(place[classes[c // n_groups]], c % n_groups) for c in cells.tolist()]
+        A, b = zip(*(ideal._subgroup_map(k, a) for k, a in parts), strict=True)
+        centre = np.stack([ideal.source_means[k, a] for k, a in parts])
+        maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength(), centre)
         return self._as_dtype_of(X, self._move(rows, inverse, maps))
 
     def ideal_sample_weight(
