@@ -260,7 +260,8 @@ def _columns(values: Iterable[str], table: Table) -> list[str]:
     """Names that an option was given; one with a comma in it may be several."""
     found: list[str] = []
     for value in values:
-        found += [value] if value in table.names or "," not in value else [part.strip() for part in value.split(",")]
+        parts = [value] if value in table.names or "," not in value else value.split(",")
+        found += [part if part in table.names else part.strip() for part in parts]
     return found
 
 

@@ -260,12 +260,18 @@ def _read_csv(shown: str, content: bytes, reading: Reading, tell: Tell, separato
         separator=separator,
         decimal=decimal,
         encoding=encoding,
-        newline="\r\n" if "\r\n" in text[: start + 1] else "\n",
+        newline=_newline(text[: start + 1]),
         gzipped=gzipped,
         quoted=_quoted(body, names, separator),
         quoted_names=quoted_names,
     )
     return Table(shown, data, list(data.column_names), dialect, replace(reading, decimal=decimal))
+
+
+def _newline(header: str) -> str:
+    if "\r\n" in header:
+        return "\r\n"
+    return "\r" if "\r" in header and "\n" not in header else "\n"
 
 
 def _guess_encoding(content: bytes) -> str:

@@ -27,7 +27,8 @@ _FEW = 20
 # Fewer rows than this say nothing about what a column is.
 _ENOUGH_ROWS = 20
 _PLACEHOLDERS = frozenset({"?", "??", "-", "--", ".", "..", "*", "unknown", "Unknown", "UNKNOWN", "missing", "Missing"})
-_COMMA = re.compile(r"\s*[+-]?\d+(,\d+)+\s*")
+_COMMA = re.compile(r"\s*[+-]?\d+([.,]\d+)*,\d+([.,]\d+)*\s*")
+_UNIT = re.compile(r"\s*([^\w\s.,+-]{0,3})\s*[+-]?\d[\d.,]*\s*([^\d\s.,]{0,4})\s*")
 _IDENTIFIER = re.compile(r"(?i)(^|_| )(id|key|nr|no|number|uuid|guid|index|row)$|^unnamed: 0$|^$")
 
 
@@ -382,6 +383,12 @@ def _check_mixture(column: Column, total: int, tell: Tell) -> None:
             f"column {name!r} holds numbers with commas, such as {commas[0]!r}: --decimal , reads them if that is the "
             f"decimal point; remove the commas if they separate thousands; --categorical {quoted} makes categories of "
             "them."
+        )
+    units = {found.groups() if (found := _UNIT.fullmatch(str(value))) else None for value in column.strangers}
+    if len(units) == 1 and None not in units and len(counts) > _FEW:
+        raise UsageError(
+            f"column {name!r} holds numbers with a unit, such as {column.strangers[0]!r}: take it away for numbers; "
+            f"--categorical {quoted} makes categories of them, --drop {quoted} leaves the column out."
         )
     n_strange = sum(counts[value] for value in column.strangers)
     if 2 * n_strange > total:
