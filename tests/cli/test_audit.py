@@ -151,5 +151,5 @@ def test_real_data(run, real_data, tmp_path):
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "6172 (the rows of the fit)" in out
-    assert "•" in out  # findings
+    assert "\n* The " in out  # the verdict
     assert html.stat().st_size < 100_000
