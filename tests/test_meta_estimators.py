@@ -46,7 +46,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "groups.md"
 VERSION = tuple(map(int, sklearn.__version__.split(".")[:2]))
 
 ERRORS = {
-    "G": (ValueError, "No groups are given, but the steering was fitted on the groups"),
+    "G": (ValueError, "No groups are given, but it was fitted on the groups"),
     "K": (TypeError, "got an unexpected keyword argument 'sensitive_features'"),
     "P": (ValueError, "Pipeline.fit does not accept the sensitive_features parameter"),
     "R": (ValueError, "is only supported if enable_metadata_routing=True"),
