@@ -367,6 +367,7 @@ def test_tools_that_score(ways: Ways, tool: str, kind: str, way: str, scoring: s
         _check(outcome, run, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", [name for name, row in TOOLS.items() if row.beside == "G"])
 def test_what_forgets_the_groups_works_where_they_may_be_inferred(ways: Ways, tool: str) -> None:
     def run() -> Any:
