@@ -74,6 +74,7 @@ def test_own_directions_are_the_bayes_directions(gaussians: Any) -> None:
         assert cosine > 0.98
 
 
+@pytest.mark.slow
 def test_shift_stays_equal_where_probes_are_mostly_noise() -> None:
     """Half a group's signal, few rows and many features: uncorrected, the noisier group would be pushed too far."""
     ratios, uncorrected = [], []

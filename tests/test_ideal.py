@@ -334,6 +334,7 @@ def assert_as_near(ideal, expected, n_classes):
     assert ideal.kl_divergence <= expected.kl_divergence * (1 + slack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (3, 3, 4)], ids=str)
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
 def test_all_subgroups_equals_the_reference(kind, map_type, shape):
@@ -401,6 +402,7 @@ def test_the_order_of_classes_and_groups_does_not_matter(kind, map_type):
 # ---
 # Empty cells, refusals
 # ---
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
 def test_an_empty_cell_warns_and_equals_the_reference(kind, intervention, map_type):
     data = problems.statistics(3, 3, 2, covariance=kind, seed=5)
@@ -593,6 +595,7 @@ HARD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shrinkage", [None, "ledoit_wolf", "oas"])
 @pytest.mark.parametrize("case", HARD)
 def test_nothing_becomes_nan(case, shrinkage):

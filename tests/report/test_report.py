@@ -139,6 +139,7 @@ def test_measured_gaps_refuse_with_a_sentence(arguments, message):
 # ---- the certificate against measurement
 
 
+@pytest.mark.slow
 def test_the_certificate_is_never_violated_by_a_thousand_random_threshold_classifiers():
     rng = np.random.default_rng(0)
     violations, tightest = [], np.inf
