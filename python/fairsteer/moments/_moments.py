@@ -24,6 +24,10 @@ from fairsteer.moments._table import LISTED_CELLS, weight_table
 SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
 
 
+class TooLargeError(ValueError):
+    """A row is not finite, or too large to be squared."""
+
+
 class SubgroupMoments:
     """Weight, mean and covariance of every subgroup (class k, group a) of the data.
 
@@ -214,10 +218,6 @@ class SubgroupMoments:
         """Number of rows behind every group, (n_groups,); counted as in `sizes`."""
         return rows_behind(self.weights.sum(axis=0), self._weight_squares.sum(axis=0))
 
-    def is_finite(self) -> bool:
-        """Whether no sum is NaN or infinite: rows were finite, and not too large to be squared."""
-        return all(bool(np.isfinite(sums).all()) for sums in self._sums()[:4])
-
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
         return self.model.scaled_by(self.model.in_cells(self._pooled(self.weights)), self._scatters)
@@ -291,7 +291,7 @@ class SubgroupMoments:
             if k >= 0:
                 where = f"class {self.classes.tolist()[k]!r}, {where}"
             msg = f"{what} ({where})."
-            raise ValueError(msg) from error
+            raise TooLargeError(msg) from error
         return self
 
     @staticmethod

@@ -27,6 +27,7 @@ from fairsteer._utils.input import (
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._moments import TooLargeError
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
@@ -304,15 +305,16 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             groups=batch.groups,
             covariance=self.covariance,
         )
-        moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
-        if not moments.is_finite():
+        try:
+            moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
+        except TooLargeError as error:
             sizes, names = np.abs(rows).max(axis=0), self._feature_names()
             j = int(sizes.argmax())
             name = repr(names[j]) if len(names) == len(sizes) else f"number {j}"
             msg = (
                 f"The feature {name} is too large to be squared: it reaches {sizes[j]:.3g}. Scale it, or leave it out."
             )
-            raise ValueError(msg)
+            raise ValueError(msg) from error
         return moments
 
     def _set_moments(self, moments: SubgroupMoments, batch: Batch) -> None:
