@@ -172,6 +172,7 @@ def test_steered_file_holds_encoded_steered_features_and_untouched_labels(run, t
     np.testing.assert_allclose(written[list(encoded.columns)], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_output_is_the_same_bytes_every_time_and_in_any_pieces(run, file, monkeypatch):
     first, second, pieces = (file.with_name(f"{name}.csv") for name in ("first", "second", "pieces"))
     run(*_steer(file, "--out", first))
@@ -237,6 +238,7 @@ def test_kept_columns_are_copied_and_dropped_ones_forgotten(run, table, file):
     assert "leak" not in written.columns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "target", "sensitive", "drop"),
     [
@@ -492,6 +494,7 @@ def test_defect_is_exit_code_1_without_a_traceback(run, file, monkeypatch):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["typer", "rich", "pandas", "pyarrow"])
 def test_missing_extra_is_one_sentence(missing):
     program = f"import sys; sys.modules[{missing!r}] = None\nfrom fairsteer.cli import main\nmain(['demo'])"
@@ -500,6 +503,7 @@ def test_missing_extra_is_one_sentence(missing):
     assert result.stderr == f'fairsteer: the command line needs {missing}: pip install "fairsteer[cli]" brings it.\n'
 
 
+@pytest.mark.slow
 def test_module_runs_as_a_program():
     result = subprocess.run(
         [sys.executable, "-m", "fairsteer.cli", "--help"], capture_output=True, text=True, check=False
