@@ -251,6 +251,7 @@ def _assert_predicts_the_same(loaded, saved, X, group):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("score_alignment", [None, "equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("steering", [None, FairSteeringTransformer(unknown_group="infer", covariance="full")], ids=str)
@@ -864,6 +865,7 @@ def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden, path):
         persistence.save(ConceptSteering(), path)
 
 
+@pytest.mark.slow
 def test_missing_safetensors_is_a_sentence():
     program = "import sys; sys.modules['safetensors'] = None\nfrom fairsteer import persistence\npersistence.load('x')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
