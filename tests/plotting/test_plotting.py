@@ -18,9 +18,8 @@ from matplotlib.colors import to_rgb
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
 from fairsteer._utils.labels import label_text
-from fairsteer.metrics._intervals import Measured, measured_gaps
 from fairsteer.plotting import CertificateDisplay, GroupScoreDisplay, TPRDisplay, TradeOffDisplay, _style
-from fairsteer.report import steering_report
+from fairsteer.report import Measured, measured_gaps, steering_report
 
 
 @pytest.fixture(autouse=True)
