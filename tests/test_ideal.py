@@ -638,3 +638,23 @@ def test_lapack_finds_nothing_to_complain_about_when_there_is_one_class(capfd, i
     data = problems.statistics(1, 3, 4, covariance="tied", seed=1)
     assert_finite(nearest_ideal(given(data), intervention=intervention))
     assert capfd.readouterr() == ("", "")
+
+
+def test_results_show_themselves_in_one_line() -> None:
+    from fairsteer import FairSteeringTransformer
+
+    rng = np.random.default_rng(0)
+    y, code = rng.integers(0, 2, (2, 400))
+    group = np.array(["<b>", "[x]"])[code]
+    X = rng.normal(size=(400, 50)) + y[:, None] + 0.5 * code[:, None]
+    steer = FairSteeringTransformer(unknown_group="infer").fit(X, y, sensitive_features=group)
+    ideal = steer.ideal_
+    for result in (ideal, ideal.certificate, steer.moments_, steer.group_calibration_, steer._encoder):
+        assert "\n" not in repr(result)
+        assert len(repr(result)) < 250
+        assert repr(result).startswith(type(result).__name__)
+    assert "2 classes x 2 groups, 50 features" in repr(ideal)
+    page = ideal._repr_html_()
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert page.count("<tr>") == 5

@@ -258,7 +258,8 @@ def test_real_data(run, real_data, tmp_path, file, target, sensitive, drop):
     table, written = pd.read_parquet(path), pd.read_parquet(out)
     pd.testing.assert_frame_equal(written[[sensitive, target]], table[[sensitive, target]])
     assert np.isfinite(written.select_dtypes("float")).all(axis=None)
-    assert run(*arguments, "--out", out, "--force") == (code, printed, notes)
+    if file == "compas":  # the other takes longer and says no more
+        assert run(*arguments, "--out", out, "--force") == (code, printed, notes)
 
 
 # ---- gaps in the data
@@ -430,17 +431,18 @@ def folder(table, file, tmp_path, monkeypatch, run):
     table.assign(when=pd.Timestamp("2020-01-01")).to_parquet("dates.parquet")
     table.drop(columns=["income", "one"]).to_csv("few.csv", index=False)
     table.assign(height="tall").to_csv("text.csv", index=False)
-    run(*_steer("rows.csv", "--model", "other.safetensors"))
-    match = MeanMatchingTransformer().fit(table[["height"]], sensitive_features=table["sex"])
-    persistence.save(match, "mean.safetensors")
-    persistence.save(match, "other.safetensors", extra=persistence.read_extra("other.safetensors"))
+    persistence.save(
+        MeanMatchingTransformer().fit(table[["height"]], sensitive_features=table["sex"]), "mean.safetensors"
+    )
     return tmp_path
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
 def test_bad_input_is_one_sentence_and_exit_code_2(run, folder, arguments, message):
-    if "map.safetensors" in arguments:
+    if {"map.safetensors", "other.safetensors"} & set(arguments):
         assert run(*_steer("rows.csv", "--model", "map.safetensors"))[0] == 0
+        extra = persistence.read_extra("map.safetensors")
+        persistence.save(persistence.load("mean.safetensors"), "other.safetensors", extra=extra)
     out = folder / "out.csv"
     out.write_text("old")
     before = sorted(folder.iterdir())
