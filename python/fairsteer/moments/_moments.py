@@ -214,10 +214,6 @@ class SubgroupMoments:
         """Number of rows behind every group, (n_groups,); counted as in `sizes`."""
         return rows_behind(self.weights.sum(axis=0), self._weight_squares.sum(axis=0))
 
-    def is_finite(self) -> bool:
-        """Whether no sum is NaN or infinite: rows were finite, and not too large to be squared."""
-        return all(bool(np.isfinite(sums).all()) for sums in self._sums()[:4])
-
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
         return self.model.scaled_by(self.model.in_cells(self._pooled(self.weights)), self._scatters)
