@@ -1,10 +1,8 @@
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <limits>
 #include <utility>
 
-#include "descent.hpp"
 #include "fairsteer/covariances.hpp"
 #include "frame.hpp"
 #include "linalg.hpp"
@@ -13,58 +11,10 @@
 namespace fairsteer::detail {
 namespace {
 
-// Rounds of isometries and frame: mostly a dozen.
+// Rounds of isometries and frame: mostly a dozen, hundreds where groups hardly vary in some
+// directions.
 constexpr int kFrameRounds = 1000;
 constexpr double kFrameChange = 1e-13;  // of a round, relative, that is rounding
-
-// Anderson's acceleration of a fixed-point iteration (Walker and Ni 2011): where groups hardly vary
-// in some directions, plain rounds would take hundreds.
-class Acceleration {
- public:
-  // Where matrices are large the memory is dear, and rounds are few by experience.
-  explicit Acceleration(Index d) : depth_(d <= 512 ? 6 : 0) {}
-
-  void forget() {
-    images_.clear();
-    residuals_.clear();
-  }
-
-  /// From the image of the last point, and how far it lies from that, the next point.
-  Matrix next(const Matrix& image, const Matrix& residual) {
-    if (depth_ == 0) return image;
-    images_.push_back(image);
-    residuals_.push_back(residual);
-    if (images_.size() > depth_ + 1) {
-      images_.pop_front();
-      residuals_.pop_front();
-    }
-    const auto m = static_cast<Index>(images_.size()) - 1;
-    if (m == 0) return image;
-    // The combination of the last residuals that is least.
-    Matrix gram(m, m);
-    Vector pull(m);
-    for (Index i = 0; i < m; ++i) {
-      const Matrix change = residuals_[i + 1] - residuals_[i];
-      pull[i] = inner(change, residual);
-      for (Index j = 0; j <= i; ++j)
-        gram(i, j) = gram(j, i) = inner(change, residuals_[j + 1] - residuals_[j]);
-    }
-    gram.diagonal() *= 1 + 1e-12;
-    const linalg::Cholesky factor(gram);
-    if (!factor.succeeded()) {
-      forget();
-      return image;
-    }
-    factor.solve_in_place(pull);
-    Matrix point = image;
-    for (Index i = 0; i < m; ++i) point -= pull[i] * (images_[i + 1] - images_[i]);
-    return point;
-  }
-
- private:
-  std::size_t depth_;
-  std::deque<Matrix> images_, residuals_;
-};
 
 // Group a in canonical coordinates z: x = centre + H Q (m + X z) with
 // X = [U U'] diag(D, O) [V V']^T L_t^{-1}, where U and V hold the directions that carry class
@@ -270,20 +220,16 @@ class TiedModel::Lifting {
     const bool free =
         std::any_of(lifted_.begin(), lifted_.end(), [this](const Lifted& to) { return to.s < d_; });
     Frame frame = regress();
-    Acceleration acceleration(d_);
-    Matrix point = frame.linear;
     double last = std::numeric_limits<double>::infinity();
     for (int round = 0; subgroups_.n_groups > 2 && free && round < kFrameRounds; ++round) {
       if (model_.options_.stop()) break;
-      for (Index a = 0; a < subgroups_.n_groups; ++a) displace_least(a, point);
+      const Matrix before = frame.linear;
+      for (Index a = 0; a < subgroups_.n_groups; ++a) displace_least(a, before);
       frame = regress();
-      const Matrix residual = relative(frame.linear - point);
-      const double change = residual.norm() / relative(frame.linear).norm();
+      const double change = relative(frame.linear - before).norm() / relative(frame.linear).norm();
       // What does not shrink any more is rounding.
       if (!(change > kFrameChange) || (change < 1e-9 && change >= last)) break;
-      if (change > 2 * last) acceleration.forget();
       last = change;
-      point = acceleration.next(frame.linear, residual);
     }
     if (!frame.linear.allFinite() ||
         !(linalg::LU(relative(frame.linear)).reciprocal_condition() > 1e-10))
