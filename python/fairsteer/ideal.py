@@ -43,6 +43,9 @@ _VANISHING = 0.01
 # Subgroups that a notebook lists.
 _LISTED = 40
 
+# Log-densities below minus this have lost digits to the distance of their rows.
+_FAR = 1e10
+
 # What the core counts iterations in.
 _MOST_ITERATIONS = 2**62
 
@@ -376,9 +379,12 @@ class IdealDistribution:
             log_prior = np.log(self.class_prior)
         family = Family(self.canonical_means, self.canonical_covariances, self.covariance)
         out = log_prior + log_densities(rows, family)
-        far = ~np.isfinite(out[:, self.class_prior > 0]).all(axis=1)
+        # Far away, what classes with one covariance differ by is lost beside their distances.
+        least = -_FAR if self.covariance == "tied" else -np.finfo(np.float64).max
+        far = ~(out[:, self.class_prior > 0] >= least).all(axis=1)
         if far.any():
             out[far] = log_prior + relative_log_densities(rows[far], [family])[0]
+        out -= out.max(axis=1, keepdims=True)
         out -= logsumexp(out, axis=1, keepdims=True)
         return out
 

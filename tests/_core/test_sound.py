@@ -50,7 +50,8 @@ def test_a_rare_class_and_a_group_that_has_it_alone(d, shift, kind, rare):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         steer = FairSteeringTransformer(covariance=kind).fit(X, y, sensitive_features=g)
-    assert any("all but leaves out class 2" in str(warning.message) for warning in caught)
+    vanishes = steer.ideal_.class_prior[2] < 0.01 * (y == 2).mean()
+    assert any("all but leaves out class 2" in str(warning.message) for warning in caught) == vanishes
     assert np.isfinite(steer.transform(X, sensitive_features=g)).all()
     assert np.isfinite(steer.kl_divergence_)
     assert steer.ideal_.class_prior.sum() == pytest.approx(1)
