@@ -10,7 +10,6 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +36,7 @@ from fairsteer.transformer import FairSteeringTransformer
 
 
 @pytest.fixture
-def rows() -> Any:
+def rows():
     rng = np.random.default_rng(0)
     y, group = rng.integers(3, size=150), rng.integers(2, size=150)
     X = np.exp(0.3 * rng.normal(size=(150, 4)) + 0.2 * np.outer(y, [1, 0, 0, 1]) + 0.3 * group[:, None])
@@ -45,22 +44,22 @@ def rows() -> Any:
 
 
 @pytest.fixture
-def hidden(rows: Any) -> Any:
+def hidden(rows):
     X, y, group = rows
     return X + np.eye(4)[y], y, group
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Any:
+def path(tmp_path):
     return tmp_path / "map.safetensors"
 
 
-def _round_trip(transformer: Any, path: Any, **options: Any) -> Any:
+def _round_trip(transformer, path, **options):
     persistence.save(transformer, path, **options)
     return persistence.load(path)
 
 
-def _assert_same(loaded: Any, saved: Any, X: Any, y: Any, group: Any) -> None:
+def _assert_same(loaded, saved, X, y, group):
     """Everything the two can do gives the same bits."""
     for dtype in (np.float64, np.float32):
         rows = X.astype(dtype)
@@ -100,7 +99,7 @@ def _assert_same(loaded: Any, saved: Any, X: Any, y: Any, group: Any) -> None:
     ],
     ids=str,
 )
-def test_loaded_transformer_does_what_the_saved_one_did(rows: Any, path: Any, params: Any) -> None:
+def test_loaded_transformer_does_what_the_saved_one_did(rows, path, params):
     X, y, group = rows
     saved = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
     loaded = _round_trip(saved, path)
@@ -128,7 +127,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize(("classes", "groups"), LABELS.values(), ids=LABELS.keys())
-def test_labels_keep_their_types(rows: Any, path: Any, classes: Any, groups: Any) -> None:
+def test_labels_keep_their_types(rows, path, classes, groups):
     X, y, group = rows
     saved = FairSteeringTransformer().fit(X, classes[y], sensitive_features=groups[group])
     loaded = _round_trip(saved, path)
@@ -142,9 +141,7 @@ def test_labels_keep_their_types(rows: Any, path: Any, classes: Any, groups: Any
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("small_cells", ["pool", "merge"])
 @pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
-def test_small_subgroups_and_calibration(
-    rows: Any, path: Any, covariance: Any, small_cells: Any, unknown_group: Any
-) -> None:
+def test_small_subgroups_and_calibration(rows, path, covariance, small_cells, unknown_group):
     X, y, group = rows
     group = np.where(np.arange(150) % 9 == 0, 2 + np.arange(150) % 2, group)
     saved = FairSteeringTransformer(
@@ -163,7 +160,7 @@ def test_small_subgroups_and_calibration(
     _assert_same(loaded, saved, X, y, group)
 
 
-def test_intersections_and_their_column_names(rows: Any, path: Any) -> None:
+def test_intersections_and_their_column_names(rows, path):
     X, y, group = rows
     groups = pd.DataFrame({"sex": np.array(["f", "m"])[group], "old": np.arange(150) % 2 == 0})
     saved = FairSteeringTransformer().fit(X, y, sensitive_features=groups)
@@ -175,7 +172,7 @@ def test_intersections_and_their_column_names(rows: Any, path: Any) -> None:
 
 
 @pytest.mark.parametrize("columns", ["g", ["g"], [4], 4, -1])
-def test_sensitive_columns_names_and_output(rows: Any, path: Any, columns: Any) -> None:
+def test_sensitive_columns_names_and_output(rows, path, columns):
     X, y, group = rows
     frame = pd.DataFrame(X, columns=list("abcd")).assign(g=group)
     saved = FairSteeringTransformer(sensitive_columns=columns).fit(frame, y).set_output(transform="pandas")
@@ -187,7 +184,7 @@ def test_sensitive_columns_names_and_output(rows: Any, path: Any, columns: Any) 
         loaded.transform(frame.rename(columns={"a": "z"}))
 
 
-def test_without_classes_and_without_groups(rows: Any, path: Any) -> None:
+def test_without_classes_and_without_groups(rows, path):
     X, _, group = rows
     blind = FairSteeringTransformer().fit(X, sensitive_features=group)
     loaded = _round_trip(blind, path)
@@ -198,7 +195,7 @@ def test_without_classes_and_without_groups(rows: Any, path: Any) -> None:
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_loaded_transformer_takes_further_batches(rows: Any, path: Any, covariance: Any) -> None:
+def test_loaded_transformer_takes_further_batches(rows, path, covariance):
     X, y, group = rows
     frozen = FrozenEstimator(StandardScaler().fit(X))
     first = FairSteeringTransformer(covariance=covariance, feature_transform=frozen)
@@ -209,7 +206,7 @@ def test_loaded_transformer_takes_further_batches(rows: Any, path: Any, covarian
     _assert_same(loaded, first, X, y, group)
 
 
-def test_extra_values_come_back(rows: Any, path: Any) -> None:
+def test_extra_values_come_back(rows, path):
     X, y, group = rows
     saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     extra = {"columns": ["a", "ü"], "fill": [1.5, None], "deep": {"er": True}}
@@ -225,13 +222,13 @@ def test_extra_values_come_back(rows: Any, path: Any) -> None:
     "label",
     [1, True, 1.5, 0.1, float("inf"), "1", "", (1, "1", (True, 2.5)), np.int8(3), np.float32(0.1), np.str_("a"), None],
 )
-def test_label_survives_json(label: Any) -> None:
+def test_label_survives_json(label):
     again = label_from_json(json.loads(json.dumps(label_to_json(label))))
     assert again == label
     assert type(again) is type(label)
 
 
-def test_the_file_is_the_same_every_time(rows: Any, path: Any) -> None:
+def test_the_file_is_the_same_every_time(rows, path):
     X, y, group = rows
     saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     contents = set()
@@ -245,7 +242,7 @@ def test_the_file_is_the_same_every_time(rows: Any, path: Any) -> None:
 # ---- the classifier
 
 
-def _assert_predicts_the_same(loaded: Any, saved: Any, X: Any, group: Any) -> None:
+def _assert_predicts_the_same(loaded, saved, X, group):
     for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
         np.testing.assert_array_equal(
             getattr(loaded, method)(X, sensitive_features=group),
@@ -258,9 +255,7 @@ def _assert_predicts_the_same(loaded: Any, saved: Any, X: Any, group: Any) -> No
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("score_alignment", [None, "equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("steering", [None, FairSteeringTransformer(unknown_group="infer", covariance="full")], ids=str)
-def test_loaded_classifier_predicts_as_the_saved_one_did(
-    rows: Any, path: Any, n_classes: Any, score_alignment: Any, steering: Any
-) -> None:
+def test_loaded_classifier_predicts_as_the_saved_one_did(rows, path, n_classes, score_alignment, steering):
     X, y, group = rows
     y = np.array(["a", "b", "c"])[y % n_classes]
     saved = IdealDistributionClassifier(steering=steering, score_alignment=score_alignment, cv=4)
@@ -277,7 +272,7 @@ def test_loaded_classifier_predicts_as_the_saved_one_did(
     _assert_predicts_the_same(refitted, saved, X, group)
 
 
-def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_group(rows: Any, path: Any) -> None:
+def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_group(rows, path):
     X, y, group = rows
     y = np.where(group == 1, np.minimum(y, 1), y)
     frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group)
@@ -298,7 +293,7 @@ def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_gro
     _assert_predicts_the_same(_round_trip(saved, path), saved, frame, None)
 
 
-def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows: Any, path: Any) -> None:
+def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, path):
     X, y, group = rows
     with pytest.raises(ValueError, match=r"LogisticRegression cannot be saved.*skops.*SKOPS_TYPES.*joblib"):
         persistence.save(LogisticRegression().fit(X, y), path)
@@ -317,7 +312,7 @@ def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows: Any
 
 
 @pytest.mark.parametrize("params", [{}, {"covariance": "tied", "reference_group": ("M", 2), "towards_ideal": 0.5}])
-def test_loaded_concept_steers_as_the_saved_one_did(hidden: Any, path: Any, params: Any) -> None:
+def test_loaded_concept_steers_as_the_saved_one_did(hidden, path, params):
     X, y, group = hidden
     groups = pd.DataFrame({"sex": np.array(["F", "M"])[group], "site": 2})
     saved = ConceptSteering(n_probes=6, **params).fit(X, y, sensitive_features=groups)
@@ -341,7 +336,7 @@ def test_loaded_concept_steers_as_the_saved_one_did(hidden: Any, path: Any, para
 # ---- moments and ideal distributions
 
 
-def _assert_equal_arrays(loaded: Any, saved: Any) -> None:
+def _assert_equal_arrays(loaded, saved):
     for name, value in vars(saved).items():
         if isinstance(value, np.ndarray):
             np.testing.assert_array_equal(getattr(loaded, name), value, strict=True)
@@ -350,7 +345,7 @@ def _assert_equal_arrays(loaded: Any, saved: Any) -> None:
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_moments_come_back_and_go_on(rows: Any, path: Any, covariance: Any) -> None:
+def test_moments_come_back_and_go_on(rows, path, covariance):
     X, y, group = rows
     saved = SubgroupMoments(4, classes=["a", "b", "c"], groups=[(0, "x"), (1, "y")], covariance=covariance)
     saved.update(X, y, group, np.linspace(0.5, 2, 150))
@@ -368,14 +363,14 @@ def test_moments_come_back_and_go_on(rows: Any, path: Any, covariance: Any) -> N
     _assert_equal_arrays(loaded.update(X, y, group), saved.update(X, y, group))
 
 
-def test_moments_without_rows_or_from_statistics(path: Any) -> None:
+def test_moments_without_rows_or_from_statistics(path):
     given = SubgroupMoments.from_statistics([[1.0, 2.0], [0.0, 3.0]], np.zeros((2, 2, 1)), np.ones((2, 1, 1)))
     _assert_equal_arrays(_round_trip(given, path), given)
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("reference", [None, "m"])
-def test_ideal_distributions_come_back(rows: Any, path: Any, covariance: Any, reference: Any) -> None:
+def test_ideal_distributions_come_back(rows, path, covariance, reference):
     X, y, group = rows
     moments = SubgroupMoments(4, classes=[0, 1, 2], groups=["f", "m"], covariance=covariance).update(X, y, group)
     saved = nearest_ideal(
@@ -399,9 +394,7 @@ def test_ideal_distributions_come_back(rows: Any, path: Any, covariance: Any, re
 @pytest.mark.parametrize("n_classes", [1, 2, 3])
 @pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("params", [{}, {"max_gap": 0.1, "unknown_group": "average", "calibrate": True}], ids=str)
-def test_loaded_aligner_predicts_as_the_saved_one_did(
-    rows: Any, path: Any, n_classes: Any, constraint: Any, params: Any
-) -> None:
+def test_loaded_aligner_predicts_as_the_saved_one_did(rows, path, n_classes, constraint, params):
     X, y, group = rows
     y, groups = np.array(["a", "b", "c"])[y % n_classes], np.array(["f", "m"])[group]
     classifier = LogisticRegression() if n_classes > 1 else DummyClassifier()
@@ -423,7 +416,7 @@ def test_loaded_aligner_predicts_as_the_saved_one_did(
 
 
 @pytest.mark.parametrize("n_classes", [1, 2, 3])
-def test_the_alignment_alone_comes_back(rows: Any, path: Any, n_classes: Any) -> None:
+def test_the_alignment_alone_comes_back(rows, path, n_classes):
     X, y, group = rows
     classifier = LogisticRegression() if n_classes > 1 else DummyClassifier()
     aligner = ScoreAligner(classifier, max_gap=0.3).fit(X, y % n_classes, sensitive_features=group)
@@ -436,7 +429,7 @@ def test_the_alignment_alone_comes_back(rows: Any, path: Any, n_classes: Any) ->
         np.testing.assert_array_equal(found, expected)
 
 
-def test_aligner_of_columns_and_of_scores_without_probabilities(rows: Any, path: Any) -> None:
+def test_aligner_of_columns_and_of_scores_without_probabilities(rows, path):
     X, y, group = rows
     frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group, old=np.arange(150) % 2)
     for columns in (["sex", "old"], slice(4, 6), [False] * 4 + [True] * 2):
@@ -451,7 +444,7 @@ def test_aligner_of_columns_and_of_scores_without_probabilities(rows: Any, path:
 
 
 @pytest.mark.parametrize("score_alignment", [None, "equal_opportunity"])
-def test_loaded_classifier_takes_its_estimator_back(rows: Any, path: Any, score_alignment: Any) -> None:
+def test_loaded_classifier_takes_its_estimator_back(rows, path, score_alignment):
     X, y, group = rows
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
     saved = IdealDistributionClassifier(estimator=pipeline, score_alignment=score_alignment, cost_matrix=1 - np.eye(2))
@@ -469,7 +462,7 @@ def test_loaded_classifier_takes_its_estimator_back(rows: Any, path: Any, score_
         alone.predict(X, sensitive_features=group)
 
 
-def test_what_is_loaded_without_its_classifier_says_so(rows: Any, path: Any) -> None:
+def test_what_is_loaded_without_its_classifier_says_so(rows, path):
     X, y, group = rows
     saved = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
     loaded = _round_trip(saved, path)
@@ -482,7 +475,7 @@ def test_what_is_loaded_without_its_classifier_says_so(rows: Any, path: Any) -> 
     _assert_predicts_the_same(again, saved, X, group)
 
 
-def test_a_classifier_that_is_not_the_missing_one_is_refused(rows: Any, path: Any) -> None:
+def test_a_classifier_that_is_not_the_missing_one_is_refused(rows, path):
     X, y, group = rows
     persistence.save(ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group), path)
     with pytest.raises(NotFittedError):
@@ -496,7 +489,7 @@ def test_a_classifier_that_is_not_the_missing_one_is_refused(rows: Any, path: An
         persistence.load(path, estimator=LogisticRegression().fit(X, y > 0))
 
 
-def test_pipelines_are_kept_by_skops(rows: Any) -> None:
+def test_pipelines_are_kept_by_skops(rows):
     skops = pytest.importorskip("skops.io", reason="skops is not installed")
     X, y, group = rows
     frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=np.array(["f", "m"])[group])
@@ -521,7 +514,7 @@ def test_pipelines_are_kept_by_skops(rows: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_maps_are_written_through_pipes_and_links(rows: Any, path: Any, tmp_path: Path) -> None:
+def test_maps_are_written_through_pipes_and_links(rows, path, tmp_path):
     X, y, group = rows
     saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     persistence.save(saved, path)
@@ -552,7 +545,7 @@ def test_maps_are_written_through_pipes_and_links(rows: Any, path: Any, tmp_path
         ({"feature_transform": PCA()}, "feature_transform=PCA.. cannot be saved"),
     ],
 )
-def test_save_refuses_what_would_need_a_pickle(rows: Any, path: Any, params: Any, message: Any) -> None:
+def test_save_refuses_what_would_need_a_pickle(rows, path, params, message):
     X, y, group = rows
     saved = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
     path.write_text("old")
@@ -561,7 +554,7 @@ def test_save_refuses_what_would_need_a_pickle(rows: Any, path: Any, params: Any
     assert path.read_text() == "old"
 
 
-def test_save_refuses_other_things(rows: Any, path: Any) -> None:
+def test_save_refuses_other_things(rows, path):
     X, y, group = rows
 
     class Mine(FairSteeringTransformer):
@@ -579,14 +572,14 @@ def test_save_refuses_other_things(rows: Any, path: Any) -> None:
 
 
 @pytest.fixture
-def content(rows: Any, path: Any) -> Any:
+def content(rows, path):
     X, y, group = rows
     saved = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=group)
     persistence.save(saved, path)
     return path.read_bytes()
 
 
-def test_every_cut_and_every_flipped_byte_is_a_value_error(content: Any, path: Any) -> None:
+def test_every_cut_and_every_flipped_byte_is_a_value_error(content, path):
     for size in (0, 1, 8, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
         with pytest.raises(ValueError, match="damaged"):
@@ -601,13 +594,13 @@ def test_every_cut_and_every_flipped_byte_is_a_value_error(content: Any, path: A
 
 
 @pytest.mark.parametrize("other", [b"", b"PK\x03\x04", b"{}", pickle.dumps(1), st.save({"a": np.zeros(3)})])
-def test_other_files_are_refused(path: Any, other: Any) -> None:
+def test_other_files_are_refused(path, other):
     path.write_bytes(other)
     with pytest.raises(ValueError, match="damaged or no saved map"):
         persistence.load(path)
 
 
-def _rewrite(content: Any, path: Any, *, header: Any = None, arrays: Any = None) -> None:
+def _rewrite(content, path, *, header=None, arrays=None):
     """Write the file anew with a changed header or changed arrays, and a checksum that agrees."""
     tensors = st.load(content)
     length = int.from_bytes(content[:8], "little")
@@ -620,15 +613,15 @@ def _rewrite(content: Any, path: Any, *, header: Any = None, arrays: Any = None)
     path.write_bytes(st.save(tensors, metadata={"fairsteer": _file.checksum(text, tensors) + text}))
 
 
-_NESTED: list[Any] = [{"int": 1}]
+_NESTED = [{"int": 1}]
 for _ in range(400):
     _NESTED = [{"tuple": _NESTED}]
 
 
-def _set(*keys_and_value: Any) -> Any:
+def _set(*keys_and_value):
     *keys, last, value = keys_and_value
 
-    def change(block: Any) -> None:
+    def change(block):
         for key in keys:
             block = block[key]
         block[last] = value
@@ -725,13 +718,13 @@ _INT = {"dtype": "<i8", "labels": [{"int": 0}, {"int": 1}]}
         (_set("saved", "feature_transform", "frozen", 0), "not true or false"),
     ],
 )
-def test_header_that_does_not_fit_is_refused(content: Any, path: Any, change: Any, message: Any) -> None:
+def test_header_that_does_not_fit_is_refused(content, path, change, message):
     _rewrite(content, path, header=change)
     with pytest.raises(ValueError, match=message):
         persistence.load(path)
 
 
-def _without(tensors: Any) -> None:
+def _without(tensors):
     del tensors["ideal.linear"]
 
 
@@ -757,7 +750,7 @@ def _without(tensors: Any) -> None:
         (lambda t: t.update({"scaler.mean_": np.zeros(3)}), r"shape \(3,\)"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(content: Any, path: Any, change: Any, message: Any) -> None:
+def test_arrays_that_do_not_fit_are_refused(content, path, change, message):
     _rewrite(content, path, arrays=change)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -766,7 +759,7 @@ def test_arrays_that_do_not_fit_are_refused(content: Any, path: Any, change: Any
 
 
 @pytest.fixture
-def aligned(rows: Any, path: Any) -> Any:
+def aligned(rows, path):
     X, y, group = rows
     classifier = IdealDistributionClassifier(score_alignment="equal_opportunity", cost_matrix=1 - np.eye(2))
     persistence.save(classifier.fit(X, y > 0, sensitive_features=group), path)
@@ -796,15 +789,42 @@ def aligned(rows: Any, path: Any) -> Any:
         (None, lambda t: t.update({"alignment.shares": np.ones(2)}), "no shares of a whole"),
     ],
 )
-def test_classifier_that_does_not_fit_together_is_refused(
-    aligned: Any, path: Any, header: Any, arrays: Any, message: Any
-) -> None:
+def test_classifier_that_does_not_fit_together_is_refused(aligned, path, header, arrays, message):
     _rewrite(aligned, path, header=header, arrays=arrays)
     with pytest.raises(ValueError, match=message):
         persistence.load(path)
 
 
-def test_baseline_that_does_not_fit_together_is_refused(rows: Any, path: Any) -> None:
+@pytest.mark.parametrize(
+    ("header", "arrays", "message"),
+    [
+        (_set("saved", "alignment", "response_method", "predict"), None, "not one of predict_proba"),
+        (_set("saved", "alignment", "constraint", 1), None, "not one of equal_opportunity"),
+        (_set("saved", "alignment", "classes", {"dtype": "<i8", "labels": [{"int": 0}]}), None, r"shape \(1, 2\)"),
+        (_set("saved", "alignment", "groups", {"dtype": "<i8", "labels": [{"int": 0}]}), None, r"shape \(1, 2, 2\)"),
+        (_set("saved", "alignment", "maps", None), None, "maps is no object"),
+        (_set("saved", "params", "max_gap", {"str": "0"}), None, "'max_gap' parameter"),
+        (_set("saved", "params", "shrinkage", {"float": "-0x1p+0"}), None, "'shrinkage' parameter"),
+        (_set("saved", "params", "calibrate", {"str": "no"}), None, "'calibrate' parameter"),
+        (_set("saved", "params", "unknown_group", {"str": "infer"}), None, "'unknown_group' parameter"),
+        (_set("saved", "params", "estimator", {"str": "os.system"}), None, "estimator"),
+        (_set("saved", "max_gap", 2.0), None, "2.0, not a number from 0 to 1"),
+        (_set("saved", "encoder", {"n_columns": "1", "column_names": None}), None, "of type str, not an integer"),
+        (None, lambda t: t.update({"shares": np.array([0.5, 0.6])}), "no shares of a whole"),
+        (None, lambda t: t.update({"rows": -t["rows"]}), "number of rows is negative"),
+        (None, lambda t: t.update({"alignment.ties.0": np.array([[1.0], [3.0], [2.0]])}), "no intervals"),
+        (None, lambda t: t.update({"alignment.ties.0": np.zeros((2, 0))}), r"shape \(2, 0\)"),
+    ],
+)
+def test_aligner_that_does_not_fit_together_is_refused(rows, path, header, arrays, message):
+    X, y, group = rows
+    persistence.save(ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group), path)
+    _rewrite(path.read_bytes(), path, header=header, arrays=arrays)
+    with pytest.raises(ValueError, match=message):
+        persistence.load(path)
+
+
+def test_baseline_that_does_not_fit_together_is_refused(rows, path):
     X, _, group = rows
     persistence.save(MeanMatchingTransformer().fit(X, sensitive_features=group), path)
     content = path.read_bytes()
@@ -827,16 +847,14 @@ def test_baseline_that_does_not_fit_together_is_refused(rows: Any, path: Any) ->
         (None, lambda t: t.update({"concept.separation": np.full((3, 2), np.nan)}), "not finite"),
     ],
 )
-def test_concept_that_does_not_fit_together_is_refused(
-    hidden: Any, path: Any, header: Any, arrays: Any, message: Any
-) -> None:
+def test_concept_that_does_not_fit_together_is_refused(hidden, path, header, arrays, message):
     persistence.save(ConceptSteering(n_probes=4).fit(*hidden[:2], sensitive_features=hidden[2]), path)
     _rewrite(path.read_bytes(), path, header=header, arrays=arrays)
     with pytest.raises(ValueError, match=message):
         persistence.load(path)
 
 
-def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden: Any, path: Any) -> None:
+def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden, path):
     concept = ConceptSteering(n_probes=4, random_state=np.random.RandomState(0))
     concept.fit(*hidden[:2], sensitive_features=hidden[2])
     with pytest.raises(ValueError, match=r"random_state=RandomState.* cannot be saved.*set_params\(random_state=0\)"):
@@ -848,7 +866,7 @@ def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden: Any, path
 
 
 @pytest.mark.slow
-def test_missing_safetensors_is_a_sentence() -> None:
+def test_missing_safetensors_is_a_sentence():
     program = "import sys; sys.modules['safetensors'] = None\nfrom fairsteer import persistence\npersistence.load('x')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ImportError: Saving and loading need safetensors" in result.stderr

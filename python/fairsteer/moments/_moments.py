@@ -214,10 +214,6 @@ class SubgroupMoments:
         """Number of rows behind every group, (n_groups,); counted as in `sizes`."""
         return rows_behind(self.weights.sum(axis=0), self._weight_squares.sum(axis=0))
 
-    def is_finite(self) -> bool:
-        """Whether no sum is NaN or infinite: rows were finite, and not too large to be squared."""
-        return all(bool(np.isfinite(sums).all()) for sums in self._sums()[:4])
-
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
         return self.model.scaled_by(self.model.in_cells(self._pooled(self.weights)), self._scatters)
@@ -287,7 +283,10 @@ class SubgroupMoments:
                 _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
         except _core.NumericalError as error:
             what, k, g = error.args
-            msg = f"{what} (class {self.classes.tolist()[k]!r}, group {self.groups.tolist()[g]!r})."
+            where = f"group {self.groups.tolist()[g]!r}"
+            if k >= 0:
+                where = f"class {self.classes.tolist()[k]!r}, {where}"
+            msg = f"{what} ({where})."
             raise ValueError(msg) from error
         return self
 
