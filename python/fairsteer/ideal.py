@@ -220,7 +220,8 @@ class IdealDistribution:
         # In units of the features' own spread, which may differ by powers of ten.
         C = self.canonical_covariances
         scale = np.sqrt(np.atleast_2d(np.diagonal(C, axis1=-2, axis2=-1)).mean(axis=0))
-        inverse = np.linalg.inv(self.linear / scale[:, None] * scale)
+        with own_threads() as n_threads:
+            inverse = _core.invert(np.ascontiguousarray(self.linear / scale[:, None] * scale), n_threads)
         inverse *= scale[:, None]
         inverse /= scale
         return _read_only(inverse)
@@ -252,9 +253,10 @@ class IdealDistribution:
         B, C = self.inverse_linear, self.canonical_covariances
         if self.covariance == "diagonal":
             return _read_only(B[None] ** 2 * C[:, None])
-        if self.covariance == "tied":
-            return _read_only(B @ C @ np.swapaxes(B, 1, 2))
-        return _read_only(B[None] @ C[:, None] @ np.swapaxes(B, 1, 2)[None])
+        with own_threads() as n_threads:
+            families = np.ascontiguousarray(C if self.covariance == "full" else C[None])
+            covariances = _core.map_covariances(np.ascontiguousarray(B), families, n_threads)
+        return _read_only(covariances if self.covariance == "full" else covariances[0])
 
     @cached_property
     def subgroup_maps(self) -> dict[tuple[Any, Any], AffineMap]:

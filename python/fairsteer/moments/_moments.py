@@ -24,10 +24,6 @@ from fairsteer.moments._table import LISTED_CELLS, weight_table
 SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
 
 
-class TooLargeError(ValueError):
-    """A row is not finite, or too large to be squared."""
-
-
 class SubgroupMoments:
     """Weight, mean and covariance of every subgroup (class k, group a) of the data.
 
@@ -291,7 +287,7 @@ class SubgroupMoments:
             if k >= 0:
                 where = f"class {self.classes.tolist()[k]!r}, {where}"
             msg = f"{what} ({where})."
-            raise TooLargeError(msg) from error
+            raise ValueError(msg) from error
         return self
 
     @staticmethod

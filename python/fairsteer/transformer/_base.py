@@ -27,7 +27,6 @@ from fairsteer._utils.input import (
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
-from fairsteer.moments._moments import TooLargeError
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
@@ -306,8 +305,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             covariance=self.covariance,
         )
         try:
-            moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
-        except TooLargeError as error:
+            return moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
+        except ValueError as error:  # that names the subgroup
             sizes, names = np.abs(rows).max(axis=0), self._feature_names()
             j = int(sizes.argmax())
             name = repr(names[j]) if len(names) == len(sizes) else f"number {j}"
@@ -315,7 +314,6 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 f"The feature {name} is too large to be squared: it reaches {sizes[j]:.3g}. Scale it, or leave it out."
             )
             raise ValueError(msg) from error
-        return moments
 
     def _set_moments(self, moments: SubgroupMoments, batch: Batch) -> None:
         self.moments_ = moments
