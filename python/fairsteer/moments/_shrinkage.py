@@ -52,8 +52,8 @@ def formula_intensity(moments: SubgroupMoments, shrinkage: str) -> Doubles:
     weights, squares, quartics = (model.in_cells(moments._pooled(of_cells)) for of_cells in sums)
     if shrinkage == "ledoit_wolf" and not np.isfinite(quartics).all():
         msg = (
-            "The features are too large for shrinkage='ledoit_wolf', which needs their fourth powers. Scale them, or use "
-            "'oas', a number in [0, 1] or None."
+            "The features are too large for shrinkage='ledoit_wolf', which needs their fourth powers. Scale them, or "
+            "use 'oas', a number in [0, 1] or None."
         )
         raise ValueError(msg)
     # In units in which covariances are of order one: they are squared.
