@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -482,6 +483,7 @@ def nearest_ideal(
     >>> ideal.maps["F"]
     (array([[1.]]), array([0.]))
     """
+    start = time.perf_counter()
     for name, value, choices in (
         ("intervention", intervention, ("all_subgroups", "affirmative")),
         ("map_type", map_type, ("affine", "symmetric")),
@@ -546,7 +548,7 @@ def nearest_ideal(
                 map_type,
                 min(max_iter, _MOST_ITERATIONS),
                 tol,
-                np.inf if max_time is None else max_time,
+                np.inf if max_time is None else max(0.0, max_time - (time.perf_counter() - start)),
             )
         except _core.NumericalError as error:
             raise np.linalg.LinAlgError(_numerical_message(error, moments, present)) from error
