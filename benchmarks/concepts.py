@@ -56,9 +56,9 @@ class Judgement(NamedTuple):
 
 def directions(H: Doubles, shown: Codes, group: Codes, n_probes: int) -> dict[str, Doubles]:
     """Directions by method, (genders, d)."""
-    own = ConceptSteering(n_probes=n_probes, towards_ideal=0.0).fit(H, shown, group)
-    ideal = ConceptSteering(n_probes=n_probes).fit(H, shown, group)
-    common = ConceptSteering(n_probes=n_probes).fit(H, shown, np.zeros_like(group)).directions_[1, 0]
+    own = ConceptSteering(n_probes=n_probes, towards_ideal=0.0).fit(H, shown, sensitive_features=group)
+    ideal = ConceptSteering(n_probes=n_probes).fit(H, shown, sensitive_features=group)
+    common = ConceptSteering(n_probes=n_probes).fit(H, shown, sensitive_features=np.zeros_like(group)).directions_[1, 0]
     means = own.probe_moments_.means[1]
     length = np.linalg.norm(own.directions_[1], axis=1)
     unit = means / np.linalg.norm(means, axis=1, keepdims=True)

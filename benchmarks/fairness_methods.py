@@ -132,7 +132,7 @@ def ideal(steering: Any, classifier: Any = None) -> Model:
     """IdealDistributionClassifier: the Bayes rule, or a classifier on steered rows under the ideal weights."""
 
     def model(train: Table, *others: Table) -> list[Floats]:
-        fitted = IdealDistributionClassifier(steering, classifier)
+        fitted = IdealDistributionClassifier(classifier, steering)
         fitted.fit(train.X, train.y, sensitive_features=train.group)
         return [fitted.predict_proba(t.X, sensitive_features=t.group)[:, 1] for t in others]
 

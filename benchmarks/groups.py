@@ -93,7 +93,7 @@ def acs(folder: Path) -> None:
     for name, steer in named.items():
         for rule, estimator in (("logistic regression", scaled), ("Bayes rule of the ideal", None)):
             start = time.perf_counter()
-            classifier = IdealDistributionClassifier(steer, estimator)
+            classifier = IdealDistributionClassifier(estimator, steer)
             classifier.fit(X[train], y[train], sensitive_features=groups[train])
             measure(f"{name}: {rule}", classifier.predict(X[~train], sensitive_features=groups[~train]))
 
@@ -131,7 +131,7 @@ def biographies(folder: Path) -> None:
         for intervention in ("affirmative", "all_subgroups"):
             steering = FairSteeringTransformer(intervention=intervention, unknown_group="infer")
             for rule, estimator in (("LR", classifier()), ("Bayes", None)):
-                ideal = IdealDistributionClassifier(steering, estimator).fit(X[train], y[train], **known)
+                ideal = IdealDistributionClassifier(estimator, steering).fit(X[train], y[train], **known)
                 for name, how, labels in (
                     ("known", "infer", group[test]),
                     ("soft", "infer", None),

@@ -14,7 +14,6 @@ from sklearn.covariance import OAS
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fairsteer import FairSteeringTransformer, persistence
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
@@ -43,59 +42,6 @@ def group_covariances(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def three_groups(make_data: Any) -> Any:
     return make_data(n=900, n_features=4, n_groups=3, seed=3)
-
-
-# ---- scikit-learn's contract
-
-
-class Stripes:
-    """Groups are stripes of the last feature, so that every check moves at least two of them."""
-
-    def _read_rows(self, X: Any, sensitive_features: Any, *, reset: bool) -> tuple[Any, Any]:
-        rows, labels = super()._read_rows(X, sensitive_features, reset=reset)
-        return rows, np.floor(5 * rows[:, -1].astype(float)) % 2 if labels is None else labels
-
-
-class MeanMatchingOfStripes(Stripes, MeanMatchingTransformer):
-    pass
-
-
-class CovarianceMatchingOfStripes(Stripes, CovarianceMatchingTransformer):
-    pass
-
-
-class LeaceOfStripes(Stripes, LeaceTransformer):
-    pass
-
-
-OF_STRIPES = [
-    MeanMatchingOfStripes(unknown_group="infer"),  # some checks transform stripes that they did not fit
-    CovarianceMatchingOfStripes(unknown_group="infer"),
-    LeaceOfStripes(),
-]
-
-
-# The checks give no groups to the estimators as constructed, and groups of few rows to the others.
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@parametrize_with_checks(
-    [MeanMatchingTransformer(), CovarianceMatchingTransformer(), LeaceTransformer(), *OF_STRIPES],
-    expected_failed_checks=lambda estimator: (
-        # It is skipped unless SCIPY_ARRAY_API=1.
-        {"check_array_api_input": "inverse_transform needs the groups of moved rows, which the check cannot give"}
-        if isinstance(estimator, Stripes)
-        else {}
-    ),
-)
-def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
-    check(estimator)
-
-
-@pytest.mark.parametrize("estimator", OF_STRIPES)
-def test_the_stripes_move(estimator: Any) -> None:
-    X = np.random.default_rng(0).normal(size=(200, 2))
-    moved = clone(estimator).fit(X)
-    assert len(moved.groups_) == 2
-    assert np.abs(moved.transform(X) - X).max() > 0.01
 
 
 # ---- mean matching

@@ -25,7 +25,7 @@ METHODS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
 
 
 def fitted(data: Any, estimator: Any = None, cost_matrix: Any = None, **steering: Any) -> IdealDistributionClassifier:
-    classifier = IdealDistributionClassifier(FairSteeringTransformer(**steering), estimator, cost_matrix=cost_matrix)
+    classifier = IdealDistributionClassifier(estimator, FairSteeringTransformer(**steering), cost_matrix=cost_matrix)
     return classifier.fit(data.X, data.y, sensitive_features=data.group)
 
 
@@ -95,7 +95,7 @@ def test_strength_zero_with_full_covariances_is_the_quadratic_rule(data: Any) ->
 
 def test_without_groups_it_is_discriminant_analysis_and_a_warning_says_so(data: Any) -> None:
     with pytest.warns(UserWarning, match="nothing is being steered"):
-        classifier = IdealDistributionClassifier(FairSteeringTransformer(shrinkage=None)).fit(data.X, data.y)
+        classifier = IdealDistributionClassifier(steering=FairSteeringTransformer(shrinkage=None)).fit(data.X, data.y)
     lda = LinearDiscriminantAnalysis(solver="lsqr").fit(data.X, data.y)
     np.testing.assert_allclose(classifier.predict_proba(data.X), lda.predict_proba(data.X), atol=1e-6)
     with pytest.raises(ValueError, match="fitted without groups"):
@@ -190,7 +190,7 @@ def test_posteriors_are_taken_in_the_coordinates_of_the_feature_transform(data: 
 
 def test_groups_from_columns_of_a_frame(data: Any) -> None:
     X = pd.DataFrame(data.X, columns=list("abc")).assign(sex=np.array(["f", "m"])[data.group])
-    classifier = IdealDistributionClassifier(FairSteeringTransformer(sensitive_columns="sex")).fit(X, data.y)
+    classifier = IdealDistributionClassifier(steering=FairSteeringTransformer(sensitive_columns="sex")).fit(X, data.y)
     expected = fitted(data).predict_proba(data.X, sensitive_features=data.group)
     np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-12)
     assert classifier.feature_names_in_.tolist() == ["a", "b", "c", "sex"]
@@ -256,7 +256,7 @@ def test_rows_are_classified_in_chunks(make_data: Callable) -> None:
 @pytest.mark.parametrize("strength", [0, 0.5, 1])
 def test_an_estimator_is_trained_on_steered_rows_with_ideal_weights(data: Any, strength: float) -> None:
     given = np.random.default_rng(0).uniform(0.5, 2, len(data.y))
-    classifier = IdealDistributionClassifier(FairSteeringTransformer(strength=strength), LogisticRegression())
+    classifier = IdealDistributionClassifier(LogisticRegression(), FairSteeringTransformer(strength=strength))
     classifier.fit(data.X, data.y, sensitive_features=data.group, sample_weight=given)
 
     steer = FairSteeringTransformer(strength=strength)
@@ -350,7 +350,7 @@ def test_alignment_takes_groups_from_columns_and_weights(data: Any) -> None:
     weight = np.random.default_rng(0).integers(0, 3, 600)
     frame = np.column_stack([data.X, data.group])
     columns = IdealDistributionClassifier(
-        FairSteeringTransformer(sensitive_columns=-1), score_alignment="equal_opportunity", cv=3
+        steering=FairSteeringTransformer(sensitive_columns=-1), score_alignment="equal_opportunity", cv=3
     ).fit(frame, data.y, sample_weight=weight)
     beside = IdealDistributionClassifier(score_alignment="equal_opportunity", cv=3)
     beside.fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)
@@ -374,10 +374,10 @@ def test_costs_apply_to_aligned_probabilities_of_two_classes(make_data: Callable
 
 def test_alignment_weights_inferred_groups_by_their_probability(data: Any) -> None:
     classifier = IdealDistributionClassifier(
-        FairSteeringTransformer(unknown_group="infer"), score_alignment="equal_opportunity"
+        steering=FairSteeringTransformer(unknown_group="infer"), score_alignment="equal_opportunity"
     ).fit(data.X, data.y, sensitive_features=data.group)
     steering = classifier.steering_
-    plain = IdealDistributionClassifier(steering).fit(data.X, data.y, sensitive_features=data.group)
+    plain = IdealDistributionClassifier(steering=steering).fit(data.X, data.y, sensitive_features=data.group)
     log_odds = plain.decision_function(data.X)
     each = [classifier._alignment.proba(log_odds, np.full(600, a)) for a in (0, 1)]
     expected = np.einsum("na,ank->nk", steering.predict_group_proba(data.X), each)
@@ -410,7 +410,7 @@ def test_one_class_needs_no_alignment(data: Any) -> None:
 
 def test_parameters_are_left_alone(data: Any) -> None:
     steering, estimator = FairSteeringTransformer(), LogisticRegression()
-    classifier = IdealDistributionClassifier(steering, estimator)
+    classifier = IdealDistributionClassifier(estimator, steering)
     classifier.fit(data.X, data.y, sensitive_features=data.group)
     assert not hasattr(steering, "moments_")
     assert not hasattr(estimator, "coef_")

@@ -45,7 +45,7 @@ def gaussians():
 @pytest.fixture(scope="module")
 def fitted(gaussians):
     X, y, group, _ = gaussians
-    return ConceptSteering(n_probes=20, C=100.0).fit(X, y, np.array(["f", "m"])[group])
+    return ConceptSteering(n_probes=20, C=100.0).fit(X, y, sensitive_features=np.array(["f", "m"])[group])
 
 
 # ---- what is equal
@@ -56,7 +56,7 @@ def fitted(gaussians):
 def test_shift_is_one_deviation_of_the_bayes_score_in_every_group(gaussians, covariance, towards_ideal):
     X, y, group, bayes = gaussians
     steering = ConceptSteering(n_probes=20, C=100.0, covariance=covariance, towards_ideal=towards_ideal)
-    steering.fit(X, y, group)
+    steering.fit(X, y, sensitive_features=group)
     shifts = [bayes[a] @ steering.direction(a) for a in (0, 1)]
     np.testing.assert_allclose(shifts, 1.0, atol=0.06)
     # The scales of the groups differ threefold, so the pushes do.
@@ -65,7 +65,7 @@ def test_shift_is_one_deviation_of_the_bayes_score_in_every_group(gaussians, cov
 
 def test_own_directions_are_the_bayes_directions(gaussians):
     X, y, group, bayes = gaussians
-    steering = ConceptSteering(n_probes=20, C=100.0, towards_ideal=0.0).fit(X, y, group)
+    steering = ConceptSteering(n_probes=20, C=100.0, towards_ideal=0.0).fit(X, y, sensitive_features=group)
     for a in (0, 1):
         direction = steering.direction(a)
         cosine = direction @ bayes[a] / np.linalg.norm(direction) / np.linalg.norm(bayes[a])
@@ -77,7 +77,7 @@ def test_shift_stays_equal_where_probes_are_mostly_noise():
     ratios, uncorrected = [], []
     for seed in range(6):
         X, y, group, bayes = _gaussians(1600, 60, scales=(1.0, 1.0), signals=(3.0, 1.2), seed=seed)
-        steering = ConceptSteering(n_probes=16, towards_ideal=0.0).fit(X, y, group)
+        steering = ConceptSteering(n_probes=16, towards_ideal=0.0).fit(X, y, sensitive_features=group)
         shifts = [bayes[a] @ steering.direction(a) for a in (0, 1)]
         ratios.append(shifts[1] / shifts[0])
         # By a mean probe's own deviation on the rows it was fitted to.
@@ -106,9 +106,9 @@ def test_the_group_that_tells_the_concept_best_is_the_reference(gaussians, fitte
     assert fitted.separation_[1, 0] > fitted.separation_[1, 1] + 0.4
     np.testing.assert_allclose(fitted.separation_[1], [2.0, 1.2], atol=0.15)
     # Its directions point where they did.
-    own = ConceptSteering(n_probes=20, C=100.0, towards_ideal=0.0).fit(X, y, group)
+    own = ConceptSteering(n_probes=20, C=100.0, towards_ideal=0.0).fit(X, y, sensitive_features=group)
     np.testing.assert_allclose(fitted.direction("f"), own.direction(0), rtol=1e-9)
-    named = ConceptSteering(n_probes=20, C=100.0, reference_group=1).fit(X, y, group)
+    named = ConceptSteering(n_probes=20, C=100.0, reference_group=1).fit(X, y, sensitive_features=group)
     np.testing.assert_allclose(named.direction(1), own.direction(1), rtol=1e-9)
     assert not np.allclose(named.direction(0), own.direction(0), rtol=1e-3)
 
@@ -122,7 +122,7 @@ def test_several_classes_have_a_direction_each():
     y, group = rng.integers(3, size=3000), rng.integers(2, size=3000)
     X = (1 + group)[:, None] * (rng.normal(size=(3000, 5)) + 2 * np.eye(5)[y])
     labels = np.array(["cook", "nurse", "poet"])[y]
-    steering = ConceptSteering(n_probes=12, C=100.0).fit(X, labels, group)
+    steering = ConceptSteering(n_probes=12, C=100.0).fit(X, labels, sensitive_features=group)
     for k, label in enumerate(["cook", "nurse", "poet"]):
         for a in (0, 1):
             direction = steering.direction(a, label)
@@ -140,11 +140,11 @@ def test_several_classes_have_a_direction_each():
 def test_steer_adds_the_directions_of_the_groups(gaussians, fitted):
     X, _, group, _ = gaussians
     labels = np.array(["f", "m"])[group]
-    steered = fitted.steer(X, labels, strength=-1.5)
+    steered = fitted.steer(X, sensitive_features=labels, strength=-1.5)
     expected = X - 1.5 * np.stack([fitted.direction("f"), fitted.direction("m")])[group]
     np.testing.assert_allclose(steered, expected, rtol=1e-12)
-    np.testing.assert_array_equal(fitted.steer(X, labels, strength=0.0), X)
-    back = fitted.steer(fitted.steer(X, labels), labels, concept=0)
+    np.testing.assert_array_equal(fitted.steer(X, sensitive_features=labels, strength=0.0), X)
+    back = fitted.steer(fitted.steer(X, sensitive_features=labels), sensitive_features=labels, concept=0)
     np.testing.assert_allclose(back, X, atol=1e-5)
 
 
@@ -155,23 +155,26 @@ def test_half_precision_comes_back_as_it_came(gaussians, fitted, dtype):
     X, y, group, _ = gaussians
     narrow = X.astype(dtype)
     labels = np.array(["f", "m"])[group]
-    steered = fitted.steer(narrow, labels)
+    steered = fitted.steer(narrow, sensitive_features=labels)
     assert steered.dtype == narrow.dtype
-    np.testing.assert_allclose(steered.astype(float), fitted.steer(narrow.astype(float), labels), rtol=8e-3, atol=1e-2)
-    again = ConceptSteering(n_probes=20, C=100.0).fit(narrow, y, labels)
+    np.testing.assert_allclose(
+        steered.astype(float), fitted.steer(narrow.astype(float), sensitive_features=labels), rtol=8e-3, atol=1e-2
+    )
+    again = ConceptSteering(n_probes=20, C=100.0).fit(narrow, y, sensitive_features=labels)
     np.testing.assert_allclose(again.direction("f"), fitted.direction("f"), atol=0.15)
 
 
 def test_directions_follow_the_unit_and_ignore_the_origin(gaussians):
     X, y, group, _ = gaussians
-    a, b = (ConceptSteering(n_probes=8).fit(rows, y, group) for rows in (X, 1000 * X + 1e4))
+    a, b = (ConceptSteering(n_probes=8).fit(rows, y, sensitive_features=group) for rows in (X, 1000 * X + 1e4))
     np.testing.assert_allclose(b.directions_, 1000 * a.directions_, rtol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_directions(gaussians):
     X, y, group, _ = gaussians
     first, second, other = (
-        ConceptSteering(n_probes=4, random_state=seed).fit(X, y, group).directions_ for seed in (3, 3, 4)
+        ConceptSteering(n_probes=4, random_state=seed).fit(X, y, sensitive_features=group).directions_
+        for seed in (3, 3, 4)
     )
     np.testing.assert_array_equal(first, second)
     assert not np.allclose(first, other, rtol=1e-6)
@@ -180,21 +183,21 @@ def test_the_same_seed_gives_the_same_directions(gaussians):
 def test_groups_may_be_intersections_and_missing(gaussians):
     X, y, group, _ = gaussians
     table = pd.DataFrame({"sex": group, "old": np.arange(len(X)) % 2 == 0})
-    steering = ConceptSteering(n_probes=4).fit(X, y, table)
+    steering = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=table)
     assert steering.groups_.tolist() == [(0, False), (0, True), (1, False), (1, True)]
-    assert steering.steer(X, table).shape == X.shape
+    assert steering.steer(X, sensitive_features=table).shape == X.shape
     labels = np.array(["f", "m"], dtype=object)[group]
     labels[:7] = None
     with pytest.warns(UserWarning, match="7 of 3000 rows have a missing group"):
-        left_out = ConceptSteering(n_probes=4).fit(X, y, labels)
-    rest = ConceptSteering(n_probes=4).fit(X[7:], y[7:], labels[7:])
+        left_out = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=labels)
+    rest = ConceptSteering(n_probes=4).fit(X[7:], y[7:], sensitive_features=labels[7:])
     np.testing.assert_array_equal(left_out.directions_, rest.directions_)
 
 
 def test_one_group_has_a_direction_too(gaussians):
     X, y, group, bayes = gaussians
     own = group == 0
-    steering = ConceptSteering(n_probes=12, C=100.0).fit(X[own], y[own], group[own])
+    steering = ConceptSteering(n_probes=12, C=100.0).fit(X[own], y[own], sensitive_features=group[own])
     assert abs(bayes[0] @ steering.direction(0) - 1) < 0.06
 
 
@@ -222,30 +225,30 @@ def test_parameters_are_those_of_an_estimator():
 def test_parameters_out_of_range(gaussians, params, words):
     X, y, group, _ = gaussians
     with pytest.raises(ValueError, match=words):
-        ConceptSteering(**params).fit(X, y, group)
+        ConceptSteering(**params).fit(X, y, sensitive_features=group)
 
 
 def test_rows_that_make_no_probe(gaussians):
     X, y, group, _ = gaussians
     with pytest.raises(ValueError, match="one label 1"):
-        ConceptSteering().fit(X[y == 1], y[y == 1], group[y == 1])
+        ConceptSteering().fit(X[y == 1], y[y == 1], sensitive_features=group[y == 1])
     few = np.flatnonzero((y == 1) & (group == 1))[5:]
     with pytest.raises(ValueError, match="Class 1 has 5 rows in group 1, and probes need at least 6"):
-        ConceptSteering().fit(*(np.delete(array, few, axis=0) for array in (X, y, group)))
+        ConceptSteering().fit(np.delete(X, few, 0), np.delete(y, few), sensitive_features=np.delete(group, few))
     with pytest.raises(ValueError, match="found no direction"):
-        ConceptSteering().fit(np.ones_like(X), y, group)
+        ConceptSteering().fit(np.ones_like(X), y, sensitive_features=group)
     with pytest.raises(ValueError, match="NaN"):
-        ConceptSteering().fit(np.where(X > 1, np.nan, X), y, group)
+        ConceptSteering().fit(np.where(X > 1, np.nan, X), y, sensitive_features=group)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        ConceptSteering().fit(X, y, group[:-1])
+        ConceptSteering().fit(X, y, sensitive_features=group[:-1])
     with pytest.raises(ValueError, match="continuous"):
-        ConceptSteering().fit(X, X[:, 0], group)
+        ConceptSteering().fit(X, X[:, 0], sensitive_features=group)
 
 
 def test_six_rows_of_every_class_and_group_are_enough(gaussians):
     X, y, group, _ = gaussians
     kept = np.concatenate([np.flatnonzero((y == k) & (group == a))[:6] for k in (0, 1) for a in (0, 1)])
-    steering = ConceptSteering(n_probes=8).fit(100 * y[kept, None] + X[kept], y[kept], group[kept])
+    steering = ConceptSteering(n_probes=8).fit(100 * y[kept, None] + X[kept], y[kept], sensitive_features=group[kept])
     assert np.isfinite(steering.directions_).all()
 
 
@@ -253,7 +256,7 @@ def test_a_concept_that_is_not_there_is_refused(gaussians):
     X, _, group, _ = gaussians
     y = np.random.default_rng(5).integers(2, size=len(X))
     with pytest.raises(ValueError, match="do not confirm"):
-        ConceptSteering(n_probes=8, towards_ideal=0.0, random_state=0).fit(X, y, group)
+        ConceptSteering(n_probes=8, towards_ideal=0.0, random_state=0).fit(X, y, sensitive_features=group)
 
 
 def test_rows_that_cannot_be_steered(gaussians, fitted):
@@ -262,11 +265,11 @@ def test_rows_that_cannot_be_steered(gaussians, fitted):
     with pytest.raises(ValueError, match="'x' is none of the groups 'f', 'm'"):
         fitted.direction("x")
     with pytest.raises(ValueError, match=r"1 of 2 rows have a group that is missing or was not there at fit: 'x'"):
-        fitted.steer(X[:2], ["f", "x"])
+        fitted.steer(X[:2], sensitive_features=["f", "x"])
     with pytest.raises(ValueError, match="has 2 features, but the directions have 6"):
-        fitted.steer(X[:, :2], labels)
+        fitted.steer(X[:, :2], sensitive_features=labels)
     with pytest.raises(ValueError, match="strength must be a finite number"):
-        fitted.steer(X, labels, strength=np.inf)
+        fitted.steer(X, sensitive_features=labels, strength=np.inf)
 
 
 # ---- a real encoder
@@ -284,7 +287,7 @@ def test_judges_on_other_rows_of_a_real_encoder_see_the_same_shift(real_data):
     # Every fourth row that shows no concept is enough, and quick.
     part[(y == 0) & (rng.random(len(y)) < 0.75)] = -1
     fit = part == 0
-    steering = ConceptSteering(n_probes=12).fit(states[fit], y[fit], group[fit])
+    steering = ConceptSteering(n_probes=12).fit(states[fit], y[fit], sensitive_features=group[fit])
     shifts = []
     for label in ("female", "male"):
         own = group == label
@@ -341,7 +344,7 @@ def test_module_does_what_steer_does(gaussians, fitted, dtype):
     module = ConceptSteeringModule(fitted, strength=2.0, dtype=torch.float64)
     hidden = torch.tensor(X[:50], dtype=getattr(torch, dtype))
     steered = module(hidden, labels)
-    expected = torch.tensor(fitted.steer(hidden.double().numpy(), labels, strength=2.0))
+    expected = torch.tensor(fitted.steer(hidden.double().numpy(), sensitive_features=labels, strength=2.0))
     torch.testing.assert_close(steered, expected.to(hidden.dtype))
     assert torch.equal(steered, module(hidden, torch.tensor(group[:50])))
 
@@ -367,7 +370,7 @@ def test_a_tensor_of_integers_holds_labels_where_these_are_integers(gaussians):
     from fairsteer.torch import ConceptSteeringModule
 
     X, y, group, _ = gaussians
-    steering = ConceptSteering(n_probes=4).fit(X, y, 7 - group)
+    steering = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=7 - group)
     module = ConceptSteeringModule(steering)
     hidden = torch.zeros(2, 6)
     assert torch.equal(module(hidden, torch.tensor([7, 6])), module(hidden, [7, 6]))
@@ -435,7 +438,7 @@ def test_generation_with_a_cache_runs_through_it(language_model):
     rng = np.random.default_rng(0)
     y, group = rng.integers(2, size=(2, 400))
     X = rng.normal(size=(400, 16)) + 2 * np.outer(y, np.eye(16)[0])
-    steering = ConceptSteering(n_probes=4).fit(X, y, np.array(["f", "m"])[group])
+    steering = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=np.array(["f", "m"])[group])
     module = ConceptSteeringModule(steering, strength=8.0)
     seen = []
 
@@ -467,7 +470,7 @@ def test_steering_hooks_take_the_module(language_model):
     rng = np.random.default_rng(0)
     y, group = rng.integers(2, size=(2, 400))
     X = rng.normal(size=(400, 16)) + 2 * np.outer(y, np.eye(16)[0])
-    module = ConceptSteeringModule(ConceptSteering(n_probes=4).fit(X, y, group), strength=8.0)
+    module = ConceptSteeringModule(ConceptSteering(n_probes=4).fit(X, y, sensitive_features=group), strength=8.0)
     plain = _generate(language_model)
     with steering_hooks(language_model, {"transformer.h.1": module}, groups=[0, 1]):
         cached, whole = (_generate(language_model, use_cache=cache) for cache in (True, False))

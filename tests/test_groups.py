@@ -146,20 +146,23 @@ TYPES: dict[str, tuple[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("given", TYPES)
 @pytest.mark.parametrize("fitted", TYPES)
-def test_labels_of_two_types_are_equal_or_an_error(fitted: str, given: str) -> None:
-    (kind, at_fit), (other, later) = TYPES[fitted], TYPES[given]
+def test_labels_of_two_types_are_equal_or_an_error(fitted: str) -> None:
+    """A row of the table: groups written as one type at fit meet the groups in every type that there is."""
+    kind, at_fit = TYPES[fitted]
     encoder = GroupEncoder().fit(at_fit)
-    if kind != other:
-        with pytest.raises(ValueError, match=r"another type than at fit: the groups are the \w+ .*; given are the \w+"):
-            encoder.encode(later)
-        with pytest.raises(ValueError, match="another type"):
-            encoder.partial_fit(later)
-    elif ("words" in (fitted, given)) and fitted != given:
-        assert encoder.encode(later)[:2].tolist() == [UNSEEN, UNSEEN]
-    else:
-        assert encoder.encode(later).tolist() == [0, 1, MISSING, MISSING][: len(later)]
+    same = {given: later for given, (other, later) in TYPES.items() if other == kind}
+    unseen = {given for given in same if "words" in (fitted, given) and fitted != given}
+    assert {given: encoder.encode(later).tolist() for given, later in same.items()} == {
+        given: [*([UNSEEN, UNSEEN] if given in unseen else [0, 1]), MISSING, MISSING][: len(later)]
+        for given, later in same.items()
+    }
+    refusal = r"another type than at fit: the groups are the \w+ .*; given are the \w+"
+    for given in TYPES.keys() - same.keys():
+        with pytest.raises(ValueError, match=refusal):
+            encoder.encode(TYPES[given][1])
+        with pytest.raises(ValueError, match=refusal):
+            encoder.partial_fit(TYPES[given][1])
 
 
 @pytest.mark.parametrize(
@@ -236,9 +239,9 @@ def test_partial_fit_adds_labels() -> None:
 def test_columns_must_be_those_of_fit() -> None:
     frame = pd.DataFrame({"sex": [0, 1], "old": [1, 0]})
     encoder = GroupEncoder().fit(frame)
-    with pytest.raises(ValueError, match=r"\['old', 'sex'\].*fitted on \['sex', 'old'\]"):
+    with pytest.raises(ValueError, match=r"'old', 'sex', but the groups were fitted on 'sex', 'old'"):
         encoder.encode(frame[["old", "sex"]])
-    with pytest.raises(ValueError, match=r"1 column.*fitted on 2 \(\['sex', 'old'\]\)"):
+    with pytest.raises(ValueError, match=r"1 column.*fitted on 2 \('sex', 'old'\)"):
         encoder.encode(frame["sex"])
     assert encoder.encode(frame.to_numpy()).tolist() == [0, 1]  # without names they are taken in order
     renamed = GroupEncoder().fit(frame[["sex"]]).encode(frame["sex"].rename("gender"))

@@ -224,7 +224,7 @@ class WithheldSteering(NumberedSteering):
 class NumberedClassifier(ClassifierMixin, Numbered):
     def fit(self, X: Any, y: Any) -> NumberedClassifier:
         rows, groups = self._explicit(X)
-        self.model_ = IdealDistributionClassifier(FairSteeringTransformer(strength=self.strength)).fit(
+        self.model_ = IdealDistributionClassifier(steering=FairSteeringTransformer(strength=self.strength)).fit(
             rows, y, **groups
         )
         self.classes_ = self.model_.classes_
@@ -252,7 +252,7 @@ def steered(kind: str, **parameters: Any) -> Model:
     steer = FairSteeringTransformer(**parameters)
     if kind == "pipeline":
         return pipeline(steer)
-    return Model(IdealDistributionClassifier(steer), "steering__strength", steer)
+    return Model(IdealDistributionClassifier(steering=steer), "steering__strength", steer)
 
 
 def numbered(kind: str, groups: Any) -> Model:

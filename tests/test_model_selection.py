@@ -53,9 +53,9 @@ def test_grid_over_the_classifier(data: Any, frame: pd.DataFrame) -> None:
         "steering__covariance": ["tied", "full"],
         "cost_matrix": [None, [[0, 1], [3, 0]]],
     }
-    column = IdealDistributionClassifier(FairSteeringTransformer(sensitive_columns="sex"))
+    column = IdealDistributionClassifier(steering=FairSteeringTransformer(sensitive_columns="sex"))
     by_column = GridSearchCV(column, grid, cv=3).fit(frame, data.y)
-    beside = IdealDistributionClassifier(FairSteeringTransformer())
+    beside = IdealDistributionClassifier(steering=FairSteeringTransformer())
     with sklearn.config_context(enable_metadata_routing=True):
         routed = GridSearchCV(beside, grid, cv=3).fit(data.X, data.y, sensitive_features=data.group)
     np.testing.assert_allclose(by_column.cv_results_["mean_test_score"], routed.cv_results_["mean_test_score"])

@@ -38,7 +38,9 @@ def model(kind: str, **parameters: Any) -> Any:
     if kind == "plain":
         return LogisticRegression()
     steer = FairSteeringTransformer(**parameters)
-    return make_pipeline(steer, LogisticRegression()) if kind == "steer" else IdealDistributionClassifier(steer)
+    return (
+        make_pipeline(steer, LogisticRegression()) if kind == "steer" else IdealDistributionClassifier(steering=steer)
+    )
 
 
 def with_group(data: Any) -> np.ndarray:
@@ -54,7 +56,7 @@ class ByHand:
 
     def fit(self, X: Any, y: Any, group: Any, weight: Any = None) -> ByHand:
         if self.kind == "ideal":
-            self.last = IdealDistributionClassifier(self.steer)
+            self.last = IdealDistributionClassifier(steering=self.steer)
             self.last.fit(X, y, sensitive_features=group, sample_weight=weight)
             return self
         if self.kind == "steer":
@@ -258,7 +260,7 @@ def test_weights_that_nobody_asked_for_are_refused_by_scikit_learn(data: Any) ->
 def test_weights_without_routing_reach_several_scorers(data: Any) -> None:
     weight = np.random.default_rng(0).exponential(size=len(data.y))
     scoring = {"gap": fairness_scorer(GAPS[0], sensitive_columns=3), "accuracy": performance_scorer("accuracy")}
-    search = GridSearchCV(IdealDistributionClassifier(FairSteeringTransformer(sensitive_columns=3)), {}, cv=3)
+    search = GridSearchCV(IdealDistributionClassifier(steering=FairSteeringTransformer(sensitive_columns=3)), {}, cv=3)
     search.set_params(scoring=scoring, refit="gap").fit(with_group(data), data.y, sample_weight=weight)
     measure = minus(GAPS[0])
     if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7):  # weights went to the fit alone

@@ -1,73 +1,113 @@
-"""scikit-learn's estimator checks, as constructed and with groups that really are steered."""
+"""scikit-learn's estimator checks of every estimator, as constructed and with groups that really are steered."""
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.sparse import issparse
-from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.metaestimators import available_if
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
+from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
 
 # The checks give no groups to the estimators as constructed, and groups of few rows to the others.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
+METHODS = (
+    "fit", "partial_fit", "fit_transform", "transform", "predict", "predict_proba", "predict_log_proba",
+    "decision_function", "score",
+)  # fmt: skip
 
-class SteeringOfStripes(FairSteeringTransformer):
-    """Groups are stripes of the last feature, so that every check steers at least two of them.
+
+def stripes(X: Any) -> npt.NDArray[np.float64] | None:
+    """Groups of rows, each by its own last feature; None for what is no matrix, which the estimator is to refuse."""
+    try:
+        rows = check_array(X, accept_sparse="csr", dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    last = (rows.toarray() if issparse(rows) else rows)[:, -1]
+    return np.floor(5 * last) % 2
+
+
+def of_stripes(estimator: type) -> type:
+    """Subclass whose groups are stripes of the last feature, so that every check steers at least two of them.
 
     Row by row, as the checks on subsets and orders of rows demand.
     """
 
-    def _read_rows(self, X: Any, sensitive_features: Any, *, reset: bool) -> tuple[Any, Any]:
-        rows, labels = super()._read_rows(X, sensitive_features, reset=reset)
-        return rows, stripes(rows) if labels is None else labels
+    def with_groups(name: str) -> Any:
+        @available_if(lambda self: hasattr(super(subclass, self), name))
+        @wraps(getattr(estimator, name))
+        def method(self: Any, X: Any, *args: Any, sensitive_features: Any = None, **more: Any) -> Any:
+            groups = stripes(X) if sensitive_features is None else sensitive_features
+            return getattr(super(subclass, self), name)(X, *args, sensitive_features=groups, **more)
+
+        return method
+
+    methods = {name: with_groups(name) for name in METHODS if hasattr(estimator, name)}
+    subclass = type(f"{estimator.__name__}OfStripes", (estimator,), {"__module__": __name__, **methods})
+    return subclass
 
 
-class AlignerOfStripes(ScoreAligner):
-    """The same groups, whose scores are aligned."""
+# Pickles look for a class where its module keeps it.
+FairSteeringTransformerOfStripes = of_stripes(FairSteeringTransformer)
+IdealDistributionClassifierOfStripes = of_stripes(IdealDistributionClassifier)
+ScoreAlignerOfStripes = of_stripes(ScoreAligner)
+MeanMatchingTransformerOfStripes = of_stripes(MeanMatchingTransformer)
+CovarianceMatchingTransformerOfStripes = of_stripes(CovarianceMatchingTransformer)
+LeaceTransformerOfStripes = of_stripes(LeaceTransformer)
 
-    def _labels_of(self, X: Any, sensitive_features: Any, *, reset: bool) -> Any:
-        labels = super()._labels_of(X, sensitive_features, reset=reset)
-        if labels is not None:
-            return labels
-        rows = check_array(X, accept_sparse="csr", dtype=float)
-        return stripes(rows.toarray() if issparse(rows) else rows)
-
-
-def stripes(rows: np.ndarray) -> np.ndarray:
-    return np.floor(5 * rows[:, -1].astype(float)) % 2
-
-
-STEERINGS = [
-    SteeringOfStripes(unknown_group="infer"),  # some checks transform stripes that they did not fit
-    # Symmetric maps are unique; affine ones are not where rows repeat and are fewer than features.
-    SteeringOfStripes(unknown_group="infer", covariance="full", intervention="affirmative", map_type="symmetric"),
+PLAIN = [
+    FairSteeringTransformer(),
+    IdealDistributionClassifier(),
+    ScoreAligner(LogisticRegression()),
+    MeanMatchingTransformer(),
+    CovarianceMatchingTransformer(),
+    LeaceTransformer(),
 ]
+
+INFER = {"unknown_group": "infer"}  # some checks transform stripes that they did not fit
+# Symmetric maps are unique; affine ones are not where rows repeat and are fewer than features.
+UNIQUE = {"covariance": "full", "intervention": "affirmative", "map_type": "symmetric"}
+AVERAGE = {"unknown_group": "average"}
+CONFIGURATIONS: dict[type, list[dict[str, Any]]] = {
+    FairSteeringTransformerOfStripes: [
+        INFER,
+        INFER | UNIQUE,
+        {"unknown_group": "infer_hard", "covariance": "diagonal", "strength": 0.5},
+        INFER | {"shrinkage": "oas", "feature_transform": StandardScaler()},
+    ],
+    IdealDistributionClassifierOfStripes: [
+        {"steering": FairSteeringTransformer(**INFER)},
+        # Having a `cv`, it is checked for weights on repeated rows in more dimensions than rows.
+        {"steering": FairSteeringTransformer(**INFER | UNIQUE)},
+        {"steering": FairSteeringTransformer(**INFER), "score_alignment": "equal_opportunity"},
+    ],
+    ScoreAlignerOfStripes: [
+        {"estimator": LogisticRegression(), **AVERAGE},
+        {"estimator": LogisticRegression(), "constraint": "demographic_parity", **AVERAGE},
+    ],
+    MeanMatchingTransformerOfStripes: [INFER],
+    CovarianceMatchingTransformerOfStripes: [INFER],
+    LeaceTransformerOfStripes: [{}],
+}
+STRIPED = [estimator(**parameters) for estimator, every in CONFIGURATIONS.items() for parameters in every]
 
 
 @parametrize_with_checks(
-    [
-        FairSteeringTransformer(),
-        *STEERINGS,
-        IdealDistributionClassifier(),
-        IdealDistributionClassifier(STEERINGS[0]),
-        # Having a `cv`, it is checked for weights on repeated rows in more dimensions than rows: convex programs only.
-        IdealDistributionClassifier(clone(STEERINGS[1]).set_params(map_type="symmetric")),
-        IdealDistributionClassifier(STEERINGS[0], score_alignment="equal_opportunity"),
-        ScoreAligner(LogisticRegression()),
-        AlignerOfStripes(LogisticRegression(), unknown_group="average"),
-        AlignerOfStripes(LogisticRegression(), unknown_group="average", constraint="demographic_parity"),
-    ],
+    [*PLAIN, *STRIPED],
     expected_failed_checks=lambda estimator: (
         # It is skipped unless SCIPY_ARRAY_API=1.
         {"check_array_api_input": "inverse_transform needs the groups of steered rows, which the check cannot give"}
-        if isinstance(estimator, SteeringOfStripes)
+        if type(estimator) in CONFIGURATIONS
         else {}
     ),
 )
@@ -75,17 +115,12 @@ def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
-def test_the_stripes_are_steered() -> None:
+@pytest.mark.parametrize("estimator", STRIPED)
+def test_the_stripes_are_steered(estimator: Any) -> None:
+    """Without this, the checks above could pass because there is one group."""
     X = np.random.default_rng(0).normal(size=(200, 2))
-    steer = SteeringOfStripes(unknown_group="infer").fit(X)
-    assert len(steer.groups_) == 2
-    assert np.abs(steer.transform(X) - X).max() > 0.01
-
-
-def test_the_scores_of_stripes_are_aligned() -> None:
-    X = np.random.default_rng(0).normal(size=(200, 2))
-    plain, aligner = LogisticRegression(), AlignerOfStripes(LogisticRegression())
     y = X.sum(axis=1) > 0
-    change = aligner.fit(X, y).predict_proba(X) - plain.fit(X, y).predict_proba(X)
-    assert len(aligner.groups_) == 2
+    plain = type(estimator).__base__(**estimator.get_params(deep=False))
+    answer = "transform" if hasattr(estimator, "transform") else "predict_proba"
+    change = getattr(estimator.fit(X, y), answer)(X) - getattr(plain.fit(X, y), answer)(X)
     assert np.abs(change).max() > 0.01

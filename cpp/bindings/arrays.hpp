@@ -46,6 +46,12 @@ RowsView<T> rows_view(const py::array& array) {
           array.strides(0) / size, array.strides(1) / size};
 }
 
+/// For a Watch: runs the handlers of pending signals and throws what they raise.
+inline void handle_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 /// Calls `function` with a value of the row type of `array`: Eigen::half, float or double.
 template <class Function>
 void dispatch_rows(const py::array& array, Function function) {

@@ -1,7 +1,9 @@
+#include <limits>
 #include <utility>
 
 #include "arrays.hpp"
 #include "bindings.hpp"
+#include "fairsteer/check.hpp"
 #include "fairsteer/errors.hpp"
 #include "fairsteer/gaussian.hpp"
 #include "fairsteer/ideal.hpp"
@@ -63,7 +65,7 @@ CovarianceModel model_of(const DoubleArray& covariances, Index K, Index G, Index
 py::dict project(const std::string& covariance, const DoubleArray& weights,
                  const DoubleArray& means, const DoubleArray& covariances,
                  const std::string& intervention, Index reference, const std::string& alignment,
-                 Index max_iter, double tol) {
+                 Index max_iter, double tol, double max_time) {
   if (means.ndim() != 3)
     throw std::invalid_argument("means must have 3 dimensions, not " +
                                 std::to_string(means.ndim()));
@@ -81,10 +83,9 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
                       covariances.data()};
   for (Index k = 0; k < K; ++k)
     for (Index a = 0; a < G; ++a) subgroups.weight(k, a) = weights.at(k, a);
-  if (!(subgroups.weight.minCoeff() >= 0) || !(subgroups.weight.colwise().sum().minCoeff() > 0) ||
-      !(subgroups.weight.rowwise().sum().minCoeff() > 0))
-    throw std::invalid_argument(
-        "weights must be non-negative, with a positive sum for every class and every group");
+  check_not_negative("nearest_ideal", "weight", subgroups.weight.data(), K * G);
+  const double total = subgroups.weight.maxCoeff();
+  if (total > 0) subgroups.weight /= total;  // their sum may be too large
   subgroups.weight /= subgroups.weight.sum();
 
   IdealOptions options;
@@ -109,6 +110,8 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
   IdealResult result;
   {
     const py::gil_scoped_release release;  // arrays are read through plain pointers
+    const Watch watch(handle_signals, max_time);
+    options.watch = &watch;
     result = nearest_ideal(subgroups, options);
   }
   py::dict out;
@@ -180,6 +183,7 @@ void bind_ideal(py::module_& m) {
       "nearest_ideal", &project, py::arg("covariance"), py::arg("weights").noconvert(),
       py::arg("means").noconvert(), py::arg("covariances").noconvert(), py::arg("intervention"),
       py::arg("reference"), py::arg("alignment"), py::arg("max_iter"), py::arg("tol"),
+      py::arg("max_time") = std::numeric_limits<double>::infinity(),
       "The nearest ideal distribution of K x G Gaussians; covariances must be positive definite.");
   m.def(
       "floor_spectra", &floor_spectra, py::arg("covariances").noconvert(),

@@ -4,10 +4,9 @@
 //   void start(State&, Index group)                    canonical := that group's own family
 //   bool has_class(State, Index k)                     whether the canonical family knows class k
 //   void fit_group(State&, Index a, Vector w, tol)     best map of group a; w sums to one
-//   void fit_canonical(State&, Matrix q, mask)         best family for the masked classes
+//   void fit_canonical(State&, FamilyWeights, mask)    best family for the masked classes
 //   Matrix divergences(State)                          KL of every cell (K, G), nats; those of
-//   cells
-//                                                      without rows are not looked at
+//                                                      cells without rows are not looked at
 //   bool converged(State)                              whether every fit_group reached its optimum
 //   std::vector<double> path(State, Index a)           objective of group a's last fit, by
 //                                                      iteration; empty for a closed form
@@ -16,7 +15,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -31,32 +29,58 @@ using Mask = std::vector<char>;
 
 constexpr double kCoarse = 1e-3;  // nats, relative to max(1, KL); tells one start from another
 
+// The scalar functions: Eigen's packet ones take the log of a subnormal for that of zero, and their
+// exponential never reaches zero.
+inline Matrix log_of(const Matrix& values) {
+  return values.unaryExpr([](double value) { return std::log(value); });
+}
+inline Matrix exp_of(const Matrix& values) {
+  return values.unaryExpr([](double value) { return std::exp(value); });
+}
+
+/// Priors as logarithms, so that a class or group that all but vanishes keeps its ratios to others.
 struct Priors {
-  Vector p;
-  Vector r;
+  Vector log_p;
+  Vector log_r;
+
+  Vector p() const { return exp_of(log_p); }
+  Vector r() const { return exp_of(log_r); }
 };
 
-// An empty cell takes the weight that independence gives it: it then says nothing about the priors.
-inline Matrix complete_weights(const Subgroups& subgroups) {
-  Matrix q = subgroups.weight;
-  const Vector classes = q.rowwise().sum();
-  const Vector groups = q.colwise().sum();
-  for (Index k = 0; k < q.rows(); ++k)
-    for (Index a = 0; a < q.cols(); ++a)
-      if (!subgroups.seen(k, a)) q(k, a) = classes[k] * groups[a];
-  return q / q.sum();
+/// What the canonical family averages over the groups.
+struct FamilyWeights {
+  Matrix shares;  ///< (K, G) the groups' part in every class: rows sum to one, 0 where unseen
+  Matrix cells;   ///< (K, G) q~ on the cells that were seen, summing to one
+};
+
+/// Log of the sum of the exponentials.
+inline double log_sum(const Vector& logits) {
+  const double most = logits.maxCoeff();
+  return most + std::log(exp_of((logits.array() - most).matrix()).sum());
 }
 
-/// Priors of the classes of one group, those it has no row of left out; sums to one, or is zero.
-inline Vector class_weights(const Subgroups& subgroups, const Vector& p, Index a) {
-  const Vector w = (subgroups.weight.col(a).array() > 0).select(p, 0.0);
-  const double total = w.sum();
-  return total > 0 ? Vector(w / total) : w;
-}
-
-inline Vector softmax(const Vector& logits) {
-  const Vector shifted = (logits.array() - logits.maxCoeff()).exp();
+/// The exponentials, divided by their sum; those of -infinity are 0.
+inline Vector normalised_exp(const Vector& logits) {
+  const Vector shifted = exp_of((logits.array() - logits.maxCoeff()).matrix());
   return shifted / shifted.sum();
+}
+
+/// Logs of q. An empty cell takes the weight that independence gives it: it then says nothing about
+/// the priors.
+inline Matrix complete_log_weights(const Subgroups& subgroups) {
+  Matrix log_q = log_of(subgroups.weight);
+  const Vector classes = log_of(subgroups.weight.rowwise().sum());
+  const Vector groups = log_of(subgroups.weight.colwise().sum().transpose());
+  for (Index k = 0; k < log_q.rows(); ++k)
+    for (Index a = 0; a < log_q.cols(); ++a)
+      if (!subgroups.seen(k, a)) log_q(k, a) = classes[k] + groups[a];
+  return log_q.array() - log_sum(log_q.reshaped());
+}
+
+/// Priors of the classes of one group, normalised within those it has rows of: they sum to one.
+inline Vector class_weights(const Subgroups& subgroups, const Vector& log_p, Index a) {
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  return normalised_exp((subgroups.weight.col(a).array() > 0).select(log_p, kNever));
 }
 
 template <class State>
@@ -70,9 +94,11 @@ struct Solution {
   bool converged = false;
 };
 
-/// By more than rounding; of equally near ones the first.
+/// By more than rounding; of equally near ones the first. A finite one is nearer than any other.
 template <class State>
 Solution<State> nearer(Solution<State> first, Solution<State> second) {
+  if (!std::isfinite(first.objective) || !std::isfinite(second.objective))
+    return std::isfinite(second.objective) ? std::move(second) : std::move(first);
   const double rounding = 1e-10 * std::max(1.0, std::abs(first.objective));
   return second.objective < first.objective - rounding ? std::move(second) : std::move(first);
 }
@@ -83,7 +109,10 @@ class Alternation {
   using State = typename Model::State;
 
   Alternation(const Model& model, const Subgroups& subgroups, const IdealOptions& options)
-      : model_(model), subgroups_(subgroups), options_(options), q_(complete_weights(subgroups)) {}
+      : model_(model),
+        subgroups_(subgroups),
+        options_(options),
+        log_q_(complete_log_weights(subgroups)) {}
 
   /// With the reference's family as the canonical one, or whatever family `start` has.
   Solution<State> affirmative() const {
@@ -106,7 +135,11 @@ class Alternation {
   Solution<State> all_subgroups() const {
     std::optional<Solution<State>> best;
     std::optional<NumericalError> failure;
-    for (const Index group : starts()) {
+    for (Index group = 0; group < n_starts(); ++group) {
+      if (best && options_.stop()) {  // whether another start is nearer stays open
+        best->converged = false;
+        break;
+      }
       try {
         std::optional<Solution<State>> solution = begin(group, std::max(options_.tol, kCoarse));
         if (!solution) continue;
@@ -127,23 +160,17 @@ class Alternation {
   }
 
  private:
-  // Every group's own family is a start; of many groups the heaviest.
-  std::vector<Index> starts() const {
-    std::vector<Index> order(subgroups_.n_groups);
-    std::iota(order.begin(), order.end(), Index{0});
-    const Vector weight = subgroups_.weight.colwise().sum();
-    std::stable_sort(order.begin(), order.end(),
-                     [&](Index a, Index b) { return weight[a] > weight[b]; });
-    order.resize(std::min<std::size_t>(order.size(), 8));
-    return order;
-  }
+  // Every group's own family is a start; of many groups the heaviest, which come first.
+  Index n_starts() const { return std::min<Index>(subgroups_.n_groups, 8); }
 
   // The canonical family of one group and the best map of every group into it: the affirmative
   // solution with that reference.
   std::optional<Solution<State>> begin(Index reference, double tol) const {
     Solution<State> solution;
-    solution.priors.p = q_.col(reference) / q_.col(reference).sum();
-    solution.priors.r = q_.colwise().sum();
+    solution.priors.log_p = log_q_.col(reference).array() - log_sum(log_q_.col(reference));
+    solution.priors.log_r.resize(subgroups_.n_groups);
+    for (Index a = 0; a < subgroups_.n_groups; ++a)
+      solution.priors.log_r[a] = log_sum(log_q_.col(a));
     model_.start(solution.state, reference);
     for (Index a = 0; a < subgroups_.n_groups; ++a) {
       const auto w = weights(solution, a);
@@ -156,7 +183,7 @@ class Alternation {
     for (Index k = 0; k < subgroups_.n_classes; ++k)
       missing[k] = !model_.has_class(solution.state, k);
     if (std::count(missing.begin(), missing.end(), 1) > 0)
-      model_.fit_canonical(solution.state, target(solution.priors), missing);
+      model_.fit_canonical(solution.state, family_weights(solution.priors), missing);
     return solution;
   }
 
@@ -169,8 +196,8 @@ class Alternation {
       const std::vector<double> path = model_.path(solution.state, a);
       if (path.size() > solution.path.size()) solution.path.resize(path.size(), solution.objective);
       const double share =
-          solution.priors.r[a] *
-          (subgroups_.weight.col(a).array() > 0).select(solution.priors.p.array(), 0.0).sum();
+          std::exp(solution.priors.log_r[a]) *
+          (subgroups_.weight.col(a).array() > 0).select(solution.priors.p().array(), 0.0).sum();
       for (std::size_t n = 0; n + 1 < path.size(); ++n)
         solution.path[n] += share * (path[n] - path.back());
     }
@@ -183,11 +210,12 @@ class Alternation {
     double previous_step = 0;
     double tolerance = std::max(options_.tol, kCoarse);  // of the groups' fits
     for (solution.n_iter = 1; solution.n_iter <= options_.max_iter; ++solution.n_iter) {
+      if (options_.stop()) return;
       const Solution<State> before = solution;
       const double scale = std::max(1.0, std::abs(solution.objective));
       try {
         fit_priors(solution);
-        model_.fit_canonical(solution.state, target(solution.priors), all);
+        model_.fit_canonical(solution.state, family_weights(solution.priors), all);
         for (Index a = 0; a < subgroups_.n_groups; ++a)
           model_.fit_group(solution.state, a, *weights(solution, a), tolerance);
         evaluate(solution);
@@ -227,52 +255,72 @@ class Alternation {
   // to it.
   double fit_tolerance(double part, double scale) const { return part * options_.tol * scale; }
 
-  // w[k] of one group: the priors of the classes that it and the canonical family both have.
+  // w[k] of one group: the priors of the classes that it and the canonical family both have,
+  // normalised; none: they share no class.
   std::optional<Vector> weights(const Solution<State>& solution, Index a) const {
-    Vector p = solution.priors.p;
-    for (Index k = 0; k < p.size(); ++k)
-      if (!model_.has_class(solution.state, k)) p[k] = 0;
-    const Vector w = class_weights(subgroups_, p, a);
-    if (w.sum() <= 0) return std::nullopt;
-    return w;
+    Vector log_p = solution.priors.log_p;
+    bool shared = false;
+    for (Index k = 0; k < log_p.size(); ++k) {
+      if (!model_.has_class(solution.state, k))
+        log_p[k] = -std::numeric_limits<double>::infinity();
+      else
+        shared = shared || subgroups_.seen(k, a);
+    }
+    if (!shared) return std::nullopt;
+    return class_weights(subgroups_, log_p, a);
   }
 
-  // q~ on the cells that were seen, 0 elsewhere.
-  Matrix target(const Priors& priors) const {
-    return (subgroups_.weight.array() > 0).select(priors.p * priors.r.transpose(), 0.0);
+  FamilyWeights family_weights(const Priors& priors) const {
+    constexpr double kNever = -std::numeric_limits<double>::infinity();
+    const Index K = subgroups_.n_classes, G = subgroups_.n_groups;
+    Matrix logits(K, G);
+    for (Index k = 0; k < K; ++k)
+      for (Index a = 0; a < G; ++a)
+        logits(k, a) = subgroups_.seen(k, a) ? priors.log_p[k] + priors.log_r[a] : kNever;
+    FamilyWeights weights{Matrix(K, G), Matrix(K, G)};
+    for (Index k = 0; k < K; ++k)
+      weights.shares.row(k) = normalised_exp(logits.row(k).transpose()).transpose();
+    const double most = logits.maxCoeff();
+    weights.cells = exp_of((logits.array() - most).matrix());
+    weights.cells /= weights.cells.sum();
+    return weights;
   }
 
   void evaluate(Solution<State>& solution) const {
     const Index K = subgroups_.n_classes, G = subgroups_.n_groups;
     const Matrix divergences = model_.divergences(solution.state);
-    solution.cells.resize(K, G);
-    for (Index k = 0; k < K; ++k)
-      for (Index a = 0; a < G; ++a)
-        solution.cells(k, a) = subgroups_.seen(k, a) ? std::max(0.0, divergences(k, a)) : 0.0;
-    const Array weight = (solution.priors.p * solution.priors.r.transpose()).array();
+    solution.cells = Matrix::Zero(K, G);
     solution.objective = 0;
     for (Index k = 0; k < K; ++k)
-      for (Index a = 0; a < G; ++a)
-        if (weight(k, a) > 0)
-          solution.objective +=
-              weight(k, a) * (std::log(weight(k, a) / q_(k, a)) + solution.cells(k, a));
+      for (Index a = 0; a < G; ++a) {
+        // Rounding may leave less than nothing; what is not a number stays so.
+        if (subgroups_.seen(k, a))
+          solution.cells(k, a) = divergences(k, a) < 0 ? 0.0 : divergences(k, a);
+        const double log_weight = solution.priors.log_p[k] + solution.priors.log_r[a];
+        const double weight = std::exp(log_weight);
+        // The part of a cell that has vanished is nothing, wherever its family lies.
+        if (weight > 0 || std::isnan(solution.cells(k, a)))
+          solution.objective += weight * (log_weight - log_q_(k, a) + solution.cells(k, a));
+      }
   }
 
   void fit_priors(Solution<State>& solution) const {
-    const Matrix energy = q_.array().log().matrix() - solution.cells;
+    const Matrix energy = log_q_ - solution.cells;
     Priors& priors = solution.priors;
     for (int round = 0; round < 1000; ++round) {
-      const Vector before = priors.p;
-      priors.p = softmax(energy * priors.r);
-      priors.r = softmax(energy.transpose() * priors.p);
-      if ((priors.p - before).lpNorm<1>() < 1e-15) break;
+      const Vector before = priors.p();
+      priors.log_p = energy * priors.r();
+      priors.log_p.array() -= log_sum(priors.log_p);
+      priors.log_r = energy.transpose() * priors.p();
+      priors.log_r.array() -= log_sum(priors.log_r);
+      if (!((priors.p() - before).lpNorm<1>() >= 1e-15)) break;
     }
   }
 
   const Model& model_;
   const Subgroups& subgroups_;
   const IdealOptions& options_;
-  Matrix q_;
+  Matrix log_q_;
 };
 
 }  // namespace fairsteer::detail

@@ -102,7 +102,8 @@ void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix&
     shift_matrix_model(n2, trace[i], n2 * rounding.col(i), n2 / new_total * moved.col(i),
                        new_shift_.col(i), new_cubic, new_quartic);
     own_cubic += new_cubic;
-    own_quartic = std::max(0.0, own_quartic + new_quartic);
+    own_quartic += new_quartic;
+    if (own_quartic < 0) own_quartic = 0;  // what is not a number stays so
     if (n1 > 0)
       own_mean += n2 / (n1 + n2) * difference_.col(i);
     else
@@ -114,7 +115,8 @@ void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix&
   }
   if (old_total_ > 0) scatter.selfadjointView<Eigen::Lower>().rankUpdate(difference_);
   if (!rounding.isZero(0)) scatter.selfadjointView<Eigen::Lower>().rankUpdate(rounding, -1.0);
-  scatter.diagonal() = scatter.diagonal().cwiseMax(0.0);
+  for (Index j = 0; j < d; ++j)
+    if (scatter(j, j) < 0) scatter(j, j) = 0;
   mirror(scatter);
 }
 

@@ -4,12 +4,17 @@
 #include <vector>
 
 #include "fairsteer/types.hpp"
+#include "fairsteer/watch.hpp"
 
 namespace fairsteer::detail {
 
 struct DescentOptions {
   Index max_iter;
   double tol;  ///< stop when the model promises to gain less, in the units of the objective
+  const Watch* watch = nullptr;
+
+  /// Whether time is up; throws when interrupted.
+  bool stop() const { return watch != nullptr && watch->stop(); }
 };
 
 struct Descent {

@@ -15,6 +15,8 @@ class DiagonalModel {
     Matrix C;               // (d, K) canonical variances
     std::vector<Vector> B;  // scale of every feature; negative: a reflection
     std::vector<Vector> m;
+    std::vector<Vector> pull;    // of the class means towards a sign of B, in nats; near 0: either
+    std::vector<Vector> centre;  // (d) point of the canonical family about which B may be turned
     Mask known;
   };
 
@@ -24,7 +26,7 @@ class DiagonalModel {
   void start(State& state, Index group) const;
   bool has_class(const State& state, Index k) const { return state.known[k] != 0; }
   void fit_group(State& state, Index a, const Vector& w, double tol) const;
-  void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
+  void fit_canonical(State& state, const FamilyWeights& weights, const Mask& classes) const;
   Matrix divergences(const State& state) const;
   bool converged(const State&) const { return true; }  // closed form
   std::vector<double> path(const State&, Index) const { return {}; }

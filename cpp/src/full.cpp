@@ -119,10 +119,10 @@ Matrix tied_start(const Averages& average) {
 
 // The paper's symmetric map, which the affine one must never be farther than.
 Matrix symmetric_start(const GroupProblem& problem, const Averages& average,
-                       const Matrix& pinned_covariance, Index max_iter) {
+                       const Matrix& pinned_covariance, const DescentOptions& options) {
   const SquareRoot root = square_root(pinned_covariance);
   Matrix S = transport_map(root.inverse * average.C * root.inverse, average.Sigma);
-  problem.transformed(root.inverse).minimise_symmetric(S, {max_iter, kCoarse});
+  problem.transformed(root.inverse).minimise_symmetric(S, {options.max_iter, kCoarse, options.watch});
   return S * root.inverse;
 }
 
@@ -160,20 +160,21 @@ Search search_for(Index d) {
 // The tied optimum, the symmetric one, every class against the others, and against every other.
 std::vector<Matrix> starts_of(const GroupProblem& problem, const std::vector<Side>& sides,
                               const Averages& average, const Matrix& pinned_covariance,
-                              Index max_iter) {
+                              const DescentOptions& options) {
   std::vector<Matrix> starts{tied_start(average)};
+  if (options.stop()) return starts;
   try {
-    starts.push_back(symmetric_start(problem, average, pinned_covariance, max_iter));
+    starts.push_back(symmetric_start(problem, average, pinned_covariance, options));
   } catch (const NumericalError&) {
     // One start of several.
   }
-  for (std::size_t i = 0; i < sides.size(); ++i) {
+  for (std::size_t i = 0; i < sides.size() && !options.stop(); ++i) {
     const TwoClassProblem pair(sides[i], all_but(sides, i));
     starts.push_back(pair.from_diagonal(pair.paired(starts.front())));
   }
   if (sides.size() <= kPairedClasses)
     for (std::size_t i = 0; i < sides.size(); ++i)
-      for (std::size_t j = i + 1; j < sides.size(); ++j) {
+      for (std::size_t j = i + 1; j < sides.size() && !options.stop(); ++j) {
         const TwoClassProblem pair(sides[i], sides[j]);
         starts.push_back(pair.from_diagonal(pair.paired(starts.front())));
       }
@@ -192,10 +193,11 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
   std::sort(order.begin(), order.end());
   const Search search = search_for(starts.front().rows());
   order.resize(std::min(order.size(), search.n_starts));
-  const DescentOptions coarse{options.max_iter, std::max(options.tol, search.tol)};
+  const DescentOptions coarse{options.max_iter, std::max(options.tol, search.tol), options.watch};
   Descent best;
   for (const auto& start : order)
     for (const Index sweeps : search.sweeps) {
+      if (!best.path.empty() && options.stop()) break;
       try {
         Matrix candidate = starts[start.second];
         Descent descent = problem.minimise_affine(candidate, sweeps, coarse);
@@ -217,7 +219,7 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
 Descent lowest_of_two_classes(const TwoClassProblem& problem, const Matrix& tied,
                               const DescentOptions& options, Matrix& B) {
   Matrix X = problem.paired(tied);
-  problem.descend_rows(X, kPairSweeps, kCoarse);
+  problem.descend_rows(X, kPairSweeps, {options.max_iter, kCoarse, options.watch});
   Descent descent = problem.minimise(X, options);
   const Matrix other = problem.to_diagonal(tied);
   if (problem.value(other) < descent.value() + options.tol) {
@@ -254,13 +256,13 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
   Matrix& B = state.B[a];
   Descent& descent = state.descent[a];
   const bool fresh = descent.path.empty();
-  const DescentOptions options{options_.max_iter, tol};
+  const DescentOptions options{options_.max_iter, tol, options_.watch};
   const GroupProblem problem =
       tied() ? tied_problem_of(precision_[cell(0, a)], average) : problem_of(sides);
   if (options_.alignment == Alignment::symmetric) {
     if (fresh) B = transport_map(average.C, average.Sigma);
     // Convex, and the convergence quadratic: twice the digits cost a step or two.
-    descent = problem.minimise_symmetric(B, {options_.max_iter, tol * tol});
+    descent = problem.minimise_symmetric(B, {options_.max_iter, tol * tol, options_.watch});
   } else if (sides.size() == 1 && fresh) {
     B = tied_start(average);  // exact, and of all optimal isometries it moves points least
     descent = {{0.0}, true};
@@ -276,15 +278,15 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
   } else if (fresh) {
     descent = lowest_basin(
         problem,
-        starts_of(problem, sides, average, state.C[canonical(state.pinned)], options_.max_iter),
-        options, B);
+        starts_of(problem, sides, average, state.C[canonical(state.pinned)], options), options, B);
   } else {
     descent = problem.minimise_affine(B, 0, options);
   }
   state.m[a] = problem.shift(B) + mu_mean - B * nu_mean;
 }
 
-void FullModel::fit_canonical(State& state, const Matrix& weight, const Mask& classes) const {
+void FullModel::fit_canonical(State& state, const FamilyWeights& weights,
+                              const Mask& classes) const {
   const Index d = subgroups_.n_features, K = subgroups_.n_classes, G = subgroups_.n_groups;
   const bool symmetric = options_.alignment == Alignment::symmetric;
   std::vector<Matrix> pulled;  // tied: B^T P B of every group
@@ -299,13 +301,12 @@ void FullModel::fit_canonical(State& state, const Matrix& weight, const Mask& cl
     Matrix A = Matrix::Zero(d, d);
     Vector b = Vector::Zero(d);
     for (Index a = 0; a < G; ++a) {
-      if (weight(k, a) <= 0) continue;
+      const double w = weights.shares(k, a);
+      if (!(w > 0)) continue;
       const Matrix PB = precision_[cell(k, a)] * state.B[a];
-      A += weight(k, a) * (tied() ? pulled[a] : Matrix(state.B[a].transpose() * PB));
-      b += weight(k, a) * (PB.transpose() * (subgroups_.mean(k, a) - state.m[a]));
+      A += w * (tied() ? pulled[a] : Matrix(state.B[a].transpose() * PB));
+      b += w * (PB.transpose() * (subgroups_.mean(k, a) - state.m[a]));
     }
-    const double total = weight.row(k).sum();
-    if (total <= 0) continue;
     A = (0.5 * (A + A.transpose())).eval();
     floor_spectrum(A, A.diagonal().cwiseSqrt(), 1e-13);  // its inverse is used
     const Matrix factor = cholesky(A);
@@ -319,7 +320,7 @@ void FullModel::fit_canonical(State& state, const Matrix& weight, const Mask& cl
     lower.solveInPlace(half);
     Matrix& C = state.C[k];
     C.setZero();
-    C.selfadjointView<Eigen::Lower>().rankUpdate(half.transpose(), total);
+    C.selfadjointView<Eigen::Lower>().rankUpdate(half.transpose());
     C.triangularView<Eigen::StrictlyUpper>() = C.transpose();
   }
 }
@@ -356,9 +357,7 @@ void lift(const Subgroups& subgroups, const Solution<FullModel::State>& solution
     const auto moments = group_moments(subgroups);
     frame = least_squares_frame(moments, E, t);
     if (!is_invertible(frame, feature_scale(moments))) {
-      Index anchor = 0;
-      subgroups.weight.colwise().sum().maxCoeff(&anchor);
-      frame = {state.B[anchor], state.m[anchor]};
+      frame = {state.B[0], state.m[0]};  // of the heaviest group
     }
   } else {
     frame = {state.B[reference], state.m[reference]};

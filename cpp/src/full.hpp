@@ -27,7 +27,7 @@ class FullModel {
   void start(State& state, Index group) const;
   bool has_class(const State& state, Index k) const { return state.known[k] != 0; }
   void fit_group(State& state, Index a, const Vector& w, double tol) const;
-  void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
+  void fit_canonical(State& state, const FamilyWeights& weights, const Mask& classes) const;
   Matrix divergences(const State& state) const;
   bool converged(const State& state) const {
     return std::all_of(state.descent.begin(), state.descent.end(),

@@ -154,7 +154,7 @@ Descent GroupProblem::minimise_symmetric(Matrix& B, const DescentOptions& option
   return minimise(objective, B, options);
 }
 
-void GroupProblem::descend(Matrix& X, Index sweeps) const {
+void GroupProblem::descend(Matrix& X, Index sweeps, const DescentOptions& options) const {
   const Index d = J_.rows();
   // Rows couple through the precisions: in the eigenbasis of the heaviest (of two classes, since
   // they sum to the identity here, in that of both) they do so least.
@@ -178,7 +178,7 @@ void GroupProblem::descend(Matrix& X, Index sweeps) const {
   Matrix Y(d, d + 1);
   Y << X, shift(X);
   Y = basis.transpose() * Y;
-  descend_rows(rows, Y, sweeps, 1e-4);
+  descend_rows(rows, Y, sweeps, {options.max_iter, 1e-4, options.watch});
   X = basis * Y.leftCols(d);
 }
 
@@ -212,7 +212,7 @@ Descent GroupProblem::minimise_affine(Matrix& B, Index sweeps,
   const GroupProblem whitened(std::move(terms), linear, lower_p.solve(target_));
   Matrix X = lower_p.transpose() * B;
   X = X * lower_s;
-  if (sweeps > 0) whitened.descend(X, sweeps);
+  if (sweeps > 0) whitened.descend(X, sweeps, options);
   AffineObjective objective(whitened);
   const Descent descent = minimise(objective, X, options);
   // B = L_p^{-T} X L_s^{-1}

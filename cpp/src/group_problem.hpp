@@ -43,7 +43,7 @@ class GroupProblem {
   const Matrix& linear() const { return J_; }
 
  private:
-  void descend(Matrix& B, Index sweeps) const;
+  void descend(Matrix& B, Index sweeps, const DescentOptions& options) const;
 
   std::vector<Term> terms_;
   Matrix J_;

@@ -29,7 +29,9 @@ Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
   problem.linearise(X);
   Matrix gradient = problem.gradient();
   double left = 0;  // what the model still promises
+  bool in_time = true;
   for (Index n = 0; n < options.max_iter; ++n) {
+    if (!(in_time = !options.stop())) break;
     problem.precondition(gradient, preconditioned);
     const double decrement = inner(gradient, preconditioned);  // about twice what is left to gain
     left = 0.5 * decrement;
@@ -43,7 +45,7 @@ Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
     double promised = 0;
     bool at_boundary = false;
     const double forcing = std::min(0.25, std::sqrt(std::sqrt(decrement)));
-    for (Index j = 0; j < kMaxProducts; ++j) {
+    for (Index j = 0; j < kMaxProducts && (j == 0 || !options.stop()); ++j) {
       problem.product(direction, curved);
       const double curvature = inner(direction, curved);
       const double alpha = rz / curvature;
@@ -73,6 +75,7 @@ Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
       direction = beta * direction - preconditioned;
       rz = next_rz;
     }
+    if (!step.allFinite()) break;  // the matrices are too near to singular ones
     const double value = problem.value(X + step);
     const double gained = descent.value() - value;
     // Near the optimum the difference of two values is rounding; there the model is trusted, unless
@@ -96,7 +99,7 @@ Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
   }
   // Rounding may stop the descent short of the tolerance; then what is left is too small to matter.
   descent.converged =
-      left <= std::max(options.tol, 1e-8 * std::max(1.0, std::abs(descent.value())));
+      in_time && left <= std::max(options.tol, 1e-8 * std::max(1.0, std::abs(descent.value())));
   return descent;
 }
 

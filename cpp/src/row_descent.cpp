@@ -16,13 +16,15 @@ double value(const RowProblem& problem, const Matrix& Y) {
 
 }  // namespace
 
-double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps, double tol) {
+double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps,
+                    const DescentOptions& options) {
   const Index d = Y.rows(), n = d + 1;
   const auto K = problem.precision.size();
   // The curvature of a row does not change over the sweeps.
   std::vector<Matrix> curvature(d);
   std::vector<Eigen::LLT<Matrix>> factor(d);
   for (Index i = 0; i < d; ++i) {
+    if (options.stop()) return value(problem, Y);
     curvature[i] = Matrix::Zero(n, n);
     for (std::size_t k = 0; k < K; ++k)
       curvature[i] += problem.precision[k](i, i) * problem.second_moment[k];
@@ -33,7 +35,7 @@ double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps, doub
     Matrix inverse = Eigen::PartialPivLU<Matrix>(Y.leftCols(d)).inverse();
     if (!inverse.allFinite()) break;
     const Matrix before = Y;
-    for (Index i = 0; i < d; ++i) {
+    for (Index i = 0; i < d && !options.stop(); ++i) {
       if (factor[i].info() != Eigen::Success) continue;
       // Linear term of row i: the pull of the other rows.
       Vector g = -problem.linear.row(i).transpose();
@@ -72,7 +74,7 @@ double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps, doub
     }
     const double gain = objective - next;
     objective = next;
-    if (gain < tol) break;
+    if (gain < options.tol || options.stop()) break;
   }
   return objective;
 }

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "descent.hpp"
 #include "fairsteer/types.hpp"
 
 namespace fairsteer::detail {
@@ -17,7 +18,9 @@ struct RowProblem {
   Matrix linear;                      ///< L (d, d + 1)
 };
 
-/// At most `max_sweeps` sweeps over the rows of Y, until one gains less than `tol`. Returns f.
-double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps, double tol);
+/// At most `max_sweeps` sweeps over the rows of Y, until one gains less than `options.tol` or time
+/// is up. Returns f.
+double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps,
+                    const DescentOptions& options);
 
 }  // namespace fairsteer::detail

@@ -16,8 +16,9 @@ namespace {
 // its direction says nothing.
 constexpr double kNoInformation = 1e-10;
 
-// The frame is only a choice of coordinates: more rounds than this change nothing that matters.
-constexpr int kFrameRounds = 10;
+// Rounds of isometries and frame. They converge linearly, and mostly within a few tens.
+constexpr int kFrameRounds = 1000;
+constexpr double kFrameChange = 1e-13;  // of a round, relative, that is rounding
 
 }  // namespace
 
@@ -31,7 +32,10 @@ ClosedForm::ClosedForm(const ConstMatrixRef& T, const ConstMatrixRef& M) : L_t(c
   x = 0.5 * (l.array() + (l.array().square() + 4).sqrt());
 }
 
-Index ClosedForm::n_informative() const { return (l.array() > kNoInformation).count(); }
+Index ClosedForm::n_informative() const {
+  if (l.size() == 0) return 0;
+  return (l.array() > kNoInformation * std::max(1.0, l[0])).count();
+}
 
 Matrix ClosedForm::map() const {
   // B L_t = U diag(x) V^T
@@ -41,8 +45,10 @@ Matrix ClosedForm::map() const {
       .transpose();
 }
 
-TiedModel::TiedModel(const Subgroups& subgroups)
-    : subgroups_(subgroups), rank_(std::min(subgroups.n_features, subgroups.n_classes - 1)) {
+TiedModel::TiedModel(const Subgroups& subgroups, const IdealOptions& options)
+    : subgroups_(subgroups),
+      options_(options),
+      rank_(std::min(subgroups.n_features, subgroups.n_classes - 1)) {
   const Index d = subgroups.n_features, K = subgroups.n_classes;
   for (Index a = 0; a < subgroups.n_groups; ++a) {
     Group group;
@@ -113,7 +119,8 @@ void TiedModel::fit_group(State& state, Index a, const Vector& w, double /*tol*/
   state.m[a] = problem.mu_mean - state.B[a] * problem.nu_mean;
 }
 
-void TiedModel::fit_canonical(State& state, const Matrix& weight, const Mask& classes) const {
+void TiedModel::fit_canonical(State& state, const FamilyWeights& weights,
+                              const Mask& classes) const {
   for (Index k = 0; k < subgroups_.n_classes; ++k)
     if (classes[k]) state.known[k] = 1;
   if (rank_ == 0) return;
@@ -128,16 +135,16 @@ void TiedModel::fit_canonical(State& state, const Matrix& weight, const Mask& cl
     Matrix A = Matrix::Zero(rank_, rank_);
     Vector b = Vector::Zero(rank_);
     for (Index a = 0; a < subgroups_.n_groups; ++a) {
-      const double w = weight(k, a);
+      const double w = weights.shares(k, a);
       A += w * precision[a];
       b += w * state.B[a].transpose() * (groups_[a].means.col(k) - state.m[a]);
     }
-    if (A.trace() > 0) state.nu.col(k) = A.ldlt().solve(b);
+    state.nu.col(k) = A.ldlt().solve(b);
   }
   if (!all) return;  // filling in classes that the start does not know: its covariance stands
   Matrix A = Matrix::Zero(rank_, rank_);
-  for (Index a = 0; a < subgroups_.n_groups; ++a) A += weight.col(a).sum() * precision[a];
-  state.C = (A / weight.sum()).ldlt().solve(Matrix::Identity(rank_, rank_));
+  for (Index a = 0; a < subgroups_.n_groups; ++a) A += weights.cells.col(a).sum() * precision[a];
+  state.C = A.ldlt().solve(Matrix::Identity(rank_, rank_));
   state.C = 0.5 * (state.C + state.C.transpose()).eval();
 }
 
@@ -310,7 +317,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     to.m = Vector::Zero(d);
     if (r > 0) {
       const TiedProblem problem(Matrix::Identity(r, r), nu, group.means,
-                                class_weights(subgroups_, priors.p, a));
+                                class_weights(subgroups_, priors.log_p, a));
       const ClosedForm closed(problem.T, problem.M);
       to.s = closed.n_informative();
       to.L_t = closed.L_t;
@@ -335,7 +342,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     Matrix m = lifted[a].m;
     lifted[a].solve(m);
     Vector t = -m - into_canonical(a, groups_[a].centre);
-    if (r > 0) t.head(r) += nu * class_weights(subgroups_, priors.p, a);
+    if (r > 0) t.head(r) += nu * class_weights(subgroups_, priors.log_p, a);
     return t;
   };
   // The isometry that moves the points of group a least when canonical points lie at `frame`.
@@ -403,8 +410,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     return frame;
   };
 
-  Index anchor = reference;
-  if (anchor < 0) subgroups_.weight.colwise().sum().maxCoeff(&anchor);
+  const Index anchor = reference < 0 ? 0 : reference;  // the heaviest group comes first
   // The anchor's own coordinates: u = x for its points. Its isometry only names the complement.
   const auto frame_of_anchor = [&] {
     Frame frame{lifted[anchor].factor_to_group(groups_[anchor].H), Vector()};
@@ -421,12 +427,20 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       return scale.cwiseInverse().asDiagonal() * F;
     };
     frame = fit_frame();
-    // Two groups: the first isometry is already the best. More: each round moves points less.
-    for (int round = 0; G > 2 && r < d && round < kFrameRounds; ++round) {
+    // Two groups: the first isometry is already the best. More: each round moves points less, until
+    // the isometries depend on no group's coordinates any more.
+    const bool free = std::any_of(lifted.begin(), lifted.end(),
+                                  [&](const Lifted& to) { return to.s < d; });
+    double last = std::numeric_limits<double>::infinity();
+    for (int round = 0; G > 2 && free && round < kFrameRounds && !options_.stop(); ++round) {
       const Matrix before = frame.linear;
       for (Index a = 0; a < G; ++a) least_displacement(a, before);
       frame = fit_frame();
-      if (relative(frame.linear - before).norm() <= 1e-6 * relative(frame.linear).norm()) break;
+      const double change =
+          relative(frame.linear - before).norm() / relative(frame.linear).norm();
+      // What does not shrink any more is rounding.
+      if (!(change > kFrameChange) || (change < 1e-9 && change >= last)) break;
+      last = change;
     }
     if (!frame.linear.allFinite() ||
         !(Eigen::PartialPivLU<Matrix>(relative(frame.linear)).rcond() > 1e-10))

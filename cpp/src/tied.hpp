@@ -37,12 +37,12 @@ class TiedModel {
     Mask known;  // classes of the canonical family
   };
 
-  explicit TiedModel(const Subgroups& subgroups);
+  TiedModel(const Subgroups& subgroups, const IdealOptions& options);
 
   void start(State& state, Index group) const;
   bool has_class(const State& state, Index k) const { return state.known[k] != 0; }
   void fit_group(State& state, Index a, const Vector& w, double tol) const;
-  void fit_canonical(State& state, const Matrix& weight, const Mask& classes) const;
+  void fit_canonical(State& state, const FamilyWeights& weights, const Mask& classes) const;
   Matrix divergences(const State& state) const;
   bool converged(const State&) const { return true; }  // closed form
   std::vector<double> path(const State&, Index) const { return {}; }
@@ -67,6 +67,7 @@ class TiedModel {
   Vector feature_scale() const;
 
   const Subgroups& subgroups_;
+  const IdealOptions& options_;
   Index rank_;
   std::vector<Group> groups_;
 };

@@ -63,7 +63,8 @@ double TwoClassProblem::value(const Matrix& X) const {
 // With u = row i of X^{-T}, det X is linear in the row: y.u in units of the present one. The
 // optimum is y = H^{-1} (b + tau u), H = diag(h_i) + g_i nu nu^T and b = g_i mu_i nu, for one of
 // the two roots of (u H^{-1} u) tau^2 + (u H^{-1} b) tau - 1 = 0.
-void TwoClassProblem::descend_rows(Matrix& X, Index max_sweeps, double tol) const {
+void TwoClassProblem::descend_rows(Matrix& X, Index max_sweeps,
+                                   const DescentOptions& options) const {
   const Index d = size();
   Matrix rows = X.transpose();  // a row of X is a column here
   Matrix old_rows, columns, moved;
@@ -73,6 +74,10 @@ void TwoClassProblem::descend_rows(Matrix& X, Index max_sweeps, double tol) cons
     if (!inverse.allFinite()) return;
     double gain = 0;
     for (Index begin = 0; begin < d; begin += kBlock) {
+      if (options.stop()) {
+        X = rows.transpose();
+        return;
+      }
       const Index size = std::min(kBlock, d - begin);
       old_rows = rows.middleCols(begin, size);
       columns = inverse.middleCols(begin, size);
@@ -118,7 +123,7 @@ void TwoClassProblem::descend_rows(Matrix& X, Index max_sweeps, double tol) cons
       moved.noalias() = (rows.middleCols(begin, size) - old_rows).transpose() * inverse;
       inverse.noalias() -= columns * moved;
     }
-    if (gain < tol) break;
+    if (gain < options.tol) break;
   }
   X = rows.transpose();
 }
@@ -201,7 +206,9 @@ Descent TwoClassProblem::minimise(Matrix& X, const DescentOptions& options) cons
   std::vector<double> alpha(kMemory);
   relative.linearise(X, gradient);
   double left = 0;
-  for (Index n = 0; n < options.max_iter * kStepsPerIteration; ++n) {
+  bool in_time = true;
+  for (Index n = 0; n / kStepsPerIteration < options.max_iter; ++n) {
+    if (!(in_time = !options.stop())) break;
     // Two loops over the remembered pairs (Nocedal and Wright, algorithm 7.4).
     candidate = gradient;
     for (std::size_t k = memory.size(); k-- > 0;) {
@@ -211,7 +218,7 @@ Descent TwoClassProblem::minimise(Matrix& X, const DescentOptions& options) cons
     relative.precondition(candidate, step);
     for (std::size_t k = 0; k < memory.size(); ++k)
       step += (alpha[k] - memory[k].weight * inner(memory[k].change, step)) * memory[k].step;
-    const double decrement = inner(gradient, step);
+    const double decrement = inner(gradient, step);  // NaN where the step is not finite
     left = 0.5 * decrement;
     if (!(left > std::max(options.tol, floor))) break;
 
@@ -237,7 +244,8 @@ Descent TwoClassProblem::minimise(Matrix& X, const DescentOptions& options) cons
     gradient.swap(next_gradient);
   }
   if (value < descent.path.back()) descent.path.push_back(value);
-  descent.converged = left <= std::max(options.tol, 1e-8 * std::max(1.0, std::abs(value)));
+  descent.converged =
+      in_time && left <= std::max(options.tol, 1e-8 * std::max(1.0, std::abs(value)));
   return descent;
 }
 

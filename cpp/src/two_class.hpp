@@ -36,10 +36,10 @@ class TwoClassProblem {
 
   double value(const Matrix& X) const;
 
-  /// Exact minimisation over one row after the other, at most `max_sweeps` times over all of them
-  /// or until a sweep gains less than `tol`. It tries both signs of a row, so that it leaves poor
+  /// Exact minimisation over one row after the other, at most `max_sweeps` times over all of them,
+  /// or until a sweep gains less than `options.tol`, or time is up. It tries both signs of a row, so that it leaves poor
   /// local optima.
-  void descend_rows(Matrix& X, Index max_sweeps, double tol) const;
+  void descend_rows(Matrix& X, Index max_sweeps, const DescentOptions& options) const;
 
   /// Quasi-Newton steps to the nearest local optimum.
   Descent minimise(Matrix& X, const DescentOptions& options) const;

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
-from sklearn.base import BaseEstimator, _fit_context, clone
-from sklearn.utils import check_array, indexable
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.utils import check_array, get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, StrOptions
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fairsteer._utils.estimators import GroupAwareClassifierMixin, class_scores, weight_params
+from fairsteer._utils.estimators import (
+    GroupAwareClassifierMixin,
+    available_if,
+    class_scores,
+    fit_context,
+    weight_params,
+)
 from fairsteer._utils.input import check_classes
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.score_alignment._cells import Alignment, Constraint
@@ -28,6 +33,8 @@ from fairsteer.score_alignment._cross_fitting import (
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import row_chunks
 
+_Self = TypeVar("_Self", bound="IdealDistributionClassifier")
+
 
 def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
     """Whether the classifier has a method: always its own and with aligned scores, else where `estimator` has it."""
@@ -39,7 +46,7 @@ def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
     return check
 
 
-class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
+class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
     """Classifier of the nearest ideal distribution.
 
     Features are steered to the nearest ideal distribution (see
@@ -48,11 +55,12 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    steering : FairSteeringTransformer, default=None
-        How features are steered; a clone is fitted. None: ``FairSteeringTransformer()``.
     estimator : classifier, default=None
         Classifier to train on the steered rows, under weights that make classes and groups
         independent. None: the Bayes classifier of the ideal distribution.
+    steering : FairSteeringTransformer, default=None
+        How features are steered; a clone is fitted. None: ``FairSteeringTransformer()``, whose
+        parameters can be set all the same, ``set_params(steering__strength=0.5)``.
     cost_matrix : array-like of shape (n_classes, n_classes), default=None
         Cost of predicting class ``j`` (column) where class ``i`` (row) is true, in the order of
         ``classes_``; predictions minimise the expected cost. None: 1 for every error, or the
@@ -112,8 +120,8 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
     _alignment: Alignment | None
 
     _parameter_constraints = {
-        "steering": [FairSteeringTransformer, None],
         "estimator": [HasMethods(["fit", "predict"]), None],
+        "steering": [FairSteeringTransformer, None],
         "cost_matrix": ["array-like", None],
         "score_alignment": [StrOptions({"equal_opportunity", "demographic_parity"}), None],
         "cv": ["cv_object"],
@@ -121,23 +129,82 @@ class IdealDistributionClassifier(GroupAwareClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        steering: FairSteeringTransformer | None = None,
         estimator: Any = None,
+        steering: FairSteeringTransformer | None = None,
         *,
         cost_matrix: Any = None,
         score_alignment: Constraint | None = None,
         cv: Any = 5,
     ) -> None:
-        self.steering = steering
         self.estimator = estimator
+        self.steering = steering
         self.cost_matrix = cost_matrix
         self.score_alignment = score_alignment
         self.cv = cv
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    def fit(
-        self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
+    @classmethod
+    def of_steering(
+        cls, steering: FairSteeringTransformer, strength: float | None = None
     ) -> IdealDistributionClassifier:
+        """Bayes classifier of a steering that is fitted already.
+
+        Parameters
+        ----------
+        steering : FairSteeringTransformer
+            Fitted with class labels.
+        strength : float in [0, 1], default=None
+            Strength of its own; None: that of `steering`.
+
+        Returns
+        -------
+        IdealDistributionClassifier
+            Fitted; it shares what `steering` has learnt, but not its parameters.
+        """
+        check_is_fitted(steering, "moments_")
+        classifier = cls(steering=steering)
+        classifier.steering_ = copy.copy(steering)
+        if strength is not None:
+            classifier.steering_.set_params(strength=strength)
+        classifier.classes_ = steering.classes_
+        classifier.cost_matrix_ = classifier.estimator_ = classifier._alignment = None
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(steering, name):
+                setattr(classifier, name, getattr(steering, name))
+        return classifier
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.steering is not None:
+            tags.input_tags.positive_only = get_tags(self.steering).input_tags.positive_only
+        if hasattr(self.estimator, "__sklearn_tags__"):
+            inner = get_tags(self.estimator)
+            tags.non_deterministic = inner.non_deterministic
+            if inner.classifier_tags is not None:
+                tags.classifier_tags.multi_class = inner.classifier_tags.multi_class
+                tags.classifier_tags.poor_score = inner.classifier_tags.poor_score
+        return tags
+
+    def set_params(self: _Self, **params: Any) -> _Self:
+        """Set parameters, those of the default steering included.
+
+        Parameters
+        ----------
+        **params : dict
+            Values by name; ``steering__…`` and ``estimator__…`` are handed on.
+
+        Returns
+        -------
+        IdealDistributionClassifier
+            The classifier itself.
+        """
+        nested = any(name.startswith("steering__") for name in params)
+        if nested and params.get("steering", self.steering) is None:
+            params = {**params, "steering": FairSteeringTransformer()}
+        super().set_params(**params)
+        return self
+
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(self: _Self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> _Self:
         """Fit the steering, and the estimator on steered rows if there is one.
 
         Parameters

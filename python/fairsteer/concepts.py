@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, _fit_context
+from joblib import Parallel, delayed
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.estimators import fit_context
 from fairsteer._utils.input import (
     ROW_CHECKS,
     check_classes,
@@ -30,6 +32,8 @@ from fairsteer.moments import SubgroupMoments
 
 #: Rows that a class needs in every group: in either half, one for a probe, and two that it has not seen.
 _MIN_ROWS = 6
+
+_Self = TypeVar("_Self", bound="ConceptSteering")
 
 
 class ConceptSteering(BaseEstimator):
@@ -61,6 +65,10 @@ class ConceptSteering(BaseEstimator):
         Part of the way from the groups' own mean directions, at 0, to the ideal ones, at 1.
     random_state : int, RandomState instance or None, default=0
         Decides the halves and the resamples; None: others each time.
+    n_jobs : int, default=None
+        Probes that are fitted at the same time; -1: as many as there are processors. The result does not depend on it.
+    verbose : int, default=0
+        How much joblib tells of the fits.
 
     Attributes
     ----------
@@ -109,7 +117,7 @@ class ConceptSteering(BaseEstimator):
     >>> rng = np.random.default_rng(0)
     >>> joyful, group = rng.integers(0, 2, (2, 800))
     >>> hidden = (1 + 2 * group)[:, None] * (rng.normal(size=(800, 6)) + np.outer(joyful, [2, 0, 0, 0, 0, 0]))
-    >>> steering = ConceptSteering(n_probes=20).fit(hidden, joyful, group)
+    >>> steering = ConceptSteering(n_probes=20).fit(hidden, joyful, sensitive_features=group)
     >>> length = {g: float(np.linalg.norm(steering.direction(g))) for g in (0, 1)}
     >>> 2.5 < length[1] / length[0] < 3.5
     True
@@ -119,11 +127,16 @@ class ConceptSteering(BaseEstimator):
         "n_probes": [Interval(Integral, 4, None, closed="left")],
         "probe_share": [Interval(Real, 0, 1, closed="neither")],
         "C": [Interval(Real, 0, None, closed="neither")],
-        "reference_group": [object],
+        "reference_group": [Hashable, None],
         "covariance": [StrOptions({"diagonal", "tied"})],
         "towards_ideal": [Interval(Real, 0, 1, closed="both")],
         "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
     }
+
+    # Requested by default, so that nobody has to call set_fit_request.
+    __metadata_request__fit: ClassVar[dict[str, bool]] = {"sensitive_features": True}
 
     def __init__(
         self,
@@ -135,6 +148,8 @@ class ConceptSteering(BaseEstimator):
         covariance: Literal["diagonal", "tied"] = "diagonal",
         towards_ideal: float = 1.0,
         random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
     ) -> None:
         self.n_probes = n_probes
         self.probe_share = probe_share
@@ -143,18 +158,20 @@ class ConceptSteering(BaseEstimator):
         self.covariance = covariance
         self.towards_ideal = towards_ideal
         self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, activations: Any, concept: Any, groups: Any) -> ConceptSteering:
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self: _Self, X: Any, y: Any, *, sensitive_features: Any) -> _Self:
         """Fit probes to resampled rows, and the directions that follow from them.
 
         Parameters
         ----------
-        activations : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features)
             Hidden states, in any floating-point type.
-        concept : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,)
             Class labels: whether the concept is there, or which of several is.
-        groups : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
             Group labels. Rows where one is missing are left out, with a warning.
 
         Returns
@@ -165,31 +182,31 @@ class ConceptSteering(BaseEstimator):
         Raises
         ------
         ValueError
-            If the activations hold NaN or infinite values, there is one class only, a class has fewer than 6 rows in a
+            If `X` holds NaN or infinite values, there is one class only, a class has fewer than 6 rows in a
             group, the reference group is not known, or probes of other rows do not confirm a direction.
         """
-        rows: Floats = check_array(widen_bfloat16(activations), **ROW_CHECKS, estimator=self, input_name="activations")
-        labels = check_classes(concept, rows)
+        rows: Floats = check_array(widen_bfloat16(X), **ROW_CHECKS, estimator=self, input_name="X")
+        labels = check_classes(y, rows)
         encoder = GroupEncoder()
-        codes = encoder.partial_fit_encode(groups)
+        codes = encoder.partial_fit_encode(sensitive_features)
         check_consistent_length(rows, codes)
         if (codes < 0).any():
             warn_caller(f"{(codes < 0).sum()} of {len(rows)} rows have a missing group and are left out of the fit.")
             rows, labels, codes = rows[codes >= 0], labels[codes >= 0], codes[codes >= 0]
-        self.classes_, y = np.unique(labels, return_inverse=True)
+        self.classes_, y_codes = np.unique(labels, return_inverse=True)
         self.groups_, self._encoder = encoder.groups_, encoder
         self.n_features_in_ = rows.shape[1]
         if len(self.classes_) < 2:
-            msg = f"concept has the one label {self.classes_.tolist()[0]!r}; probes need rows with and without it."
+            msg = f"y has the one label {self.classes_.tolist()[0]!r}; probes need rows with and without it."
             raise ValueError(msg)
         known = self.groups_.tolist()
         if self.reference_group is not None and self.reference_group not in known:
             msg = f"reference_group={self.reference_group!r} is none of the groups {few(map(repr, known))}."
             raise ValueError(msg)
         random_state = check_random_state(self.random_state)
-        half = self._deal_halves(rows, y, codes, random_state)
-        probes = [self._fit_probes(rows, y, codes, half == h, random_state) for h in (0, 1)]
-        self._calibrate(rows, y, codes, half, probes)
+        half = self._deal_halves(rows, y_codes, codes, random_state)
+        probes = [self._fit_probes(rows, y_codes, codes, half == h, random_state) for h in (0, 1)]
+        self._calibrate(rows, y_codes, codes, half, probes)
         return self
 
     def direction(self, group: Any, concept: Any = None) -> Doubles:
@@ -220,14 +237,14 @@ class ConceptSteering(BaseEstimator):
         direction: Doubles = self.directions_[k, groups.index(group)].copy()
         return direction
 
-    def steer(self, activations: Any, groups: Any, *, strength: float = 1.0, concept: Any = None) -> Any:
+    def steer(self, X: Any, *, sensitive_features: Any, strength: float = 1.0, concept: Any = None) -> Any:
         """Add ``strength`` times their groups' directions to rows.
 
         Parameters
         ----------
-        activations : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features)
             Hidden states.
-        groups : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
             Group labels.
         strength : float, default=1.0
             How far, in standard deviations of the probe score; negative: away from the concept.
@@ -237,7 +254,7 @@ class ConceptSteering(BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Steered rows in the floating-point type of `activations`.
+            Steered rows in the floating-point type of `X`.
 
         Raises
         ------
@@ -245,20 +262,22 @@ class ConceptSteering(BaseEstimator):
             If a group is missing or not known, or as for :meth:`direction`.
         """
         k = self._class_position(concept)
-        rows: Floats = check_array(widen_bfloat16(activations), **ROW_CHECKS, estimator=self, input_name="activations")
+        rows: Floats = check_array(widen_bfloat16(X), **ROW_CHECKS, estimator=self, input_name="X")
         if rows.shape[1] != self.n_features_in_:
-            msg = f"activations has {rows.shape[1]} features, but the directions have {self.n_features_in_}."
+            msg = f"X has {rows.shape[1]} features, but the directions have {self.n_features_in_}."
             raise ValueError(msg)
         if not np.isfinite(strength):
             msg = f"strength must be a finite number, got {strength!r}."
             raise ValueError(msg)
-        codes = self._encoder.encode(groups)
+        codes = self._encoder.encode(sensitive_features)
         check_consistent_length(rows, codes)
         if (codes < 0).any():
             way_out = "name one of the known groups in every row"
-            raise ValueError(unknown_group_message(codes, self._encoder.unknown_counts(groups), self.groups_, way_out))
+            raise ValueError(
+                unknown_group_message(codes, self._encoder.unknown_counts(sensitive_features), self.groups_, way_out)
+            )
         steered = (rows + strength * self.directions_[k, codes]).astype(rows.dtype)
-        return steered.astype(activations.dtype) if is_bfloat16(activations) else steered
+        return steered.astype(X.dtype) if is_bfloat16(X) else steered
 
     def _class_position(self, concept: Any) -> int:
         check_is_fitted(self, "directions_")
@@ -307,21 +326,31 @@ class ConceptSteering(BaseEstimator):
         K, G, d = len(self.classes_), len(self.groups_), rows.shape[1]
         cells = self._cells(y, codes, kept)
         n_draws = (self.n_probes + 1) // 2
-        directions, seen = np.empty((n_draws, K, G, d)), np.zeros((n_draws, len(rows)), dtype=bool)
+        seen = np.zeros((n_draws, len(rows)), dtype=bool)
+        draws = []  # all before any fit, so that their order does not depend on who fits
         for draw in range(n_draws):
             for a in range(G):
                 drawn = np.concatenate(
                     [random_state.choice(cells[k, a], n, replace=False) for k, n in enumerate(self._rows_per_class)]
                 )
                 seen[draw, drawn] = True
-                X = rows[drawn].astype(np.float64)
-                X -= X.mean(axis=0)
-                scale = np.sqrt(np.square(X).mean())
-                for k in range(1 if K == 2 else 0, K):
-                    directions[draw, k, a] = self._probe(X / (scale or 1.0), y[drawn] == k, k, a)
-                if K == 2:
-                    directions[draw, 0, a] = -directions[draw, 1, a]
-        return directions, seen
+                draws.append((drawn, a))
+        fits = (delayed(self._probes_of)(rows[drawn], y[drawn], a) for drawn, a in draws)
+        directions = np.stack(Parallel(n_jobs=self.n_jobs, verbose=self.verbose)(fits))
+        return directions.reshape(n_draws, G, K, d).swapaxes(1, 2), seen
+
+    def _probes_of(self, rows: Floats, y: Codes, a: int) -> Doubles:
+        """Directions of one resample of a group towards every class, (n_classes, d)."""
+        K = len(self.classes_)
+        X = rows.astype(np.float64)
+        X -= X.mean(axis=0)
+        scale = np.sqrt(np.square(X).mean())
+        directions = np.empty((K, X.shape[1]))
+        for k in range(1 if K == 2 else 0, K):
+            directions[k] = self._probe(X / (scale or 1.0), y == k, k, a)
+        if K == 2:
+            directions[0] = -directions[1]
+        return directions
 
     def _probe(self, X: Doubles, shown: npt.NDArray[np.bool_], k: int, a: int) -> Doubles:
         probe = LogisticRegression(C=self.C, class_weight="balanced", max_iter=1000).fit(X, shown)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairsteer._utils.columns import split_columns
+from fairsteer._utils.input import few
 from fairsteer._utils.labels import is_missing, label_array
 
 #: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
@@ -34,9 +35,10 @@ class GroupEncoder:
     (``None``, ``NaN``, ``pd.NA``, ``NaT``) in any column has no group.
 
     A label that was not there at ``fit`` is unseen where it could have been there, and an error where it could not,
-    because no label of its column was of its kind: a string among numbers, say. Booleans are of the kind of numbers
-    where those are all 0 or 1. A fraction in half or single precision is read as the shortest decimal number that it
-    stands for, so that 0.1 is the same label in every precision.
+    because no label of its column was of its kind: a string among numbers, say. Booleans are a kind of their own, but
+    0 and 1 equal them: where every number was 0 or 1, booleans may come, and 0 and 1 where there were booleans. A
+    fraction in half or single precision is read as the shortest decimal number that it stands for, so that 0.1 is the
+    same label in every precision.
 
     Attributes
     ----------
@@ -207,15 +209,17 @@ class GroupEncoder:
         return _intersect(factors)
 
     def _check_columns(self, columns: list[Any], names: list[str] | None) -> None:
-        fitted = self.n_columns_ if self.column_names_ is None else f"{self.n_columns_} ({self.column_names_})"
+        fitted = f"{self.n_columns_}"
+        if self.column_names_ is not None:
+            fitted += f" ({few(map(repr, self.column_names_))})"
         if len(columns) != self.n_columns_:
             msg = f"sensitive_features has {len(columns)} column(s), but the groups were fitted on {fitted}."
             raise ValueError(msg)
         # The name of a single column says nothing that its values do not; two exchanged columns would go unnoticed.
         if len(columns) > 1 and names and self.column_names_ and names != self.column_names_:
             msg = (
-                f"The columns of sensitive_features are {names}, but the groups were fitted on "
-                f"{self.column_names_}. Pass the same columns in the same order."
+                f"The columns of sensitive_features are {few(map(repr, names))}, but the groups were fitted on "
+                f"{few(map(repr, self.column_names_))}. Pass the same columns in the same order."
             )
             raise ValueError(msg)
 
@@ -224,10 +228,10 @@ class GroupEncoder:
         groups = self.groups_.tolist()
         for j, (labels, _) in enumerate(factors):
             fitted = groups if self.n_columns_ == 1 else list(dict.fromkeys(group[j] for group in groups))
-            numbers = [_kinds(label) for label in fitted if isinstance(label, Number)]
-            kinds = {kind for label in fitted if not isinstance(label, Number) for kind in _kinds(label)}
-            kinds |= set.intersection(*numbers) if numbers else set()
-            foreign = [label for label in labels if label is not None and not kinds & _kinds(label)]
+            kinds = {_kind(label) for label in fitted}
+            if "number" in kinds and all(map(_is_bit, filter(_is_number, fitted))):
+                kinds.add("boolean")
+            foreign = [label for label in labels if label is not None and not _may_be(label, kinds)]
             if foreign:
                 column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
                 msg = (
@@ -337,14 +341,25 @@ def renumber(codes: npt.NDArray[np.intp], n_codes: int) -> tuple[npt.NDArray[np.
     return np.flatnonzero(seen), (np.cumsum(seen) - 1)[codes]
 
 
-def _kinds(label: Any) -> set[Any]:
-    """Kinds that a label may be of; labels without a kind in common are never equal."""
+def _kind(label: Any) -> Any:
+    """Kind of a label: numbers, booleans, strings, … Those of two kinds are never equal, but for 0 and 1."""
     if isinstance(label, bool):
-        return {"boolean"}
+        return "boolean"
     if isinstance(label, Number):
-        number: Any = label
-        return {"number", "boolean"} if number in (0, 1) else {"number"}
-    return {next((kind for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label))}
+        return "number"
+    return next((kind for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label))
+
+
+def _may_be(label: Any, kinds: set[Any]) -> bool:
+    return _kind(label) in kinds or ("boolean" in kinds and _is_bit(label))
+
+
+def _is_number(label: Any) -> bool:
+    return isinstance(label, Number)
+
+
+def _is_bit(label: Any) -> bool:
+    return _is_number(label) and label in (0, 1)
 
 
 def _described(labels: list[Any], most: int = 5) -> str:

@@ -7,6 +7,7 @@
 
 #include "fairsteer/moments.hpp"
 #include "fairsteer/types.hpp"
+#include "fairsteer/watch.hpp"
 
 namespace fairsteer {
 
@@ -23,16 +24,25 @@ struct Subgroups {
   const double* means;        ///< [k][a][d]
   const double* covariances;  ///< tied [a][d][d], full [k][a][d][d], diagonal [k][a][d]
 
+  /// Where class k and group a lie in `means` and `covariances`; empty: in this order. `weight`
+  /// always follows k and a.
+  std::vector<Index> class_at{};
+  std::vector<Index> group_at{};
+
   bool seen(Index k, Index a) const { return weight(k, a) > 0; }
-  VectorView mean(Index k, Index a) const {
-    return {means + (k * n_groups + a) * n_features, n_features};
-  }
+  VectorView mean(Index k, Index a) const { return {means + cell(k, a) * n_features, n_features}; }
   MatrixView covariance(Index k, Index a) const {
-    const Index which = model == CovarianceModel::tied ? a : k * n_groups + a;
+    const Index which = model == CovarianceModel::tied ? group(a) : cell(k, a);
     return {covariances + which * n_features * n_features, n_features, n_features};
   }
   VectorView variance(Index k, Index a) const {
-    return {covariances + (k * n_groups + a) * n_features, n_features};
+    return {covariances + cell(k, a) * n_features, n_features};
+  }
+
+ private:
+  Index group(Index a) const { return group_at.empty() ? a : group_at[a]; }
+  Index cell(Index k, Index a) const {
+    return (class_at.empty() ? k : class_at[k]) * n_groups + group(a);
   }
 };
 
@@ -42,6 +52,10 @@ struct IdealOptions {
   Alignment alignment = Alignment::affine;
   Index max_iter = 200;  ///< of the alternation and of each inner Newton iteration
   double tol = 1e-6;     ///< estimated distance to the limit in nats, relative to max(1, KL)
+  const Watch* watch = nullptr;  ///< null: neither interrupted nor limited in time
+
+  /// Whether time is up; throws when interrupted.
+  bool stop() const { return watch != nullptr && watch->stop(); }
 };
 
 /// Everything is in the coordinates of the features. Group a's map into the common frame is
@@ -61,8 +75,25 @@ struct IdealResult {
   bool converged = true;
 };
 
-/// Throws NumericalError when a factorisation fails, std::invalid_argument when a group shares no
-/// class with the reference.
+/// The result follows from the numbers alone: another order of the classes and groups gives the
+/// same numbers in that order, and whatever several optima leave open is decided by what moves
+/// points least, or else by weights and moments (see order.hpp).
+///
+/// Expects what `check_subgroups` checks, and a `reference` below the number of groups when
+/// affirmative. Every number of the result is finite.
+///
+/// Throws NumericalError, with the cell where it is known, when a factorisation fails or a number of
+/// the result is not finite; std::invalid_argument when a group shares no class with the reference,
+/// or `check_subgroups` fails; and what `options.watch` throws. When its time is up, the result is
+/// the nearest so far, with `converged` false.
+///
+/// Cost: tied O(G d^3) and little more, full O(K G d^3) a step of a descent, diagonal O(K G d) a
+/// round. Safe to call from several threads at a time.
 IdealResult nearest_ideal(const Subgroups& subgroups, const IdealOptions& options);
+
+/// Throws std::invalid_argument unless there is a class, a group and a feature, every class and
+/// every group has weight, no weight is negative, and every number of the subgroups that were seen
+/// is finite, with positive variances.
+void check_subgroups(const Subgroups& subgroups);
 
 }  // namespace fairsteer

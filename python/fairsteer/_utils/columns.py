@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairsteer._utils.input import few
+from fairsteer._utils.input import brief, did_you_mean, few
+from fairsteer._utils.labels import is_missing
 
 
 def column_positions(columns: Any, X: Any, names: npt.NDArray[Any] | None, n_columns: int) -> list[int]:
     """Find columns given by name, position (a negative one counts from the end), mask, slice, or a function of `X`."""
     asked = "sensitive_columns"
     if callable(columns):
-        asked = f"sensitive_columns={columns!r}"
+        asked = f"sensitive_columns={brief(columns)}"
         columns = columns(X)
     if isinstance(columns, slice):
         columns = range(*columns.indices(n_columns))
@@ -29,13 +30,14 @@ def column_positions(columns: Any, X: Any, names: npt.NDArray[Any] | None, n_col
     positions = []
     for column in columns:
         if isinstance(column, (bool, np.bool_)) or not isinstance(column, (str, Integral)):
-            msg = f"{asked} must hold names or positions of columns, or one boolean for each; it holds {column!r}."
+            msg = f"{asked} must hold names or positions of columns, or one boolean for each; it holds {brief(column)}."
             raise ValueError(msg)
         if isinstance(column, str):
             found = [] if names is None else np.flatnonzero(names == column).tolist()
             if not found:
                 have = "has no column names" if names is None else f"has the columns {few(map(repr, names))}"
-                msg = f"{asked} names {column!r}, but X {have}."
+                suggestion = "" if names is None else did_you_mean(column, names.tolist())
+                msg = f"{asked} names {column!r}, but X {have}.{suggestion}"
                 raise ValueError(msg)
             positions += found
         else:
@@ -92,11 +94,12 @@ def split_columns(data: Any) -> tuple[list[Any], list[str] | None]:
         columns, names = [data.iloc[:, j] for j in range(data.shape[1])], list(data.columns)
     elif hasattr(data, "to_list") or hasattr(data, "to_pylist"):  # pandas, polars Series; pyarrow Array
         columns = [data]
+    elif isinstance(data, np.ndarray) and data.dtype.names is not None and data.ndim == 1:  # records
+        columns, names = [data[name] for name in data.dtype.names], list(data.dtype.names)
     else:
-        # NumPy would turn a list of mixed labels into strings; as objects they stay what they are.
-        array = np.asarray(data, dtype=object) if isinstance(data, Sequence) else np.asarray(data)
+        array = _as_array(data)
         if isinstance(data, (str, bytes)) or array.ndim not in (1, 2):
-            got = f"shape {array.shape}" if array.ndim else repr(data)
+            got = f"shape {array.shape}" if array.ndim else brief(data)
             msg = f"sensitive_features must have one or two dimensions (rows, columns), got {got}."
             raise ValueError(msg)
         columns = [array] if array.ndim == 1 else list(array.T)
@@ -104,3 +107,24 @@ def split_columns(data: Any) -> tuple[list[Any], list[str] | None]:
         msg = "sensitive_features has no columns."
         raise ValueError(msg)
     return columns, names
+
+
+def _as_array(data: Any) -> npt.NDArray[Any]:
+    """Array of labels in a list or an array."""
+    if np.ma.isMaskedArray(data):
+        objects: npt.NDArray[Any] = np.ma.getdata(data).astype(object)
+        objects[np.ma.getmaskarray(data)] = None
+        return objects
+    if not isinstance(data, Sequence) or isinstance(data, (str, bytes)):
+        return np.asarray(data)
+    if any(issubclass(kind, (list, tuple, np.ndarray)) for kind in set(map(type, data))):
+        counts = {len(row) if isinstance(row, (list, tuple, np.ndarray)) else 1 for row in data if not is_missing(row)}
+        if len(counts) > 1:
+            msg = (
+                "Every row of sensitive_features must have the same number of labels, but there are rows of "
+                f"{few(map(str, sorted(counts)))}."
+            )
+            raise ValueError(msg)
+        data = [[None] * max(counts) if is_missing(row) else row for row in data]
+    # NumPy would turn a list of mixed labels into strings; as objects they stay what they are.
+    return np.asarray(data, dtype=object)

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from sklearn import get_config
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import Pipeline
+from sklearn.utils import metaestimators
 from sklearn.utils.validation import has_fit_parameter
 
 from fairsteer._utils.types import Doubles
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[_Method], _Method]:
+    """Check parameters before a method runs, as scikit-learn does; type checkers see the method's own signature."""
+    decorator: Callable[[_Method], _Method] = _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+    return decorator
+
+
+def available_if(check: Callable[[Any], bool]) -> Callable[[_Method], _Method]:
+    """Offer a method where `check` says so, as scikit-learn does; type checkers see its own signature."""
+    decorator: Callable[[_Method], _Method] = metaestimators.available_if(check)
+    return decorator
 
 
 class GroupAwareClassifierMixin(ClassifierMixin):

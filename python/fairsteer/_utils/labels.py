@@ -103,10 +103,24 @@ def labels_from_json(block: Mapping[str, Any]) -> NDArray[Any]:
 def is_missing(value: Any) -> bool:
     if value is None:
         return True
+    if isinstance(value, (str, list, tuple, np.ndarray)):
+        return False
     try:
         return bool(value != value)  # NaN and NaT are the values that do not equal themselves
     except TypeError:
         return True  # pd.NA, whose comparison with anything is neither true nor false
+
+
+def count_missing(labels: Any) -> int:
+    """Count the missing values (``None``, ``NaN``, ``pd.NA``, ``NaT``, masked) of a one-dimensional array."""
+    masked = int(np.ma.getmaskarray(labels).sum()) if np.ma.isMaskedArray(labels) else 0
+    if masked:
+        return masked + count_missing(labels.compressed())
+    if labels.dtype.kind in "fc":
+        return int(np.isnan(labels).sum())
+    if labels.dtype.kind in "mM":
+        return int(np.isnat(labels).sum())
+    return sum(map(is_missing, labels.tolist())) if labels.dtype.kind == "O" else 0
 
 
 def label_array(labels: Iterable[Any]) -> NDArray[Any]:

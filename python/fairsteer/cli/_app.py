@@ -1,155 +1,178 @@
-"""The commands and their options; every job is in `_jobs`."""
+"""The commands and their options. A command imports its job when it is called, so that help costs nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ._audit import AUDIT_HELP, audit
-from ._errors import UsageError
-from ._export import EXPORT_HELP, export
-from ._jobs import SteerOptions, apply_map, steer_file
-from ._jobs import demo as run_demo
-from ._options import (
-    Alignment,
-    Columns,
-    Covariance,
-    Inference,
-    Intervention,
-    SmallCells,
-    UnknownGroup,
-    check_range,
-    parse_shrinkage,
-)
-from ._report import Reporter
+from ._options import FILE_HELP, REQUIRED, Alignment, Reads, Settings, UnknownGroup, expand
 
 __all__ = ["app"]
 
+_WHAT_THERE_IS = """\
+fairsteer moves the features of sensitive groups so that classifiers trained on them treat the groups alike.
+
+  fairsteer demo      a first look, on data that comes with scikit-learn
+  fairsteer audit     a report of what steering a table would do, nothing is changed
+  fairsteer steer     the table before and after, the steered rows, the map for rows to come
+  fairsteer apply     new rows, steered with a saved map
+  fairsteer export    a map as ONNX, or as plain matrices
+  fairsteer versions  what a bug report needs
+
+Try: fairsteer demo. Each command explains itself and has an example: fairsteer steer --help"""
+
 app = typer.Typer(
     help="Steer features of sensitive groups to the nearest distribution on which Bayes classifiers are exactly fair.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_OUT_HELP = "Write the steered rows to this .csv, .tsv or .parquet file; - is standard output."
+_Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
 
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow --out to be the input file.")]
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"fairsteer {version('fairsteer')}")
+        raise typer.Exit
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
+def fairsteer(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Say what there is, where nothing is asked for."""
+    if context.invoked_subcommand is None:
+        typer.echo(_WHAT_THERE_IS)
+
+
+@app.command(short_help="A first look, on data that scikit-learn brings.", epilog="Example: fairsteer demo")
 def demo() -> None:
     """Steer scikit-learn's diabetes data (nothing to download) and print a table before and after."""
-    run_demo(Reporter())
+    from ._demo import demo as run
+
+    run()
 
 
 @app.command(
+    short_help="The table before and after; the steered rows; the map for rows to come.",
     help="Print a table before and after on held-out rows; with --out, write the steered rows.\n\n"
     "Categorical columns become 0/1 columns named column=value, missing numbers the column's median. Columns that give "
-    "the target away must be left out with --drop: nothing else can know them."
+    "the target away must be left out with --drop: nothing else can know them.",
+    epilog="Example: fairsteer steer people.csv --target hired --sensitive sex --keep id --out steered.csv "
+    "--model map.safetensors",
 )
+@expand(Settings, REQUIRED)
 def steer(
-    file: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
-    target: Annotated[str, typer.Option(help="Column of the classes.")],
-    sensitive: Annotated[Columns, typer.Option(help="Column of the groups; again for intersections.")],
-    out: Annotated[Path | None, typer.Option(help="Write the steered rows to this .csv or .parquet file.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Write the map to this .safetensors file.")] = None,
-    drop: Annotated[Columns | None, typer.Option(help="Leave this column out (leaks, splits); repeatable.")] = None,
-    keep: Annotated[Columns | None, typer.Option(help="Not a feature, but copied to --out (ids); repeatable.")] = None,
-    positive: Annotated[str | None, typer.Option(help="The positive class; by default the larger label.")] = None,
-    intervention: Annotated[
-        Intervention, typer.Option(help="Move all groups, or all but the reference group.")
-    ] = Intervention.all_subgroups,
-    reference_group: Annotated[
-        str | None,
-        typer.Option(help="With affirmative: the group left as it is; by default the largest."),
+    settings: Settings,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help=_OUT_HELP),
     ] = None,
-    alignment: Annotated[Alignment, typer.Option(help="Any affine map, or no rotation.")] = Alignment.affine,
-    covariance: Annotated[
-        Covariance,
-        typer.Option(help="One covariance per group, per class and group, or diagonal ones."),
-    ] = Covariance.tied,
-    shrinkage: Annotated[str, typer.Option(help="ledoit_wolf, oas, none or a number in [0, 1].")] = "ledoit_wolf",
-    pooling: Annotated[
-        float, typer.Option(help="With full: how far the classes of a group share their covariances.")
-    ] = 0.0,
-    min_cell_size: Annotated[int, typer.Option(help="Rows that every class should have in every group.")] = 0,
-    small_cells: Annotated[
-        SmallCells, typer.Option(help="With fewer: refuse, borrow from other subgroups, or join small groups.")
-    ] = SmallCells.error,
-    unknown_group: Annotated[
-        Inference, typer.Option(help="Rows without a group: all groups' maps by probability, or the likeliest group's.")
-    ] = Inference.infer,
-    strength: Annotated[float, typer.Option(help="0 leaves rows as they are, 1 steers fully.")] = 1.0,
-    folds: Annotated[int, typer.Option(help="Folds of the cross-validation behind the table.")] = 5,
-    min_rows: Annotated[int, typer.Option(help="Rates from fewer rows take no part in the gaps.")] = 30,
-    max_categories: Annotated[int, typer.Option(help="Most 0/1 columns per categorical column.")] = 50,
-    overwrite: _Overwrite = False,
+    model: Annotated[Path | None, typer.Option(help="Write the map to this .safetensors file.")] = None,
+    align: Annotated[
+        Alignment | None,
+        typer.Option(
+            help="Align the scores of the Bayes rule between groups as well: it joins the table, its probabilities and "
+            "predictions join --out, and the classifier joins the map in --model."
+        ),
+    ] = None,
+    force: _Force = False,
 ) -> None:
-    """Check the options and run the job."""
-    check_range("--strength", strength, 0.0, 1.0)
-    check_range("--pooling", pooling, 0.0, 1.0)
-    if pooling > 0 and covariance is not Covariance.full:
-        raise UsageError(f"--pooling needs --covariance full, not {covariance.value}.")
-    if small_cells is not SmallCells.error and min_cell_size == 0:
-        raise UsageError(
-            f"--small-cells {small_cells.value} needs --min-cell-size, the rows below which a cell is small."
-        )
-    for option, value, least in (
-        ("--folds", folds, 2),
-        ("--max-categories", max_categories, 1),
-        ("--min-rows", min_rows, 1),
-        ("--min-cell-size", min_cell_size, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{option} must be at least {least}, not {value}.")
-    parameters = {
-        "intervention": intervention.value,
-        "map_type": alignment.value,
-        "covariance": covariance.value,
-        "shrinkage": parse_shrinkage(shrinkage),
-        "pooling": pooling,
-        "min_cell_size": min_cell_size,
-        "small_cells": small_cells.value,
-        "unknown_group": unknown_group.value,
-        "strength": strength,
-    }
-    options = SteerOptions(
-        file=file,
-        target=target,
-        sensitive=sensitive,
-        drop=drop or [],
-        keep=keep or [],
-        out=out,
-        model=model,
-        overwrite=overwrite,
-        positive=positive,
-        reference_group=reference_group,
-        steering=parameters,
-        folds=folds,
-        min_rows=min_rows,
-        max_categories=max_categories,
-    )
-    steer_file(options, Reporter())
+    """Run the job."""
+    from ._steer import steer_file
+
+    steer_file(settings, out=out, model=model, align=align, force=force)
 
 
-@app.command()
+@app.command(
+    short_help="A report of what steering would do, to read or to pass on.",
+    help="Report what steering the file would do: gaps before and after on held-out rows with intervals, the model's "
+    "bounds beside them, and what moves; with --html, as a page to pass on. Columns are read as by steer, and the "
+    "numbers are the same.",
+    epilog="Example: fairsteer audit people.csv --target hired --sensitive sex,age_group --html report.html",
+)
+@expand(Settings, REQUIRED)
+def audit(
+    settings: Settings,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report to this .html file; - is standard output.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.", min=0, max=1, metavar="P")] = 0.95,
+    force: _Force = False,
+) -> None:
+    """Run the job."""
+    from ._audit import audit_file
+
+    audit_file(settings, html=html, confidence=confidence, force=force)
+
+
+@app.command(
+    help="Steer new rows with a saved map. The target column is not needed.",
+    epilog="Example: fairsteer apply map.safetensors new_people.csv --out steered.csv",
+)
+@expand(Reads)
 def apply(
+    reads: Reads,
     model: Annotated[Path, typer.Argument(metavar="MAP", help="A map written by steer --model.")],
-    file: Annotated[Path, typer.Argument(help="A .csv or .parquet file with the columns of the fit.")],
-    out: Annotated[Path, typer.Option(help="Write the steered rows to this .csv or .parquet file.")],
+    file: Annotated[Path, typer.Argument(help=FILE_HELP, metavar="FILE")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help=_OUT_HELP),
+    ],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Copy this column too, byte for byte; repeatable, or a,b.", metavar="COLUMN"),
+    ] = None,
     unknown_group: Annotated[
-        UnknownGroup,
-        typer.Option(help="Rows of groups the map does not know: refuse, or infer the group."),
-    ] = UnknownGroup.error,
-    overwrite: _Overwrite = False,
+        UnknownGroup | None,
+        typer.Option(
+            help="Rows of groups the map does not know: refuse, or infer the group. Rows without a group: as steer was "
+            "told, unless this is given."
+        ),
+    ] = None,
+    force: _Force = False,
 ) -> None:
-    """Steer new rows with a saved map. The target column is not needed."""
-    apply_map(model, file, out, overwrite=overwrite, unknown_group=unknown_group.value, report=Reporter())
+    """Run the job."""
+    from ._apply import apply_map
+
+    apply_map(reads, model, file, out=out, keep=keep or [], unknown_group=unknown_group, force=force)
 
 
-@app.command()
+@app.command(
+    short_help="A map as an ONNX graph or as plain matrices.",
+    help="Write a map as an ONNX graph, or as one affine map A_, B_ for each group.\n\n"
+    "FILE is a map that steer --model or fairsteer.persistence.save wrote, or a table to fit with the options of "
+    "steer. Rows must come as the map takes them: the features without the sensitive columns, categories as the 0/1 "
+    "columns of steer.",
+    epilog="Example: fairsteer export map.safetensors --to onnx --out map.onnx",
+)
+@expand(Settings, ("file",))
+def export(
+    settings: Settings,
+    context: typer.Context,
+    to: Annotated[
+        Literal["onnx", "affine"],
+        typer.Option(help="onnx: one file; affine: a folder of files that EasySteer loads."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file, or a folder that is new or empty.")],
+    force: _Force = False,
+) -> None:
+    """Run the job."""
+    from ._export import export_map
+
+    export_map(settings, _given(context), to=to, out=out, force=force)
+
+
+@app.command(short_help="What a bug report needs.", epilog="Example: fairsteer versions")
 def versions() -> None:
     """Print the versions of fairsteer, of what it runs on, and how it was compiled."""
     from fairsteer import show_versions
@@ -157,5 +180,9 @@ def versions() -> None:
     show_versions()
 
 
-app.command(help=AUDIT_HELP)(audit)
-app.command(help=EXPORT_HELP)(export)
+def _given(context: Any) -> list[str]:
+    """Options of a fit that stand on the command line."""
+    options = set(Settings.__dataclass_fields__) - {"file"}
+    return [
+        name for name in context.params if name in options and context.get_parameter_source(name).name == "COMMANDLINE"
+    ]

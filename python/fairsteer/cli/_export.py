@@ -1,69 +1,87 @@
-"""``fairsteer export``: a saved map for programs that know nothing of fairsteer."""
+"""The job of ``fairsteer export``: a map for programs that know nothing of fairsteer."""
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from fairsteer import persistence
+from fairsteer._utils.files import descriptor_of, is_special
 from fairsteer.export import export_affine, export_onnx
 
-from ._errors import UsageError
-from ._files import check_target_folder
-from ._report import Reporter, name_group
+from . import UsageError, count
+from ._columns import label_text
+from ._fitting import library_problems, read_problem
+from ._options import Settings
+from ._printing import Reporter
+from ._reading import format_of
+from ._writing import check_output, is_standard_output
 
-__all__ = ["EXPORT_HELP", "export"]
-
-EXPORT_HELP = (
-    "Write a saved map as an ONNX graph, or as one affine map A_, B_ for each group.\n\n"
-    "Any map that fairsteer.persistence.save wrote will do. Rows must come as the map takes them: the features without "
-    "the sensitive columns, categories as the 0/1 columns of steer."
-)
+__all__ = ["export_map"]
 
 
-class Form(str, Enum):
-    """What the map is written as."""
+def export_map(settings: Settings, given: list[str], *, to: str, out: Path, force: bool) -> None:
+    """Export a saved map, or the map of a table.
 
-    onnx = "onnx"
-    affine = "affine"
+    Parameters
+    ----------
+    settings : Settings
+        The file is the map, or the table to fit.
+    given : list of str
+        Options of a fit that were given.
+    to : {"onnx", "affine"}
+        What the map is written as.
+    out : Path
+        The .onnx file, or a folder that is new or empty.
+    force : bool
+        Whether a file that exists may be replaced.
 
-
-def export(
-    model: Annotated[Path, typer.Argument(metavar="MAP", help="A map written by steer --model or persistence.save.")],
-    to: Annotated[Form, typer.Option(help="onnx: one file; affine: a folder of files that EasySteer loads.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file, or a folder that is new or empty.")],
-) -> None:
-    """Check the paths, export and say what was written."""
-    report = Reporter()
-    if to is Form.onnx:
-        _check_onnx(out, model)
-    steering = _load(model)
+    Raises
+    ------
+    UsageError
+        For any input the user can put right; nothing has been written then.
+    """
+    report = Reporter(to_stderr=is_standard_output(out))
+    if to == "onnx":
+        if out.suffix != ".onnx" and descriptor_of(out) is None and not is_special(out):
+            raise UsageError(f"{out} must end in .onnx, which is its format.")
+        check_output(out, sources=[settings.file], force=force)
+    steering = _steering(settings, given, report)
     try:
-        if to is Form.onnx:
+        if to == "onnx":
             export_onnx(steering, out)
         else:
             export_affine(steering, out)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        raise UsageError(f"the map cannot be exported: {error}") from error
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(f"the map cannot be exported: {' '.join(str(error).split())}") from error
     groups, d = steering.groups_.tolist(), len(steering.get_feature_names_out())
-    codes = "; ".join(f"{code} {name_group(label)}" for code, label in enumerate(groups))
-    report.say(f"Wrote the maps of {len(groups)} groups and {d} features to {out.name}. Groups: {codes}.")
+    codes = "; ".join(f"{code} {label_text(label)}" for code, label in enumerate(groups))
+    name = "standard output" if is_standard_output(out) else out.name
+    report.say(f"Wrote the maps of {count(len(groups), 'group')} and {count(d, 'feature')} to {name}. Groups: {codes}.")
 
 
-def _check_onnx(out: Path, model: Path) -> None:
-    if out.suffix != ".onnx":
-        raise UsageError(f"{out} must end in .onnx, which is its format.")
-    check_target_folder(out)
-    if out.exists() and model.exists() and out.samefile(model):
-        raise UsageError(f"{out} is the map itself; name another file.")
-
-
-def _load(path: Path) -> Any:
+def _steering(settings: Settings, given: list[str], report: Reporter) -> Any:
+    if format_of(settings.file) is not None or str(settings.file) == "-":
+        for option in ("target", "sensitive"):
+            if option not in given:
+                raise UsageError(
+                    f"{settings.file} is a table, whose map has yet to be fitted: --{option} is needed, as for steer."
+                )
+        problem = read_problem(settings, report, steers_all=settings.unknown_group not in (None, "error"))
+        return problem.fit(report)
     try:
-        saved = persistence.load(path)
+        saved = persistence.load(settings.file)
+    except FileNotFoundError:
+        raise UsageError(f"there is no map {settings.file}.") from None
     except (ImportError, ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
-    return getattr(saved, "steering_", saved)  # a classifier moves rows by its steering; its rule is no map
+        raise UsageError(" ".join(str(error).split())) from error
+    steering = getattr(saved, "steering_", saved)  # a classifier moves rows by its steering; its rule is no map
+    changed = {"unknown_group": settings.unknown_group, "strength": settings.strength}
+    changed = {name: value for name, value in changed.items() if name in given}
+    others = [name for name in given if name not in changed]
+    if others:
+        raise UsageError(f"--{others[0].replace('_', '-')} belongs to a fit, and {settings.file} is fitted already.")
+    with library_problems():
+        return steering.set_params(**changed) if changed else steering

@@ -1,58 +1,175 @@
-"""What the options of several commands may be."""
+"""What the options of several commands are: declared once, so that one command has what another has."""
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Any
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
 
-from ._errors import UsageError
+import typer
 
-Columns = list[str]
+from . import UsageError
 
+__all__ = ["FILE_HELP", "Reads", "Settings", "check_separator", "expand", "parse_shrinkage"]
 
-class Intervention(str, Enum):
-    """Which groups move."""
+Alignment = Literal["equal_opportunity", "demographic_parity"]
+UnknownGroup = Literal["error", "infer", "infer_hard"]
 
-    all_subgroups = "all_subgroups"
-    affirmative = "affirmative"
+FILE_HELP = "A .csv, .tsv (or either with .gz) or .parquet file; - is standard input."
 
-
-class Alignment(str, Enum):
-    """Which ideal distributions compete."""
-
-    affine = "affine"
-    symmetric = "symmetric"
+_SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
 
 
-class Covariance(str, Enum):
-    """How many covariances are fitted."""
-
-    tied = "tied"
-    full = "full"
-    diagonal = "diagonal"
+def _option(text: str, *names: str, metavar: str | None = None, **limits: Any) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, **limits)
 
 
-class SmallCells(str, Enum):
-    """What happens to subgroups with too few rows."""
+@dataclass(frozen=True)
+class Reads:
+    """How csv files are read; what is not said is guessed."""
 
-    error = "error"
-    pool = "pool"
-    merge = "merge"
+    separator: Annotated[
+        str | None, _option("What stands between values: , ; tab or another sign.", metavar="SIGN")
+    ] = None
+    decimal: Annotated[Literal[".", ","] | None, _option("Decimal point or comma.")] = None
+    encoding: Annotated[str | None, _option("Such as utf-8, utf-16 or latin-1.", metavar="NAME")] = None
+    na_values: Annotated[
+        list[str],
+        _option(
+            "Texts that mean a missing value, besides the usual ones; repeatable, or a,b.",
+            metavar="TEXTS",
+        ),
+    ] = field(default_factory=list)
+    strict_na: Annotated[
+        bool, _option("Empty values only are missing; NA, null and the like are texts.", "--strict-na")
+    ] = False
 
 
-class Inference(str, Enum):
-    """How rows without a known group are steered."""
+@dataclass(frozen=True)
+class Settings(Reads):
+    """What ``steer``, ``audit`` and ``export`` fit, and how they measure."""
 
-    infer = "infer"
-    infer_hard = "infer_hard"
+    file: Annotated[Path, typer.Argument(help=FILE_HELP, metavar="FILE")] = Path()
+    target: Annotated[str, _option("Column of the classes.", metavar="COLUMN")] = ""
+    sensitive: Annotated[
+        list[str], _option("Column of the groups; again, or a,b, for intersections.", metavar="COLUMN")
+    ] = field(default_factory=list)
+    drop: Annotated[
+        list[str], _option("Leave this column out (leaks, splits); repeatable, or a,b.", metavar="COLUMN")
+    ] = field(default_factory=list)
+    keep: Annotated[
+        list[str],
+        _option("Not a feature, but copied to the output byte for byte (ids); repeatable, or a,b.", metavar="COLUMN"),
+    ] = field(default_factory=list)
+    categorical: Annotated[list[str], _option("Numbers that are categories; repeatable, or a,b.", metavar="COLUMN")] = (
+        field(default_factory=list)
+    )
+    max_categories: Annotated[int, _option("Most 0/1 columns per categorical column.", min=1, metavar="N")] = 50
+    positive: Annotated[str | None, _option("The positive class; by default the larger label.", metavar="LABEL")] = None
+    intervention: Annotated[
+        Literal["all_subgroups", "affirmative"],
+        _option("Move all groups, or all but the reference group."),
+    ] = "all_subgroups"
+    reference_group: Annotated[
+        str | None,
+        _option("With affirmative: the group left as it is; by default the largest.", metavar="LABEL"),
+    ] = None
+    map_type: Annotated[Literal["affine", "symmetric"], _option("Any affine map, or no rotation.")] = "affine"
+    covariance: Annotated[
+        Literal["tied", "full", "diagonal"],
+        _option("One covariance per group, per class and group, or diagonal ones."),
+    ] = "tied"
+    shrinkage: Annotated[str, _option("ledoit_wolf, oas, none or a number in [0, 1].", metavar="AMOUNT")] = (
+        "ledoit_wolf"
+    )
+    pooling: Annotated[
+        float,
+        _option(
+            "With full: how far the classes of a group share their covariances.",
+            min=0,
+            max=1,
+            metavar="SHARE",
+        ),
+    ] = 0.0
+    min_cell_size: Annotated[int, _option("Rows that every class should have in every group.", min=0, metavar="N")] = 0
+    small_cells: Annotated[
+        Literal["error", "pool", "merge"],
+        _option("With fewer: refuse, borrow from other subgroups, or join small groups."),
+    ] = "error"
+    unknown_group: Annotated[
+        UnknownGroup | None,
+        _option(
+            "Rows without a group: refuse, all groups' maps by probability, or the likeliest group's. By "
+            "default infer, where there are any."
+        ),
+    ] = None
+    strength: Annotated[float, _option("0 leaves rows as they are, 1 steers fully.", min=0, max=1, metavar="S")] = 1.0
+    folds: Annotated[int, _option("Folds of the cross-validation behind the table.", min=2, metavar="N")] = 5
+    min_rows: Annotated[int, _option("Rates from fewer rows take no part in the gaps.", min=1, metavar="N")] = 30
+
+    def __post_init__(self) -> None:
+        if self.pooling > 0 and self.covariance != "full":
+            raise UsageError(f"--pooling needs --covariance full, not {self.covariance}.")
+        if self.small_cells != "error" and self.min_cell_size == 0:
+            raise UsageError(
+                f"--small-cells {self.small_cells} needs --min-cell-size, the rows below which a cell is small."
+            )
+        if self.reference_group is not None and self.intervention != "affirmative":
+            raise UsageError("--reference-group belongs to --intervention affirmative; add it.")
+        parse_shrinkage(self.shrinkage)
+        check_separator(self.separator)
 
 
-class UnknownGroup(str, Enum):
-    """What happens to rows of groups the map does not know."""
+#: Settings that a command line must give.
+REQUIRED = ("file", "target", "sensitive")
 
-    error = "error"
-    infer = "infer"
-    infer_hard = "infer_hard"
+
+def expand(
+    settings: type[Reads], required: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turn the first parameter of a command into the fields of a dataclass, each an option of its own.
+
+    Parameters
+    ----------
+    settings : type
+        Dataclass whose fields are annotated as typer takes them.
+    required : tuple of str
+        Fields without a default; they come first.
+
+    Returns
+    -------
+    callable
+        Decorator of a command.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            own = {f.name: values.pop(f.name) for f in fields(settings)}
+            command(settings(**own), **values)
+
+        hints = get_type_hints(settings, include_extras=True)
+        parameters = []
+        for one in fields(settings):
+            default: Any = inspect.Parameter.empty
+            if one.name not in required:
+                default = one.default if one.default_factory is MISSING else one.default_factory()
+            parameters.append(
+                inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[one.name])
+            )
+        parameters.sort(key=lambda parameter: required.index(parameter.name) if parameter.name in required else 99)
+        _, *others = inspect.signature(command, eval_str=True).parameters.values()
+        others = [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in others]
+        n = len(required)
+        everything = [*parameters[:n], *others, *parameters[n:]]
+        everything.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__dict__["__signature__"] = inspect.Signature(everything)
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in everything}
+        return run
+
+    return decorate
 
 
 def parse_shrinkage(text: str) -> Any:
@@ -65,11 +182,16 @@ def parse_shrinkage(text: str) -> Any:
         amount = float(text)
     except ValueError:
         raise UsageError(f"--shrinkage must be ledoit_wolf, oas, none or a number in [0, 1], not {text!r}.") from None
-    check_range("--shrinkage", amount, 0.0, 1.0)
+    if not 0 <= amount <= 1:
+        raise UsageError(f"--shrinkage must be a number in [0, 1], not {amount:g}.")
     return amount
 
 
-def check_range(option: str, value: float, low: float, high: float) -> None:
-    """Refuse a number out of ``[low, high]``."""
-    if not low <= value <= high:
-        raise UsageError(f"{option} must be a number in [{low:g}, {high:g}], not {value:g}.")
+def check_separator(text: str | None) -> str | None:
+    """Turn what ``--separator`` was given into a sign."""
+    if text is None:
+        return None
+    sign = _SEPARATORS.get(text, text)
+    if len(sign.encode()) != 1 or sign in '"\r\n':
+        raise UsageError(f"--separator must be one sign, such as , or ; or tab, not {text!r}.")
+    return sign

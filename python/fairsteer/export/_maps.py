@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.types import Doubles
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._coordinates import SimpleCoordinates
 from fairsteer.transformer._maps import AffineMaps
 
-# ---- what is exported
+
+class Steps(NamedTuple):
+    """Steps ``displacement[c] @ (x - centre[c]) + offset[c]`` that rows ``x`` with code ``c`` take."""
+
+    displacement: Doubles
+    """(n_codes, d, d)."""
+    centre: Doubles
+    """Amid the rows of each code, so that what is multiplied is small; (n_codes, d)."""
+    offset: Doubles
+    """(n_codes, d)."""
+    moves: npt.NDArray[np.bool_]
+    """Whether rows take any step, (n_codes,)."""
+
+
+def group_steps(transformer: Any) -> tuple[Steps, SimpleCoordinates]:
+    """Fold strength and any scaler into the steps; beside them, the coordinates of the model."""
+    coordinates = _simple_coordinates(transformer)
+    model, maps, _ = transformer._fitted()
+    strength = transformer._strength()
+    displacement = strength * (maps.linear - np.eye(maps.linear.shape[-1]))
+    offset = strength * maps.offset
+    moves = displacement.any(axis=(1, 2)) | offset.any(axis=1)
+    coordinates.fold(displacement, offset)
+    centre = coordinates.centres(model.weights, model.means, len(offset))
+    offset += np.einsum("cij,cj->ci", displacement, centre)
+    return Steps(displacement, centre, offset, moves), coordinates
 
 
 def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:
     """Fold strength and any scaler into the maps; beside them, the coordinates of the model."""
+    coordinates = _simple_coordinates(transformer)
+    maps = transformer._group_maps(transformer._strength())
+    A, b = maps.A.copy(), maps.b - coordinates.shift
+    coordinates.fold(A, b)
+    # What does not move stays exactly the identity.
+    A[~maps.moves], b[~maps.moves] = np.eye(maps.b.shape[1]), 0.0
+    return AffineMaps(A, b, maps.moves), coordinates
+
+
+def _simple_coordinates(transformer: Any) -> SimpleCoordinates:
+    """Coordinates of a fitted transformer's maps, if they can be folded into these."""
     if not isinstance(transformer, GroupMapTransformer):
         way_out = (
             " Export its steering_, which moves rows; the rule that classifies them is no map."
@@ -26,9 +64,8 @@ def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:
         msg = f"{type(transformer).__name__} is no transformer that moves rows by affine maps of their groups.{way_out}"
         raise TypeError(msg)
     check_is_fitted(transformer, "moments_")
-    maps = transformer._group_maps(transformer._strength())
     fitted = transformer.feature_transform_
-    coordinates = SimpleCoordinates.of(fitted, maps.b.shape[1])
+    coordinates = SimpleCoordinates.of(fitted, transformer._fitted().model.n_features)
     if coordinates is None:
         msg = (
             f"feature_transform={fitted!r} is no affine map of the features, so the steering cannot be exported. "
@@ -36,11 +73,7 @@ def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:
             "or export the steering alone, fitted on transformed features, and run the transform beside it."
         )
         raise ValueError(msg)
-    A, b = maps.A.copy(), maps.b - coordinates.shift
-    coordinates.fold(A, b)
-    # What does not move stays exactly the identity.
-    A[~maps.moves], b[~maps.moves] = np.eye(maps.b.shape[1]), 0.0
-    return AffineMaps(A, b, maps.moves), coordinates
+    return coordinates
 
 
 def group_codes(transformer: GroupMapTransformer) -> Mapping[Any, int]:

@@ -16,7 +16,7 @@ from fairsteer._utils.files import write_file
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import LeaceTransformer
-from fairsteer.export._maps import group_codes, group_maps
+from fairsteer.export._maps import group_codes, group_steps
 from fairsteer.export._onnx_graph import Posterior, build_model
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._coordinates import SimpleCoordinates
@@ -68,13 +68,15 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
 
     Notes
     -----
-    Rows of the reference group, and all rows that do not move, come out bit for bit. No code passes for another one:
+    Rows of the reference group, and all rows that do not move, come out bit for bit. Features are taken relative to
+    their means before the product and move by its result, so that large means cost no digits. No code passes for another one:
 
     * a code of ``n_groups`` or more gives a row of NaN;
     * so does a negative one under ``unknown_group="error"``;
     * under ``"infer"`` and ``"infer_hard"`` a negative code stands for an unknown group, which the graph infers from
       the features like ``transform`` (in double precision; such graphs run where MatMul takes doubles);
-    * under ``feature_transform="log"`` a row that holds a number that is not positive becomes NaN.
+    * a row that ``transform`` refuses becomes NaN, whatever its code and the strength: one that holds a number that is
+      not finite or, under ``feature_transform="log"``, not positive.
 
     Examples
     --------
@@ -90,18 +92,18 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
     {'a': 0, 'b': 1}
     """
     onnx = _onnx()
-    maps, coordinates = group_maps(transformer)
+    steps, coordinates = group_steps(transformer)
     by_group = transformer._encoder is not None and not isinstance(transformer, LeaceTransformer)
-    size = maps.A.size * np.dtype(np.float32).itemsize
+    size = steps.displacement.size * np.dtype(np.float32).itemsize
     if size > _ONNX_LIMIT:
         msg = (
-            f"The {len(maps.A)} maps of {maps.b.shape[1]} features take {size / 2**30:.1f} GiB, and an ONNX file may "
+            f"The {len(steps.offset)} maps of {steps.offset.shape[1]} features take {size / 2**30:.1f} GiB, and an ONNX file may "
             "hold 2. export_affine writes one file for each group."
         )
         raise ValueError(msg)
     model = build_model(
         onnx,
-        maps,
+        steps,
         by_group=by_group,
         logarithmic=coordinates.log,
         posterior=_posterior(transformer, coordinates) if by_group else None,

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from fairsteer._utils.types import Doubles
+from fairsteer.export._maps import Steps
 from fairsteer.moments import SubgroupMoments
-from fairsteer.transformer._maps import AffineMaps
 
 #: The operators' version: ReduceSumSquare and ReduceLogSumExp take axes as an input from it on.
 _OPSET = 18
@@ -36,7 +36,7 @@ class Posterior(NamedTuple):
     """Whether the likeliest group's map is taken, instead of all maps weighted."""
 
 
-class _Graph:
+class Graph:
     """Nodes in the order of their computation."""
 
     def __init__(self, onnx: Any) -> None:
@@ -67,24 +67,35 @@ class _Graph:
             self.nodes = outer
         return self.add("If", condition, then_branch=branches[0], else_branch=branches[1])
 
+    def model(self, inputs: list[Any], outputs: list[Any]) -> Any:
+        """Wrap the nodes up."""
+        helper = self.onnx.helper
+        model = helper.make_model(
+            helper.make_graph(self.nodes, "fairsteer", inputs, outputs, self.constants),
+            producer_name="fairsteer",
+            opset_imports=[helper.make_opsetid("", _OPSET)],
+        )
+        model.ir_version = _IR_VERSION
+        return model
+
     def _new_name(self) -> str:
         self._n_names += 1
         return f"n{self._n_names}"
 
 
-def build_model(onnx: Any, maps: AffineMaps, *, by_group: bool, logarithmic: bool, posterior: Posterior | None) -> Any:
+def build_model(onnx: Any, steps: Steps, *, by_group: bool, logarithmic: bool, posterior: Posterior | None) -> Any:
     """Build the graph.
 
     Parameters
     ----------
     onnx : module
         The package.
-    maps : AffineMaps
-        One map for each code, or one for all rows.
+    steps : Steps
+        One for each code, or one for all rows.
     by_group : bool
-        Whether rows have codes; otherwise the only map moves all.
+        Whether rows have codes; otherwise the only step moves all.
     logarithmic : bool
-        Whether the maps are those of the features' logarithms.
+        Whether the steps are those of the features' logarithms.
     posterior : Posterior or None
         How negative codes are inferred; None: their rows become NaN.
 
@@ -93,52 +104,60 @@ def build_model(onnx: Any, maps: AffineMaps, *, by_group: bool, logarithmic: boo
     onnx.ModelProto
         The model.
     """
-    graph = _Graph(onnx)
-    d = maps.b.shape[1]
-    rows = "X"
-    if logarithmic:
-        positive = graph.add("Greater", "X", graph.constant(0.0))
-        rows = graph.add("Log", graph.add("Where", positive, "X", graph.constant(np.nan)))
-    mapped = [
-        graph.add("Gemm", rows, graph.constant(A.T), graph.constant(b)) if moves else None
-        for A, b, moves in zip(maps.A, maps.b, maps.moves, strict=True)
+    graph = Graph(onnx)
+    rows = Rows(graph, logarithmic)
+    taken = [
+        rows.step(steps.displacement[c], steps.centre[c], steps.offset[c]) if moves else None
+        for c, moves in enumerate(steps.moves)
     ]
-    back = [None if name is None else graph.add("Exp", name) if logarithmic else name for name in mapped]
-
+    d = steps.offset.shape[1]
     helper, types = onnx.helper, onnx.TensorProto
     inputs = [helper.make_tensor_value_info("X", types.FLOAT, ["n", d])]
     if by_group:
         inputs.append(helper.make_tensor_value_info("group", types.INT64, ["n"]))
-        stayed = [rows if name is None else name for name in mapped]
-        result = _by_group(graph, rows, back, stayed, logarithmic, posterior)
+        result = _by_group(graph, rows, taken, posterior)
     else:
-        result = back[0] or "X"
+        result = "X" if taken[0] is None else rows.moved(taken[0])
+        result = graph.add("Where", rows.refused, graph.constant(np.nan), result)
     graph.add("Identity", result, output="Y")
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "fairsteer",
-            inputs,
-            [helper.make_tensor_value_info("Y", types.FLOAT, ["n", d])],
-            graph.constants,
-        ),
-        producer_name="fairsteer",
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-    )
-    model.ir_version = _IR_VERSION
-    return model
+    return graph.model(inputs, [helper.make_tensor_value_info("Y", types.FLOAT, ["n", d])])
 
 
-def _by_group(
-    graph: _Graph, rows: str, moved: list[str | None], mapped: list[str], logarithmic: bool, posterior: Posterior | None
-) -> str:
-    """Choose every row's map by its code."""
+class Rows:
+    """The input rows, in the coordinates of the maps."""
+
+    def __init__(self, graph: Graph, logarithmic: bool) -> None:
+        self._graph, self._logarithmic = graph, logarithmic
+        axis = graph.constant([1], np.int64)
+        self.coordinates = "X"
+        if logarithmic:
+            positive = graph.add("Greater", "X", graph.constant(0.0))
+            self.coordinates = graph.add("Log", graph.add("Where", positive, "X", graph.constant(np.nan)))
+        # Nothing times 0 is NaN but what is no number or infinite.
+        nothing = graph.add("ReduceSum", graph.add("Mul", self.coordinates, graph.constant(0.0)), axis, keepdims=1)
+        self.refused = graph.add("IsNaN", nothing)
+        """Whether a row is one that transform refuses, whatever its code: (n, 1)."""
+
+    def step(self, displacement: Doubles, centre: Doubles, offset: Doubles) -> str:
+        """Step of every row, in the coordinates of the maps."""
+        centred = self._graph.add("Sub", self.coordinates, self._graph.constant(centre))
+        return self._graph.add("Gemm", centred, self._graph.constant(displacement.T), self._graph.constant(offset))
+
+    def moved(self, step: str) -> str:
+        """Rows after a step: rounded once, however far from the origin they are."""
+        if self._logarithmic:
+            return self._graph.add("Mul", "X", self._graph.add("Exp", step))
+        return self._graph.add("Add", "X", step)
+
+
+def _by_group(graph: Graph, rows: Rows, taken: list[str | None], posterior: Posterior | None) -> str:
+    """Choose every row's step by its code."""
     column = graph.constant([1], np.int64)
     code = graph.add("Unsqueeze", "group", column)
     zero = graph.constant(0, np.int64)
     unknown = graph.add("Less", code, zero)
     types = graph.onnx.TensorProto
-    infers = posterior if any(moved) else None  # where nothing moves there is nothing to choose
+    infers = posterior if any(taken) else None  # where nothing moves there is nothing to choose
     if infers is not None:
         count = graph.add("ReduceSum", graph.add("Cast", unknown, to=types.INT64), keepdims=0)
         some = graph.add("Greater", count, zero)
@@ -147,36 +166,37 @@ def _by_group(
             code = graph.add_if(
                 some,
                 lambda: graph.add(
-                    "Where", unknown, graph.add("ArgMax", _log_proba(graph, rows, infers), axis=1), given
+                    "Where", unknown, graph.add("ArgMax", _log_proba(graph, rows.coordinates, infers), axis=1), given
                 ),
                 given,
                 types.INT64,
             )
     # A code out of range is a mistake that must not pass for a group.
-    beyond = graph.add("GreaterOrEqual", code, graph.constant(len(moved), np.int64))
-    refused = beyond if posterior is not None else graph.add("Or", beyond, unknown)
-    result = graph.add("Where", refused, graph.constant(np.nan), "X")
-    for a, name in enumerate(moved):
-        if name is not None:
+    beyond = graph.add("GreaterOrEqual", code, graph.constant(len(taken), np.int64))
+    refused = graph.add("Or", rows.refused, beyond if posterior is not None else graph.add("Or", beyond, unknown))
+    result = "X"
+    for a, step in enumerate(taken):
+        if step is not None:
             chosen = graph.add("Equal", code, graph.constant(a, np.int64))
-            result = graph.add("Where", chosen, name, result)
-    if infers is None or infers.hard:
-        return result
+            result = graph.add("Where", chosen, rows.moved(step), result)
+    if infers is not None and not infers.hard:
+        known = result
 
-    def with_mixed() -> str:
-        proba = graph.add("Cast", graph.add("Softmax", _log_proba(graph, rows, infers), axis=1), to=types.FLOAT)
-        parts = []
-        for a, name in enumerate(mapped):
-            bounds = (graph.constant([i], np.int64) for i in (a, a + 1, 1))
-            parts.append(graph.add("Mul", graph.add("Slice", proba, *bounds), name))
-        mixed = graph.add("Sum", *parts)
-        return graph.add("Where", unknown, graph.add("Exp", mixed) if logarithmic else mixed, known)
+        def with_mixed() -> str:
+            proba = graph.add("Softmax", _log_proba(graph, rows.coordinates, infers), axis=1)
+            proba = graph.add("Cast", proba, to=types.FLOAT)
+            parts = []
+            for a, step in enumerate(taken):
+                if step is not None:
+                    bounds = (graph.constant([i], np.int64) for i in (a, a + 1, 1))
+                    parts.append(graph.add("Mul", graph.add("Slice", proba, *bounds), step))
+            return graph.add("Where", unknown, rows.moved(graph.add("Sum", *parts)), known)
 
-    known = result
-    return graph.add_if(some, with_mixed, known, types.FLOAT)
+        result = graph.add_if(some, with_mixed, known, types.FLOAT)
+    return graph.add("Where", refused, graph.constant(np.nan), result)
 
 
-def _log_proba(graph: _Graph, rows: str, posterior: Posterior) -> str:
+def _log_proba(graph: Graph, rows: str, posterior: Posterior) -> str:
     """Calibrated log-probability of the groups given the rows, (n, n_groups), up to a constant a row.
 
     In double precision: the distances that are compared grow with the number of features, their differences do not.
@@ -211,7 +231,7 @@ def _log_proba(graph: _Graph, rows: str, posterior: Posterior) -> str:
     return graph.add("Add", scaled, graph.constant(posterior.offsets, np.float64))
 
 
-def _log_joint(graph: _Graph, rows: str, log_weights: Doubles, means: Doubles, covariance: Doubles, axis: str) -> str:
+def _log_joint(graph: Graph, rows: str, log_weights: Doubles, means: Doubles, covariance: Doubles, axis: str) -> str:
     """Log-density of subgroups with one covariance, (n, n_subgroups), but for a constant that all share."""
     # Relative to a point among the means, so that a common offset costs no digits.
     centre = means.mean(axis=0)

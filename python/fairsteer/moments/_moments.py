@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from fairsteer import _core
+from fairsteer._utils.input import brief
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
@@ -20,6 +21,10 @@ from fairsteer.moments._density import log_densities
 # Eigenvalues of a covariance are lifted to this share of the features' variances: below it they are rounding
 # error, and a map that trusted them would stretch rounding error to the size of the data.
 _RELATIVE_FLOOR = 1e-8
+
+
+# What is accumulated, in the core's order.
+_SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
 
 
 # Cells that a table in a message lists.
@@ -218,7 +223,7 @@ class SubgroupMoments:
         return len(self.groups)
 
     def _sums(self) -> tuple[Doubles, ...]:
-        return self.weights, self._weight_squares, self.means, self._scatters, self._cubics, self._quartics
+        return tuple(getattr(self, name) for name in _SUMS)
 
     @property
     def sizes(self) -> Doubles:
@@ -295,6 +300,8 @@ class SubgroupMoments:
             if not (np.isfinite(weights).all() and (weights >= 0).all()):
                 msg = "sample_weight must be finite and not negative."
                 raise ValueError(msg)
+        for name in _SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
+            vars(self)[name] = _writable(vars(self)[name])
         with own_threads() as n_threads:
             _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
         return self
@@ -355,8 +362,16 @@ class SubgroupMoments:
             k = positions_within(part.classes, merged.classes)
             a = positions_within(part.groups, merged.groups)
             cells = np.ascontiguousarray((k[:, None] * merged.n_groups + a).ravel())
-            _core.merge_moments(self.covariance, merged._sums(), part._sums(), cells)
+            _core.merge_moments(self.covariance, merged._sums(), tuple(map(_writable, part._sums())), cells)
         return merged
+
+    def __add__(self, other: Any) -> SubgroupMoments:
+        """Moments of the union of two data sets, see `merge`."""
+        return self.merge(other) if isinstance(other, SubgroupMoments) else NotImplemented
+
+    def __radd__(self, other: Any) -> SubgroupMoments:
+        """Let ``sum`` begin, which it does with 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     @property
     def _regularised(self) -> bool:
@@ -690,7 +705,15 @@ class SubgroupMoments:
             if not rows.any():
                 continue
             centred = X[rows] - self.means[y_codes[rows], group_codes[rows]]
-            fitted = np.asarray(clone(estimator).fit(centred).covariance_)
+            fitted = np.asarray(getattr(clone(estimator).fit(centred), "covariance_", None))
+            if fitted.shape != (self.n_features, self.n_features):
+                found = "none" if fitted.ndim == 0 else f"one of shape {fitted.shape}"
+                msg = (
+                    f"shrinkage={brief(estimator)} must give covariance_, of shape "
+                    f"{(self.n_features, self.n_features)}, once it is fitted; it gives {found}. Use a covariance "
+                    "estimator, such as sklearn.covariance.LedoitWolf()."
+                )
+                raise ValueError(msg)
             covariances[cell] = np.diag(fitted) if self.covariance == "diagonal" else fitted
         return covariances
 
@@ -814,6 +837,10 @@ class SubgroupMoments:
             f"SubgroupMoments({self.n_classes} classes x {self.n_groups} groups, {self.n_features} features, "
             f"covariance={self.covariance!r}, weight={self.weights.sum():.6g})"
         )
+
+
+def _writable(array: Doubles) -> Doubles:
+    return array if array.flags.writeable else np.array(array)
 
 
 def _labelled(labels: list[str], weights: Doubles) -> list[list[str]]:

@@ -7,10 +7,8 @@ no more than be wrong, and `load` says so. A loaded estimator does what the save
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.files import write_file
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
@@ -129,14 +128,7 @@ def save(
         msg = f"extra must hold values that json can write: {error}."
         raise ValueError(msg) from error
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    content = safetensors.numpy.save(arrays, metadata={KEY: checksum(text, arrays) + text})
-    target = Path(path).resolve()  # a link stays a link
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, safetensors.numpy.save(arrays, metadata={KEY: checksum(text, arrays) + text}))
 
 
 def load(path: PathLike) -> Any:
@@ -251,7 +243,7 @@ def _unpack_classifier(block: Mapping[str, Any], tensors: Tensors) -> IdealDistr
     K, G = len(steering.classes_), len(steering.groups_)
     costs = tensors.take("cost_matrix", (K, K)) if block["costs"] else None
     classifier = IdealDistributionClassifier(
-        None if block["default_steering"] else clone(steering),
+        steering=None if block["default_steering"] else clone(steering),
         cost_matrix=None if costs is None else costs.copy(),
         score_alignment=label_from_json(block["score_alignment"]),
         cv=label_from_json(block["cv"]),

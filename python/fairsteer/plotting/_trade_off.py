@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fairsteer._utils.types import Doubles
 from fairsteer.metrics._intervals import GAPS, Measured, measured_gaps
 from fairsteer.plotting._style import error_bars, new_axes, palette
-from fairsteer.report._held_out import cross_validated
+from fairsteer.report._held_out import measure_strengths
 from fairsteer.transformer import FairSteeringTransformer
 
 
@@ -86,7 +86,8 @@ class TradeOffDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; None: a new figure.
         **params
-            `pos_label`, `min_rows`, `confidence`, `n_resamples` and `seed` of :func:`~fairsteer.report.measured_gaps`.
+            `pos_label`, `min_rows`, `confidence_level`, `n_resamples` and `random_state` of
+            :func:`~fairsteer.report.measured_gaps`.
 
         Returns
         -------
@@ -95,7 +96,7 @@ class TradeOffDisplay:
         """
         check_gap(gap)
         strengths = sorted(set(strengths))
-        found = cross_validated(
+        found = measure_strengths(
             transformer,
             X,
             y,

@@ -1,29 +1,145 @@
-"""The one engine of held-out predictions."""
+"""The one engine of held-out predictions: every row is predicted by fits that did not see it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn import get_config
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils.validation import _get_feature_names, _num_features, _num_samples
 
-from fairsteer._utils.estimators import weight_params
+from fairsteer._utils.columns import column_positions, select_columns
+from fairsteer._utils.estimators import takes_parameter, weight_params
 from fairsteer._utils.folds import rows_of, stratified_splits
-from fairsteer._utils.input import check_classes, few, warn_caller
+from fairsteer._utils.input import ROW_CHECKS, check_classes, warn_caller, widen_bfloat16
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer._utils.weights import check_sample_weight
+from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.groups import UNSEEN, GroupEncoder
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
-from fairsteer.moments import SubgroupMoments
+from fairsteer.metrics._rates import encode_classes
 from fairsteer.transformer import FairSteeringTransformer
 
+Prepare = Callable[[npt.NDArray[np.bool_]], Any]
 
-def cross_validated(
+
+class Method(NamedTuple):
+    """A way to predict rows: steer them, then classify them.
+
+    A bare classifier in place of a method is fitted on the rows with all their columns, and gets the groups as
+    `sensitive_features` where its ``fit`` and ``predict`` take them.
+    """
+
+    steering: Any
+    """FairSteeringTransformer, fitted or not: a clone is fitted for every fold, once for all methods with this very
+    object. In a FrozenEstimator it is used as it is. None: rows are not steered, only their sensitive columns left
+    out."""
+    classifier: Any = None
+    """Classifier of the rows, a clone of which is fitted for every fold. None: the Bayes rule of the ideal
+    distribution."""
+    strength: float | None = None
+    """Strength of the steering; None: its own."""
+
+
+def default_classifier() -> Any:
+    """Classifier to judge a steering by where the user names none."""
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+
+
+def predict_held_out(
+    methods: Mapping[Any, Any],
+    X: Any,
+    y: Any,
+    *,
+    sensitive_features: Any = None,
+    sample_weight: Any = None,
+    cv: Any = 5,
+    prepare: Prepare | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> HeldOut:
+    """Predict every row by fits on the other folds, by several methods on the same folds.
+
+    Parameters
+    ----------
+    methods : mapping
+        Name to `Method`, to a tuple of its fields, or to a classifier.
+    X : array-like or dataframe of shape (n_samples, n_features)
+        Rows.
+    y : array-like of shape (n_samples,)
+        Class labels.
+    sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+        Groups; None where a method names `sensitive_columns` of `X`. Rows without one are left out, with a warning.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Non-negative weights of the rows, in the fits and in what is measured.
+    cv : int, cross-validation generator or iterable, default=5
+        Splits; an integer: so many folds, stratified by class and group, without shuffling.
+    prepare : callable, default=None
+        Called for every fold with the rows that may be learnt from, a mask of shape (n_samples,); returns the features
+        of all rows. None: `X`.
+    advance : callable, default
+        Called with 1 after every fold.
+
+    Returns
+    -------
+    HeldOut
+        The predictions by method, and the rows that have one from every method.
+
+    Raises
+    ------
+    ValueError
+        If no row is left, no fold has a row to test, or `y` or the groups do not match `X`.
+    """
+    methods = {name: _as_method(method) for name, method in methods.items()}
+    return run_methods(methods, read_rows(methods, X, y, sensitive_features, sample_weight), cv, prepare, advance)
+
+
+def _as_method(method: Any) -> Any:
+    return Method(*method) if isinstance(method, tuple) else method
+
+
+class HeldOut(NamedTuple):
+    """Predictions of held-out rows."""
+
+    y_true: npt.NDArray[Any]
+    """Classes of the rows that were tested, (n_tested,)."""
+    y_pred: dict[Any, npt.NDArray[Any]]
+    """Classes predicted by every method, (n_tested,) each."""
+    tested: npt.NDArray[np.intp]
+    """Positions of these rows among those given; a row of a group that a training fold lacks is not tested."""
+    codes: Codes
+    """Their groups, as positions in `groups`."""
+    groups: npt.NDArray[Any]
+    weight: Doubles
+    trials: list[Trial]
+
+    def rows(self, *names: Any, pos_label: Any = None) -> PredictedRows:
+        """Give what some methods predicted as codes of classes and groups; classifiers in the order of `names`."""
+        joint = np.concatenate([self.y_pred[name] for name in names])
+        coded = [encode_classes(self.y_true, self.y_pred[name], joint, pos_label) for name in names]
+        classes, true, _ = coded[0]
+        pred = np.array([codes for _, _, codes in coded])
+        return PredictedRows(true, pred, self.codes, self.weight, classes, self.groups)
+
+
+class Trial(NamedTuple):
+    """One fold."""
+
+    test: npt.NDArray[np.intp]
+    """Positions among the rows that take part."""
+    steering: dict[Any, FairSteeringTransformer]
+    """What was fitted without them, by method."""
+
+
+def measure_strengths(
     transformer: FairSteeringTransformer,
     X: Any,
     y: Any,
@@ -35,17 +151,18 @@ def cross_validated(
     pos_label: Any = None,
     cv: Any = 5,
     min_rows: int = 30,
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
     n_resamples: int = 1000,
-    seed: int = 0,
+    random_state: int = 0,
 ) -> list[MeasuredGaps]:
     """Measure a classifier behind a transformer at several strengths, all on the same held-out rows.
 
     Parameters
     ----------
     transformer : FairSteeringTransformer
-        Clones of it are fitted on the training rows of every fold.
-    X, y, sensitive_features, sample_weight, estimator, pos_label, cv, min_rows, confidence, n_resamples, seed
+        A clone of it is fitted on the training rows of every fold, once for all strengths.
+    X, y, sensitive_features, sample_weight, estimator, pos_label, cv, min_rows, confidence_level, n_resamples, \
+    random_state
         As for `steering_report`.
     strengths : sequence of float in [0, 1]
         Strengths.
@@ -55,15 +172,15 @@ def cross_validated(
     list of MeasuredGaps
         One for each strength, with bootstrap intervals.
     """
-    fitted = clone(transformer).fit(X, y, sensitive_features=sensitive_features, sample_weight=sample_weight)
-    rows = read_rows(fitted, X, y, sensitive_features, sample_weight)
-    found = []
-    for strength in strengths:
-        fitted.set_params(strength=strength)
-        trials = run_trials(fitted, rows, cv, estimator, same_rows=True)
-        predicted = against_rest(predicted_rows(fitted, rows, trials), pos_label)
-        found.append(predicted.measure(1, confidence, "bootstrap", min_rows, n_resamples, seed))
-    return found
+    classifier = default_classifier() if estimator is None else estimator
+    methods = {strength: Method(transformer, classifier, strength) for strength in strengths}
+    found = predict_held_out(
+        methods, X, y, sensitive_features=sensitive_features, sample_weight=sample_weight, cv=cv
+    ).rows(*methods, pos_label=pos_label)
+    return [
+        found.measure(i, confidence_level, "bootstrap", min_rows, n_resamples, random_state)
+        for i in range(len(methods))
+    ]
 
 
 # ---- the rows
@@ -74,144 +191,243 @@ class Rows(NamedTuple):
 
     X: Any
     sensitive_features: Any
-    values: Floats
-    """Features without the sensitive columns."""
+    values: Floats | None
+    """Features without the sensitive columns; None where no method asks for them."""
     y: npt.NDArray[Any] | None
-    y_codes: Codes
-    """Positions in the transformer's classes."""
-    labels: Any
     codes: Codes
-    """Positions in the transformer's groups."""
+    """Groups, as positions in `groups`."""
+    groups: npt.NDArray[Any]
     weight: Doubles
     weighted: bool
+    kept: npt.NDArray[np.bool_]
+    """Which of the rows that were given these are."""
 
 
 def read_rows(
-    transformer: FairSteeringTransformer, X: Any, y: Any, sensitive_features: Any, sample_weight: Any
+    methods: Mapping[Any, Any], X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, known: Any = None
 ) -> Rows:
-    values, labels = transformer._read_rows(X, sensitive_features, reset=False)
-    if labels is None and transformer._encoder is not None:
-        transformer._known_codes(None, values, "steering_report")  # raises: groups are needed
-    codes = transformer._training_codes(labels, len(values))
-    weight = check_sample_weight(sample_weight, values)
+    """Read rows for some methods; those whose group is missing, or unknown to the transformer `known`, are left out."""
+    reader = known
+    if reader is None:
+        steerings = [_unfrozen(m.steering) for m in methods.values() if isinstance(m, Method) and m.steering]
+        reader = clone(steerings[0]) if steerings else None
+    values: Floats | None = None
+    if reader is not None:
+        values, labels = reader._read_rows(X, sensitive_features, reset=known is None)
+    else:
+        labels = sensitive_features
+        columns = next((c for m in methods.values() if (c := named_columns(m)) is not None), None)
+        if labels is None and columns is not None:
+            labels = columns_of(X, columns)
+        if any(isinstance(m, Method) for m in methods.values()):
+            values = check_array(widen_bfloat16(X), **ROW_CHECKS)
+    n_rows = _num_samples(X)
+    encoder = GroupEncoder() if known is None else known._encoder
+    if known is not None and (labels is None) != (encoder is None):
+        known._known_codes(labels, values, "steering_report")  # raises: groups are needed, or there are none
+    codes = np.zeros(n_rows, dtype=np.intp)
+    groups = np.array([0])
+    if labels is not None:
+        codes = encoder.partial_fit_encode(labels) if known is None else encoder.encode(labels)
+        check_consistent_length(X, codes)
+        groups = encoder.groups_
+    weight = check_sample_weight(sample_weight, codes)
     weighted = weight is not None and bool(np.ptp(weight) > 0)
-    weight = np.ones(len(values)) if weight is None else weight
+    weight = np.ones(n_rows) if weight is None else weight
     if y is not None:
-        y = check_classes(y, values)
+        y = check_classes(y, codes)
     kept = (codes >= 0) & (weight > 0)
     if (codes < 0).any():
-        warn_caller(f"{(codes < 0).sum()} of {len(codes)} rows have a missing or unknown group and are left out.")
+        warn_caller(f"{(codes < 0).sum()} of {n_rows} rows have a missing or unknown group and are left out.")
     if not kept.any():
-        msg = f"No row is left: of {len(codes)}, all have a missing or unknown group or sample_weight zero."
+        msg = f"No row is left: of {n_rows}, all have a missing or unknown group or sample_weight zero."
         raise ValueError(msg)
-    if y is not None:
-        y = y[kept]
-    elif not transformer._class_blind:
-        transformer._class_codes(None, values)  # raises: y is needed
-    (X,) = rows_of((X,), kept)
-    if sensitive_features is not None:
-        (sensitive_features,) = rows_of((sensitive_features,), kept)
-    values, labels = transformer._read_rows(X, sensitive_features, reset=False)
-    y_codes = np.zeros(len(values), np.intp) if transformer._class_blind else transformer._class_codes(y, values)
-    return Rows(X, sensitive_features, values, y, y_codes, labels, codes[kept], weight[kept], weighted)
+    X, sensitive_features, values, y = (take_rows(table, kept) for table in (X, sensitive_features, values, y))
+    return Rows(X, sensitive_features, values, y, codes[kept], groups, weight[kept], weighted, kept)
 
 
-def are_of_the_fit(transformer: FairSteeringTransformer, rows: Rows) -> bool:
-    """Whether rows have the very moments of the fit."""
-    fitted = transformer.moments_
-    moments = SubgroupMoments(
-        fitted.n_features, classes=fitted.classes, groups=fitted.groups, covariance=fitted.covariance
-    )
-    codes = rows.codes if transformer._encoder is None else transformer._encoder.encode(rows.labels)
-    moments.update(transformer._to_model(rows.values), rows.y_codes, codes, rows.weight)
-    scale = np.sqrt(np.abs(fitted.means).max(axis=(0, 1)) ** 2 + fitted._feature_scale() ** 2)
-    return bool(
-        np.allclose(moments.weights, fitted.weights, rtol=1e-9)
-        and (np.abs(moments.means - fitted.means) <= 1e-9 * scale).all()
-    )
+def named_columns(method: Any) -> Any:
+    """Columns of `X` that hold the groups, if a classifier, or the steering within it, names them."""
+    estimator = _unfrozen(method.steering if isinstance(method, Method) else method)
+    for part in (estimator, getattr(estimator, "steering", None)):
+        if getattr(part, "sensitive_columns", None) is not None:
+            return part.sensitive_columns
+    return None
 
 
-# ---- held-out rows
-
-
-class Trial(NamedTuple):
-    """Rows that were held out, and what was fitted without them."""
-
-    test: npt.NDArray[np.intp]
-    steering: FairSteeringTransformer
-    pred: list[npt.NDArray[Any]]
-    """Classes predicted before and after steering; empty without `y`."""
-
-
-def run_trials(
-    transformer: FairSteeringTransformer, rows: Rows, cv: Any, estimator: Any, *, same_rows: bool
-) -> list[Trial]:
-    if estimator is None:
-        estimator = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    strata = rows.y_codes if rows.y is None else np.unique(rows.y, return_inverse=True)[1]
-    everything = np.ones(len(rows.codes), dtype=bool)
-    trials = []
-    for train, test in stratified_splits(cv, rows.values, strata, rows.codes, everything, frozen=False):
-        if train is None or len(test) == 0:
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
-            steering = _fit_again(transformer, rows, train) if same_rows else transformer
-            pred = []
-            if rows.y is not None:
-                steered = [
-                    steering._steered(take_rows(rows.X, part), take_rows(rows.sensitive_features, part))
-                    for part in (train, test)
-                ]
-                for X_train, X_test in ((rows.values[train], rows.values[test]), steered):
-                    model = clone(estimator)
-                    weight = (weight_params(model, rows.weight[train]) if rows.weighted else None) or {}
-                    pred.append(np.asarray(model.fit(X_train, rows.y[train], **weight).predict(X_test)))
-        trials.append(Trial(test, steering, pred))
-    if not trials:
-        msg = f"cv={cv!r} leaves no row of a known group to test."
-        raise ValueError(msg)
-    return trials
-
-
-def _fit_again(transformer: FairSteeringTransformer, rows: Rows, train: npt.NDArray[np.intp]) -> Any:
-    y = None if transformer._class_blind else take_rows(rows.y, train)
-    return clone(transformer).fit(
-        take_rows(rows.X, train),
-        y,
-        sensitive_features=take_rows(rows.sensitive_features, train),
-        sample_weight=rows.weight[train] if rows.weighted else None,
-    )
+def columns_of(X: Any, columns: Any) -> Any:
+    names = _get_feature_names(X)
+    return select_columns(X, column_positions(columns, X, names, _num_features(X)))
 
 
 def take_rows(table: Any, rows: npt.NDArray[Any]) -> Any:
     return None if table is None else rows_of((table,), rows)[0]
 
 
-def predicted_rows(transformer: FairSteeringTransformer, rows: Rows, trials: list[Trial]) -> PredictedRows:
-    """Predictions for the rows that were held out; of those tested twice, the last."""
-    classes, true = transformer.classes_, rows.y_codes
-    if transformer._class_blind:
-        classes, true = np.unique(np.asarray(rows.y), return_inverse=True)
-    position = {label: k for k, label in enumerate(classes.tolist())}
-    pred = np.full((2, len(true)), -1, dtype=np.intp)
-    for trial in trials:
-        for c, labels in enumerate(trial.pred):
-            pred[c, trial.test] = [position[label] for label in labels.tolist()]
-    kept = (pred >= 0).all(axis=0)
-    return PredictedRows(true[kept], pred[:, kept], rows.codes[kept], rows.weight[kept], classes, transformer.groups_)
+def _unfrozen(estimator: Any) -> Any:
+    return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
 
 
-def against_rest(predicted: PredictedRows, pos_label: Any) -> PredictedRows:
-    if pos_label is None:
-        return predicted
-    classes = predicted.classes.tolist()
-    if pos_label not in classes:
-        msg = f"pos_label={pos_label!r} is no class; there are {few(map(repr, classes))}."
+# ---- the folds
+
+
+def run_methods(
+    methods: Mapping[Any, Any],
+    rows: Rows,
+    cv: Any = 5,
+    prepare: Prepare | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> HeldOut:
+    """Fit and predict, fold by fold; without classes only the steerings are fitted."""
+    y_codes = np.zeros(len(rows.codes), dtype=np.intp)
+    if rows.y is not None:
+        y_codes = np.unique(rows.y, return_inverse=True)[1]
+    place = np.cumsum(rows.kept) - 1  # among those that take part
+    full = [np.zeros(len(rows.kept), dtype=np.intp) for _ in range(2)]
+    for codes, of_kept in zip(full, (y_codes, rows.codes), strict=True):
+        codes[rows.kept] = of_kept
+    trials: list[Trial] = []
+    found: dict[Any, list[npt.NDArray[Any]]] = {name: [] for name in methods}
+    for train, test in stratified_splits(cv, rows.kept, *full, rows.kept, frozen=False):
+        if train is None or not len(train) or not len(test):
+            continue
+        fold = _Fold(rows, place[train], place[test], prepare)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
+            steerings = {
+                name: fold.fitted_steering(method)
+                for name, method in methods.items()
+                if isinstance(method, Method) and method.steering is not None
+            }
+            if rows.y is not None:
+                for name, method in methods.items():
+                    found[name].append(fold.predict(method))
+        trials.append(Trial(fold.test, steerings))
+        advance(1)
+    if not trials:
+        msg = f"cv={cv!r} leaves no row of a known group to test."
         raise ValueError(msg)
-    k = classes.index(pos_label)
-    return predicted._replace(
-        true=(predicted.true == k).astype(np.intp),
-        pred=(predicted.pred == k).astype(np.intp),
-        classes=np.array([False, True]),
+    # Of rows that are tested twice the last prediction counts.
+    order = np.concatenate([trial.test for trial in trials])
+    tested, last = np.unique(order[::-1], return_index=True)
+    pick = len(order) - 1 - last
+    return HeldOut(
+        y_true=np.empty(0) if rows.y is None else rows.y[tested],
+        y_pred={name: np.concatenate(pieces)[pick] for name, pieces in found.items() if pieces},
+        tested=np.flatnonzero(rows.kept)[tested],
+        codes=rows.codes[tested],
+        groups=rows.groups,
+        weight=rows.weight[tested],
+        trials=trials,
     )
+
+
+class _Fold:
+    """Rows to fit on and to predict; every fit is made once."""
+
+    def __init__(
+        self, rows: Rows, train: npt.NDArray[np.intp], test: npt.NDArray[np.intp], prepare: Prepare | None
+    ) -> None:
+        self.rows, self.train, self.test = rows, train, test
+        self.X, self.values = rows.X, rows.values
+        if prepare is not None:
+            may_learn = np.zeros(len(rows.kept), dtype=bool)
+            may_learn[np.flatnonzero(rows.kept)[train]] = True
+            self.X = take_rows(prepare(may_learn), rows.kept)
+            self.values = None
+        self._steerings: dict[int, Any] = {}
+        self._steered: dict[tuple[int, float], tuple[Floats, Floats]] = {}
+
+    def fitted_steering(self, method: Method) -> Any:
+        """Clone of the steering of a method, fitted on the training rows."""
+        if isinstance(method.steering, FrozenEstimator):
+            return method.steering.estimator
+        key = id(method.steering)
+        if key not in self._steerings:
+            y = None if getattr(method.steering, "_class_blind", False) else take_rows(self.rows.y, self.train)
+            self._steerings[key] = clone(method.steering).fit(
+                *(take_rows(self.X, self.train), y),
+                sensitive_features=take_rows(self.rows.sensitive_features, self.train),
+                sample_weight=self.rows.weight[self.train] if self.rows.weighted else None,
+            )
+        return self._steerings[key]
+
+    def predict(self, method: Any) -> npt.NDArray[Any]:
+        """Classes of the rows to test."""
+        if not isinstance(method, Method):
+            return self._predict_by_itself(method)
+        if method.classifier is None:
+            rule = IdealDistributionClassifier.of_steering(self.fitted_steering(method), method.strength)
+            labels = take_rows(self.rows.sensitive_features, self.test)
+            return np.asarray(rule.predict(take_rows(self.X, self.test), sensitive_features=labels))
+        model, (train, test) = clone(method.classifier), self._moved(method)
+        weight = (weight_params(model, self.rows.weight[self.train]) if self.rows.weighted else None) or {}
+        return np.asarray(model.fit(train, take_rows(self.rows.y, self.train), **weight).predict(test))
+
+    def _moved(self, method: Method) -> tuple[Floats, Floats]:
+        """Features of the rows to fit on and to predict, steered."""
+        steering = None if method.steering is None else self.fitted_steering(method)
+        values = self._read_values(steering)
+        if steering is None:
+            return values[self.train], values[self.test]
+        strength = steering._strength() if method.strength is None else method.strength
+        key = id(steering), strength
+        if key not in self._steered:
+            codes, maps = codes_in(steering, self.rows), steering._group_maps(strength)
+            train, test = (steering._move(values[some], codes[some], maps) for some in (self.train, self.test))
+            self._steered[key] = train, test
+        return self._steered[key]
+
+    def _read_values(self, steering: Any) -> Floats:
+        """Features without sensitive columns; only those that were prepared for the fold are yet to be read."""
+        if self.values is None:
+            reader = next(iter(self._steerings.values()), steering)
+            if reader is None:
+                self.values = check_array(widen_bfloat16(self.X), **ROW_CHECKS)
+            else:
+                self.values = reader._read_rows(self.X, self.rows.sensitive_features, reset=False)[0]
+        return self.values
+
+    def _predict_by_itself(self, classifier: Any) -> npt.NDArray[Any]:
+        rows = self.rows
+        labels = [take_rows(rows.sensitive_features, some) for some in (self.train, self.test)]
+        if not isinstance(classifier, FrozenEstimator):
+            classifier = clone(classifier)
+            params = group_params(classifier, "fit", labels[0])
+            if rows.weighted:
+                params |= weight_params(classifier, rows.weight[self.train]) or {}
+            classifier.fit(take_rows(self.X, self.train), take_rows(rows.y, self.train), **params)
+        params = group_params(classifier, "predict", labels[1])
+        return np.asarray(classifier.predict(take_rows(self.X, self.test), **params))
+
+
+def codes_in(steering: Any, rows: Rows) -> Codes:
+    """Give the groups of rows as positions in those of a fitted steering; negative for those that it does not know."""
+    if steering._encoder is None:
+        return np.zeros(len(rows.codes), dtype=np.intp)
+    place = dict(zip(steering.moments_.groups.tolist(), steering._group_of_label.tolist(), strict=True))
+    return np.array([place.get(label, UNSEEN) for label in rows.groups.tolist()], dtype=np.intp)[rows.codes]
+
+
+def group_params(estimator: Any, method: str, labels: Any) -> dict[str, Any]:
+    """Keywords that hand group labels to a method of an estimator; none where it takes none."""
+    estimator = _unfrozen(estimator)
+    if labels is None:
+        return {}
+    if takes_parameter(getattr(estimator, method), "sensitive_features"):
+        return {"sensitive_features": labels}
+    if isinstance(estimator, Pipeline):
+        if get_config()["enable_metadata_routing"]:
+            return {"sensitive_features": labels} if _takes_groups(estimator) else {}
+        if method != "fit":
+            return group_params(estimator.steps[-1][1], method, labels)
+        return {
+            f"{name}__sensitive_features": labels
+            for name, step in estimator.steps
+            if hasattr(step, "fit") and takes_parameter(step.fit, "sensitive_features")
+        }
+    return {}
+
+
+def _takes_groups(pipeline: Pipeline) -> bool:
+    return any(takes_parameter(s.fit, "sensitive_features") for _, s in pipeline.steps if hasattr(s, "fit"))

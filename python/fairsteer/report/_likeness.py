@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
-from fairsteer.report._held_out import Rows, Trial, take_rows
+from fairsteer.report._held_out import Rows, Trial, codes_in, take_rows
 from fairsteer.report._tables import Table
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import AffineMaps
@@ -22,7 +22,7 @@ def divergence_table(
     transformer: FairSteeringTransformer, rows: Rows, trials: list[Trial], *, same_rows: bool
 ) -> Table:
     fitted = transformer._fitted().model
-    parts = [(trial.steering, trial.test) for trial in trials]
+    parts = [(next(iter(trial.steering.values())), trial.test) for trial in trials]
     if not same_rows:
         parts = [(transformer, np.arange(len(rows.codes)))]
     held_out = [[len(some), *_unlikeness(steering, _moments(steering, rows, some))] for steering, some in parts]
@@ -39,14 +39,12 @@ def _moments(steering: FairSteeringTransformer, rows: Rows, some: npt.NDArray[np
 
     None if there are fewer than two rows a feature behind a covariance: too few to compare it with another.
     """
-    codes = np.zeros(len(some), dtype=np.intp)
-    labels = steering._read_rows(take_rows(rows.X, some), take_rows(rows.sensitive_features, some), reset=False)[1]
-    if steering._encoder is not None:
-        codes = steering._encode(steering._encoder, labels)
+    codes = codes_in(steering, rows)[some]
     y_codes = np.zeros(len(some), dtype=np.intp)
     if not steering._class_blind:
         position = {label: k for k, label in enumerate(steering.classes_.tolist())}
         y_codes = np.array([position.get(label, -1) for label in take_rows(rows.y, some).tolist()], dtype=np.intp)
+    assert rows.values is not None
     values = steering._to_model(rows.values[some])
     moments = SubgroupMoments(
         values.shape[1], classes=steering.classes_, groups=steering.groups_, covariance=steering.covariance

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.input import few
+from fairsteer._utils.types import Codes
 from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import MeasuredGaps
-from fairsteer.report._held_out import against_rest, are_of_the_fit, predicted_rows, read_rows, run_trials
+from fairsteer.moments import SubgroupMoments
+from fairsteer.report._held_out import Method, Prepare, Rows, codes_in, default_classifier, read_rows, run_methods
 from fairsteer.report._likeness import divergence_table
 from fairsteer.report._tables import (
+    SteeredRows,
     Table,
     cell_table,
     certificate_table,
@@ -72,10 +76,12 @@ class SteeringReport:
         Whether no group moves by more than a twentieth of its spread.
     min_rows : int
         Rates from fewer rows take no part in a gap.
-    confidence : float
+    confidence_level : float
         Level of all intervals.
     before, after : MeasuredGaps or None
         What was measured on held-out rows, with exact intervals; None without `y`.
+    context : dict of str to str
+        What the rows are, shown first; `dataclasses.replace` sets it.
     """
 
     tables: dict[str, Table]
@@ -92,9 +98,10 @@ class SteeringReport:
     certificate: Certificate
     nearly_identity: bool
     min_rows: int
-    confidence: float
+    confidence_level: float
     before: MeasuredGaps | None
     after: MeasuredGaps | None
+    context: dict[str, str] = field(default_factory=dict)
 
     def to_frame(self, table: str = "gaps") -> Any:
         """Give one of `tables` as a pandas DataFrame.
@@ -169,10 +176,11 @@ def steering_report(
     estimator: Any = None,
     pos_label: Any = None,
     cv: Any = 5,
+    prepare: Prepare | None = None,
     min_rows: int = 30,
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
     n_resamples: int = 1000,
-    seed: int = 0,
+    random_state: int = 0,
 ) -> SteeringReport:
     """Report what a fitted transformer does to rows, and what a classifier gains by it.
 
@@ -198,13 +206,17 @@ def steering_report(
         The positive class of the gaps; by default the larger of two, and with more every class counts.
     cv : int, cross-validation generator or iterable, default=5
         Splits; an integer: so many folds, stratified by class and group, without shuffling.
+    prepare : callable, default=None
+        How features are made that learn from rows, such as filled gaps and 0/1 columns of categories: called for every
+        fold with the rows that may be learnt from, a mask of shape (n_samples,), it returns the features of all rows.
+        `X` are then those made from all rows. None: nothing in `X` was learnt.
     min_rows : int, default=30
         A rate that a group has fewer rows to compute from takes no part in a gap.
-    confidence : float in (0, 1), default=0.95
+    confidence_level : float in (0, 1), default=0.95
         Level of each interval.
     n_resamples : int, default=1000
         Resamples of the bootstrap.
-    seed : int, default=0
+    random_state : int, default=0
         Seed of the bootstrap. Nothing else is random.
 
     Returns
@@ -249,26 +261,37 @@ def steering_report(
     """
     _check_kind(transformer)
     check_is_fitted(transformer, "moments_")
-    rows = read_rows(transformer, X, y, sensitive_features, sample_weight)
+    rows = read_rows({}, X, y, sensitive_features, sample_weight, known=transformer)
+    y_codes = transformer._class_codes(None if transformer._class_blind else rows.y, rows.codes)
     classifier = "logistic regression on standardised features"
     if estimator is not None:
         classifier = " ".join(repr(estimator).split())
-    same_rows = are_of_the_fit(transformer, rows)
-    trials = run_trials(transformer, rows, cv, estimator, same_rows=same_rows)
-    displacement, features = movement_table(transformer, rows)
+    same_rows = _are_of_the_fit(transformer, rows, y_codes)
+    steering = transformer if same_rows else FrozenEstimator(transformer)
+    model = default_classifier() if estimator is None else estimator
+    held_out = run_methods(
+        {"after": Method(steering, model), "before": Method(None, model)}, rows, cv, prepare if same_rows else None
+    )
+    assert rows.values is not None
+    codes = codes_in(transformer, rows)
+    moved = transformer._move(rows.values, codes, transformer._group_maps(transformer._strength()))
+    steered = SteeredRows(rows.values, moved, y_codes, codes, rows.weight)
+    displacement, features = movement_table(transformer, steered)
     nearly_identity = bool(np.nanmax(displacement, initial=0.0) < _STILL)
-    tables = {"divergence": divergence_table(transformer, rows, trials, same_rows=same_rows)}
+    tables = {"divergence": divergence_table(transformer, rows, held_out.trials, same_rows=same_rows)}
     before = after = positive = None
     if rows.y is not None:
-        predicted = predicted_rows(transformer, rows, trials)
-        before, after = (predicted.measure(c, confidence, "exact", min_rows, n_resamples, seed) for c in (0, 1))
-        judged = against_rest(predicted, pos_label)
+        predicted = held_out.rows("before", "after")
+        before, after = (
+            predicted.measure(c, confidence_level, "exact", min_rows, n_resamples, random_state) for c in (0, 1)
+        )
+        judged = held_out.rows("before", "after", pos_label=pos_label)
         if len(judged.classes) == 2:
             positive = predicted.classes.tolist()[-1] if pos_label is None else pos_label
-        tables["gaps"] = gap_table(judged, confidence, min_rows, n_resamples, seed)
+        tables["gaps"] = gap_table(judged, confidence_level, min_rows, n_resamples, random_state)
     tables["certificate"] = certificate_table(transformer, after)
-    tables["groups"] = group_table(transformer, rows, displacement)
-    tables["cells"] = cell_table(transformer, rows, before, after)
+    tables["groups"] = group_table(transformer, steered, displacement)
+    tables["cells"] = cell_table(transformer, steered, before, after)
     tables["features"] = features
     return SteeringReport(
         tables=tables,
@@ -278,16 +301,31 @@ def steering_report(
         positive=positive,
         n_rows=len(rows.codes),
         n_features=rows.values.shape[1],
-        n_folds=len(trials),
+        n_folds=len(held_out.trials),
         same_rows=same_rows,
         strength=float(transformer.strength),
         kl_divergence=transformer.kl_divergence_,
         certificate=transformer.certificate_,
         nearly_identity=nearly_identity,
         min_rows=min_rows,
-        confidence=confidence,
+        confidence_level=confidence_level,
         before=before,
         after=after,
+    )
+
+
+def _are_of_the_fit(transformer: FairSteeringTransformer, rows: Rows, y_codes: Codes) -> bool:
+    """Whether rows have the very moments of the fit."""
+    fitted = transformer.moments_
+    moments = SubgroupMoments(
+        fitted.n_features, classes=fitted.classes, groups=fitted.groups, covariance=fitted.covariance
+    )
+    assert rows.values is not None
+    moments.update(transformer._to_model(rows.values), y_codes, rows.codes, rows.weight)
+    scale = np.sqrt(np.abs(fitted.means).max(axis=(0, 1)) ** 2 + fitted._feature_scale() ** 2)
+    return bool(
+        np.allclose(moments.weights, fitted.weights, rtol=1e-9)
+        and (np.abs(moments.means - fitted.means) <= 1e-9 * scale).all()
     )
 
 

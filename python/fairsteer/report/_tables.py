@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fairsteer._utils.input import few
-from fairsteer._utils.types import Doubles
+from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.metrics._intervals import GAPS, Measured, MeasuredGaps, PredictedRows
-from fairsteer.report._held_out import Rows
 from fairsteer.transformer import FairSteeringTransformer
 
 Table = dict[str, list[Any]]
+
+
+class SteeredRows(NamedTuple):
+    """Rows as they are and as a transformer moves them, with its codes of classes and groups."""
+
+    values: Floats
+    moved: Floats
+    y_codes: Codes
+    codes: Codes
+    weight: Doubles
 
 
 _NOTHING = Measured(float("nan"), float("nan"), float("nan"))
@@ -22,19 +31,18 @@ _NOTHING = Measured(float("nan"), float("nan"), float("nan"))
 # ---- what moved
 
 
-def movement_table(transformer: FairSteeringTransformer, rows: Rows) -> tuple[Doubles, Table]:
+def movement_table(transformer: FairSteeringTransformer, rows: SteeredRows) -> tuple[Doubles, Table]:
     """Displacement of every group, and of every feature in it, in standard deviations."""
     n_groups, d = len(transformer.groups_), rows.values.shape[1]
     size = np.zeros((n_groups, d))  # root mean squared
     shift, spread = np.zeros((n_groups, d)), np.zeros((n_groups, d))
     after = np.zeros((n_groups, d))
-    moved = transformer._steered(rows.X, rows.sensitive_features)
     for a in range(n_groups):
         of_group = np.flatnonzero(rows.codes == a)
         if of_group.size == 0:
             size[a] = shift[a] = spread[a] = after[a] = np.nan
             continue
-        x, u, w = (array[of_group].astype(np.float64) for array in (rows.values, moved, rows.weight))
+        x, u, w = (array[of_group].astype(np.float64) for array in (rows.values, rows.moved, rows.weight))
         size[a] = np.sqrt(np.average((u - x) ** 2, axis=0, weights=w))
         shift[a] = np.average(u - x, axis=0, weights=w)
         spread[a], after[a] = (
@@ -72,9 +80,13 @@ def movement_table(transformer: FairSteeringTransformer, rows: Rows) -> tuple[Do
 # ---- tables
 
 
-def gap_table(predicted: PredictedRows, confidence: float, min_rows: int, n_resamples: int, seed: int) -> Table:
-    before, after = (predicted.measure(c, confidence, "bootstrap", min_rows, n_resamples, seed) for c in (0, 1))
-    change = predicted.changes(confidence, min_rows, n_resamples, seed)
+def gap_table(
+    predicted: PredictedRows, confidence_level: float, min_rows: int, n_resamples: int, random_state: int
+) -> Table:
+    before, after = (
+        predicted.measure(c, confidence_level, "bootstrap", min_rows, n_resamples, random_state) for c in (0, 1)
+    )
+    change = predicted.changes(confidence_level, min_rows, n_resamples, random_state)
     measures = ["accuracy", *GAPS]
     table: Table = {"measure": measures}
     for when, source in (("before", vars(before)), ("after", vars(after)), ("change", change)):
@@ -116,7 +128,7 @@ def certificate_table(transformer: FairSteeringTransformer, after: MeasuredGaps 
     return {"class": labels, "group": of_groups, "model": model, **as_columns("measured", measured)}
 
 
-def group_table(transformer: FairSteeringTransformer, rows: Rows, displacement: Doubles) -> Table:
+def group_table(transformer: FairSteeringTransformer, rows: SteeredRows, displacement: Doubles) -> Table:
     moments, groups = transformer._merged(transformer.moments_), transformer.groups_.tolist()
     ranks = moments.effective_rank
     counts = np.bincount(rows.codes, minlength=len(groups))
@@ -131,7 +143,7 @@ def group_table(transformer: FairSteeringTransformer, rows: Rows, displacement: 
 
 
 def cell_table(
-    transformer: FairSteeringTransformer, rows: Rows, before: MeasuredGaps | None, after: MeasuredGaps | None
+    transformer: FairSteeringTransformer, rows: SteeredRows, before: MeasuredGaps | None, after: MeasuredGaps | None
 ) -> Table:
     """Every class in every group."""
     ideal = transformer.ideal_

@@ -33,6 +33,7 @@ def facts(report: SteeringReport) -> list[tuple[str, str]]:
     """Name and value of what the report is about."""
     rows = "the rows of the fit" if report.same_rows else "rows other than those of the fit"
     found = [
+        *report.context.items(),
         ("Steering", report.steering),
         ("Rows", f"{report.n_rows} ({rows}), {report.n_features} features"),
         ("Nearest ideal distribution", f"{nats(report.kl_divergence)} nats from the fitted one (model)"),
@@ -221,4 +222,4 @@ def _first(rows: list[list[str]], most: int) -> tuple[list[list[str]], int]:
 
 
 def _level(report: SteeringReport) -> str:
-    return f"{100 * report.confidence:g} %"
+    return f"{100 * report.confidence_level:g} %"

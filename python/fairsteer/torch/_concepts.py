@@ -60,7 +60,7 @@ class ConceptSteeringModule(nn.Module):
     >>> rng = np.random.default_rng(0)
     >>> joyful, group = rng.integers(0, 2, (2, 400))
     >>> hidden = rng.normal(size=(400, 6)) + np.outer(joyful, [2, 0, 0, 0, 0, 0])
-    >>> steering = ConceptSteering(n_probes=8).fit(hidden, joyful, np.array(["f", "m"])[group])
+    >>> steering = ConceptSteering(n_probes=8).fit(hidden, joyful, sensitive_features=np.array(["f", "m"])[group])
     >>> module = ConceptSteeringModule(steering, strength=2.0)
     >>> tokens = torch.zeros(3, 5, 6)
     >>> moved = module(tokens, ["f", "m", "m"])

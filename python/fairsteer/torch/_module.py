@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fairsteer._utils.input import few
 from fairsteer.torch._groups import GroupPositions, with_axes
-from fairsteer.torch._source import GroupPosterior, Settings, Source, read_source
+from fairsteer.torch._source import Centre, GroupPosterior, Settings, Source, read_source
 from fairsteer.transformer._base import GroupMapTransformer
 
 _WAYS_OUT = (
@@ -47,7 +47,8 @@ class SteeringModule(nn.Module):
     displacement : Tensor of shape (n_maps, d, d)
         ``A - I`` of every map at full strength; a buffer.
     offset : Tensor of shape (n_maps, d)
-        ``b`` of every map at full strength; a buffer.
+        Step of every map at full strength from its centre, a point amid the group's rows (the origin, if the module is
+        made from plain maps); a buffer.
     groups : list
         Labels of the maps, in their order.
     strength : float
@@ -60,17 +61,17 @@ class SteeringModule(nn.Module):
     Notes
     -----
     **Precision.** The maps are made in double precision and rounded once, to `dtype`. They are kept as displacements,
-    so that rounding them costs digits of the step that a vector takes and none of where it starts. A vector is moved in
-    the wider of its own type and the module's, and rounded once, to its own: with the module in float32, half-precision
+    relative to a point amid the group's rows, so that rounding them costs digits of the step that a vector takes and none
+    of where it starts, however far from the origin that is. A vector is moved in the wider of its own type and the module's, and rounded once, to its own: with the module in float32, half-precision
     vectors come back as near as their type allows. ``module.half()`` and ``module.to(torch.bfloat16)`` make the
     product itself one in half precision, which is faster on accelerators and errs by one rounding of the step more.
     What ``unknown_group="infer"`` needs stays in double precision wherever the module moves.
 
     **What comes back untouched.** Vectors whose map is the identity (the reference group), and all vectors at strength
-    0, come back bit for bit.
+    0, come back bit for bit; under ``feature_transform="log"`` they must be positive all the same.
 
     **torch.compile.** Unlike eager calls, which raise, a compiled call cannot look at values: where it meets a group
-    that is not known, the vectors become NaN.
+    that is not known, or logarithms of what is not positive, the vectors become NaN.
 
     **State.** The state holds labels and settings too, as JSON in a tensor of bytes: ``torch.load`` with
     ``weights_only=True`` reads it, and :meth:`from_state_dict` rebuilds the module.
@@ -91,6 +92,7 @@ class SteeringModule(nn.Module):
 
     displacement: Tensor
     offset: Tensor
+    _centre: Centre
     _positions: GroupPositions | None
 
     def __init__(
@@ -102,10 +104,11 @@ class SteeringModule(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        displacement, offset, settings, posterior = read_source(source)
+        displacement, centre, offset, settings, posterior = read_source(source)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.register_buffer("displacement", torch.tensor(displacement, dtype=dtype, device=device))
         self.register_buffer("offset", torch.tensor(offset, dtype=dtype, device=device))
+        self._centre = Centre(torch.tensor(centre, device=self.offset.device))
         self._posterior = None if posterior is None else posterior.to(self.displacement.device)
         own = source._strength() if isinstance(source, GroupMapTransformer) else 1.0
         self.strength = own if strength is None else strength
@@ -130,7 +133,7 @@ class SteeringModule(nn.Module):
         ValueError
             If it is no such state.
         """
-        missing = [name for name in ("displacement", "offset", "_extra_state") if name not in state]
+        missing = [name for name in ("displacement", "offset", "_centre.points", "_extra_state") if name not in state]
         if missing:
             msg = f"This is no state of a SteeringModule: it has no {few(map(repr, missing))}, only {few(state)}."
             raise ValueError(msg)
@@ -138,6 +141,7 @@ class SteeringModule(nn.Module):
         nn.Module.__init__(module)
         for name in ("displacement", "offset"):
             module.register_buffer(name, torch.empty_like(state[name]))
+        module._centre = Centre(state["_centre.points"])
         own = {name: value for name, value in state.items() if name.startswith("_posterior.")}
         module._posterior = GroupPosterior(own, prefix="_posterior.") if own else None
         module.load_state_dict(state)
@@ -240,10 +244,10 @@ class SteeringModule(nn.Module):
                 "samples of each), repeat their groups likewise, each in a row."
             )
             raise ValueError(msg)
-        if self.strength == 0:
-            return hidden
         if not torch.compiler.is_compiling():
-            return self._steer_some(hidden, codes, mask)
+            if self._settings.log:
+                _check_positive(hidden if mask is None else hidden[mask])
+            return hidden if self.strength == 0 else self._steer_some(hidden, codes, mask)
         steered = self._steer_all(hidden, codes)
         return steered if mask is None else torch.where(with_axes(mask, hidden.ndim), steered, hidden)
 
@@ -268,10 +272,18 @@ class SteeringModule(nn.Module):
 
     def _steer_all(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Move every vector by every map and choose: nothing depends on values, so that a compiler can follow."""
-        unknown = torch.nan if self._settings.unknown_group == "error" else self._of_code(hidden, -1)
         codes = with_axes(codes, hidden.ndim)
-        out = torch.where(codes < 0, unknown, self._choose(hidden, codes))
-        return torch.where(codes < len(self.offset), out, torch.nan)
+        known = codes < len(self.offset)
+        if self._settings.unknown_group == "error":
+            known = known & (codes >= 0)
+        if self._settings.log:
+            known = known & ((hidden > 0) & (hidden < torch.inf)).all(-1, keepdim=True)
+        out = hidden
+        if self.strength != 0:
+            out = self._choose(hidden, codes)
+            if self._settings.unknown_group != "error":
+                out = torch.where(codes < 0, self._of_code(hidden, -1), out)
+        return torch.where(known, out, torch.nan)
 
     def _choose(self, hidden: Tensor, codes: Tensor) -> Tensor:
         out = hidden
@@ -303,28 +315,23 @@ class SteeringModule(nn.Module):
         dtype = torch.promote_types(hidden.dtype, self.displacement.dtype)
         if self._settings.log:
             dtype = torch.promote_types(dtype, torch.float32)  # a logarithm's error is a relative one of its argument
-        start = self._coordinates(hidden.to(dtype))
+        start = hidden.to(dtype)
+        coordinates = self._coordinates(start)
         if isinstance(by, int):
-            step = self._step(start, by)
+            step = self._step(coordinates, by)
         else:
-            parts = [by[..., [a]].to(dtype) * self._step(start, a) for a in self._settings.moving]
+            parts = [by[..., [a]].to(dtype) * self._step(coordinates, a) for a in self._settings.moving]
             step = torch.stack(parts).sum(0) if parts else torch.zeros_like(start)
-        end = torch.add(start, step, alpha=self.strength)
-        return (end.exp() if self._settings.log else end).to(hidden.dtype)
+        if self._settings.log:
+            return (start * (self.strength * step).exp()).to(hidden.dtype)
+        return torch.add(start, step, alpha=self.strength).to(hidden.dtype)
 
-    def _step(self, start: Tensor, a: int) -> Tensor:
-        return functional.linear(start, self.displacement[a].to(start.dtype), self.offset[a].to(start.dtype))
+    def _step(self, coordinates: Tensor, a: int) -> Tensor:
+        centred = self._centre(coordinates, a)
+        return functional.linear(centred, self.displacement[a].to(centred.dtype), self.offset[a].to(centred.dtype))
 
     def _coordinates(self, hidden: Tensor) -> Tensor:
-        if not self._settings.log:
-            return hidden
-        if not torch.compiler.is_compiling() and not (hidden > 0).all():
-            msg = (
-                f"feature_transform='log' needs positive features, but {int((hidden <= 0).sum())} of {hidden.numel()} "
-                f"values are not (smallest {float(hidden.min()):g})."
-            )
-            raise ValueError(msg)
-        return hidden.log()
+        return hidden.log() if self._settings.log else hidden
 
     # ---- state
 
@@ -338,3 +345,12 @@ class SteeringModule(nn.Module):
         block = json.loads(bytes(state.tolist()))
         self.strength = block.pop("strength")
         self._set(Settings.from_json(block))
+
+
+def _check_positive(hidden: Tensor) -> None:
+    if not (hidden > 0).all():
+        msg = (
+            f"feature_transform='log' needs positive features, but {int((~(hidden > 0)).sum())} of {hidden.numel()} "
+            f"values are not (smallest {float(hidden.min()):g})."
+        )
+        raise ValueError(msg)

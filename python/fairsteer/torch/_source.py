@@ -69,7 +69,36 @@ class Settings(NamedTuple):
         )
 
 
-class GroupPosterior(nn.Module):
+class FixedType(nn.Module):
+    """A module whose tensors move between devices, and never between types."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        def move(tensor: Tensor) -> Tensor:
+            probe = fn(tensor.new_empty(0))
+            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+
+        apply: Any = super()._apply  # which has no types
+        apply(move, recurse)
+        return self
+
+
+class Centre(FixedType):
+    """Points amid the vectors of every map: exact ones, so that all types subtract the same."""
+
+    points: Tensor
+    """(n_maps, d), single precision."""
+
+    def __init__(self, points: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("points", points.float())
+
+    def forward(self, hidden: Tensor, a: int) -> Tensor:
+        """Vectors relative to the point of a map, in their own type."""
+        point = self.points[a]
+        return (hidden.to(torch.promote_types(hidden.dtype, point.dtype)) - point).to(hidden.dtype)
+
+
+class GroupPosterior(FixedType):
     """Log-probabilities of groups under the fitted Gaussians, in double precision whatever type the module moves to."""
 
     # One factor a covariance, the root of its inverse; each serves one class or, tied, all of them.
@@ -117,16 +146,6 @@ class GroupPosterior(nn.Module):
         }
         return cls({name: torch.tensor(array) for name, array in arrays.items()})
 
-    def _apply(self, fn: Any, recurse: bool = True) -> GroupPosterior:
-        # Moves between devices, never between types.
-        def move(tensor: Tensor) -> Tensor:
-            probe = fn(tensor.new_empty(0))
-            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
-
-        apply: Any = super()._apply  # which has no types
-        apply(move, recurse)
-        return self
-
     def forward(self, x: Tensor, n_groups: int) -> Tensor:
         """Log-probabilities (..., n_groups) of vectors (..., d), both double, up to a constant a vector."""
         x = x - self.centre
@@ -140,22 +159,43 @@ class GroupPosterior(nn.Module):
         return torch.logsumexp(joint, -2)
 
 
-def read_source(source: Any) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
-    """Displacements, offsets, settings and group posterior."""
+class Parts(NamedTuple):
+    """What vectors ``x`` are moved by: steps ``displacement[a] (x - centre[a]) + offset[a]``."""
+
+    displacement: Doubles
+    centre: Doubles
+    offset: Doubles
+    settings: Settings
+    posterior: GroupPosterior | None = None
+
+
+def read_source(source: Any) -> Parts:
+    """Read what a module can be made from."""
     if isinstance(source, GroupMapTransformer):
         return _read_transformer(source)
     if isinstance(source, IdealDistribution):
-        displacement = _displacement(source.linear)
-        return displacement, source.offset, _plain_settings(source.groups, displacement, source.offset), None
+        displacement, offset = _displacement(source.linear), source.offset.copy()
+        settings = _plain_settings(source.groups, displacement, offset)
+        plain = SimpleCoordinates.of(None, offset.shape[1])
+        assert plain is not None
+        centre = plain.centres(source.source_weights, source.source_means, len(offset))
+        return Parts(displacement, centre, _at(centre, displacement, offset), settings)
     if isinstance(source, Mapping) and source:
         linear, offset = _stacked(source)
         displacement = _displacement(linear)
-        return displacement, offset, _plain_settings(label_array(source), displacement, offset), None
+        settings = _plain_settings(label_array(source), displacement, offset)
+        return Parts(displacement, np.zeros_like(offset), offset, settings)
     msg = (
         "A SteeringModule is made from a fitted transformer of fairsteer, an IdealDistribution, or a mapping of group "
         f"labels to (A, b), not from {type(source).__name__}: {source!r}."
     )
     raise TypeError(msg)
+
+
+def _at(centre: Doubles, displacement: Doubles, offset: Doubles) -> Doubles:
+    """Steps from the centres, given those from the origin."""
+    steps: Doubles = offset + np.einsum("aij,aj->ai", displacement, centre)
+    return steps
 
 
 def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles) -> Settings:
@@ -178,7 +218,7 @@ def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles
     )
 
 
-def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Doubles, Settings, GroupPosterior | None]:
+def _read_transformer(transformer: GroupMapTransformer) -> Parts:
     model, maps, _ = transformer._fitted()
     coordinates = SimpleCoordinates.of(transformer.feature_transform_, maps.linear.shape[-1])
     if coordinates is None:
@@ -191,6 +231,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Double
     displacement, offset = _displacement(maps.linear), maps.offset.copy()
     moving = _moving(displacement, offset)
     coordinates.fold(displacement, offset)
+    centre = coordinates.centres(model.weights, model.means, len(offset))
     encoder = transformer._encoder
     calibration = transformer.group_calibration_
     settings = Settings(
@@ -207,7 +248,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> tuple[Doubles, Double
     posterior = None
     if transformer.unknown_group != "error" and encoder is not None:
         posterior = GroupPosterior.of(model, coordinates.scale, coordinates.shift)
-    return displacement, offset, settings, posterior
+    return Parts(displacement, centre, _at(centre, displacement, offset), settings, posterior)
 
 
 def _displacement(linear: Doubles) -> Doubles:

@@ -13,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import issparse
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, _fit_context
-from sklearn.utils import check_array, check_consistent_length
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import check_array, check_consistent_length, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fairsteer._utils.columns import column_positions, select_columns
+from fairsteer._utils.estimators import available_if, fit_context
 from fairsteer._utils.input import (
     ROW_CHECKS,
+    brief,
     check_classes,
     few,
     is_bfloat16,
@@ -38,6 +40,24 @@ from fairsteer.transformer._maps import AffineMaps, FoldedMaps, row_chunks
 from fairsteer.transformer._reading import Batch, check_as_before
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
+
+
+def _takes_batches(transformer: GroupMapTransformer) -> bool:
+    """Whether there is a ``partial_fit``; the reason why not is the cause of the AttributeError."""
+    if hasattr(transformer.shrinkage, "fit"):
+        msg = (
+            f"shrinkage={brief(transformer.shrinkage)} needs all rows at once, so partial_fit cannot use it. Use "
+            "'ledoit_wolf', 'oas', a number in [0, 1] or None, or call fit."
+        )
+        raise AttributeError(msg)
+    if needs_all_rows(transformer.feature_transform):
+        msg = (
+            f"feature_transform={brief(transformer.feature_transform)} would be fitted on the first batch only. Fit it "
+            "beforehand and pass it as feature_transform=sklearn.frozen.FrozenEstimator(fitted), use 'log' or None, or "
+            "call fit with all rows."
+        )
+        raise AttributeError(msg)
+    return True
 
 
 class Solution(NamedTuple):
@@ -73,7 +93,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     small_cells: Literal["error", "pool", "merge"] = "error"
 
     _parameter_constraints = {
-        "reference_group": [object],
+        "reference_group": [Hashable, None],
         "covariance": [StrOptions({"tied", "full", "diagonal"})],
         "shrinkage": [
             StrOptions({"ledoit_wolf", "oas"}),
@@ -110,11 +130,19 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
+        tags.input_tags.positive_only = (
+            self.feature_transform == "log"
+            if isinstance(self.feature_transform, str)
+            else (
+                hasattr(self.feature_transform, "__sklearn_tags__")
+                and get_tags(self.feature_transform).input_tags.positive_only
+            )
+        )
         return tags
 
     # ---- fitting
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self: _Self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None) -> _Self:
         """Fit the subgroups' distributions, and the maps that follow from them.
 
@@ -159,7 +187,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         self.group_calibration_ = self._calibrate(rows, batch)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @available_if(_takes_batches)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self: _Self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
     ) -> _Self:
@@ -189,23 +218,11 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         Raises
         ------
         ValueError
-            As for ``fit``, and if `shrinkage` or `feature_transform` is an estimator that needs
-            all rows at once.
+            As for ``fit``.
+        AttributeError
+            If `shrinkage` or `feature_transform` is an estimator that needs all rows at once: there is no
+            ``partial_fit`` then.
         """
-        if hasattr(self.shrinkage, "fit"):
-            msg = (
-                f"shrinkage={self.shrinkage!r} needs all rows at once, so partial_fit cannot use "
-                "it. Use 'ledoit_wolf', 'oas', a number in [0, 1] or None, or call fit."
-            )
-            raise ValueError(msg)
-        if needs_all_rows(self.feature_transform):
-            msg = (
-                f"feature_transform={self.feature_transform!r} would be fitted on the first batch "
-                "only. Fit it beforehand and pass it as "
-                "feature_transform=sklearn.frozen.FrozenEstimator(fitted), use 'log' or None, or "
-                "call fit with all rows."
-            )
-            raise ValueError(msg)
         first = not hasattr(self, "moments_")
         batch = self._read_batch(X, y, sensitive_features, sample_weight, reset=first)
         if first:

@@ -50,6 +50,30 @@ class SimpleCoordinates(NamedTuple):
         centre = getattr(scaler, centred[1]) if centred is not None and getattr(scaler, centred[0]) else zero
         return cls(False, scale, -centre * scale)
 
+    def centres(self, weights: Doubles, means: Doubles, n_maps: int) -> Doubles:
+        """Points amid the features of every map's rows, relative to which its product loses no digits.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (n_classes, n_groups)
+            Weights of the subgroups.
+        means : ndarray of shape (n_classes, n_groups, d)
+            Their means, in these coordinates.
+        n_maps : int
+            The number of groups, or 1 where one map moves them all.
+
+        Returns
+        -------
+        ndarray of shape (n_maps, d)
+            Numbers of single precision, so that rows of any type subtract the same ones.
+        """
+        if n_maps == 1:
+            weights, means = weights.reshape(-1, 1), means.reshape(-1, 1, means.shape[-1])
+        points = np.einsum("ka,kaj->aj", weights / weights.sum(axis=0), means)
+        with np.errstate(over="ignore"):
+            centres = ((points - self.shift) / self.scale).astype(np.float32)
+        return np.where(np.isfinite(centres), centres, 0).astype(np.float64)
+
     def fold(self, matrices: Doubles, vectors: Doubles) -> None:
         """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large."""
         vectors += matrices @ self.shift

@@ -1,0 +1,1 @@
+"""``python -m benchmarks.biographies``: occupation from embeddings of biographies, and how well for each gender."""

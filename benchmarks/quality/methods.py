@@ -1,0 +1,244 @@
+"""What is compared on a split of the rows: classifiers, steerings, alignments, the choice between them; measures."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
+from sklearn.preprocessing import QuantileTransformer, StandardScaler
+
+from benchmarks import datasets
+from benchmarks import fairness_methods as fm
+from benchmarks.datasets import Rows
+from benchmarks.fairness_methods import Floats, Model, Rule, Table
+from fairsteer import FairSteeringTransformer, metrics
+from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
+from fairsteer.scoring import best_within_budget
+
+MEASURES = ("accuracy", "balanced_accuracy", "demographic_parity", "equal_opportunity", "equalized_odds")
+FOLDS = 5
+
+LOGISTIC, BOOSTING = "logistic regression", "gradient boosting"
+CLASSIFIERS = {
+    LOGISTIC: (LogisticRegression(solver="newton-cholesky"), {"C": [0.01, 0.1, 1.0, 10.0]}),
+    BOOSTING: (
+        HistGradientBoostingClassifier(max_iter=50, max_bins=63, early_stopping=False, random_state=0),
+        {"max_leaf_nodes": [5, 20]},
+    ),
+}
+
+NOTHING = "nothing"
+WITH_GROUP = "nothing, group as a feature"
+TIED, NUMERIC, QUANTILE = "tied", "tied, numeric columns", "tied, numeric columns, quantile-to-normal"
+HALF, WEIGHTED = "tied, half strength", "tied, ideal weights"
+PAPER = "full, symmetric, affirmative"
+# One-hot columns of rare categories vary little; on one scale, shrinkage treats them like the others.
+SCALED = FairSteeringTransformer(feature_transform=StandardScaler())
+POOLED = clone(SCALED).set_params(covariance="full", pooling=0.5)
+STEERING = {
+    TIED: SCALED,
+    "tied, affirmative": clone(SCALED).set_params(intervention="affirmative"),
+    "tied, symmetric": clone(SCALED).set_params(map_type="symmetric"),
+    HALF: clone(SCALED).set_params(strength=0.5),
+    "full": POOLED,
+    "full, affirmative": clone(POOLED).set_params(intervention="affirmative"),
+    "full, symmetric": clone(POOLED).set_params(map_type="symmetric"),
+    PAPER: clone(POOLED).set_params(pooling=0.0, map_type="symmetric", intervention="affirmative"),
+}
+BAYES = {"tied, Bayes rule": SCALED, "full, Bayes rule": POOLED}
+# What cross-validation chooses from: every transformer for logistic regression, fewer where training takes long.
+TRANSFORMERS = {
+    LOGISTIC: (*STEERING, NUMERIC, QUANTILE),
+    BOOSTING: (TIED, NUMERIC, QUANTILE),
+}
+ALIGNED = {
+    LOGISTIC: (NOTHING, WITH_GROUP, *TRANSFORMERS[LOGISTIC], WEIGHTED, *BAYES),
+    BOOSTING: (NOTHING, WITH_GROUP, *TRANSFORMERS[BOOSTING], WEIGHTED),
+}
+ALIGNMENT = " + alignment"
+CHOSEN, PRESET = "transformer chosen by CV", "chosen by CV + alignment"
+MOST_ACCURATE = "most accurate by CV + alignment"
+RANDOMISED = ("ThresholdOptimizer", "ExponentiatedGradient")
+
+
+def data_sets(folder: Path) -> dict[str, Callable[[], Rows]]:
+    return {
+        "adult, sex": lambda: datasets.adult_in_full(folder),
+        "compas, race": lambda: datasets.compas_two_races(folder),
+        "german credit, sex": lambda: datasets.german_credit(folder),
+        "law school, race": lambda: datasets.law_school(folder),
+        "acs income, sex": lambda: datasets.acs_income(folder, "sex"),
+        "acs income, race": lambda: datasets.acs_income(folder, "race"),
+    }
+
+
+def split(rows: Rows, seed: int, at_most: int) -> tuple[Table, Table]:
+    """Training and test rows; what makes the features is fitted to the training rows."""
+    cell = rows.y * len(rows.groups) + rows.group
+    chosen = np.arange(len(cell))
+    if len(chosen) > at_most:
+        chosen, _ = train_test_split(chosen, train_size=at_most, stratify=cell, random_state=seed)
+    train, test = train_test_split(chosen, test_size=0.3, stratify=cell[chosen], random_state=seed)
+    features = rows.features.fit(rows.X.iloc[train])
+    return tuple(
+        Table(np.asarray(features.transform(rows.X.iloc[part]), dtype=np.float64), rows.y[part], rows.group[part],
+              rows.n_numeric)
+        for part in (train, test)
+    )  # fmt: skip
+
+
+def folds_of(train: Table) -> list[Any]:
+    cell = train.y * (train.group.max() + 1) + train.group
+    return list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(train.X, cell))
+
+
+def models(kind: str, classifier: Any) -> dict[str, Model]:
+    """Everything that is trained and then decides at one half."""
+    steer = {name: fm.transformed(steering) for name, steering in STEERING.items()}
+    quantile = QuantileTransformer(n_quantiles=200, output_distribution="normal")
+    steer[NUMERIC] = fm.on_numeric_columns(steer[TIED])
+    steer[QUANTILE] = fm.on_numeric_columns(fm.transformed(FairSteeringTransformer(feature_transform=quantile)))
+    changes = {
+        NOTHING: fm.unchanged,
+        WITH_GROUP: fm.with_group,
+        "mean matching": fm.transformed(MeanMatchingTransformer()),
+        "covariance matching": fm.transformed(CovarianceMatchingTransformer(feature_transform=StandardScaler())),
+        "LEACE": fm.transformed(LeaceTransformer()),
+        "CorrelationRemover": fm.correlation_removed,
+        "reweighing": fm.reweighed,
+        **steer,
+    }
+    if importlib.util.find_spec("ot"):
+        changes["LinearTransport"] = fm.transported
+    trained = {name: fm.classified(change, classifier) for name, change in changes.items()}
+    trained[WEIGHTED] = fm.ideal(STEERING[TIED], classifier)
+    if kind == LOGISTIC:
+        trained |= {name: fm.ideal(steering) for name, steering in BAYES.items()}
+    return trained
+
+
+def reductions(kind: str, classifier: Any) -> dict[str, Model]:
+    """ExponentiatedGradient trains dozens of classifiers: only where one takes little."""
+    constraints = {"DP": "DemographicParity", "EO": "TruePositiveRateParity", "odds": "EqualizedOdds"}
+    if kind != LOGISTIC:
+        return {}
+    return {
+        f"ExponentiatedGradient, {short}": fm.exponentiated_gradient(classifier, name)
+        for short, name in constraints.items()
+    }
+
+
+THRESHOLD_OPTIMIZERS = {
+    "DP": "demographic_parity", "EO": "true_positive_rate_parity", "odds": "equalized_odds"
+}  # fmt: skip
+
+
+def measured(table: Table, positive: Floats) -> dict[str, float]:
+    """Measures of a rule that predicts 1 with these probabilities: each row counts as both predictions, weighted."""
+    y, group = np.tile(table.y, 2), np.tile(table.group, 2)
+    predicted, weight = np.repeat([1, 0], len(positive)), np.concatenate([positive, 1 - positive])
+    gaps = {
+        name: getattr(metrics, f"{name}_difference")(y, predicted, sensitive_features=group, sample_weight=weight)
+        for name in MEASURES[2:]
+    }
+    return {
+        "accuracy": accuracy_score(y, predicted, sample_weight=weight),
+        "balanced_accuracy": balanced_accuracy_score(y, predicted, sample_weight=weight),
+        **gaps,
+    }
+
+
+def aligned_out_of_fold(scores: Floats, train: Table, folds: list[Any]) -> Floats:
+    """Decisions on the training rows, each by an alignment of the scores that has not seen the row."""
+    decided = np.empty(len(scores))
+    for inside, outside in folds:
+        rule = fm.aligned("equal_opportunity")
+        decided[outside] = rule(scores[inside], train.part(inside), scores[outside], train.part(outside))
+    return decided
+
+
+def choose(candidates: dict[str, Floats], train: Table, usual: Floats) -> tuple[str, str]:
+    """The most accurate whose equal-opportunity gap is no more than chance; and the first that is about as accurate.
+
+    All on out-of-fold decisions. "Chance" is the standard error of the usual decisions' gap if there were none; if all
+    gaps are larger, the smallest counts as best. "About as accurate" is one that is also within the budget and whose
+    accuracy is within a standard error (of the paired difference) of the best: candidates come simplest first.
+    """
+    results = [measured(train, decided) for decided in candidates.values()]
+    chance = metrics.gaps(train.y, usual, sensitive_features=train.group)["equal_opportunity"].noise
+    pick = best_within_budget("accuracy", "gap", max_gap=chance)
+    names = list(candidates)
+    best = names[
+        pick(
+            {
+                "mean_test_accuracy": [result["accuracy"] for result in results],
+                "mean_test_gap": [-result["equal_opportunity"] for result in results],
+            }
+        )
+    ]
+    right = {name: decided == train.y for name, decided in candidates.items()}
+    for name, result in zip(names, results, strict=True):
+        loss = right[best].astype(float) - right[name]
+        if name == best or (result["equal_opportunity"] <= chance and loss.mean() <= loss.std() / np.sqrt(len(loss))):
+            return best, name
+    raise AssertionError(best)  # the best itself is one of them
+
+
+def evaluate(train: Table, test: Table, kind: str) -> Iterator[dict[str, Any]]:
+    """Measures of every method on the test rows."""
+    folds = folds_of(train)
+    estimator, grid = CLASSIFIERS[kind]
+    search = GridSearchCV(estimator, grid, scoring="neg_log_loss", cv=folds, refit=False).fit(train.X, train.y)
+    classifier = clone(estimator).set_params(**search.best_params_)
+    trained = models(kind, classifier)
+
+    @cache
+    def scores(name: str) -> tuple[Floats, Floats]:
+        in_sample, new = trained[name](train, train, test)
+        return in_sample, new
+
+    @cache
+    def out_of_fold(name: str) -> Floats:
+        return fm.out_of_fold(trained[name], train, folds)
+
+    def line(method: str, positive: Floats, chosen: str = "") -> dict[str, Any]:
+        return {"classifier": kind, "method": method, **measured(test, positive), "chosen": chosen}
+
+    def by_rule(method: str, name: str, rule: Rule) -> dict[str, Any]:
+        return line(method, rule(out_of_fold(name), train, scores(name)[1], test))
+
+    best = ", ".join(f"{name}={value}" for name, value in search.best_params_.items())
+    decided = {name: (scores(name)[1] >= 0.5).astype(np.float64) for name in trained}
+    for name, positive in decided.items():
+        yield line(name, positive, best if name == NOTHING else "")
+    for name, reduction in reductions(kind, classifier).items():
+        yield line(name, *reduction(train, test))
+    in_sample, new = scores(NOTHING)
+    for short, constraint in THRESHOLD_OPTIMIZERS.items():
+        rule = fm.threshold_optimizer(constraint)
+        yield line(f"ThresholdOptimizer, {short}", rule(in_sample, train, new, test))
+        yield by_rule(f"ThresholdOptimizer, {short}, out-of-fold", NOTHING, rule)
+    for short, parity in {"DP": "demographic_parity", "EO": "equal_opportunity"}.items():
+        yield by_rule(f"LinearPost, {short}", WITH_GROUP, fm.linear_post(parity))
+    yield by_rule(f"{NOTHING}{ALIGNMENT}, DP", NOTHING, fm.aligned("demographic_parity"))
+
+    align = fm.aligned("equal_opportunity")
+    after = {name: align(out_of_fold(name), train, scores(name)[1], test) for name in ALIGNED[kind]}
+    for name, positive in after.items():
+        yield line(f"{name}{ALIGNMENT}", positive)
+    usual = (out_of_fold(NOTHING) >= 0.5).astype(np.float64)
+    plain = {name: (out_of_fold(name) >= 0.5).astype(np.float64) for name in TRANSFORMERS[kind]}
+    best, _ = choose(plain, train, usual)
+    yield line(CHOSEN, decided[best], best)
+    in_folds = {name: aligned_out_of_fold(out_of_fold(name), train, folds) for name in after}
+    for method, name in zip((MOST_ACCURATE, PRESET), choose(in_folds, train, usual), strict=True):
+        yield line(method, after[name], name)

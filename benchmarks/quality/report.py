@@ -1,0 +1,279 @@
+"""Tables and pictures of the benchmark of quality, from the lines that it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.quality import methods as q
+
+ACCURACY, GAPS = "accuracy", {"demographic_parity": "DP", "equal_opportunity": "EO", "equalized_odds": "odds"}
+TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"} | {k: f"{v} gap" for k, v in GAPS.items()}
+EO, DP = "equal_opportunity", "demographic_parity"
+RIVAL_TRANSFORMERS = ("mean matching", "covariance matching", "LEACE", "CorrelationRemover", "LinearTransport")
+OPTIMIZERS = ("ThresholdOptimizer, EO", "ThresholdOptimizer, EO, out-of-fold")
+
+# Okabe and Ito's colours, which colour-blind people tell apart; families differ in their markers as well.
+FAMILIES = {
+    "before": ("#000000", "s", ("nothing",)),
+    "features": (
+        "#56B4E9",
+        "^",
+        ("mean matching", "covariance matching", "LEACE", "CorrelationRemover", "LinearTransport"),
+    ),
+    "training, scores": (
+        "#D55E00",
+        "D",
+        ("reweighing", *OPTIMIZERS, "ExponentiatedGradient, EO", "LinearPost, EO"),
+    ),
+    "fairsteer": (
+        "#009E73",
+        "o",
+        (q.TIED, q.PAPER, q.QUANTILE, q.WEIGHTED, q.CHOSEN, q.NOTHING + q.ALIGNMENT, q.PRESET),
+    ),
+}
+
+
+def write(folder: Path, results: Path, record: Path) -> None:
+    lines, about = pd.read_csv(results, keep_default_na=False), json.loads(record.read_text())
+    for column, order in {"classifier": list(q.CLASSIFIERS), "data": list(about["data"])}.items():
+        lines = lines.sort_values(column, key=lambda values, order=order: values.map(order.index), kind="stable")
+    text = "\n".join([*_header(lines, about), *_optimizer(lines), *_dominance(lines), *_choices(lines), *_all(lines)])
+    (folder / "README.md").write_text(text + "\n")
+    for data, own in lines.groupby("data", sort=False):
+        picture(own, str(data), folder / _file(str(data)))
+
+
+def _file(data: str) -> str:
+    return f"{data.replace(', ', '-').replace(' ', '-')}.png"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def mean_and_error(values: Any) -> tuple[float, float]:
+    """Mean over the splits and its standard error."""
+    values = np.asarray(values, dtype=float)
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def _shown(values: Any, sign: bool = False) -> str:
+    mean, error = mean_and_error(values)
+    return f"{mean:{'+' if sign else ''}.3f} ± {error:.3f}"
+
+
+def _by_split(lines: pd.DataFrame) -> Iterator[tuple[tuple[str, str], dict[str, pd.DataFrame]]]:
+    """For each data set and classifier the lines of each method, a row a split."""
+    for key, own in lines.groupby(["data", "classifier"], sort=False):
+        yield key, {str(m): table.set_index("split").sort_index() for m, table in own.groupby("method", sort=False)}
+
+
+def _header(lines: pd.DataFrame, about: dict[str, Any]) -> list[str]:
+    splits = lines.groupby("data", sort=False)["split"].nunique()
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    rows = [
+        [
+            name, f"{d['rows']:,}", f"{d['train']:,}", f"{d['test']:,}", str(splits[name]),
+            f"{d['features']} ({d['numeric']})", ", ".join(d["groups"]), str(d["smallest cell of the test rows"]),
+        ]
+        for name, d in about["data"].items()
+    ]  # fmt: skip
+    return [
+        "# Quality on real tables",
+        "",
+        f"    {about['command']}",
+        "",
+        f"{versions}; {about['machine']}; threads: {about['threads']}.",
+        "Written by the command; what to make of it is in [docs/quality.md](../../../docs/quality.md). Every number of",
+        "every split: [results.csv](results.csv).",
+        *_table(
+            ["data", "rows", "train", "test", "splits", "features (numbers)", "groups", "smallest test cell"], rows
+        ),
+        "Mean ± standard error over random splits, stratified by class and group, the same for all methods. Splits of",
+        "one table overlap, so the errors do not tell how another sample of people would differ. DP, EO, odds: gaps of",
+        "demographic parity, equal opportunity (true-positive rates) and equalized odds, the largest over pairs of",
+        "groups. † predicts at random; measured in exact expectation. ExponentiatedGradient is left out for gradient",
+        "boosting, for its time, and so is part of what is aligned.",
+        "",
+    ]
+
+
+def short_of(ours: pd.DataFrame, theirs: pd.DataFrame, *, paired: bool) -> list[str]:
+    """In what ours is worse by more than a standard error of the difference of the means."""
+    worse = {"accuracy": theirs[ACCURACY] - ours[ACCURACY], "gap": ours[EO] - theirs[EO]}
+    measure = {"accuracy": ACCURACY, "gap": EO}
+    failed = []
+    for name, by_split in worse.items():
+        mean, error = mean_and_error(by_split)
+        if not paired:
+            error = float(np.hypot(mean_and_error(ours[measure[name]])[1], mean_and_error(theirs[measure[name]])[1]))
+        if mean > error:
+            failed.append(name)
+    return failed
+
+
+def _optimizer(lines: pd.DataFrame) -> list[str]:
+    text = [
+        "## Equal opportunity: beside fairlearn's ThresholdOptimizer",
+        "",
+        "*Holds*: accuracy not lower, and EO gap not larger, by more than one standard error of the difference.",
+        "*Paired*: the error of the differences of the same splits; else that of two independent means. Even two equal",
+        "methods fail a comparison of two measures about three times in ten.",
+    ]
+    counts = []
+    for optimizer in OPTIMIZERS:
+        for method in (q.PRESET, q.MOST_ACCURATE, q.NOTHING + q.ALIGNMENT):
+            held = [
+                [not short_of(of[method], of[optimizer], paired=paired) for paired in (True, False)]
+                for _, of in _by_split(lines)
+            ]
+            paired, unpaired = np.sum(held, axis=0)
+            counts.append([method, optimizer, f"{paired} of {len(held)}", f"{unpaired} of {len(held)}"])
+    text += _table(["ours", "theirs", "holds, paired", "holds, unpaired"], counts)
+    for optimizer in OPTIMIZERS:
+        rows = []
+        for (data, classifier), of in _by_split(lines):
+            ours, theirs = of[q.PRESET], of[optimizer]
+            verdicts = [
+                f"**no: {' and '.join(failed)}**" if failed else "yes"
+                for failed in (short_of(ours, theirs, paired=paired) for paired in (True, False))
+            ]
+            rows.append(
+                [
+                    data,
+                    classifier,
+                    f"{_shown(ours[ACCURACY])}, {_shown(ours[EO])}",
+                    f"{_shown(theirs[ACCURACY])}, {_shown(theirs[EO])}",
+                    _shown(ours[ACCURACY] - theirs[ACCURACY], sign=True),
+                    _shown(ours[EO] - theirs[EO], sign=True),
+                    *verdicts,
+                ]
+            )
+        text += [f"### {q.PRESET}, and {optimizer}†"]
+        text += _table(
+            [
+                *("data", "classifier", "ours: accuracy, EO gap", "theirs: accuracy, EO gap"),
+                *("accuracy, ours - theirs", "EO gap, ours - theirs", "holds, paired", "holds, unpaired"),
+            ],
+            rows,
+        )
+    return text
+
+
+def dominates(rival: pd.DataFrame, ours: pd.DataFrame) -> bool:
+    """Whether a rival is at least as good in the mean accuracy, EO gap and DP gap, and better in one."""
+    advantage = [rival[ACCURACY].mean() - ours[ACCURACY].mean(), *(ours[m].mean() - rival[m].mean() for m in (EO, DP))]
+    return min(advantage) >= 0 and max(advantage) > 0
+
+
+def _dominance(lines: pd.DataFrame) -> list[str]:
+    text = [
+        "## Transformers alone",
+        "",
+        "Each followed by the classifier, without weights or alignment: by whom ours is dominated (mean accuracy, EO",
+        "gap and DP gap all no better, one worse), and whom it dominates.",
+    ]
+    ours = (q.TIED, "tied, affirmative", "tied, symmetric", "full", q.PAPER, q.NUMERIC, q.QUANTILE, q.CHOSEN)
+    for classifier in q.CLASSIFIERS:
+        rows = []
+        for name in ours:
+            cells, free = [], 0
+            for (_, kind), of in _by_split(lines):
+                if kind != classifier:
+                    continue
+                rivals = [r for r in RIVAL_TRANSFORMERS if r in of]
+                above = [r for r in rivals if dominates(of[r], of[name])]
+                below = [r for r in rivals if dominates(of[name], of[r])]
+                free += not above
+                parts = [f"**by {', '.join(above)}**" if above else "not dominated"]
+                cells.append("; ".join([*parts, *([f"dominates {', '.join(below)}"] if below else [])]))
+            rows.append([name, f"{free} of {len(cells)}", *cells])
+        names = [data for (data, kind), _ in _by_split(lines) if kind == classifier]
+        text += ["", f"**{classifier}**", *_table(["ours", "not dominated", *names], rows)]
+    return text
+
+
+def _choices(lines: pd.DataFrame) -> list[str]:
+    text = ["## What cross-validation chose", ""]
+    rows = []
+    for (data, classifier), of in _by_split(lines):
+        counts = [
+            ", ".join(f"{name} ({n})" for name, n in of[m]["chosen"].value_counts().items())
+            for m in (q.NOTHING, q.CHOSEN, q.MOST_ACCURATE, q.PRESET)
+        ]
+        rows.append([data, classifier, *counts])
+    return [*text, *_table(["data", "classifier", "hyperparameters", q.CHOSEN, q.MOST_ACCURATE, q.PRESET], rows)]
+
+
+def _all(lines: pd.DataFrame) -> list[str]:
+    text = ["## All methods", ""]
+    for (data, classifier), of in _by_split(lines):
+        text += [f"### {data}: {classifier}"]
+        if classifier == q.LOGISTIC:
+            text += ["", f"![accuracy against the equal-opportunity gap]({_file(data)})", ""]
+            text += ["ThresholdOptimizer, ExponentiatedGradient and LinearPost are those for equal opportunity here."]
+        rows = [
+            [f"{name}{'†' if name.startswith(q.RANDOMISED) else ''}", *(_shown(own[m]) for m in q.MEASURES)]
+            for name, own in of.items()
+        ]
+        text += _table(["method", *(TITLES[m] for m in q.MEASURES)], rows)
+    return text
+
+
+def picture(lines: pd.DataFrame, data: str, path: Path) -> None:
+    """Accuracy against the equal-opportunity gap; labels stand in a column of their own, a line to each point."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    kinds = [kind for kind in q.CLASSIFIERS if (lines["classifier"] == kind).any()]
+    figure, panels = plt.subplots(1, len(kinds), figsize=(8.6 * len(kinds), 5.6), squeeze=False)
+    for panel, kind in zip(panels[0], kinds, strict=True):
+        _draw(panel, dict(_by_split(lines))[data, kind])
+        panel.set_title(f"{data}: {kind}", loc="left")
+    figure.subplots_adjust(left=0.05, right=0.85, wspace=0.68, bottom=0.1, top=0.93)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _draw(panel: Any, of: dict[str, pd.DataFrame]) -> None:
+    points = []
+    for color, marker, names in FAMILIES.values():
+        for name in names:
+            if name not in of:
+                continue
+            (x, x_error), (y, y_error) = mean_and_error(of[name][EO]), mean_and_error(of[name][ACCURACY])
+            emphasis = name == q.PRESET
+            panel.errorbar(
+                x, y, xerr=x_error, yerr=y_error, fmt=marker, color=color, markersize=9 if emphasis else 6,
+                markeredgecolor="black" if emphasis else color, elinewidth=0.9, capsize=2, zorder=3 + emphasis,
+            )  # fmt: skip
+            points.append((y, x, name, color, emphasis))
+    panel.set_xlim(left=0)
+    panel.set_xlabel("equal-opportunity gap (smaller is better)")
+    panel.set_ylabel("accuracy")
+    panel.grid(color="0.92")
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    low, high = panel.get_ylim()
+    points.sort()
+    heights = np.linspace(0.02, 0.98, len(points))
+    for (y, x, name, color, emphasis), height in zip(points, heights, strict=True):
+        short = name.replace(", EO", "").replace(" numeric columns,", "")
+        label = f"{short}{' †' if name.startswith(q.RANDOMISED) else ''}"
+        panel.annotate(
+            label, xy=(x, y), xytext=(1.03, height), textcoords="axes fraction", va="center", fontsize=9, color="black",
+            fontweight="bold" if emphasis else "normal", annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "relpos": (0, 0.5), "color": color, "alpha": 0.45, "linewidth": 0.8, "shrinkA": 1,
+                "shrinkB": 3,
+            },
+        )  # fmt: skip
+    panel.set_ylim(low, high)

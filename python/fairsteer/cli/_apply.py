@@ -1,0 +1,162 @@
+"""The job of ``fairsteer apply``: new rows, steered with a saved map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fairsteer import persistence
+from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.groups import GroupEncoder
+from fairsteer.transformer import FairSteeringTransformer
+
+from . import UsageError, count
+from ._columns import label_parts, label_text
+from ._fitting import INFERRED, listed, reading_of
+from ._options import Reads
+from ._printing import Reporter
+from ._question import check_columns, quoted
+from ._reading import Table, read_table
+from ._steer import check_table_path, write_files
+from ._table import TableDescription
+from ._writing import check_outputs, is_standard_output
+
+__all__ = ["apply_map", "load_map"]
+
+
+def apply_map(
+    reads: Reads, map_file: Path, file: Path, *, out: Path, keep: list[str], unknown_group: str | None, force: bool
+) -> None:
+    """Steer the rows of a new table with a saved map.
+
+    Parameters
+    ----------
+    reads : Reads
+        How the table is read.
+    map_file : Path
+        What ``fairsteer steer --model`` wrote.
+    file : Path
+        New table, with the columns the map was fitted on.
+    out : Path
+        Where to write the steered rows.
+    keep : list of str
+        Columns to copy, besides those that the map names.
+    unknown_group : {"error", "infer", "infer_hard"} or None
+        What happens to rows of groups that the map does not know, and to rows without a group; None: the first are
+        refused, the second are steered as ``fairsteer steer`` was told.
+    force : bool
+        Whether a file that exists may be replaced.
+
+    Raises
+    ------
+    UsageError
+        For any input the user can put right; nothing has been written then.
+    """
+    report = Reporter(to_stderr=is_standard_output(out))
+    check_table_path(out)
+    check_outputs([("--out", out)], sources=[file, map_file], force=force)
+    fitted, description = load_map(map_file)
+    steering = getattr(fitted, "steering_", fitted)
+    table = read_table(file, description.reading(reading_of(reads)), report.note)
+    needed = [*(column.name for column in description.encoder.columns), *description.sensitive]
+    absent = [name for name in needed if name not in table.names]
+    if absent:
+        listing = ", ".join(map(repr, absent[:10])) + (" and so on" if len(absent) > 10 else "")
+        raise UsageError(f"{table.name} lacks {count(len(absent), 'column')} that the map needs: {listing}.")
+    more = listed(keep)
+    check_columns(table, {"--keep": more})
+    _check_groups(table, description, steering, unknown_group, report)
+    description.encoder.tell_gaps(table, report.note)
+    description.encoder.tell_unseen(table, report.note)
+    carried = [*description.sensitive, description.target, *description.keep, *more]
+    carried = [name for name in dict.fromkeys(carried) if name in table.names]
+    write_files(fitted, description, table, carried, out, None, report)
+
+
+def load_map(path: Path) -> tuple[FairSteeringTransformer | IdealDistributionClassifier, TableDescription]:
+    """Read a map and what it knows of its table.
+
+    Parameters
+    ----------
+    path : Path
+        What ``fairsteer steer --model`` wrote.
+
+    Returns
+    -------
+    fitted : FairSteeringTransformer or IdealDistributionClassifier
+        The map, or the classifier with aligned scores that holds it.
+    description : TableDescription
+        The preprocessing.
+    """
+    try:
+        fitted = persistence.load(path)
+        description = TableDescription.from_json(persistence.read_extra(path), path)
+    except FileNotFoundError:
+        raise UsageError(f"there is no map {path}.") from None
+    except (ImportError, ValueError, OSError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    if not isinstance(fitted, (FairSteeringTransformer, IdealDistributionClassifier)):
+        raise UsageError(f"{path} holds a {type(fitted).__name__}, not a map that fairsteer steer wrote.")
+    return fitted, description
+
+
+def _check_groups(
+    table: Table, description: TableDescription, steering: Any, unknown_group: str | None, report: Reporter
+) -> None:
+    """Refuse groups that the map does not know unless they are to be inferred; say how many rows have none."""
+    known = steering.moments_.groups.tolist()
+    names = list(description.sensitive)
+    parts = label_parts(known, len(names))
+    groups = pd.DataFrame({name: table.column(name).labels(parts[j]) for j, name in enumerate(names)}, dtype=object)
+    missing = groups.isna().any(axis=1).to_numpy()
+    unseen: list[Any] = []
+    if not missing.all():
+        _check_kinds(groups, parts)
+        labels = GroupEncoder().fit(groups).groups_.tolist()
+        unseen = [label for label in labels if label not in set(known)]
+    if unseen and unknown_group in (None, "error"):
+        raise UsageError(
+            f"the map does not know the {'group' if len(unseen) == 1 else 'groups'} {_some(unseen)} of {quoted(names)} "
+            f"(it knows {_some(known)}); --unknown-group infer steers their rows by the likeliest groups."
+        )
+    if unknown_group is not None:
+        steering.set_params(unknown_group=unknown_group)
+    how = steering.unknown_group
+    n_missing = int(missing.sum())
+    if n_missing and how == "error":
+        raise UsageError(
+            f"{count(n_missing, 'row')} of {table.name} {'has' if n_missing == 1 else 'have'} no {quoted(names)}; "
+            "--unknown-group infer steers them by the likeliest groups."
+        )
+    if n_missing or unseen:
+        what = [f"{count(n_missing, 'row')} without {quoted(names)}"] * bool(n_missing)
+        what += [f"{count(len(unseen), 'group')} that the map does not know ({_some(unseen)})"] * bool(unseen)
+        report.note(f"{' and '.join(what)}: {INFERRED[how]}.")
+        if getattr(steering, "group_calibration_", None) is None:
+            report.note(
+                "the map was fitted without --unknown-group infer, so the probabilities of the groups are those of the "
+                "fitted Gaussians, which are too sure of themselves where features are many."
+            )
+
+
+def _check_kinds(groups: pd.DataFrame, parts: list[list[Any]]) -> None:
+    """Refuse a column whose labels are of another type than at the fit: it was written in another way."""
+    for (name, column), known in zip(groups.items(), parts, strict=True):
+        labels = [label for label in dict.fromkeys(column) if label is not None]
+        texts = {isinstance(label, str) for label in known}
+        foreign = [label for label in labels if isinstance(label, str) not in texts]
+        if foreign:
+            raise UsageError(
+                f"{_some(foreign)} in {name!r} {'is' if len(foreign) == 1 else 'are'} {_kind(foreign[0])}, and the map "
+                f"was fitted on {_kind(known[0])}: {_some(known)}. Write the groups as they were written at the fit."
+            )
+
+
+def _kind(label: Any) -> str:
+    return "text" if isinstance(label, str) else "numbers"
+
+
+def _some(labels: list[Any]) -> str:
+    return "; ".join(map(label_text, labels[:5])) + ("; …" if len(labels) > 5 else "")

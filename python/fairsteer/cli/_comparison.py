@@ -1,0 +1,221 @@
+"""Classifiers before and after steering on the same held-out rows: the numbers behind the table of ``steer``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.metrics._intervals import GAPS, Measured, MeasuredGaps, PredictedRows
+from fairsteer.report._held_out import Rows, Trial, against_rest, predicted_rows, read_rows, run_trials, take_rows
+from fairsteer.report._tables import movement_table
+from fairsteer.transformer import FairSteeringTransformer
+
+from ._options import Alignment
+
+__all__ = ["Comparison", "compare", "verdict"]
+
+_CONFIDENCE, _RESAMPLES, _SEED = 0.95, 1000, 0
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Classifiers on the same held-out rows.
+
+    Attributes
+    ----------
+    n_rows, n_folds : int
+        Rows that were held out in one of the folds, and folds.
+    min_rows : int
+        A rate of a group that has fewer rows to compute it from takes no part in the gaps.
+    positive : label
+        The positive class; None if every class counts.
+    scores : dict of str to MeasuredGaps
+        What was measured of each classifier: ``"before"`` and ``"steered"``, logistic regression on the features as
+        they are and on the steered features; ``"Bayes"``, the Bayes rule of the ideal distribution; where asked for,
+        ``"aligned"``, the same with aligned scores.
+    change : dict of str to Measured
+        From ``"before"`` to ``"steered"``.
+    rows : ndarray of shape (n_classes, n_groups)
+        Rows of every class and group.
+    displacement : list of (label, float)
+        How far the rows of every group move, in standard deviations: root mean square over rows and features.
+    """
+
+    n_rows: int
+    n_folds: int
+    min_rows: int
+    positive: Any
+    scores: dict[str, MeasuredGaps]
+    change: dict[str, Measured]
+    rows: Doubles
+    displacement: list[tuple[Any, float]]
+
+    @property
+    def groups(self) -> list[Any]:
+        """Group labels."""
+        groups: list[Any] = self.scores["before"].groups.tolist()
+        return groups
+
+    @property
+    def small(self) -> list[Any]:
+        """Groups with too few rows of some class for the gaps."""
+        return [label for label, least in zip(self.groups, self.rows.min(axis=0), strict=True) if least < self.min_rows]
+
+    def group_rates(self, which: str) -> dict[str, Doubles]:
+        """Rates of every group: how often the positive class is predicted and recognised, or the accuracy."""
+        rates = np.nan_to_num(self.scores[which].rates.value)
+        with np.errstate(invalid="ignore"):
+            if self.positive is None:
+                right = np.einsum("kak,ka->a", rates, self.rows)
+                return {"accuracy": right / self.rows.sum(axis=0)}
+            selected = (rates[:, :, -1] * self.rows).sum(axis=0) / self.rows.sum(axis=0)
+            return {"selected": selected, "TPR": self.scores[which].rates.value[-1, :, -1]}
+
+
+def compare(
+    steering: FairSteeringTransformer,
+    X: Any,
+    y: NDArray[Any],
+    groups: Any,
+    *,
+    positive: Any,
+    folds: int,
+    min_rows: int,
+    alignment: Alignment | None = None,
+) -> Comparison:
+    """Predict every row by classifiers fitted on the rows of the other folds.
+
+    Steering, folds, classifiers and gaps are those of `fairsteer.report.steering_report`.
+
+    Parameters
+    ----------
+    steering : FairSteeringTransformer
+        Fitted on the rows.
+    X : DataFrame of shape (n_rows, n_features)
+        Features.
+    y : ndarray of shape (n_rows,)
+        Classes.
+    groups : DataFrame of shape (n_rows, n_columns)
+        Groups.
+    positive : label or None
+        Positive class; None: the larger of two.
+    folds : int
+        Folds.
+    min_rows : int
+        Rows that a rate needs to take part in a gap.
+    alignment : {"equal_opportunity", "demographic_parity"}, optional
+        Whether the Bayes rule is measured with aligned scores too.
+
+    Returns
+    -------
+    Comparison
+    """
+    rows = read_rows(steering, X, y, groups, None)
+    trials = run_trials(steering, rows, folds, None, same_rows=True)
+    predicted = predicted_rows(steering, rows, trials)
+    names = ["before", "steered", "Bayes"]
+    more = [_predictions(rows, trials, [bayes_rule(trial.steering) for trial in trials], predicted)]
+    if alignment is not None:
+        names.append("aligned")
+        aligned = [_aligned(rows, trial, alignment) for trial in trials]
+        more.append(_predictions(rows, trials, aligned, predicted))
+    predicted = against_rest(predicted._replace(pred=np.vstack([predicted.pred, *more])), positive)
+    binary = len(predicted.classes) == 2
+    if binary and positive is None:
+        positive = predicted.classes.tolist()[-1]
+    how: tuple[Any, ...] = (_CONFIDENCE, "bootstrap", min_rows, _RESAMPLES, _SEED)
+    return Comparison(
+        n_rows=len(predicted.true),
+        n_folds=len(trials),
+        min_rows=min_rows,
+        positive=positive if binary else None,
+        scores={name: predicted.measure(c, *how) for c, name in enumerate(names)},
+        change=predicted.changes(_CONFIDENCE, min_rows, _RESAMPLES, _SEED),
+        rows=predicted.sizes().T,
+        displacement=list(zip(steering.groups_.tolist(), movement_table(steering, rows)[0].tolist(), strict=True)),
+    )
+
+
+def bayes_rule(steering: FairSteeringTransformer) -> IdealDistributionClassifier:
+    """Bayes classifier of the ideal distribution of a fitted steering, which is not fitted again."""
+    classifier = IdealDistributionClassifier(steering=steering)
+    classifier.steering_, classifier.classes_, classifier.n_features_in_ = (
+        steering,
+        steering.classes_,
+        steering.n_features_in_,
+    )
+    classifier.estimator_ = classifier.cost_matrix_ = classifier._alignment = None
+    if hasattr(steering, "feature_names_in_"):
+        classifier.feature_names_in_ = steering.feature_names_in_
+    return classifier
+
+
+def verdict(before: Mapping[str, float], after: Mapping[str, float], change: Mapping[str, Measured]) -> str:
+    """Say in one sentence what became of gaps and accuracy.
+
+    Parameters
+    ----------
+    before, after : mapping of str to float
+        Accuracy and gaps.
+    change : mapping of str to Measured
+        What lies between them, with intervals.
+
+    Returns
+    -------
+    str
+        The gaps that grew come first.
+    """
+    parts: dict[str, list[str]] = {"grew": [], "fell": [], "stayed": []}
+    for name in GAPS:
+        gap = f"the {name.replace('_', ' ')} gap"
+        old, new = f"{before[name]:.3f}", f"{after[name]:.3f}"
+        chance = " (no more than chance)" if change[name].lower <= 0 <= change[name].upper else ""
+        if np.isnan(before[name]) or np.isnan(after[name]):
+            parts["stayed"].append(f"{gap} is not known")
+        elif old == new:
+            parts["stayed"].append(f"{gap} stayed at {new}")
+        else:
+            way = "grew" if after[name] > before[name] else "fell"
+            parts[way].append(f"{gap} {way} from {old} to {new}{chance}")
+    old, new = f"{before['accuracy']:.3f}", f"{after['accuracy']:.3f}"
+    way = "grew" if after["accuracy"] > before["accuracy"] else "fell"
+    accuracy = f"accuracy stayed at {new}" if old == new else f"accuracy {way} from {old} to {new}"
+    sentence = ", ".join([*parts["grew"], *parts["fell"], *parts["stayed"], accuracy])
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _predictions(
+    rows: Rows, trials: Iterable[Trial], classifiers: Iterable[Any], predicted: PredictedRows
+) -> NDArray[np.intp]:
+    """Codes of the classes that each fold's classifier predicts for the rows that were held out from it."""
+    codes = np.full(len(rows.codes), -1, dtype=np.intp)
+    tested = np.zeros(len(rows.codes), dtype=bool)
+    position = {label: k for k, label in enumerate(predicted.classes.tolist())}
+    for trial, classifier in zip(trials, classifiers, strict=True):
+        found = classifier.predict(
+            take_rows(rows.X, trial.test), sensitive_features=take_rows(rows.sensitive_features, trial.test)
+        )
+        codes[trial.test] = [position[label] for label in found.tolist()]
+        tested[trial.test] = True
+    return codes[tested]
+
+
+def _aligned(rows: Rows, trial: Trial, alignment: Alignment) -> IdealDistributionClassifier:
+    train = np.setdiff1d(np.arange(len(rows.codes)), trial.test)
+    classifier = IdealDistributionClassifier(steering=trial.steering, score_alignment=alignment)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the fit on all rows says what there is to say
+        classifier.fit(
+            take_rows(rows.X, train),
+            take_rows(rows.y, train),
+            sensitive_features=take_rows(rows.sensitive_features, train),
+        )
+    return classifier

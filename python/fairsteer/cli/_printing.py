@@ -1,0 +1,158 @@
+"""What the command line prints: tables, paragraphs, notes. Labels and names are text, never markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from fairsteer.report._text import fitting_table
+from fairsteer.transformer import FairSteeringTransformer
+
+from . import mute
+from ._columns import label_text
+from ._comparison import Comparison, verdict
+
+__all__ = ["Reporter"]
+
+_GAPS = {
+    "demographic_parity": "demographic parity gap",
+    "equal_opportunity": "equal opportunity gap",
+    "equalized_odds": "equalized odds gap",
+}
+_MAX_GROUPS = 12
+
+
+class _Console(Console):
+    """A console that leaves it to its user what a closed pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class Reporter:
+    """Prints results on stdout, and notes and progress on stderr.
+
+    Parameters
+    ----------
+    to_stderr : bool
+        Whether results go to stderr too, since stdout carries a file.
+    """
+
+    def __init__(self, *, to_stderr: bool = False) -> None:
+        self._out = _Console(stderr=to_stderr, highlight=False, markup=False, emoji=False)
+        self._err = _Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def say(self, text: Any = "") -> None:
+        """Print a paragraph of the result, wrapped to the terminal, or a table."""
+        _print(self._out, text)
+
+    def note(self, text: str) -> None:
+        """Print something the user should know beside the result; on one line where no terminal wraps it."""
+        _print(self._err, f"note: {text}", style="dim", soft_wrap=not self._err.is_terminal)
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Show on a terminal that a long job runs."""
+        if not self._err.is_terminal:
+            yield
+            return
+        with self._err.status(what):
+            yield
+
+    def comparison(self, result: Comparison, steering: FairSteeringTransformer) -> None:
+        """Print the table before and after, the verdict, and the fit of all rows below it."""
+        self.say(
+            f"{result.n_rows:,} rows, each predicted by a fit that did not see it ({result.n_folds}-fold "
+            "cross-validation by a fixed rule)\n"
+        )
+        self.say(_comparison_table(result))
+        self.say()
+        before, after = (_values(result, which) for which in ("before", "steered"))
+        self.say(verdict(before, after, result.change) + "\n")
+        self.say(_legend(result) + "\n")
+        if result.small:
+            self.say(
+                f"A rate from fewer than {result.min_rows} rows takes no part in the gaps "
+                f"({'; '.join(map(label_text, result.small))}).\n"
+            )
+        self.say(_fit_table(steering))
+        self.say()
+
+    def by_group(self, result: Comparison) -> None:
+        """Print the rates of every group, the largest groups first."""
+        legend = " (selected: share predicted positive; TPR: true positive rate)" if result.positive is not None else ""
+        self.say(f"By group{legend}\n")
+        self.say(_group_table(result))
+        self.say()
+        hidden = len(result.groups) - _MAX_GROUPS
+        if hidden > 0:
+            self.say(f"({hidden} smaller {'group is' if hidden == 1 else 'groups are'} not shown)\n")
+
+
+def _print(console: Console, what: Any, **how: Any) -> None:
+    try:
+        console.print(what, **how)
+    except BrokenPipeError:
+        mute()
+
+
+def _values(result: Comparison, which: str) -> dict[str, float]:
+    measured = vars(result.scores[which])
+    return {name: float(measured[name].value) for name in ("accuracy", *_GAPS)}
+
+
+def _comparison_table(result: Comparison) -> Any:
+    others = [name for name in result.scores if name not in ("before", "steered")]
+    rows = []
+    for key, name in {"accuracy": "accuracy", **_GAPS}.items():
+        change = result.change[key]
+        cells = [_number(_values(result, which)[key]) for which in ("before", "steered")]
+        moved = "-" if math.isnan(change.value) else f"{change.value:+.3f}\n[{change.lower:+.3f}, {change.upper:+.3f}]"
+        rows.append([name, *cells, moved, *(_number(_values(result, which)[key]) for which in others)])
+    header = ["", "before", "steered", "change", *others]
+    return fitting_table(header, [False, *[True] * (len(header) - 1)], rows)
+
+
+def _legend(result: Comparison) -> str:
+    text = (
+        "Before and steered: logistic regression on the features as they are and on the steered ones; the change with "
+        "a 95 % bootstrap interval: one that holds 0 shows nothing. Bayes: the Bayes rule of the ideal distribution."
+    )
+    if "aligned" in result.scores:
+        text += " Aligned: the same, its scores aligned between the groups."
+    if result.positive is not None:
+        text += f" Positive class: {label_text(result.positive)}."
+    return text
+
+
+def _fit_table(steering: FairSteeringTransformer) -> Any:
+    certificate = steering.certificate_
+    odds = np.asarray(certificate.equal_opportunity)
+    rows = [
+        ["KL divergence of the nearest ideal distribution", f"{steering.kl_divergence_:.3f} nats"],
+        ["certificate: equal opportunity gap at most", _number(odds[-1] if len(odds) == 2 else odds.max())],
+        ["certificate: equalized odds gap at most", _number(odds.max())],
+        ["certificate: accuracy changes by at most", _number(certificate.accuracy)],
+    ]
+    return fitting_table(["fitted model", ""], [False, True], rows)
+
+
+def _group_table(result: Comparison) -> Any:
+    rates = {which: result.group_rates(which) for which in result.scores}
+    names = list(rates["before"])
+    header = ["group", "rows", *(f"{name}\n{which}" for name in names for which in rates)]
+    rows = []
+    sizes = result.rows.sum(axis=0)
+    for a in np.argsort(-sizes, kind="stable")[:_MAX_GROUPS]:
+        cells = [_number(rates[which][name][a]) for name in names for which in rates]
+        rows.append([label_text(result.groups[a]), f"{sizes[a]:,.0f}", *cells])
+    return fitting_table(header, [False, *[True] * (len(header) - 1)], rows)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,198 @@
+"""The job of ``fairsteer steer``: the table before and after, and the files that were asked for."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from fairsteer import persistence
+from fairsteer._utils.files import Output, descriptor_of, is_special
+from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.transformer import FairSteeringTransformer
+
+from . import UsageError, count
+from ._columns import label_parts, label_text
+from ._comparison import compare
+from ._fitting import library_problems, quoting_warnings, read_problem, tell_of_fit
+from ._options import Alignment, Settings
+from ._printing import Reporter
+from ._reading import Table, format_of
+from ._table import TableDescription, pieces
+from ._writing import check_outputs, is_standard_output, open_writer, writing
+
+__all__ = ["NOISE", "check_table_path", "steer_file", "write_files"]
+
+NOISE = (
+    "A gap is the largest difference between two groups; 0 is fair, and chance alone makes it larger than 0, the more "
+    "so the more groups there are."
+)
+
+
+def steer_file(
+    settings: Settings, *, out: Path | None, model: Path | None, align: Alignment | None, force: bool
+) -> None:
+    """Print the table before and after, then write what was asked for.
+
+    Parameters
+    ----------
+    settings : Settings
+        What to fit.
+    out, model : Path or None
+        Where to write the steered rows and the map.
+    align : {"equal_opportunity", "demographic_parity"} or None
+        Whether scores are aligned too.
+    force : bool
+        Whether files that exist may be replaced.
+
+    Raises
+    ------
+    UsageError
+        For any input the user can put right; nothing has been written then.
+    """
+    report = Reporter(to_stderr=is_standard_output(out) or is_standard_output(model))
+    if out is not None:
+        check_table_path(out)
+    if model is not None and model.suffix != ".safetensors" and descriptor_of(model) is None and not is_special(model):
+        raise UsageError(f"the map {model} must end in .safetensors, which is its format.")
+    check_outputs([("--out", out), ("--model", model)], sources=[settings.file], force=force)
+    problem = read_problem(settings, report, steers_all=out is not None)
+    fitted: FairSteeringTransformer | IdealDistributionClassifier = problem.steering
+    if align is None:
+        steering = problem.fit(report)
+    else:
+        fitted = IdealDistributionClassifier(steering=problem.steering, score_alignment=align)
+        with library_problems(), quoting_warnings(report.note), report.busy("fitting"):
+            fitted.fit(problem.features, problem.question.y, sensitive_features=problem.groups)
+        steering = fitted.steering_
+    with library_problems(), quoting_warnings(lambda _: None), report.busy("cross-validation"):
+        # Of these warnings the fit of all rows has said what there is to say.
+        result = compare(
+            steering,
+            problem.features,
+            problem.question.y,
+            problem.groups,
+            positive=problem.positive,
+            folds=settings.folds,
+            min_rows=settings.min_rows,
+            alignment=align,
+        )
+    tell_of_fit(result.displacement, report.note)
+    report.comparison(result, steering)
+    report.by_group(result)
+    report.say(NOISE + "\n")
+    if out is None and model is None:
+        report.say("Nothing was written: --out writes the steered table, --model the map for new rows.")
+        return
+    write_files(fitted, problem.description, problem.table, problem.carried, out, model, report)
+
+
+def check_table_path(path: Path) -> None:
+    """Refuse a name that does not say which format the table is to have; a pipe is csv unless its name says more."""
+    if format_of(path) is None and descriptor_of(path) is None and not is_special(path):
+        raise UsageError(f"{path} must end in .csv, .tsv (or either with .gz) or .parquet, which names its format.")
+
+
+def write_files(
+    fitted: FairSteeringTransformer | IdealDistributionClassifier,
+    description: TableDescription,
+    table: Table,
+    carried: list[str],
+    out: Path | None,
+    model: Path | None,
+    report: Reporter,
+) -> None:
+    """Write both files; they take their places only when both are complete.
+
+    Parameters
+    ----------
+    fitted : FairSteeringTransformer or IdealDistributionClassifier
+        The map, or the classifier with aligned scores.
+    description : TableDescription
+        What the map knows of its table.
+    table : Table
+        Rows to steer.
+    carried : list of str
+        Columns that pass through.
+    out, model : Path or None
+        Where to write.
+    report : Reporter
+        Where to print.
+    """
+    with ExitStack() as stack:
+        finished: list[tuple[Output, str]] = []
+        if model is not None:
+            output = stack.enter_context(writing(model))
+            output.file.write(_map_file(fitted, description))
+            steering: Any = getattr(fitted, "steering_", fitted)
+            what = "the map" if isinstance(fitted, FairSteeringTransformer) else "the map and the aligned classifier"
+            finished.append((output, f"{what} of {count(len(steering.groups_), 'group')}"))
+        if out is not None:
+            output = stack.enter_context(writing(out))
+            _write_table(fitted, description, table, carried, output, report)
+            finished.append((output, count(len(table), "steered row")))
+        for output, what in finished:
+            output.commit()
+            name = "standard output" if is_standard_output(output.target) else output.target.name
+            report.say(f"Wrote {what} to {name}.")
+
+
+def _map_file(fitted: FairSteeringTransformer | IdealDistributionClassifier, description: TableDescription) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "map.safetensors"
+        try:
+            persistence.save(fitted, path, extra=description.to_json())
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"the map cannot be saved: {error}") from error
+        return path.read_bytes()
+
+
+def _write_table(
+    fitted: FairSteeringTransformer | IdealDistributionClassifier,
+    description: TableDescription,
+    table: Table,
+    carried: list[str],
+    output: Output,
+    report: Reporter,
+) -> None:
+    """Steer and write piece by piece, so that only one piece of the output is in memory."""
+    encoder, sensitive = description.encoder, list(description.sensitive)
+    steering: Any = getattr(fitted, "steering_", fitted)
+    known = steering.moments_.groups.tolist()  # as they were before small groups merged
+    parts = label_parts(known, len(sensitive))
+    features = encoder.encoded_names
+    more = _score_columns(fitted, description.target)
+    with library_problems(), quoting_warnings(lambda _: None), report.busy("steering"):
+        writer = open_writer(output.target, output.file, table, features, more, carried)
+        for rows in pieces(len(table), len(features)):
+            groups = pd.DataFrame(
+                {name: table.column(name, rows).labels(parts[j]) for j, name in enumerate(sensitive)}, dtype=object
+            )
+            X = encoder.encode(table, rows)
+            steered = np.asarray(steering.transform(X, sensitive_features=groups), dtype=np.float64)
+            writer.write(steered, _scores(fitted, X, groups, more), rows)
+        writer.close()
+
+
+def _score_columns(fitted: Any, target: str) -> dict[str, pa.DataType]:
+    """Names and types of the columns that a classifier adds: probabilities, and the class that it predicts."""
+    if not isinstance(fitted, IdealDistributionClassifier):
+        return {}
+    classes = fitted.classes_.tolist()
+    shown = classes[-1:] if len(classes) == 2 else classes
+    labels = pa.array(classes)
+    return {**{f"P({target}={label_text(label)})": pa.float64() for label in shown}, f"predicted {target}": labels.type}
+
+
+def _scores(fitted: Any, X: pd.DataFrame, groups: pd.DataFrame, more: dict[str, pa.DataType]) -> list[pa.Array]:
+    if not more:
+        return []
+    proba = fitted.predict_proba(X, sensitive_features=groups)
+    predicted = fitted.classes_[proba.argmax(axis=1)]
+    columns = [pa.array(column) for column in proba.T[len(proba.T) - len(more) + 1 :]]
+    return [*columns, pa.array(predicted.tolist(), list(more.values())[-1])]

@@ -1,0 +1,588 @@
+"""Exported maps do what transform does, no code passes for another group's, and reading a file back runs nothing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, persistence
+from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
+from fairsteer.concepts import ConceptSteering
+from fairsteer.export import export_affine, export_onnx, read_affine, read_affine_file, read_onnx_codes
+from fairsteer.export._array_pickle import dumps, loads
+
+NAMES = np.array(["a", "b", "c"])
+
+
+@pytest.fixture(scope="module")
+def rows(make_data):
+    """Positive float32 rows of three groups, far enough from the origin that scalers have something to do."""
+    X, y, group = make_data(n=400, n_features=5, n_classes=3, n_groups=3)
+    return np.exp(0.2 * X + 1).astype(np.float32), y, NAMES[group]
+
+
+@pytest.fixture
+def run_onnx(tmp_path):
+    """Export a transformer and run the graph; returns the output for rows and codes."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    path = tmp_path / "map.onnx"
+
+    def run(transformer, X, codes=None):
+        export_onnx(transformer, path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        inputs = {"X": X} if codes is None else {"X": X, "group": np.asarray(codes, dtype=np.int64)}
+        (output,) = session.run(["Y"], inputs)
+        return output
+
+    run.path = path
+    return run
+
+
+def _codes(labels):
+    return np.searchsorted(NAMES, labels)
+
+
+def _assert_close(found, expected):
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- ONNX
+
+PARAMS = [
+    {},
+    {"intervention": "affirmative", "reference_group": "b", "strength": 0.3},
+    {"covariance": "full", "map_type": "symmetric"},
+    {"covariance": "diagonal"},
+    {"feature_transform": "log"},
+    {"feature_transform": StandardScaler()},
+    {"feature_transform": StandardScaler(with_mean=False)},
+    {"feature_transform": StandardScaler(with_std=False)},
+    {"feature_transform": MinMaxScaler((-1, 2)), "strength": 0.5},
+    {"feature_transform": MaxAbsScaler()},
+    {"feature_transform": RobustScaler(quantile_range=(10, 90))},
+    {"feature_transform": RobustScaler(with_centering=False, with_scaling=False)},
+]
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=str)
+def test_graph_does_what_transform_does(rows, run_onnx, params):
+    X, y, group = rows
+    steer = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
+    _assert_close(run_onnx(steer, X, _codes(group)), steer.transform(X, sensitive_features=group))
+
+
+@pytest.mark.parametrize("kind", [MeanMatchingTransformer, CovarianceMatchingTransformer])
+def test_baselines_can_be_exported(rows, run_onnx, kind):
+    X, y, group = rows
+    matching = kind().fit(X, y, sensitive_features=group)
+    _assert_close(run_onnx(matching, X, _codes(group)), matching.transform(X, sensitive_features=group))
+
+
+def test_a_frozen_scaler_is_folded_in(rows, run_onnx):
+    X, y, group = rows
+    scaler = FrozenEstimator(StandardScaler().fit(X))
+    steer = FairSteeringTransformer(feature_transform=scaler).partial_fit(X, y, sensitive_features=group)
+    _assert_close(run_onnx(steer, X, _codes(group)), steer.transform(X, sensitive_features=group))
+
+
+def test_where_one_map_moves_all_rows_the_graph_takes_no_groups(rows, run_onnx):
+    X, y, group = rows
+    leace = LeaceTransformer().fit(X, sensitive_features=group)
+    _assert_close(run_onnx(leace, X), leace.transform(X))
+    assert read_onnx_codes(run_onnx.path) == {}
+    with pytest.warns(UserWarning, match="nothing is being steered"):
+        alone = FairSteeringTransformer().fit(X, y)
+    np.testing.assert_array_equal(run_onnx(alone, X), X)
+
+
+@pytest.mark.parametrize("transform", [None, StandardScaler(), "log"], ids=str)
+def test_reference_group_keeps_its_bits(rows, run_onnx, transform):
+    X, y, group = rows
+    steer = FairSteeringTransformer(
+        intervention="affirmative", reference_group="b", feature_transform=transform, unknown_group="infer"
+    ).fit(X, y, sensitive_features=group)
+    output = run_onnx(steer, X, _codes(group))
+    np.testing.assert_array_equal(output[group == "b"], X[group == "b"])
+    assert (output[group != "b"] != X[group != "b"]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
+@pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
+def test_codes_that_are_no_groups_are_inferred_or_become_nan(rows, run_onnx, unknown_group, covariance):
+    X, y, group = rows
+    steer = FairSteeringTransformer(covariance=covariance, unknown_group=unknown_group)
+    steer.fit(X, y, sensitive_features=group)
+    codes, labels = _codes(group).copy(), group.astype(object)
+    codes[::3], labels[::3] = -1, None
+    codes[1], codes[2], codes[4] = 3, 2**40, -2  # the first two are no groups' codes, the third says "unseen"
+    labels[4] = "unseen"
+    output = run_onnx(steer, X, codes)
+    assert np.isnan(output[[1, 2]]).all()
+    inferred = codes < 0
+    rest = np.setdiff1d(np.arange(len(X)), [1, 2])
+    if unknown_group == "error":
+        assert np.isnan(output[inferred]).all()
+        rest = np.setdiff1d(rest, np.flatnonzero(inferred))
+    else:
+        assert steer.group_calibration_ is not None
+    _assert_close(
+        output[rest], steer.transform(X, sensitive_features=labels if unknown_group != "error" else group)[rest]
+    )
+
+
+@pytest.mark.parametrize("transform", [StandardScaler(), "log"], ids=str)
+def test_groups_are_inferred_in_the_coordinates_of_the_model(rows, run_onnx, transform):
+    X, y, group = rows
+    steer = FairSteeringTransformer(feature_transform=transform, unknown_group="infer")
+    steer.fit(X, y, sensitive_features=group)
+    _assert_close(run_onnx(steer, X, np.full(len(X), -1)), steer.transform(X))
+
+
+@pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
+def test_an_empty_batch_comes_out_empty(rows, run_onnx, unknown_group):
+    X, y, group = rows
+    steer = FairSteeringTransformer(unknown_group=unknown_group).fit(X, y, sensitive_features=group)
+    assert run_onnx(steer, X[:0], _codes(group[:0])).shape == (0, 5)
+
+
+def test_inference_knows_subgroups_without_rows_and_no_calibration(rows, run_onnx):
+    X, y, group = rows
+    seen = (y != 0) | (group != "a")
+    steer = FairSteeringTransformer(unknown_group="infer")
+    steer.partial_fit(X[seen], y[seen], sensitive_features=group[seen])
+    with pytest.warns(UserWarning, match="No row of the subgroups"):
+        expected = steer.transform(X)
+    _assert_close(run_onnx(steer, X, np.full(len(X), -1)), expected)
+
+
+def test_logarithm_of_what_is_not_positive_is_nan(rows, run_onnx):
+    X, y, group = rows
+    steer = FairSteeringTransformer(feature_transform="log").fit(X, y, sensitive_features=group)
+    broken = X.copy()
+    broken[0, 1], broken[1, 1] = 0.0, -1.0
+    output = run_onnx(steer, broken, _codes(group))
+    assert np.isnan(output[:2]).all()
+    assert np.isfinite(output[2:]).all()
+
+
+def test_labels_and_features_come_with_the_graph(rows, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    X, y, group = rows
+    table = pd.DataFrame(X, columns=list("vwxyz")).assign(group=_codes(group) == 1, old=_codes(group) % 2)
+    steer = FairSteeringTransformer(sensitive_columns=["group", "old"]).fit(table, y)
+    export_onnx(steer, tmp_path / "map.onnx")
+    codes = read_onnx_codes(tmp_path / "map.onnx")
+    assert list(codes.items()) == [((False, 0), 0), ((True, 1), 1)]
+    assert type(next(iter(codes))[0]) is bool
+    model = onnx.load(tmp_path / "map.onnx")
+    assert json.loads(model.metadata_props[0].value)["features"] == list("vwxyz")
+    assert {node.domain for node in model.graph.node} == {""}
+    assert "Gemm" in {node.op_type for node in model.graph.node}
+
+
+def test_merged_groups_share_a_code(rows, run_onnx):
+    X, y, group = rows
+    few = np.flatnonzero(group == "c")[20:]
+    X, y, group = (np.delete(array, few, axis=0) for array in (X, y, group))
+    steer = FairSteeringTransformer(min_cell_size=20, small_cells="merge", unknown_group="infer")
+    steer.fit(X, y, sensitive_features=group)
+    assert len(steer.groups_) == 2
+    export_onnx(steer, run_onnx.path)
+    codes = read_onnx_codes(run_onnx.path)
+    assert len(codes) == 3
+    assert len(set(codes.values())) == 2
+    output = run_onnx(steer, X, [codes[label] for label in group])
+    _assert_close(output, steer.transform(X, sensitive_features=group))
+
+
+@pytest.mark.parametrize(
+    ("transform", "words"),
+    [(QuantileTransformer(n_quantiles=50), "QuantileTransformer"), (MinMaxScaler(clip=True), r"clip=True")],
+    ids=["quantile", "clip"],
+)
+@pytest.mark.parametrize("write", [export_onnx, export_affine])
+def test_transforms_that_are_no_affine_maps_are_refused(rows, tmp_path, write, transform, words):
+    pytest.importorskip("onnx")
+    X, y, group = rows
+    steer = FairSteeringTransformer(feature_transform=transform).fit(X, y, sensitive_features=group)
+    with pytest.raises(ValueError, match=words):
+        write(steer, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [export_onnx, export_affine])
+def test_what_is_no_fitted_transformer_is_refused(rows, tmp_path, write):
+    pytest.importorskip("onnx")
+    X, y, group = rows
+    with pytest.raises(NotFittedError):
+        write(FairSteeringTransformer(), tmp_path / "out")
+    classifier = IdealDistributionClassifier().fit(X, y, sensitive_features=group)
+    with pytest.raises(TypeError, match="steering_"):
+        write(classifier, tmp_path / "out")
+    with pytest.raises(TypeError, match="StandardScaler is no transformer"):
+        write(StandardScaler().fit(X), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_graph_of_ours_is_refused(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "map.onnx"
+    empty = onnx.helper.make_model(onnx.helper.make_graph([], "other", [], []))
+    for content in (b"no graph", b"", empty.SerializeToString()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="no ONNX file of fairsteer"):
+            read_onnx_codes(path)
+
+
+def test_without_onnx_a_sentence_says_what_to_install(rows, tmp_path, monkeypatch):
+    X, y, group = rows
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match="pip install"):
+        export_onnx(FairSteeringTransformer().fit(X, y, sensitive_features=group), tmp_path / "map.onnx")
+
+
+# ---- one affine map for each group
+
+
+@pytest.mark.parametrize("params", [{}, {"strength": 0.3}, {"feature_transform": StandardScaler()}], ids=str)
+def test_affine_files_are_read_back_bit_for_bit_and_by_the_server(rows, tmp_path, params):
+    X, y, group = rows
+    steer = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
+    export_affine(steer, tmp_path / "maps")
+    maps = read_affine(tmp_path / "maps")
+    assert list(maps) == ["a", "b", "c"]
+    for code, label in enumerate("abc"):
+        own, (A, b) = X[group == label], maps[label]
+        # What the server does: unpickle, and multiply rows by the transposed matrix.
+        state = pickle.loads((tmp_path / "maps" / f"group-{code}.pkl").read_bytes())
+        assert sorted(state) == ["A_", "B_"]
+        np.testing.assert_array_equal(A, state["A_"], strict=True)
+        np.testing.assert_array_equal(b, state["B_"], strict=True)
+        expected = steer.transform(own.astype(np.float64), sensitive_features=[label] * len(own))
+        np.testing.assert_allclose(own.astype(np.float64) @ state["A_"].T + state["B_"], expected, rtol=1e-12)
+        if not params:
+            np.testing.assert_array_equal(A, steer.maps_[label][0])
+            np.testing.assert_array_equal(b, steer.maps_[label][1])
+
+
+def test_reference_group_gets_the_exact_identity(rows, tmp_path):
+    X, y, group = rows
+    steer = FairSteeringTransformer(
+        intervention="affirmative", reference_group="b", feature_transform=StandardScaler()
+    ).fit(X, y, sensitive_features=group)
+    export_affine(steer, tmp_path)
+    A, b = read_affine(tmp_path)["b"]
+    np.testing.assert_array_equal(A, np.eye(5))
+    np.testing.assert_array_equal(b, np.zeros(5))
+
+
+def test_merged_groups_and_one_map_for_all(rows, tmp_path):
+    X, y, group = rows
+    leace = LeaceTransformer().fit(X, sensitive_features=group)
+    export_affine(leace, tmp_path / "leace")
+    for label, (A, b) in read_affine(tmp_path / "leace").items():
+        np.testing.assert_array_equal(A, leace.maps_[label][0])
+        np.testing.assert_array_equal(b, leace.maps_[label][1])
+    few = np.flatnonzero(group == "a")[20:]
+    X, y, group = (np.delete(array, few, axis=0) for array in (X, y, group))
+    steer = FairSteeringTransformer(min_cell_size=20, small_cells="merge").fit(X, y, sensitive_features=group)
+    export_affine(steer, tmp_path / "merged")
+    maps = read_affine(tmp_path / "merged")
+    assert sorted(maps) == ["a", "b", "c"]
+    for label, (A, b) in maps.items():
+        own = X[group == label].astype(np.float64)
+        np.testing.assert_allclose(
+            own @ A.T + b, steer.transform(own, sensitive_features=[label] * len(own)), rtol=1e-12
+        )
+
+
+def test_logarithms_have_no_affine_form(rows, tmp_path):
+    X, y, group = rows
+    steer = FairSteeringTransformer(feature_transform="log").fit(X, y, sensitive_features=group)
+    with pytest.raises(ValueError, match="export_onnx can"):
+        export_affine(steer, tmp_path)
+
+
+def test_maps_of_two_transformers_do_not_mix(rows, tmp_path):
+    X, y, group = rows
+    steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
+    export_affine(steer, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(FileExistsError, match="not empty"):
+        export_affine(steer, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_numpys_own_pickles_are_read(protocol, dtype, order):
+    array = np.asarray(np.random.default_rng(0).normal(size=(3, 4)), dtype=dtype, order=order)
+    content = pickle.dumps({"A_": array, "again": array, "B_": array[0]}, protocol=protocol)
+    if protocol == 2:  # bytes of old pickles are text that a function of theirs encodes
+        with pytest.raises(ValueError, match=r"_codecs\.encode"):
+            loads(content)
+        return
+    for name, read in loads(content).items():
+        np.testing.assert_array_equal(read, array[0] if name == "B_" else array)
+        assert read.dtype.isnative
+
+
+# ---- files of strangers
+
+MARKER = "executed"
+
+
+class _Call:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+class _State:
+    """Pickles as an object whose state is set by a method."""
+
+    def __setstate__(self, state):
+        Path(state).touch()
+
+    def __reduce__(self):
+        return (_State, (), MARKER)
+
+
+def _array_of(value):
+    array = np.empty(1, dtype=object)
+    array[0] = value
+    return array
+
+
+def _malicious():
+    touch = f"import pathlib; pathlib.Path({MARKER!r}).touch()"
+    arrays = dumps({"A_": np.eye(2), "B_": np.zeros(2)})
+    body, end = arrays[:-1], b"."
+    module = b"\x8c\x08builtins\x8c\x04exec\x93"
+    text = b"\x8c" + bytes([len(touch)]) + touch.encode()
+    return {
+        "call of exec": pickle.dumps({"A_": _Call(exec, touch)}),
+        "exec of protocol 0": f"cbuiltins\nexec\n(V{touch}\ntR.".encode(),
+        "inst": f"(S'{touch}'\nibuiltins\nexec\n.".encode(),
+        "obj": b"(" + f"cbuiltins\nexec\nV{touch}\no.".encode(),
+        "after the arrays": body + b"0" + module + text + b"\x85R" + end,
+        "beside the arrays": pickle.dumps({"A_": np.eye(2), "B_": np.zeros(2), "x": _Call(exec, touch)}),
+        "array of objects": pickle.dumps({"A_": _array_of(_Call(exec, touch))}),
+        "state": pickle.dumps({"A_": _State()}),
+        "numpy's own functions": pickle.dumps({"A_": _Call(np.load, MARKER)}),
+        "key": pickle.dumps({_Call(exec, touch): np.eye(2)}),
+        "name of a name": pickle.dumps({"A_": _Call(getattr, np.ndarray, "tofile")}),
+        "persistent id": b"Pexecuted\n.",
+        "import alone": b"cantigravity\ngeohash\n.",
+    }
+
+
+@pytest.mark.parametrize("name", _malicious())
+def test_malicious_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "map.pkl"
+    path.write_bytes(_malicious()[name])
+    opened = []
+    monkeypatch.setattr("builtins.exec", lambda *_: opened.append("exec"))
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match=re.escape(f"{path} cannot be read as a map")):
+        read_affine_file(path)
+    assert opened == []
+    assert list(tmp_path.iterdir()) == [path]
+    assert set(sys.modules) == before
+
+
+def test_the_malicious_pickles_would_run(tmp_path):
+    """Otherwise the test above proves nothing."""
+    for name in ("call of exec", "exec of protocol 0", "inst", "obj", "after the arrays", "array of objects"):
+        program = "import pickle, sys, numpy\ntry: pickle.load(sys.stdin.buffer)\nexcept Exception: pass"
+        folder = tmp_path / name
+        folder.mkdir()
+        subprocess.run([sys.executable, "-c", program], input=_malicious()[name], cwd=folder, check=True)
+        assert (folder / MARKER).exists(), name
+
+
+def test_damaged_pickle_is_refused_wherever_it_is_damaged():
+    content = dumps({"A_": np.eye(2), "B_": np.arange(2.0)})
+    for end in range(len(content)):
+        with pytest.raises(ValueError, match=r"\w"):
+            loads(content[:end])
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        damaged = bytearray(content)
+        damaged[rng.integers(len(content))] = rng.integers(256)
+        try:
+            arrays = loads(bytes(damaged))
+        except ValueError:
+            continue
+        assert all(type(array) is np.ndarray and array.dtype.kind == "f" for array in arrays.values())
+
+
+def test_claimed_sizes_allocate_nothing():
+    huge = b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"."
+    with pytest.raises(ValueError, match="bytes8"):
+        loads(huge)
+    content = dumps({"A_": np.eye(2)}).replace(b"K\x02K\x02\x86", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86")
+    with pytest.raises(ValueError, match="32 bytes"):
+        loads(content)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{"B_": np.zeros(2)}, {"A_": np.eye(2), "B_": np.zeros(3)}, {"A_": np.zeros((2, 3))}, {"A_": np.zeros(2)}],
+    ids=["no matrix", "other size", "not square", "vector"],
+)
+def test_arrays_that_make_no_map_are_refused(tmp_path, arrays):
+    path = tmp_path / "map.pkl"
+    path.write_bytes(dumps(arrays))
+    with pytest.raises(ValueError, match=r"must hold A_ of shape \(d, d\)"):
+        read_affine_file(path)
+
+
+def test_a_shift_may_be_left_out(tmp_path):
+    path = tmp_path / "map.pkl"
+    path.write_bytes(dumps({"A_": 2 * np.eye(2, dtype=np.float32)}))
+    A, b = read_affine_file(path)
+    np.testing.assert_array_equal(A, 2 * np.eye(2), strict=True)
+    np.testing.assert_array_equal(b, np.zeros(2), strict=True)
+
+
+@pytest.mark.parametrize(
+    "index", ["no json", "[]", '{"files": {"../group-0.pkl": [{"str": "a"}]}}', '{"files": {"group-0.pkl": [1]}}']
+)
+def test_damaged_index_is_refused(rows, tmp_path, index):
+    X, y, group = rows
+    export_affine(FairSteeringTransformer().fit(X, y, sensitive_features=group), tmp_path)
+    (tmp_path / "groups.json").write_text(index, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"groups\.json is damaged"):
+        read_affine(tmp_path)
+
+
+# ---- the command line and the page
+
+
+@pytest.fixture
+def map_file(rows, tmp_path):
+    pytest.importorskip("safetensors")
+    X, y, group = rows
+    steer = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=group)
+    persistence.save(steer, tmp_path / "map.safetensors")
+    return tmp_path / "map.safetensors"
+
+
+def test_command_writes_the_graph(run, map_file, rows):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    X, _, group = rows
+    out = map_file.with_suffix(".onnx")
+    code, printed, err = run("export", map_file, "--to", "onnx", "-o", out)
+    assert (code, err) == (0, "")
+    assert " ".join(printed.split()) == "Wrote the maps of 3 groups and 5 features to map.onnx. Groups: 0 a; 1 b; 2 c."
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {"X": X, "group": _codes(group)})
+    _assert_close(output, persistence.load(map_file).transform(X, sensitive_features=group))
+
+
+def test_saved_map_exports_the_same_bytes(rows, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("safetensors")
+    X, y, group = rows
+    steer = FairSteeringTransformer(feature_transform=StandardScaler(), unknown_group="infer")
+    steer.fit(X, y, sensitive_features=group)
+    persistence.save(steer, tmp_path / "map.safetensors")
+    for name, exported in (("given", steer), ("loaded", persistence.load(tmp_path / "map.safetensors"))):
+        export_onnx(exported, tmp_path / f"{name}.onnx")
+        export_affine(exported, tmp_path / name)
+    assert (tmp_path / "given.onnx").read_bytes() == (tmp_path / "loaded.onnx").read_bytes()
+    for file in (tmp_path / "given").iterdir():
+        assert file.read_bytes() == (tmp_path / "loaded" / file.name).read_bytes()
+
+
+def test_command_writes_the_files_of_a_server(run, map_file):
+    out = map_file.parent / "maps"
+    code, printed, err = run("export", map_file, "--to", "affine", "--out", out)
+    assert (code, err) == (0, "")
+    assert "to maps. Groups: 0 a; 1 b; 2 c." in " ".join(printed.split())
+    assert list(read_affine(out)) == ["a", "b", "c"]
+
+
+def test_command_exports_the_steering_of_a_classifier(run, rows, tmp_path):
+    pytest.importorskip("safetensors")
+    X, y, group = rows
+    classifier = IdealDistributionClassifier().fit(X, y, sensitive_features=group)
+    persistence.save(classifier, tmp_path / "rule.safetensors")
+    assert run("export", tmp_path / "rule.safetensors", "--to", "affine", "-o", tmp_path / "maps")[0] == 0
+    np.testing.assert_array_equal(read_affine(tmp_path / "maps")["a"][0], classifier.steering_.maps_["a"][0])
+
+
+@pytest.mark.parametrize("form", ["onnx", "affine"])
+def test_command_refuses_what_moves_no_rows_by_maps(run, rows, tmp_path, form):
+    pytest.importorskip("safetensors")
+    X, y, group = rows
+    persistence.save(
+        ConceptSteering(n_probes=4).fit(X + 3 * np.eye(5)[y], y, sensitive_features=group),
+        tmp_path / "concept.safetensors",
+    )
+    code, _, err = run("export", tmp_path / "concept.safetensors", "--to", form, "-o", tmp_path / f"maps.{form}")
+    assert code == 2
+    assert "ConceptSteering is no transformer that moves rows by affine maps of their groups" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.safetensors", "--to", "affine", "-o", "maps"], "none.safetensors"),
+        (["map.safetensors", "--to", "onnx", "-o", "map.txt"], "must end in .onnx"),
+        (["map.safetensors", "--to", "onnx", "-o", "absent/map.onnx"], "does not exist"),
+        (["map.safetensors", "--to", "affine", "-o", "."], "is not empty"),
+        (["map.safetensors", "--to", "affine", "-o", "map.safetensors"], "cannot be exported"),
+        (["map.safetensors", "--to", "gguf", "-o", "maps"], "--to"),
+        (["map.safetensors", "-o", "maps"], "--to"),
+        (["text.txt", "--to", "affine", "-o", "maps"], "text.txt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_costs_a_sentence_and_nothing_else(run, map_file, monkeypatch, arguments, words):
+    pytest.importorskip("onnx")
+    monkeypatch.chdir(map_file.parent)
+    Path("text.txt").write_text("no map", encoding="utf-8")
+    before = sorted(map_file.parent.iterdir())
+    code, out, err = run("export", *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+    assert sorted(map_file.parent.iterdir()) == before
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    exec(compile(code, "export.md", "exec"), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"map.onnx", "maps"}

@@ -1,0 +1,555 @@
+"""A saved transformer comes back bit for bit, its labels of their types; anything else is refused with a sentence."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.numpy as st
+from sklearn.base import clone
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
+
+from fairsteer import IdealDistributionClassifier, ScoreAligner, persistence
+from fairsteer._utils.labels import label_from_json, label_to_json
+from fairsteer.baselines import MeanMatchingTransformer
+from fairsteer.concepts import ConceptSteering
+from fairsteer.persistence import _file
+from fairsteer.transformer import FairSteeringTransformer
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(0)
+    y, group = rng.integers(3, size=150), rng.integers(2, size=150)
+    X = np.exp(0.3 * rng.normal(size=(150, 4)) + 0.2 * np.outer(y, [1, 0, 0, 1]) + 0.3 * group[:, None])
+    return X, y, group
+
+
+@pytest.fixture
+def hidden(rows):
+    X, y, group = rows
+    return X + np.eye(4)[y], y, group
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "map.safetensors"
+
+
+def _round_trip(transformer, path, **options):
+    persistence.save(transformer, path, **options)
+    return persistence.load(path)
+
+
+def _assert_same(loaded, saved, X, y, group):
+    """Everything the two can do gives the same bits."""
+    for dtype in (np.float64, np.float32):
+        rows = X.astype(dtype)
+        steered = saved.transform(rows, sensitive_features=group)
+        np.testing.assert_array_equal(loaded.transform(rows, sensitive_features=group), steered, strict=True)
+        for method in ("inverse_transform", "steer"):
+            arguments = (steered,) if method == "inverse_transform" else (rows, y)
+            np.testing.assert_array_equal(
+                getattr(loaded, method)(*arguments, sensitive_features=group),
+                getattr(saved, method)(*arguments, sensitive_features=group),
+            )
+    np.testing.assert_array_equal(
+        loaded.ideal_sample_weight(y, sensitive_features=group), saved.ideal_sample_weight(y, sensitive_features=group)
+    )
+    for transformer in (loaded, saved):
+        transformer.set_params(unknown_group="infer")
+    np.testing.assert_array_equal(loaded.transform(X), saved.transform(X))
+    assert loaded.kl_divergence_ == saved.kl_divergence_
+    np.testing.assert_array_equal(loaded.certificate_.equal_opportunity, saved.certificate_.equal_opportunity)
+    assert loaded.n_iter_ == saved.n_iter_
+    assert list(loaded.maps_) == list(saved.maps_)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"intervention": "affirmative", "reference_group": 1, "strength": 0.4},
+        {"covariance": "full", "map_type": "symmetric", "shrinkage": "oas"},
+        {"covariance": "diagonal", "shrinkage": 0.25},
+        {"shrinkage": None, "max_iter": 300, "tol": 1e-9},
+        {"feature_transform": "log"},
+        {"feature_transform": StandardScaler(with_mean=False)},
+        {"feature_transform": MinMaxScaler(feature_range=(-1, 2))},
+        {"feature_transform": MaxAbsScaler()},
+        {"feature_transform": RobustScaler(quantile_range=(10, 90))},
+    ],
+    ids=str,
+)
+def test_loaded_transformer_does_what_the_saved_one_did(rows, path, params):
+    X, y, group = rows
+    saved = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
+    loaded = _round_trip(saved, path)
+    _assert_same(loaded, saved, X, y, group)
+    given, kept = saved.get_params(), loaded.get_params()
+    assert {k: v for k, v in kept.items() if k != "feature_transform"} == {
+        k: v for k, v in given.items() if k != "feature_transform"
+    }
+    assert str(kept["feature_transform"]) == str(given["feature_transform"])
+    refitted = clone(loaded).fit(X, y, sensitive_features=group)
+    np.testing.assert_array_equal(
+        refitted.transform(X, sensitive_features=group), saved.transform(X, sensitive_features=group)
+    )
+
+
+LABELS = {
+    "int": (np.arange(3), np.arange(2)),
+    "text": (np.array(["a", "b", "ç"]), np.array(["1", "2"])),
+    "objects": (np.array(["a", "b", "ç"], dtype=object), np.array(["f", "m"], dtype=object)),
+    "bool": (np.array([0, 1, 2]), np.array([False, True])),
+    "float": (np.array([0.0, 1.0, 2.0]), np.array([0.5, 1.5])),
+    "small": (np.arange(3, dtype=np.int8), np.arange(2, dtype=np.uint16)),
+    "mixed": (np.arange(3), np.array([1, "1"], dtype=object)),
+}
+
+
+@pytest.mark.parametrize(("classes", "groups"), LABELS.values(), ids=LABELS.keys())
+def test_labels_keep_their_types(rows, path, classes, groups):
+    X, y, group = rows
+    saved = FairSteeringTransformer().fit(X, classes[y], sensitive_features=groups[group])
+    loaded = _round_trip(saved, path)
+    for attribute in ("classes_", "groups_"):
+        got, expected = getattr(loaded, attribute), getattr(saved, attribute)
+        np.testing.assert_array_equal(got, expected, strict=True)
+        assert list(map(type, got.tolist())) == list(map(type, expected.tolist()))
+    _assert_same(loaded, saved, X, classes[y], groups[group])
+
+
+@pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
+@pytest.mark.parametrize("small_cells", ["pool", "merge"])
+@pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
+def test_small_subgroups_and_calibration(rows, path, covariance, small_cells, unknown_group):
+    X, y, group = rows
+    group = np.where(np.arange(150) % 9 == 0, 2 + np.arange(150) % 2, group)
+    saved = FairSteeringTransformer(
+        covariance=covariance, min_cell_size=6, small_cells=small_cells, unknown_group=unknown_group
+    )
+    saved.fit(X, y, sensitive_features=group)
+    loaded = _round_trip(saved, path)
+    assert loaded.get_params() == saved.get_params()
+    assert loaded.groups_.tolist() == saved.groups_.tolist()
+    assert (unknown_group == "error") == (loaded.group_calibration_ is None)
+    np.testing.assert_array_equal(loaded.predict_group_proba(X), saved.predict_group_proba(X))
+    _assert_same(loaded, saved, X, y, group)
+    more = X + 0.1, y, group[::-1]
+    for transformer in (loaded, saved):
+        transformer.partial_fit(*more[:2], sensitive_features=more[2])
+    _assert_same(loaded, saved, X, y, group)
+
+
+def test_intersections_and_their_column_names(rows, path):
+    X, y, group = rows
+    groups = pd.DataFrame({"sex": np.array(["f", "m"])[group], "old": np.arange(150) % 2 == 0})
+    saved = FairSteeringTransformer().fit(X, y, sensitive_features=groups)
+    loaded = _round_trip(saved, path)
+    assert loaded.groups_.tolist() == [("f", False), ("f", True), ("m", False), ("m", True)]
+    _assert_same(loaded, saved, X, y, groups)
+    with pytest.raises(ValueError, match="columns of sensitive_features are"):
+        loaded.transform(X, sensitive_features=groups[["old", "sex"]])
+
+
+@pytest.mark.parametrize("columns", ["g", ["g"], [4], 4, -1])
+def test_sensitive_columns_names_and_output(rows, path, columns):
+    X, y, group = rows
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(g=group)
+    saved = FairSteeringTransformer(sensitive_columns=columns).fit(frame, y).set_output(transform="pandas")
+    loaded = _round_trip(saved, path)
+    pd.testing.assert_frame_equal(loaded.transform(frame), saved.transform(frame), check_exact=True)
+    assert loaded.get_feature_names_out().tolist() == list("abcd")
+    assert loaded.feature_names_in_.tolist() == saved.feature_names_in_.tolist()
+    with pytest.raises(ValueError, match="feature names should match"):
+        loaded.transform(frame.rename(columns={"a": "z"}))
+
+
+def test_without_classes_and_without_groups(rows, path):
+    X, _, group = rows
+    blind = FairSteeringTransformer().fit(X, sensitive_features=group)
+    loaded = _round_trip(blind, path)
+    np.testing.assert_array_equal(loaded.steer(X, sensitive_features=group), blind.steer(X, sensitive_features=group))
+    with pytest.warns(UserWarning, match="nothing is being steered"):
+        identity = FairSteeringTransformer().fit(X)
+    np.testing.assert_array_equal(_round_trip(identity, path).transform(X), X)
+
+
+@pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
+def test_loaded_transformer_takes_further_batches(rows, path, covariance):
+    X, y, group = rows
+    frozen = FrozenEstimator(StandardScaler().fit(X))
+    first = FairSteeringTransformer(covariance=covariance, feature_transform=frozen)
+    first.partial_fit(X[:100], y[:100], sensitive_features=group[:100])
+    loaded = _round_trip(first, path)
+    for transformer in (first, loaded):
+        transformer.partial_fit(X[100:], y[100:], sensitive_features=group[100:])
+    _assert_same(loaded, first, X, y, group)
+
+
+def test_extra_values_come_back(rows, path):
+    X, y, group = rows
+    saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
+    extra = {"columns": ["a", "ü"], "fill": [1.5, None], "deep": {"er": True}}
+    persistence.save(saved, path, extra=extra)
+    assert persistence.read_extra(path) == extra
+    persistence.save(saved, path)
+    assert persistence.read_extra(path) is None
+    with pytest.raises(ValueError, match="extra must hold values that json can write"):
+        persistence.save(saved, path, extra={"f": print})
+
+
+@pytest.mark.parametrize(
+    "label",
+    [1, True, 1.5, 0.1, float("inf"), "1", "", (1, "1", (True, 2.5)), np.int8(3), np.float32(0.1), np.str_("a"), None],
+)
+def test_label_survives_json(label):
+    again = label_from_json(json.loads(json.dumps(label_to_json(label))))
+    assert again == label
+    assert type(again) is type(label)
+
+
+def test_the_file_is_the_same_every_time(rows, path):
+    X, y, group = rows
+    saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
+    contents = set()
+    for _ in range(5):
+        persistence.save(saved, path, extra={"b": 1, "a": 2})
+        contents.add(path.read_bytes())
+    persistence.save(persistence.load(path), path, extra={"b": 1, "a": 2})
+    assert contents == {path.read_bytes()}
+
+
+# ---- the classifier
+
+
+def _assert_predicts_the_same(loaded, saved, X, group):
+    for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+        np.testing.assert_array_equal(
+            getattr(loaded, method)(X, sensitive_features=group),
+            getattr(saved, method)(X, sensitive_features=group),
+            strict=True,
+        )
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("score_alignment", [None, "equal_opportunity", "demographic_parity"])
+@pytest.mark.parametrize("steering", [None, FairSteeringTransformer(unknown_group="infer", covariance="full")], ids=str)
+def test_loaded_classifier_predicts_as_the_saved_one_did(rows, path, n_classes, score_alignment, steering):
+    X, y, group = rows
+    y = np.array(["a", "b", "c"])[y % n_classes]
+    saved = IdealDistributionClassifier(steering=steering, score_alignment=score_alignment, cv=4)
+    loaded = _round_trip(saved.fit(X, y, sensitive_features=group), path)
+    assert str(loaded.get_params()) == str(saved.get_params())
+    assert loaded.n_features_in_ == 4
+    assert loaded.classes_.tolist() == saved.classes_.tolist()
+    beyond = np.concatenate([X, 3 * X, -X])  # scores that the alignment has not seen
+    _assert_predicts_the_same(loaded, saved, beyond, np.tile(group, 3))
+    if steering is not None:
+        _assert_predicts_the_same(loaded, saved, beyond, None)
+    _assert_same(loaded.steering_, saved.steering_, X, y, group)
+    refitted = clone(loaded).fit(X, y, sensitive_features=group)
+    _assert_predicts_the_same(refitted, saved, X, group)
+
+
+def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_group(rows, path):
+    X, y, group = rows
+    y = np.where(group == 1, np.minimum(y, 1), y)
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group)
+    saved = IdealDistributionClassifier(
+        steering=FairSteeringTransformer(sensitive_columns=["sex"]), cost_matrix=1 - np.eye(3)
+    )
+    with pytest.warns(UserWarning, match="No row of the subgroups"):
+        saved.fit(frame, y)
+    loaded = _round_trip(saved, path)
+    _assert_predicts_the_same(loaded, saved, frame, None)
+    np.testing.assert_array_equal(loaded.cost_matrix, saved.cost_matrix)
+    assert loaded.feature_names_in_.tolist() == list(frame)
+    with (
+        pytest.warns(UserWarning, match="No row of the subgroups"),
+        pytest.warns(UserWarning, match="There is no out-of-fold row of class 2 in group 1"),
+    ):
+        saved.set_params(cost_matrix=None, score_alignment="equal_opportunity").fit(frame, y)
+    _assert_predicts_the_same(_round_trip(saved, path), saved, frame, None)
+
+
+def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, path):
+    X, y, group = rows
+    classifier = IdealDistributionClassifier(estimator=LogisticRegression()).fit(X, y, sensitive_features=group)
+    with pytest.raises(ValueError, match=r"estimator=LogisticRegression.* steering_ alone.*skops.*joblib"):
+        persistence.save(classifier, path)
+    aligner = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
+    with pytest.raises(ValueError, match=r"ScoreAligner cannot be saved.*skops.*joblib"):
+        persistence.save(aligner, path)
+    with pytest.raises(NotFittedError):
+        persistence.save(IdealDistributionClassifier(), path)
+
+    class Mine(FairSteeringTransformer):
+        pass
+
+    classifier = IdealDistributionClassifier(steering=Mine(), cv=KFold(3)).fit(X, y, sensitive_features=group)
+    with pytest.raises(ValueError, match=r"cv=KFold.*set_params\(cv=5\)"):
+        persistence.save(classifier, path)
+    with pytest.raises(ValueError, match=r"steering=Mine\(\) cannot be saved"):
+        persistence.save(classifier.set_params(cv=5), path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("params", [{}, {"covariance": "tied", "reference_group": ("M", 2), "towards_ideal": 0.5}])
+def test_loaded_concept_steers_as_the_saved_one_did(hidden, path, params):
+    X, y, group = hidden
+    groups = pd.DataFrame({"sex": np.array(["F", "M"])[group], "site": 2})
+    saved = ConceptSteering(n_probes=6, **params).fit(X, y, sensitive_features=groups)
+    loaded = _round_trip(saved, path)
+    assert loaded.get_params() == saved.get_params()
+    assert loaded.groups_.tolist() == saved.groups_.tolist() == [("F", 2), ("M", 2)]
+    for dtype in (np.float64, np.float32):
+        steered = saved.steer(X.astype(dtype), sensitive_features=groups, strength=0.7, concept=2)
+        np.testing.assert_array_equal(
+            loaded.steer(X.astype(dtype), sensitive_features=groups, strength=0.7, concept=2), steered
+        )
+    np.testing.assert_array_equal(loaded.direction(("F", 2), 0), saved.direction(("F", 2), 0))
+    np.testing.assert_array_equal(loaded.separation_, saved.separation_)
+    np.testing.assert_array_equal(loaded.probe_moments_.covariances, saved.probe_moments_.covariances)
+    np.testing.assert_array_equal(loaded.ideal_.means, saved.ideal_.means)
+    assert loaded.ideal_.reference_group == saved.ideal_.reference_group
+    with pytest.raises(ValueError, match="'X'"):
+        loaded.steer(X, sensitive_features=groups.replace("F", "X"), concept=2)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"shrinkage": LedoitWolf()}, "shrinkage=LedoitWolf.. is an estimator"),
+        ({"feature_transform": PowerTransformer()}, "feature_transform=PowerTransformer.. cannot be saved"),
+        ({"feature_transform": PCA()}, "feature_transform=PCA.. cannot be saved"),
+    ],
+)
+def test_save_refuses_what_would_need_a_pickle(rows, path, params, message):
+    X, y, group = rows
+    saved = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
+    path.write_text("old")
+    with pytest.raises(ValueError, match=message):
+        persistence.save(saved, path)
+    assert path.read_text() == "old"
+
+
+def test_save_refuses_other_things(rows, path):
+    X, y, group = rows
+
+    class Mine(FairSteeringTransformer):
+        pass
+
+    with pytest.raises(ValueError, match=r"Mine cannot be saved.*FairSteeringTransformer.* themselves can"):
+        persistence.save(Mine().fit(X, y, sensitive_features=group), path)
+    with pytest.raises(NotFittedError):
+        persistence.save(FairSteeringTransformer(), path)
+    fitted = FairSteeringTransformer().fit(X, y, sensitive_features=group)
+    with pytest.raises(OSError, match="nowhere"):
+        persistence.save(fitted, path.parent / "nowhere" / "map.safetensors")
+    with pytest.raises(FileNotFoundError):
+        persistence.load(path)
+
+
+@pytest.fixture
+def content(rows, path):
+    X, y, group = rows
+    saved = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=group)
+    persistence.save(saved, path)
+    return path.read_bytes()
+
+
+def test_every_cut_and_every_flipped_byte_is_a_value_error(content, path):
+    for size in (0, 1, 8, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match="damaged"):
+            persistence.load(path)
+    rng = np.random.default_rng(0)
+    for position in rng.choice(len(content), size=200, replace=False):
+        broken = bytearray(content)
+        broken[position] ^= 1 << rng.integers(8)
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"damaged|format version"):
+            persistence.load(path)
+
+
+@pytest.mark.parametrize("other", [b"", b"PK\x03\x04", b"{}", pickle.dumps(1), st.save({"a": np.zeros(3)})])
+def test_other_files_are_refused(path, other):
+    path.write_bytes(other)
+    with pytest.raises(ValueError, match="damaged or no saved map"):
+        persistence.load(path)
+
+
+def _rewrite(content, path, *, header=None, arrays=None):
+    """Write the file anew with a changed header or changed arrays, and a checksum that agrees."""
+    tensors = st.load(content)
+    length = int.from_bytes(content[:8], "little")
+    old = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["fairsteer"][8:])
+    if header is not None:
+        header(old)
+    if arrays is not None:
+        arrays(tensors)
+    text = json.dumps(old)
+    path.write_bytes(st.save(tensors, metadata={"fairsteer": _file.checksum(text, tensors) + text}))
+
+
+_NESTED = [{"int": 1}]
+for _ in range(400):
+    _NESTED = [{"tuple": _NESTED}]
+
+
+def _set(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def change(block):
+        for key in keys:
+            block = block[key]
+        block[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("transformer", "moments", "classes", {"dtype": "object", "labels": _NESTED}), "damaged"),
+        (_set("format_version", 1), "has format version 1, and this fairsteer reads version 2"),
+        (_set("transformer", None), "damaged"),
+        (_set("transformer", "moments", "covariance", "none"), "it has no 'none'"),
+        (_set("transformer", "moments", "n_features", 10**9), "has shape"),
+        (_set("transformer", "moments", "n_features", 5), "has shape"),
+        (_set("transformer", "moments", "n_features", "4"), "no integer"),
+        (_set("transformer", "moments", "groups", {"dtype": "<i8", "labels": [{"int": 0}]}), "has shape"),
+        (_set("transformer", "moments", "groups", {"dtype": "<i8", "labels": ["0", "1"]}), "no label"),
+        (_set("transformer", "moments", "groups", {"dtype": "<M8[s]", "labels": []}), "dtype datetime64"),
+        (_set("transformer", "ideal", "covariance", "full"), "has shape"),
+        (_set("transformer", "model", "groups", {"dtype": "<i8", "labels": [{"int": 0}, {"int": 5}]}), "its model has"),
+        (_set("transformer", "calibration", {"float": "0x1p+0"}), "calibration.offsets is absent"),
+        (_set("transformer", "params", {}), "parameters are"),
+        (_set("transformer", "n_features_in", 7), "7 columns"),
+        (_set("transformer", "sensitive_positions", [9]), "columns"),
+        (_set("transformer", "feature_names_in", [{"str": "a"}]), "names for"),
+        (_set("transformer", "feature_transform", "scaler", "Pipeline"), "Pipeline"),
+        (_set("transformer", "feature_transform", "params", {"evil": {"int": 1}}), "evil"),
+    ],
+)
+def test_header_that_does_not_fit_is_refused(content, path, change, message):
+    _rewrite(content, path, header=change)
+    with pytest.raises(ValueError, match=message):
+        persistence.load(path)
+
+
+def _without(tensors):
+    del tensors["ideal.linear"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without, "the array ideal.linear is absent"),
+        (lambda t: t.update({"ideal.linear": t["ideal.linear"].astype(np.float32)}), "dtype float32"),
+        (lambda t: t.update({"ideal.offset": t["ideal.offset"][:1]}), r"shape \(1, 4\)"),
+        (lambda t: t.update({"ideal.offset": t["ideal.offset"] * np.nan}), "not finite"),
+        (lambda t: t.update({"moments.weights": -t["moments.weights"]}), "negative"),
+        (lambda t: t.update({"scaler.mean_": np.zeros(3)}), r"shape \(3,\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(content, path, change, message):
+    _rewrite(content, path, arrays=change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=message):
+            persistence.load(path)
+
+
+@pytest.fixture
+def aligned(rows, path):
+    X, y, group = rows
+    classifier = IdealDistributionClassifier(score_alignment="equal_opportunity", cost_matrix=1 - np.eye(2))
+    persistence.save(classifier.fit(X, y > 0, sensitive_features=group), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("header", "arrays", "message"),
+    [
+        (_set("kind", "LeaceTransformer"), None, "no 'transformer'"),
+        (_set("kind", "Pipeline"), None, "no 'Pipeline'"),
+        (_set("classifier", "alignment", "scales", [{"float": "0x1p+0"}]), None, "the scales"),
+        (_set("classifier", "alignment", "scales", [{"float": "nan"}] * 2), None, "the scales"),
+        (_set("classifier", "alignment", "amount", {"float": "0x1p+3"}), None, "the amount 8.0"),
+        (_set("classifier", "alignment", []), None, "damaged"),
+        (None, lambda t: t.update({"cost_matrix": np.eye(3)}), r"shape \(3, 3\)"),
+        (None, lambda t: t.update({"alignment.measured": t["alignment.measured"] + np.inf}), "not finite"),
+        (None, lambda t: t.update({"alignment.calibration": -t["alignment.calibration"]}), "not increase"),
+        (None, lambda t: t.update({"alignment.calibration": np.zeros((2, 0))}), "not increase"),
+        (None, lambda t: t.update({"alignment.distribution.0": np.array([[0.0, 1], [0, 1]])}), "levels"),
+        (None, lambda t: t.update({"alignment.shares": np.ones(3)}), r"shape \(3,\)"),
+    ],
+)
+def test_classifier_that_does_not_fit_together_is_refused(aligned, path, header, arrays, message):
+    _rewrite(aligned, path, header=header, arrays=arrays)
+    with pytest.raises(ValueError, match=message):
+        persistence.load(path)
+
+
+def test_baseline_that_does_not_fit_together_is_refused(rows, path):
+    X, _, group = rows
+    persistence.save(MeanMatchingTransformer().fit(X, sensitive_features=group), path)
+    content = path.read_bytes()
+    _rewrite(content, path, arrays=lambda t: t.update({"maps.linear": t["maps.linear"][:1]}))
+    with pytest.raises(ValueError, match=r"maps.linear has shape \(1, 4, 4\)"):
+        persistence.load(path)
+    _rewrite(content, path, header=_set("kind", "FairSteeringTransformer"))
+    with pytest.raises(ValueError, match="parameters are"):
+        persistence.load(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "arrays", "message"),
+    [
+        (_set("concept", "encoder", None), None, "does not say what its groups are made of"),
+        (_set("concept", "params", {"evil": {"int": 1}}), None, "evil"),
+        (_set("concept", "moments", "covariance", "full"), None, "has shape"),
+        (None, lambda t: t.update({"concept.directions": np.zeros((3, 2, 5))}), r"shape \(3, 2, 5\)"),
+        (None, lambda t: t.update({"concept.separation": np.full((3, 2), np.nan)}), "not finite"),
+    ],
+)
+def test_concept_that_does_not_fit_together_is_refused(hidden, path, header, arrays, message):
+    persistence.save(ConceptSteering(n_probes=4).fit(*hidden[:2], sensitive_features=hidden[2]), path)
+    _rewrite(path.read_bytes(), path, header=header, arrays=arrays)
+    with pytest.raises(ValueError, match=message):
+        persistence.load(path)
+
+
+def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden, path):
+    concept = ConceptSteering(n_probes=4, random_state=np.random.RandomState(0))
+    concept.fit(*hidden[:2], sensitive_features=hidden[2])
+    with pytest.raises(ValueError, match=r"random_state=RandomState.* cannot be saved.*set_params\(random_state=0\)"):
+        persistence.save(concept, path)
+    loaded = _round_trip(concept.set_params(random_state=0), path)
+    np.testing.assert_array_equal(loaded.directions_, concept.directions_)
+    with pytest.raises(NotFittedError):
+        persistence.save(ConceptSteering(), path)
+
+
+def test_missing_safetensors_is_a_sentence():
+    program = "import sys; sys.modules['safetensors'] = None\nfrom fairsteer import persistence\npersistence.load('x')"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "ImportError: Saving and loading need safetensors" in result.stderr
