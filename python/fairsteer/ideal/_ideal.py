@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 
 from fairsteer import _core
+from fairsteer.ideal._restricted import in_common_frame, solve_restricted
 from fairsteer.moments import log_densities
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ AffineMap = tuple[FloatArray, FloatArray]
 Intervention = Literal["all_subgroups", "affirmative"]
 
 
-MapType = Literal["affine", "symmetric"]
+MapType = Literal["affine", "symmetric", "diagonal", "translation"]
 
 
 # Below this part of its share in the data a group has as good as left the ideal distribution.
@@ -347,9 +348,10 @@ def nearest_ideal(
         Whether every group may move, or all but the reference group.
     reference_group : object, default=None
         With "affirmative", the label of the group that is left alone; None takes the one of the largest weight.
-    map_type : {"affine", "symmetric"}, default="affine"
-        The nearest of all ideal distributions; or the nearest reached by symmetric maps, the convex program of
-        Theorem 4.1 in [1]_ (with the heaviest class as its class i).
+    map_type : {"affine", "symmetric", "diagonal", "translation"}, default="affine"
+        The nearest of all ideal distributions; the nearest reached by symmetric maps, the convex program of Theorem
+        4.1 in [1]_ (with the heaviest class as its class i); by maps that scale and shift every feature for itself; or
+        by shifts alone. The fewer ways a map has to move, the less it can do where rows are not Gaussian.
     covariance : {"tied", "full", "diagonal"}, default="tied"
         The model. "tied" pools the covariances of full moments; "full" and "diagonal" need moments of that kind.
         "diagonal" maps every feature for itself.
@@ -401,7 +403,7 @@ def nearest_ideal(
     """
     for name, value, choices in (
         ("intervention", intervention, ("all_subgroups", "affirmative")),
-        ("map_type", map_type, ("affine", "symmetric")),
+        ("map_type", map_type, get_args(MapType)),
         ("covariance", covariance, ("tied", "full", "diagonal")),
     ):
         if value not in choices:
@@ -446,18 +448,22 @@ def nearest_ideal(
         reference = 0  # one group is ideal as it is
     elif (weights == 0).any():
         _warn_of_empty_cells(moments)
+    held = reference if reference >= 0 else None
     try:
-        result = _core.nearest_ideal(
-            covariance,
-            np.ascontiguousarray(weights),
-            np.ascontiguousarray(means),
-            np.ascontiguousarray(covariances),
-            "affirmative" if moments.n_groups == 1 else intervention,
-            reference,
-            map_type,
-            max_iter,
-            tol,
-        )
+        if map_type == "translation" or (map_type == "diagonal" and covariance != "diagonal"):
+            result = _nearest_restricted(weights, means, covariances, covariance, map_type, held, max_iter, tol)
+        else:
+            result = _core.nearest_ideal(
+                covariance,
+                np.ascontiguousarray(weights),
+                np.ascontiguousarray(means),
+                np.ascontiguousarray(covariances),
+                "affirmative" if moments.n_groups == 1 else intervention,
+                reference,
+                "symmetric" if map_type == "diagonal" else map_type,
+                max_iter,
+                tol,
+            )
     except _core.NumericalError as error:
         raise np.linalg.LinAlgError(_numerical_message(error, moments)) from error
     except ValueError as error:
@@ -498,6 +504,44 @@ def nearest_ideal(
         linear=result["linear"],
         offset=result["offset"],
     )
+
+
+def _nearest_restricted(
+    weights: FloatArray,
+    means: FloatArray,
+    covariances: FloatArray,
+    covariance: CovarianceModel,
+    map_type: MapType,
+    held: int | None,
+    max_iter: int,
+    tol: float,
+) -> dict[str, Any]:
+    """Solve without mixing of features; what the core's `nearest_ideal` answers."""
+    S = covariances[None] if covariance == "tied" else covariances
+    # In units of the features' own spread, which may differ by powers of ten.
+    variances = S if covariance == "diagonal" else np.diagonal(S, axis1=-2, axis2=-1)
+    known = weights.sum(axis=0, keepdims=True) > 0 if covariance == "tied" else weights > 0
+    unit = np.sqrt(variances[known].mean(axis=0))
+    square = unit**2 if covariance == "diagonal" else np.outer(unit, unit)
+    means, S, scales = means / unit, S / square, map_type == "diagonal"
+    found = solve_restricted(weights, means, S, scales=scales, reference=held, max_iter=max_iter, tol=tol)
+    linear, offset, canonical_means, canonical = in_common_frame(found, weights, means, S, scales=scales, held=held)
+    offset, canonical_means, canonical = offset * unit, canonical_means * unit, canonical * square
+    if held is not None:
+        linear[held], offset[held] = 1.0, 0.0  # exactly, so that its rows keep their bits
+    return {
+        "class_prior": found.class_prior,
+        "group_prior": found.group_prior,
+        "canonical_means": canonical_means,
+        "canonical_covariances": canonical,
+        "kl_divergence": float(found.path[-1]),
+        "cell_divergence": found.cell_divergence,
+        "objective_path": found.path,
+        "n_iter": max(len(found.path) - 1, 1),
+        "converged": found.converged,
+        "linear": np.stack([np.diag(row) for row in linear]),
+        "offset": offset,
+    }
 
 
 def reference_code(moments: SubgroupMoments, reference_group: Any) -> int:

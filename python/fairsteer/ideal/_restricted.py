@@ -1,4 +1,4 @@
-"""The nearest ideal distribution that maps without mixing of features reach: translations, and scales feature by feature.
+"""The nearest ideal distribution that maps without mixing of features reach: translations, and scales of each feature.
 
 Block-coordinate descent as in the core (theory: alternate the groups' maps, the canonical family and the priors, each
 exactly), with the group's problem restricted: with ``B = I`` the shift alone is free, with ``B = diag(beta)`` the
@@ -7,10 +7,12 @@ objective is a strictly convex function of ``beta > 0``, minimised by damped New
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import numpy.typing as npt
+from scipy.linalg import cho_solve, cholesky, solve
 from scipy.special import logsumexp, softmax
 
 from fairsteer._utils.types import Doubles
@@ -29,7 +31,7 @@ class RestrictedSolution(NamedTuple):
     means: Doubles
     """Canonical, (K, d)."""
     covariances: Doubles
-    """Canonical: (1, d, d) tied, else (K, d, d)."""
+    """Canonical: (1, d, d), (K, d, d) or (K, d)."""
     class_prior: Doubles
     group_prior: Doubles
     cell_divergence: Doubles
@@ -61,8 +63,8 @@ def solve_restricted(
         Weights of the cells; 0 for a cell without rows. Every group has rows.
     means : ndarray of shape (K, G, d)
         Means.
-    covariances : ndarray of shape (1, G, d, d) or (K, G, d, d)
-        Positive definite; the first is the tied model.
+    covariances : ndarray of shape (1, G, d, d), (K, G, d, d) or (K, G, d)
+        Positive definite: the tied model, the full one, or variances.
     scales : bool
         Whether features are scaled, by positive numbers, or only shifted.
     reference : int or None
@@ -83,6 +85,73 @@ def solve_restricted(
     return problem.all_subgroups(max_iter, tol)
 
 
+class _Dense:
+    """What is done with covariance matrices."""
+
+    @staticmethod
+    def invert(S: Doubles) -> tuple[Doubles, float]:
+        """Inverse and log-determinant."""
+        factor = cholesky(S, lower=True)
+        inverse = cho_solve((factor, True), np.eye(len(S)))
+        return (inverse + inverse.T) / 2, float(2 * np.log(np.diag(factor)).sum())
+
+    @staticmethod
+    def log_det(S: Doubles) -> float:
+        return float(np.linalg.slogdet(S)[1])
+
+    @staticmethod
+    def times(P: Doubles, x: Doubles) -> Doubles:
+        return np.asarray(P @ x)
+
+    @staticmethod
+    def solve(P: Doubles, x: Doubles) -> Doubles:
+        return np.asarray(solve(P, x, assume_a="pos"))
+
+    @staticmethod
+    def scaled(P: Doubles, scale: Doubles) -> Doubles:
+        return np.asarray(scale[:, None] * P * scale)
+
+    @staticmethod
+    def diagonal(S: Doubles) -> Doubles:
+        return np.diag(S)
+
+    @staticmethod
+    def dense(S: Doubles) -> Doubles:
+        return S
+
+
+class _Diagonal:
+    """The same with variances alone."""
+
+    @staticmethod
+    def invert(S: Doubles) -> tuple[Doubles, float]:
+        return 1 / S, float(np.log(S).sum())
+
+    @staticmethod
+    def log_det(S: Doubles) -> float:
+        return float(np.log(S).sum())
+
+    @staticmethod
+    def times(P: Doubles, x: Doubles) -> Doubles:
+        return np.asarray(P * x)
+
+    @staticmethod
+    def solve(P: Doubles, x: Doubles) -> Doubles:
+        return np.asarray(x / P)
+
+    @staticmethod
+    def scaled(P: Doubles, scale: Doubles) -> Doubles:
+        return np.asarray(scale**2 * P)
+
+    @staticmethod
+    def diagonal(S: Doubles) -> Doubles:
+        return S
+
+    @staticmethod
+    def dense(S: Doubles) -> Doubles:
+        return np.diag(S)
+
+
 class _Problem:
     def __init__(self, weights: Doubles, means: Doubles, covariances: Doubles, scales: bool) -> None:
         self.K, self.G, self.d = means.shape
@@ -92,20 +161,17 @@ class _Problem:
         q = np.where(self.seen, q, q.sum(axis=1, keepdims=True) * q.sum(axis=0))
         self.q: Doubles = q / q.sum()
         self.means, self.covariances, self.scales = means, covariances, scales
-        self.tied = len(covariances) == 1
+        self.tied = covariances.ndim == 4 and len(covariances) == 1 and self.K > 1
+        self.algebra = _Diagonal if covariances.ndim == 3 else _Dense
         self.precisions = np.empty_like(covariances)
         self.log_dets = np.empty(covariances.shape[:2])
-        eye = np.eye(self.d)
         for index in np.ndindex(covariances.shape[:2]):
             if not self.tied and not self.seen[index]:
                 self.precisions[index], self.log_dets[index] = 0, 0
                 continue
-            factor = cho_factor(covariances[index], lower=True)
-            inverse = cho_solve(factor, eye)
-            self.precisions[index] = (inverse + inverse.T) / 2
-            self.log_dets[index] = 2 * np.log(np.diag(factor[0])).sum()
+            self.precisions[index], self.log_dets[index] = self.algebra.invert(covariances[index])
 
-    def precision(self, k: int, a: int) -> Doubles:
+    def precision(self, k: Any, a: Any) -> Doubles:
         return np.asarray(self.precisions[0 if self.tied else k, a])
 
     # ---- the two interventions
@@ -124,7 +190,8 @@ class _Problem:
             # Classes that the reference lacks follow from the other groups, through maps that shared classes decided.
             found = self.fit_family(np.outer(p, r), scale, shift)
             means = np.where(known[:, None], family.means, found.means)
-            spread = covariances if self.tied else np.where(known[:, None, None], covariances, found.covariances)
+            shape = (-1,) + (1,) * (covariances.ndim - 1)
+            spread = covariances if self.tied else np.where(known.reshape(shape), covariances, found.covariances)
             family = _Family(means, spread)
         cells = self.divergences(family, scale, shift)
         value = self.objective(p, r, cells)
@@ -163,7 +230,8 @@ class _Problem:
             spread = np.empty((self.G, self.d))
             for a in range(self.G):
                 spread[a] = sum(
-                    share[k, a] * np.diag(self.covariances[0 if self.tied else k, a]) for k in range(self.K)
+                    share[k, a] * self.algebra.diagonal(self.covariances[0 if self.tied else k, a])
+                    for k in range(self.K)
                 )
             logs = np.log(spread) / 2
             scale = np.exp(logs - self.q.sum(axis=0) @ logs)
@@ -171,7 +239,7 @@ class _Problem:
 
     # ---- blocks
 
-    def fit_group(self, a: int, p: Doubles, family: _Family, known: np.ndarray) -> tuple[Doubles, Doubles]:
+    def fit_group(self, a: int, p: Doubles, family: _Family, known: npt.NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
         w = np.where(self.seen[:, a] & known, p, 0.0)
         if not w.any():
             msg = "a group shares no class with the reference group"
@@ -181,28 +249,26 @@ class _Problem:
         # About averages, so that a common offset costs no digits.
         own, canonical = w @ self.means[:, a], w @ family.means
         mu, nu = self.means[:, a] - own, family.means - canonical
-        total = sum(w[k] * self.precision(k, a) for k in classes)
-        factor = cho_factor(total, lower=True)
+        total: Doubles = np.sum([w[k] * self.precision(k, a) for k in classes], axis=0)
         beta = np.ones(self.d)
         if self.scales:
-            beta = self._scale(a, w, classes, mu, nu, family, factor)
-        pull = sum(w[k] * (self.precision(k, a) @ (mu[k] - beta * nu[k])) for k in classes)
-        return beta, own + cho_solve(factor, pull) - beta * canonical
+            beta = self._scale(a, w, mu, nu, family, total)
+        pulls = [w[k] * self.algebra.times(self.precision(k, a), mu[k] - beta * nu[k]) for k in classes]
+        return beta, own + self.algebra.solve(total, np.sum(pulls, axis=0)) - beta * canonical
 
-    def _scale(
-        self, a: int, w: Doubles, classes: np.ndarray, mu: Doubles, nu: Doubles, family: _Family, factor: tuple
-    ) -> Doubles:
+    def _scale(self, a: int, w: Doubles, mu: Doubles, nu: Doubles, family: _Family, total: Doubles) -> Doubles:
         """Minimise ``beta H beta / 2 - g beta - sum log beta``, the shift eliminated."""
         d = self.d
         H, g, cross, pull = np.zeros((d, d)), np.zeros(d), np.zeros((d, d)), np.zeros(d)
-        for k in classes:
-            P, C = self.precision(k, a), family.covariances[0 if self.tied else k]
+        for k in np.flatnonzero(w):
+            P, C = (self.algebra.dense(S) for S in (self.precision(k, a), family.covariances[0 if self.tied else k]))
             H += w[k] * P * (C + np.outer(nu[k], nu[k]))
             g += w[k] * nu[k] * (P @ mu[k])
             cross += w[k] * P * nu[k]
             pull += w[k] * (P @ mu[k])
-        H -= cross.T @ cho_solve(factor, cross)
-        g -= cross.T @ cho_solve(factor, pull)
+        solved = np.linalg.solve(self.algebra.dense(total), np.column_stack([cross, pull]))
+        H -= cross.T @ solved[:, :d]
+        g -= cross.T @ solved[:, d]
         # In units in which H has a unit diagonal.
         unit = 1 / np.sqrt(np.diag(H))
         H, g = H * np.outer(unit, unit), g * unit
@@ -210,41 +276,42 @@ class _Problem:
         for _ in range(_NEWTON_STEPS):
             gradient = H @ x - g - 1 / x
             step = np.linalg.solve(H + np.diag(1 / x**2), gradient)
-            decrement = np.sqrt(max(gradient @ step, 0.0))
+            decrement = math.sqrt(max(float(gradient @ step), 0.0))
             x = x - step / (1 + decrement) if decrement > 0.25 else x - step
-            if decrement < 1e-12 * np.sqrt(d):
+            if decrement < 1e-12 * math.sqrt(d):
                 break
         return np.asarray(x * unit)
 
     def fit_family(self, target: Doubles, scale: Doubles, shift: Doubles) -> _Family:
         target = np.where(self.seen, target, 0.0)
         nu = np.empty((self.K, self.d))
-        precisions = np.zeros((1 if self.tied else self.K, self.d, self.d))
+        shape = self.covariances.shape[2:]
+        precisions = np.zeros((1 if self.tied else self.K, *shape))
         for k in range(self.K):
-            lhs, rhs = np.zeros((self.d, self.d)), np.zeros(self.d)
+            lhs, rhs = np.zeros(shape), np.zeros(self.d)
             share = target[k] / target[k].sum()
             for a in np.flatnonzero(share):
                 P = self.precision(k, a)
-                lhs += share[a] * (scale[a][:, None] * P * scale[a])
-                rhs += share[a] * scale[a] * (P @ (self.means[k, a] - shift[a]))
-            nu[k] = np.linalg.solve(lhs, rhs)
+                lhs += share[a] * self.algebra.scaled(P, scale[a])
+                rhs += share[a] * scale[a] * self.algebra.times(P, self.means[k, a] - shift[a])
+            nu[k] = self.algebra.solve(lhs, rhs)
             if not self.tied:
                 precisions[k] = lhs
         if self.tied:
             r = target.sum(axis=0) / target.sum()
-            precisions[0] = sum(r[a] * (scale[a][:, None] * self.precision(0, a) * scale[a]) for a in range(self.G))
-        covariances = np.linalg.inv(precisions)
-        return _Family(nu, (covariances + np.swapaxes(covariances, 1, 2)) / 2)
+            precisions[0] = sum(r[a] * self.algebra.scaled(self.precision(0, a), scale[a]) for a in range(self.G))
+        return _Family(nu, np.stack([self.algebra.invert(P)[0] for P in precisions]))
 
     def divergences(self, family: _Family, scale: Doubles, shift: Doubles) -> Doubles:
         cells = np.zeros((self.K, self.G))
-        log_dets = np.linalg.slogdet(family.covariances)[1]
+        log_dets = [self.algebra.log_det(C) for C in family.covariances]
         for k, a in np.argwhere(self.seen):
             P, c = self.precision(k, a), 0 if self.tied else k
             residual = shift[a] + scale[a] * family.means[k] - self.means[k, a]
-            trace = scale[a] @ (P * family.covariances[c]) @ scale[a]
+            trace = np.sum(self.algebra.scaled(P * family.covariances[c], scale[a]))
             log_ratio = self.log_dets[c, a] - log_dets[c] - 2 * np.log(scale[a]).sum()
-            cells[k, a] = max(0.5 * (trace + residual @ P @ residual - self.d + log_ratio), 0.0)
+            distance = residual @ self.algebra.times(P, residual)
+            cells[k, a] = max(0.5 * (trace + distance - self.d + log_ratio), 0.0)
         return cells
 
     def objective(self, p: Doubles, r: Doubles, cells: Doubles) -> float:
@@ -264,3 +331,49 @@ class _Problem:
             if np.abs(np.exp(log_p) - np.exp(before)).sum() < 1e-15:
                 break
         return log_p, log_r
+
+
+def in_common_frame(
+    found: RestrictedSolution, weights: Doubles, means: Doubles, covariances: Doubles, *, scales: bool, held: int | None
+) -> tuple[Doubles, Doubles, Doubles, Doubles]:
+    """Find maps of the rows into the frame that moves them least, and the canonical family there.
+
+    Parameters
+    ----------
+    found : RestrictedSolution
+        As solved.
+    weights, means, covariances : ndarray
+        As given to `solve_restricted`.
+    scales : bool
+        Whether the frame may scale features.
+    held : int or None
+        Group whose own coordinates the frame is; None: the least displacement of all rows decides.
+
+    Returns
+    -------
+    linear : ndarray of shape (G, d)
+        Diagonals of the maps.
+    offset : ndarray of shape (G, d)
+        Shifts of the maps.
+    canonical_means, canonical_covariances : ndarray
+        In the common frame, shaped as in the solution.
+    """
+    if held is not None:
+        frame, origin = found.scale[held], found.shift[held]
+    else:
+        # Pooled regression of every feature on its canonical coordinate.
+        w = weights / weights.sum()
+        dense = covariances.ndim == 4
+        variances = np.diagonal(covariances, axis1=-2, axis2=-1) if dense else covariances
+        z_means = (means - found.shift) / found.scale
+        centre, z_centre = np.einsum("ka,kaj->j", w, means), np.einsum("ka,kaj->j", w, z_means)
+        together = variances / found.scale + (means - centre) * (z_means - z_centre)
+        spread = variances / found.scale**2 + (z_means - z_centre) ** 2
+        frame = (
+            np.einsum("ka,kaj->j", w, together) / np.einsum("ka,kaj->j", w, spread) if scales else np.ones(len(centre))
+        )
+        origin = centre - frame * z_centre
+    linear = frame / found.scale
+    family = found.covariances
+    factor = np.outer(frame, frame) if family.ndim == 3 else frame**2
+    return linear, origin - linear * found.shift, found.means * frame + origin, family * factor

@@ -104,7 +104,7 @@ class MonotoneMaps:
         return np.asarray((self.images != self.values).any(axis=1)) & (self.strength > 0)
 
     def at_strength(self, strength: float) -> MonotoneMaps:
-        """Maps that go that part of the way."""
+        """Go that part of the way."""
         return MonotoneMaps(self.values, self.starts, self.images, self.discrete, strength)
 
     def apply(
@@ -234,4 +234,6 @@ def _undo(every: Doubles, values: Doubles, images: Doubles) -> Doubles:
     )
     inside = np.interp(every, distinct, sources)
     low, high = every < distinct[0], every > distinct[-1]
-    return np.where(low, every + sources[0] - distinct[0], np.where(high, every + sources[-1] - distinct[-1], inside))
+    return np.asarray(
+        np.where(low, every + sources[0] - distinct[0], np.where(high, every + sources[-1] - distinct[-1], inside))
+    )
