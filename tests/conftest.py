@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +20,12 @@ class Data(NamedTuple):
     X: np.ndarray
     y: np.ndarray
     group: np.ndarray
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many processes as cores; none of their own for tests of named files, which end before processes have begun."""
+    return 0 if any(".py" in argument for argument in config.args) else joblib.cpu_count()
 
 
 @pytest.fixture(scope="session", autouse=True)

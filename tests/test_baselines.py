@@ -303,7 +303,7 @@ def test_classes_are_not_looked_at(data: Any, transformer: Any) -> None:
 @pytest.mark.parametrize("transformer", BASELINES)
 def test_they_offer_nothing_that_needs_an_ideal_distribution(data: Any, transformer: Any) -> None:
     names = ("steer", "ideal_sample_weight", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
-    assert all(hasattr(FairSteeringTransformer, name) for name in names)
+    assert all(hasattr(fitted(FairSteeringTransformer(), data), name) for name in names)
     assert not any(hasattr(fitted(transformer, data), name) for name in names)
 
 
@@ -387,8 +387,7 @@ def test_an_estimator_can_shrink_all_rows_but_not_batches(data: Any) -> None:
     moved = match.fit_transform(data.X, sensitive_features=data.group)
     expected = CovarianceMatchingTransformer(shrinkage="oas").fit_transform(data.X, sensitive_features=data.group)
     np.testing.assert_allclose(moved, expected, atol=1e-10)
-    with pytest.raises(ValueError, match="needs all rows at once"):
-        clone(match).partial_fit(data.X, sensitive_features=data.group)
+    assert not hasattr(clone(match), "partial_fit")
 
 
 @pytest.mark.parametrize("transformer", BASELINES)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -508,10 +505,3 @@ def test_hooks_set_groups_tokens_and_strength_of_the_module(fitted, module):
                 steering.strength = 4.0
             assert (steering.strength, module.strength, maps.strength) == (None, 2.0, 0.25)
             model(hidden)
-
-
-def test_the_page_runs():
-    pytest.importorskip("torch")
-    page = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
-    exec(compile(code, "concepts.md", "exec"), {})

@@ -4,8 +4,8 @@
 #include "arrays.hpp"
 #include "bindings.hpp"
 #include "fairsteer/check.hpp"
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/errors.hpp"
-#include "fairsteer/gaussian.hpp"
 #include "fairsteer/ideal.hpp"
 
 namespace fairsteer::bindings {

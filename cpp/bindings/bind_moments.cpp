@@ -74,9 +74,9 @@ void update(const std::string& covariance, const py::tuple& arrays, const py::ar
             const CodeArray& classes, const CodeArray& groups,
             const std::optional<DoubleArray>& weights, Index n_threads) {
   const SumsArrays into(covariance, arrays);
-  dispatch_rows(X, [&](auto type) {
+  dispatch_rows(X, [&](auto type, const py::array& readable) {
     using T = decltype(type);
-    const RowsView<T> rows = rows_view<T>(X);
+    const RowsView<T> rows = rows_view<T>(readable);
     if (rows.cols != into.sums.n_features)
       throw std::invalid_argument("X must have " + std::to_string(into.sums.n_features) +
                                   " columns, not " + std::to_string(rows.cols));

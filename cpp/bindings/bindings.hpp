@@ -5,7 +5,6 @@
 
 namespace fairsteer::bindings {
 
-void bind_blas(pybind11::module_& m);
 void bind_moments(pybind11::module_& m);
 void bind_ideal(pybind11::module_& m);
 void bind_maps(pybind11::module_& m);

@@ -32,7 +32,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   fairsteer::scipy_blas::load();
   m.def("build_info", &build_info,
         "How this module was built: compiler, flags, build_type, eigen, pybind11, simd.");
-  fairsteer::bindings::bind_blas(m);
   fairsteer::bindings::bind_moments(m);
   fairsteer::bindings::bind_ideal(m);
   fairsteer::bindings::bind_maps(m);

@@ -2,7 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <stdexcept>
+#include <string>
 #include <utility>
+
+#include "fairsteer/check.hpp"
+#include "fairsteer/errors.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer {
 namespace detail {
@@ -29,28 +36,18 @@ void shift_diagonal_model(double weight, const ConstVectorRef& variance, const V
   cubic.array() += 3 * variance.array() * d + weight * d.cube();
 }
 
-void mirror(Eigen::Map<Matrix> lower) {
-  constexpr Index kTile = 32;  // two tiles stay in cache
-  const Index d = lower.rows();
-  for (Index j0 = 0; j0 < d; j0 += kTile)
-    for (Index i0 = j0; i0 < d; i0 += kTile)
-      for (Index j = j0; j < std::min(d, j0 + kTile); ++j)
-        for (Index i = std::max(i0, j + 1); i < std::min(d, i0 + kTile); ++i)
-          lower(j, i) = lower(i, j);
-}
-
 // A symmetric matrix, of which the lower triangle is read, times a few columns.
 Matrix product(const MatrixView& lower, const Matrix& columns) {
-  const auto symmetric = lower.selfadjointView<Eigen::Lower>();
-  if (columns.cols() == 1) return symmetric * columns.col(0);  // reads the matrix once
-  return symmetric * columns;
+  // One column: reads the matrix once.
+  if (columns.cols() == 1) return lower.selfadjointView<Eigen::Lower>() * columns.col(0);
+  return linalg::symmetric_product(lower, columns);
 }
 
 }  // namespace
 
 ChanMerge::ChanMerge(const MomentSums& sums, std::vector<Index> cells, CellSums added)
     : sums_(sums), cells_(std::move(cells)), added_(std::move(added)) {
-  const Index d = sums.n_features, target = scatter_of(sums, cells_.front());
+  const Index d = sums.n_features, target = sums.scatter_of(cells_.front());
   const auto m = static_cast<Index>(cells_.size());
   scatter_ = sums.scatter + target * d * d;
   if (sums.model == CovarianceModel::tied)
@@ -113,11 +110,11 @@ void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix&
     difference_.col(i) *= std::sqrt(n1 / (n1 + n2) * n2);
     rounding.col(i) *= std::sqrt(n2);
   }
-  if (old_total_ > 0) scatter.selfadjointView<Eigen::Lower>().rankUpdate(difference_);
-  if (!rounding.isZero(0)) scatter.selfadjointView<Eigen::Lower>().rankUpdate(rounding, -1.0);
+  if (old_total_ > 0) linalg::syrk<double>(difference_, scatter);
+  if (!rounding.isZero(0)) linalg::syrk<double>(rounding, scatter, -1.0);
   for (Index j = 0; j < d; ++j)
     if (scatter(j, j) < 0) scatter(j, j) = 0;
-  mirror(scatter);
+  linalg::mirror(scatter);
 }
 
 void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell& other) {
@@ -144,30 +141,29 @@ void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell&
   sums.weight_square[cell] += other.weight_square;
 }
 
-}  // namespace detail
-
-void merge_moments(const MomentSums& sums, const MomentSums& other, const std::int64_t* cells) {
+void merge_cells(const MomentSums& sums, const MomentSums& other,
+                 const std::vector<Index>& cells) {
   const Index d = sums.n_features;
+  const auto cell_of = [&](Index c) { return cells.empty() ? c : cells[c]; };
   if (sums.model == CovarianceModel::diagonal) {
     for (Index c = 0; c < other.n_cells(); ++c)
       if (other.weight[c] > 0)
-        detail::merge_diagonal_cell(
-            sums, cells[c],
-            {other.weight[c], other.weight_square[c], other.mean + c * d, other.scatter + c * d,
-             other.cubic + c * d, other.quartic + c * d});
+        merge_diagonal_cell(sums, cell_of(c),
+                            {other.weight[c], other.weight_square[c], other.mean + c * d,
+                             other.scatter + c * d, other.cubic + c * d, other.quartic + c * d});
     return;
   }
-  for (Index from = 0; from < detail::n_scatters(other); ++from) {
+  for (Index from = 0; from < other.n_scatters(); ++from) {
     std::vector<Index> here, there;
     for (Index c = 0; c < other.n_cells(); ++c)
-      if (detail::scatter_of(other, c) == from && other.weight[c] > 0) {
-        here.push_back(cells[c]);
+      if (other.scatter_of(c) == from && other.weight[c] > 0) {
+        here.push_back(cell_of(c));
         there.push_back(c);
       }
     if (here.empty()) continue;
     const auto m = static_cast<Index>(here.size());
     const MatrixView scatter(other.scatter + from * d * d, d, d);
-    detail::CellSums added(d, m);
+    CellSums added(d, m);
     for (Index i = 0; i < m; ++i) {
       added.weight[i] = other.weight[there[i]];
       added.weight_square[i] = other.weight_square[there[i]];
@@ -177,11 +173,74 @@ void merge_moments(const MomentSums& sums, const MomentSums& other, const std::i
     }
     added.centre = added.mean;
     added.trace = added.weight * (scatter.trace() / added.weight.sum());
-    Eigen::Map<Matrix> into(sums.scatter + detail::scatter_of(sums, here[0]) * d * d, d, d);
-    detail::ChanMerge merge(sums, std::move(here), added);
+    Eigen::Map<Matrix> into(sums.scatter + sums.scatter_of(here[0]) * d * d, d, d);
+    ChanMerge merge(sums, std::move(here), added);
     into += scatter;
     merge.finish(added.trace, added.quartic, added.cubic);
   }
+}
+
+void check_merged(const MomentSums& sums, const char* what) {
+  const Index d = sums.n_features;
+  for (Index c = 0; c < sums.n_cells(); ++c) {
+    if (!(sums.weight[c] > 0) && !std::isnan(sums.weight[c])) continue;
+    const double* variances = sums.scatter + sums.scatter_of(c) * sums.scatter_size();
+    bool finite = std::isfinite(sums.weight[c]) && std::isfinite(sums.weight_square[c]);
+    for (Index j = 0; finite && j < d; ++j)
+      finite = std::isfinite(sums.mean[c * d + j]) &&
+               std::isfinite(variances[j * sums.variance_stride()]);
+    if (!finite) throw NumericalError(what, c / sums.n_groups, c % sums.n_groups);
+  }
+}
+
+}  // namespace detail
+
+namespace {
+
+bool overlap(const double* one, Index n, const double* other, Index m) {
+  const std::less<const double*> before;
+  return before(one, other + m) && before(other, one + n);
+}
+
+}  // namespace
+
+void merge_moments(const MomentSums& sums, const MomentSums& other, const std::int64_t* cells) {
+  const char* const function = "merge_moments";
+  check_sums(function, "sums", sums);
+  check_sums(function, "other", other);
+  if (other.model != sums.model)
+    throw std::invalid_argument("merge_moments: other must be of the model of sums");
+  if (other.n_features != sums.n_features)
+    refuse(function, "other.n_features", "be " + std::to_string(sums.n_features),
+           static_cast<double>(other.n_features));
+  const Index d = sums.n_features;
+  if (overlap(sums.weight, sums.n_cells(), other.weight, other.n_cells()) ||
+      overlap(sums.weight_square, sums.n_cells(), other.weight_square, other.n_cells()) ||
+      overlap(sums.mean, sums.n_cells() * d, other.mean, other.n_cells() * d) ||
+      overlap(sums.scatter, sums.n_scatters() * sums.scatter_size(), other.scatter,
+              other.n_scatters() * other.scatter_size()) ||
+      overlap(sums.cubic, sums.n_cells() * d, other.cubic, other.n_cells() * d) ||
+      overlap(sums.quartic, sums.n_cells() * sums.quartic_size(), other.quartic,
+              other.n_cells() * other.quartic_size()))
+    throw std::invalid_argument("merge_moments: other must not share memory with sums");
+  std::vector<Index> to;
+  std::vector<char> taken(sums.n_cells(), 0);
+  std::vector<Index> scatter(other.n_scatters(), -1);
+  for (Index c = 0; c < other.n_cells(); ++c) {
+    const auto cell = static_cast<Index>(cells[c]);
+    const std::string name = "cells[" + std::to_string(c) + "]";
+    check_index(function, name.c_str(), cell, sums.n_cells());
+    if (taken[cell]++)
+      refuse(function, name, "differ from the others", static_cast<double>(cell));
+    Index& own = scatter[other.scatter_of(c)];
+    if (own < 0) own = sums.scatter_of(cell);
+    if (own != sums.scatter_of(cell))
+      refuse(function, name, "lie in group " + std::to_string(own) + ", as its group's others do",
+             static_cast<double>(cell));
+    to.push_back(cell);
+  }
+  detail::merge_cells(sums, other, to);
+  detail::check_merged(sums, "the merged moments are too large");
 }
 
 }  // namespace fairsteer

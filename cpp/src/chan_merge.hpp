@@ -8,15 +8,6 @@
 
 namespace fairsteer::detail {
 
-/// The scatter that a cell's rows go to: one a group when tied, else one a cell.
-inline Index scatter_of(const MomentSums& sums, Index cell) {
-  return sums.model == CovarianceModel::tied ? cell % sums.n_groups : cell;
-}
-
-inline Index n_scatters(const MomentSums& sums) {
-  return sums.model == CovarianceModel::tied ? sums.n_groups : sums.n_cells();
-}
-
 /// What rows add up to in some cells, one an entry or a column: weights, means, and sums about
 /// `centre`, a point near the mean.
 struct CellSums {
@@ -83,5 +74,12 @@ struct DiagonalCell {
 };
 
 void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell& other);
+
+/// What merge_moments does, its arguments checked. Empty `cells`: every cell to the same one.
+void merge_cells(const MomentSums& sums, const MomentSums& other,
+                 const std::vector<Index>& cells);
+
+/// Throws NumericalError(what) with the first cell whose weight, mean or variance is not finite.
+void check_merged(const MomentSums& sums, const char* what);
 
 }  // namespace fairsteer::detail

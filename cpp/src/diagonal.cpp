@@ -60,9 +60,8 @@ void DiagonalModel::fit_group(State& state, Index a, const Vector& w, double /*t
   const Eigen::ArrayXd root = (b.square() + 4 * A).sqrt();
   state.pull[a] = (b / A.sqrt()).matrix();
   state.centre[a] = nu_mean.matrix();
-  const double reflected = alignment_ == Alignment::affine
-                               ? -kNoInformation
-                               : -std::numeric_limits<double>::infinity();
+  const double reflected =
+      alignment_ == Alignment::affine ? -kNoInformation : -std::numeric_limits<double>::infinity();
   const Eigen::ArrayXd upright = (b >= 0).select((b + root) / (2 * A), 2 / (root - b));
   const Eigen::ArrayXd B =
       (state.pull[a].array() < reflected).select((b - root) / (2 * A), upright);
@@ -170,8 +169,7 @@ void DiagonalModel::lift(const Solution<State>& solution, Index reference,
   }
   for (Index a = 0; a < G; ++a) {
     const bool still = a == reference;
-    const Eigen::ArrayXd linear =
-        still ? Eigen::ArrayXd::Ones(d).eval() : (F / scale[a]).eval();
+    const Eigen::ArrayXd linear = still ? Eigen::ArrayXd::Ones(d).eval() : (F / scale[a]).eval();
     const Eigen::ArrayXd offset =
         still ? Eigen::ArrayXd::Zero(d).eval() : (f - linear * shift[a]).eval();
     result.linear.push_back(linear.matrix().asDiagonal());

@@ -1,6 +1,10 @@
 #include "frame.hpp"
 
 #include <cmath>
+#include <limits>
+#include <utility>
+
+#include "linalg.hpp"
 
 namespace fairsteer::detail {
 
@@ -42,16 +46,21 @@ Frame least_squares_frame(const std::vector<GroupMoments>& groups, const std::ve
   Matrix xz = Matrix::Zero(d, d), zz = Matrix::Zero(d, d);
   for (std::size_t a = 0; a < groups.size(); ++a) {
     const double w = groups[a].weight / total;
-    const Matrix cross = groups[a].covariance * E[a].transpose();
+    const Matrix cross = linalg::product(groups[a].covariance, E[a].transpose());
     const Vector dx = groups[a].mean - x_mean, dz = z[a] - z_mean;
     xz += w * cross;
     xz.noalias() += (w * dx) * dz.transpose();
-    zz.noalias() += w * (E[a] * cross);
+    linalg::add_product(E[a], cross, zz, w);
     zz.noalias() += (w * dz) * dz.transpose();
   }
   // F zz = xz
-  const Eigen::LLT<Matrix> factor(0.5 * (zz + zz.transpose()));
-  Frame frame{factor.solve(xz.transpose()).transpose(), Vector()};
+  linalg::symmetrise(zz);
+  const linalg::Cholesky factor(std::move(zz));
+  if (!factor.succeeded())
+    return {Matrix::Constant(d, d, std::numeric_limits<double>::quiet_NaN()), x_mean};
+  Matrix solved = xz.transpose();
+  factor.solve_in_place(solved);
+  Frame frame{solved.transpose(), Vector()};
   frame.offset = x_mean - frame.linear * z_mean;
   return frame;
 }
@@ -59,7 +68,7 @@ Frame least_squares_frame(const std::vector<GroupMoments>& groups, const std::ve
 bool is_invertible(const Frame& frame, const ConstVectorRef& scale) {
   if (!frame.linear.allFinite()) return false;
   const Matrix relative = scale.cwiseInverse().asDiagonal() * frame.linear;
-  return Eigen::PartialPivLU<Matrix>(relative).rcond() > 1e-10;
+  return linalg::LU(relative).reciprocal_condition() > 1e-10;
 }
 
 Vector feature_scale(const std::vector<GroupMoments>& groups) {

@@ -4,9 +4,10 @@
 #include <cmath>
 #include <limits>
 
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/errors.hpp"
-#include "fairsteer/gaussian.hpp"
 #include "frame.hpp"
+#include "linalg.hpp"
 #include "tied.hpp"
 #include "two_class.hpp"
 
@@ -14,19 +15,17 @@ namespace fairsteer::detail {
 
 FullModel::FullModel(const Subgroups& subgroups, const IdealOptions& options)
     : subgroups_(subgroups), options_(options) {
-  const Index d = subgroups.n_features;
   const Index n_classes = tied() ? 1 : subgroups.n_classes;
   precision_.resize(n_classes * subgroups.n_groups);
   log_det_.assign(precision_.size(), 0.0);
   for (Index k = 0; k < n_classes; ++k)
     for (Index a = 0; a < subgroups.n_groups; ++a) {
       if (!tied() && !subgroups.seen(k, a)) continue;
-      const Eigen::LLT<Matrix> factor(subgroups.covariance(k, a));
-      if (factor.info() != Eigen::Success)
+      const linalg::Cholesky factor(subgroups.covariance(k, a));
+      if (!factor.succeeded())
         throw NumericalError("a covariance is not positive definite", tied() ? -1 : k, a);
-      Matrix inverse = factor.solve(Matrix::Identity(d, d));
-      precision_[cell(k, a)] = 0.5 * (inverse + inverse.transpose());
-      log_det_[cell(k, a)] = 2 * factor.matrixLLT().diagonal().array().log().sum();
+      precision_[cell(k, a)] = factor.inverse();
+      log_det_[cell(k, a)] = factor.log_det();
     }
 }
 
@@ -55,11 +54,8 @@ void FullModel::start(State& state, Index group) const {
   if (options_.alignment != Alignment::symmetric) return;
   // The paper's B = S R with R = C_i^{-1/2}: coordinates in which C_i = I, and R = I.
   const SquareRoot root = square_root(state.C[canonical(state.pinned)]);
-  state.nu = root.inverse * state.nu;
-  for (Matrix& C : state.C) {
-    C = root.inverse * C * root.inverse;
-    C = 0.5 * (C + C.transpose()).eval();
-  }
+  state.nu = linalg::product(root.inverse, state.nu);
+  for (Matrix& C : state.C) C = linalg::congruence(root.inverse, C);
   state.C[canonical(state.pinned)].setIdentity();
   state.B[group] = root.root;
 }
@@ -89,7 +85,8 @@ GroupProblem problem_of(const std::vector<Side>& sides) {
     target += side.precision * side.mu;
     total += side.precision;
   }
-  const Vector centre = total.llt().solve(target);
+  Vector centre = target;
+  linalg::Cholesky(std::move(total)).solve_in_place(centre);
   for (const Side& side : sides)
     J.noalias() += (side.precision * (side.mu - centre)) * side.nu.transpose();
   return {std::move(terms), std::move(J), std::move(target)};
@@ -98,32 +95,34 @@ GroupProblem problem_of(const std::vector<Side>& sides) {
 // With one precision the classes enter through their scatter alone.
 GroupProblem tied_problem_of(const Matrix& precision, const Averages& average) {
   const Vector zero = Vector::Zero(precision.rows());
-  return {{{precision, average.C + average.between, zero}}, precision * average.cross, zero};
+  return {{{precision, average.C + average.between, zero}},
+          linalg::product(precision, average.cross),
+          zero};
 }
 
 // The tied optimum of averaged covariances, completed by least displacement.
 Matrix tied_start(const Averages& average) {
-  const Index d = average.C.rows();
   const Matrix H = cholesky(average.Sigma);
-  const auto lower = H.triangularView<Eigen::Lower>();
-  const ClosedForm closed(average.C + average.between, lower.solve(average.cross));
-  const Index s = closed.n_informative();
-  const Matrix U = closed.U.rightCols(d - s), V = closed.V.rightCols(d - s);
-  const Matrix Y = closed.L_t.triangularView<Eigen::Lower>().solve(Matrix(average.C * lower));
-  Matrix X =
-      closed.U.leftCols(s) * closed.x.head(s).asDiagonal() * closed.V.leftCols(s).transpose();
-  X += U * polar_factor(U.transpose() * Y.transpose() * V) * V.transpose();
-  const Matrix right = closed.L_t.transpose().triangularView<Eigen::Upper>().solve(X.transpose());
-  return lower * right.transpose();
+  Matrix cross = average.cross;
+  linalg::solve_lower(H, cross);
+  ClosedForm closed(average.C + average.between, cross);
+  Matrix pull = average.C;  // H^T C L_t^{-T}
+  linalg::multiply_lower_transposed(H, pull);
+  linalg::solve_lower_transposed_on_the_right(pull, closed.L_t);
+  closed.complete(closed.n_informative(), pull);
+  Matrix B = closed.map();
+  linalg::multiply_lower(H, B);
+  return B;
 }
 
 // The paper's symmetric map, which the affine one must never be farther than.
 Matrix symmetric_start(const GroupProblem& problem, const Averages& average,
                        const Matrix& pinned_covariance, const DescentOptions& options) {
   const SquareRoot root = square_root(pinned_covariance);
-  Matrix S = transport_map(root.inverse * average.C * root.inverse, average.Sigma);
-  problem.transformed(root.inverse).minimise_symmetric(S, {options.max_iter, kCoarse, options.watch});
-  return S * root.inverse;
+  Matrix S = transport_map(linalg::congruence(root.inverse, average.C), average.Sigma);
+  problem.transformed(root.inverse)
+      .minimise_symmetric(S, {options.max_iter, kCoarse, options.watch});
+  return linalg::product(S, root.inverse);
 }
 
 Side all_but(const std::vector<Side>& sides, std::size_t left_out) {
@@ -277,8 +276,8 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
     }
   } else if (fresh) {
     descent = lowest_basin(
-        problem,
-        starts_of(problem, sides, average, state.C[canonical(state.pinned)], options), options, B);
+        problem, starts_of(problem, sides, average, state.C[canonical(state.pinned)], options),
+        options, B);
   } else {
     descent = problem.minimise_affine(B, 0, options);
   }
@@ -293,7 +292,7 @@ void FullModel::fit_canonical(State& state, const FamilyWeights& weights,
   if (tied())
     for (Index a = 0; a < G; ++a) {
       const Matrix& B = state.B[a];
-      pulled.push_back(B.transpose() * precision_[cell(0, a)] * B);
+      pulled.push_back(linalg::congruence(B.transpose(), precision_[cell(0, a)]));
     }
   for (Index k = 0; k < K; ++k) {
     if (!classes[k]) continue;
@@ -303,25 +302,21 @@ void FullModel::fit_canonical(State& state, const FamilyWeights& weights,
     for (Index a = 0; a < G; ++a) {
       const double w = weights.shares(k, a);
       if (!(w > 0)) continue;
-      const Matrix PB = precision_[cell(k, a)] * state.B[a];
-      A += w * (tied() ? pulled[a] : Matrix(state.B[a].transpose() * PB));
-      b += w * (PB.transpose() * (subgroups_.mean(k, a) - state.m[a]));
+      const Matrix& B = state.B[a];
+      const Matrix& P = precision_[cell(k, a)];
+      A += w * (tied() ? pulled[a] : linalg::congruence(B.transpose(), P));
+      b += w * (B.transpose() * (P * (subgroups_.mean(k, a) - state.m[a])));
     }
-    A = (0.5 * (A + A.transpose())).eval();
     floor_spectrum(A, A.diagonal().cwiseSqrt(), 1e-13);  // its inverse is used
     const Matrix factor = cholesky(A);
-    const auto lower = factor.triangularView<Eigen::Lower>();
-    lower.solveInPlace(b);
-    lower.transpose().solveInPlace(b);
+    linalg::solve_lower(factor, b);
+    linalg::solve_lower_transposed(factor, b);
     state.nu.col(k) = b;
     // Symmetric maps hold one covariance at the identity; tied, there is no other.
     if (tied() || (symmetric && k == state.pinned)) continue;
     Matrix half = Matrix::Identity(d, d);
-    lower.solveInPlace(half);
-    Matrix& C = state.C[k];
-    C.setZero();
-    C.selfadjointView<Eigen::Lower>().rankUpdate(half.transpose());
-    C.triangularView<Eigen::StrictlyUpper>() = C.transpose();
+    linalg::solve_lower(factor, half);
+    state.C[k] = linalg::gram(half.transpose());
   }
 }
 
@@ -334,11 +329,11 @@ Matrix FullModel::divergences(const State& state) const {
 }
 
 double FullModel::divergence(const State& state, Index k, Index a) const {
-  const Matrix scaled = state.B[a] * cholesky(state.C[canonical(k)]);
+  const Matrix scaled = linalg::product(state.B[a], cholesky(state.C[canonical(k)]));
   const Vector residual = state.m[a] + state.B[a] * state.nu.col(k) - subgroups_.mean(k, a);
   const Matrix& P = precision_[cell(k, a)];
   const double log_det = 2 * log_abs_det(scaled);
-  return 0.5 * ((P * scaled).cwiseProduct(scaled).sum() + residual.dot(P * residual) -
+  return 0.5 * (inner(linalg::product(P, scaled), scaled) + residual.dot(P * residual) -
                 static_cast<double>(residual.size()) + log_det_[cell(k, a)] - log_det);
 }
 
@@ -349,7 +344,7 @@ void lift(const Subgroups& subgroups, const Solution<FullModel::State>& solution
   std::vector<Matrix> E;
   std::vector<Vector> t;
   for (Index a = 0; a < subgroups.n_groups; ++a) {
-    E.push_back(Eigen::PartialPivLU<Matrix>(state.B[a]).inverse());
+    E.push_back(linalg::LU(state.B[a]).inverse());
     t.push_back(-E[a] * state.m[a]);
   }
   Frame frame;
@@ -364,15 +359,14 @@ void lift(const Subgroups& subgroups, const Solution<FullModel::State>& solution
   }
   for (Index a = 0; a < subgroups.n_groups; ++a) {
     const bool still = a == reference;
-    result.linear.push_back(still ? Matrix(Matrix::Identity(d, d)) : Matrix(frame.linear * E[a]));
+    result.linear.push_back(still ? Matrix(Matrix::Identity(d, d))
+                                  : linalg::product(frame.linear, E[a]));
     result.offset.push_back(still ? Vector(Vector::Zero(d))
                                   : Vector(frame.linear * t[a] + frame.offset));
   }
-  result.canonical_mean = (frame.linear * state.nu).colwise() + frame.offset;
-  for (const Matrix& C : state.C) {
-    const Matrix covariance = frame.linear * C * frame.linear.transpose();
-    result.canonical_covariance.push_back(0.5 * (covariance + covariance.transpose()));
-  }
+  result.canonical_mean = linalg::product(frame.linear, state.nu).colwise() + frame.offset;
+  for (const Matrix& C : state.C)
+    result.canonical_covariance.push_back(linalg::congruence(frame.linear, C));
 }
 
 }  // namespace fairsteer::detail

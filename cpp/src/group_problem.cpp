@@ -3,18 +3,14 @@
 #include <cmath>
 #include <limits>
 
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/errors.hpp"
-#include "fairsteer/gaussian.hpp"
+#include "linalg.hpp"
 #include "newton.hpp"
 #include "row_descent.hpp"
 
 namespace fairsteer::detail {
 namespace {
-
-void symmetrise(Matrix& A) {
-  for (Index j = 0; j < A.cols(); ++j)
-    for (Index i = 0; i < j; ++i) A(i, j) = A(j, i) = 0.5 * (A(i, j) + A(j, i));
-}
 
 // f over symmetric positive-definite S. The Hessian at an ideal distribution is close to
 // D -> 2 S^{-1} D S^{-1}, whose inverse is the preconditioner.
@@ -23,31 +19,30 @@ class SymmetricObjective {
   explicit SymmetricObjective(const GroupProblem& problem) : problem_(problem) {}
 
   double value(const Matrix& S) {
-    const Eigen::LLT<Matrix> factor(S);
-    if (factor.info() != Eigen::Success) return std::numeric_limits<double>::infinity();
+    const linalg::Cholesky factor(S);
+    if (!factor.succeeded()) return std::numeric_limits<double>::infinity();
     problem_.quadratic(S, quadratic_);
-    const double log_det = 2 * factor.matrixLLT().diagonal().array().log().sum();
-    return 0.5 * inner(S, quadratic_) - inner(S, problem_.linear()) - log_det;
+    return 0.5 * inner(S, quadratic_) - inner(S, problem_.linear()) - factor.log_det();
   }
   void linearise(const Matrix& S) {
     S_ = S;
-    inverse_ = S.llt().solve(Matrix::Identity(S.rows(), S.cols()));
-    symmetrise(inverse_);
+    inverse_ = linalg::Cholesky(S).inverse();
     problem_.quadratic(S, gradient_);
     gradient_ -= problem_.linear();
-    symmetrise(gradient_);
+    linalg::symmetrise(gradient_);
     gradient_ -= inverse_;
   }
   const Matrix& gradient() const { return gradient_; }
   void product(const Matrix& D, Matrix& out) {
     problem_.quadratic(D, out);
-    symmetrise(out);
-    scratch_.noalias() = inverse_ * D;
-    out.noalias() += scratch_ * inverse_;
+    linalg::symmetrise(out);
+    scratch_ = linalg::product(inverse_, D);
+    linalg::add_product(scratch_, inverse_, out);
   }
   void precondition(const Matrix& R, Matrix& out) {
-    scratch_.noalias() = S_ * R;
-    out.noalias() = 0.5 * scratch_ * S_;
+    scratch_ = linalg::product(S_, R);
+    out.resize(R.rows(), R.cols());
+    linalg::gemm<double>(scratch_, S_, out, 0.5, 0);
   }
 
  private:
@@ -73,7 +68,7 @@ class AffineObjective {
     U_ = decomposition.U;
     V_ = decomposition.V;
     const Vector inverse = decomposition.s.cwiseInverse();
-    inverse_transpose_ = U_ * inverse.asDiagonal() * V_.transpose();
+    inverse_transpose_ = linalg::product(Matrix(U_ * inverse.asDiagonal()), V_.transpose());
     coupling_ = inverse * inverse.transpose();
     problem_.quadratic(X, gradient_);
     gradient_ -= problem_.linear();
@@ -82,17 +77,16 @@ class AffineObjective {
   const Matrix& gradient() const { return gradient_; }
   void product(const Matrix& D, Matrix& out) {
     problem_.quadratic(D, out);
-    scratch_.noalias() = inverse_transpose_ * D.transpose();
-    out.noalias() += scratch_ * inverse_transpose_;
+    scratch_ = linalg::product(inverse_transpose_, D.transpose());
+    linalg::add_product(scratch_, inverse_transpose_, out);
   }
   void precondition(const Matrix& R, Matrix& out) {
-    scratch_.noalias() = U_.transpose() * R;
-    const Matrix rotated = scratch_ * V_;
+    const Matrix rotated = linalg::product(linalg::product(U_.transpose(), R), V_);
     const Array symmetric = 0.5 * (rotated + rotated.transpose()).array() / (1 + coupling_.array());
     const Array skew =
         0.5 * (rotated - rotated.transpose()).array() / (1 - coupling_.array()).max(kFlat);
-    scratch_.noalias() = U_ * (symmetric + skew).matrix();
-    out.noalias() = scratch_ * V_.transpose();
+    scratch_ = (symmetric + skew).matrix();
+    out = linalg::product(linalg::product(U_, scratch_), V_.transpose());
   }
 
  private:
@@ -111,8 +105,7 @@ GroupProblem::GroupProblem(std::vector<Term> terms, Matrix linear, Vector target
     total_ += terms_[k].precision;
     nu_.col(k) = terms_[k].nu;
   }
-  factor_.compute(total_);
-  if (factor_.info() != Eigen::Success)
+  if (!factor_.compute(total_))
     throw NumericalError("the precisions of a group do not sum to a positive definite matrix", -1,
                          -1);
 }
@@ -120,14 +113,15 @@ GroupProblem::GroupProblem(std::vector<Term> terms, Matrix linear, Vector target
 GroupProblem GroupProblem::transformed(const Matrix& R) const {
   std::vector<Term> terms;
   for (const Term& term : terms_)
-    terms.push_back({term.precision, R * term.second_moment * R.transpose(), R * term.nu});
-  return {std::move(terms), J_ * R.transpose(), target_};
+    terms.push_back({term.precision, linalg::congruence(R, term.second_moment), R * term.nu});
+  return {std::move(terms), linalg::product(J_, R.transpose()), target_};
 }
 
 Vector GroupProblem::shift(const Matrix& B) const {
   Vector sum = target_;
   for (const Term& term : terms_) sum -= term.precision * (B * term.nu);
-  return factor_.solve(sum);
+  factor_.solve_in_place(sum);
+  return sum;
 }
 
 void GroupProblem::quadratic(const Matrix& B, Matrix& out) const {
@@ -138,13 +132,14 @@ void GroupProblem::quadratic(const Matrix& B, Matrix& out) const {
   Vector sum = Vector::Zero(d);
   for (Index k = 0; k < moved_.cols(); ++k) {
     const Term& term = terms_[k];
-    scratch_.noalias() = B * term.second_moment;
-    out.noalias() += term.precision * scratch_;
+    linalg::product(B, term.second_moment, scratch_);
+    linalg::add_product(term.precision, scratch_, out);
     sum.noalias() += term.precision * (B * term.nu);
   }
-  const Vector delta = -factor_.solve(sum);
+  factor_.solve_in_place(sum);
+  const Vector delta = -sum;
   for (Index k = 0; k < moved_.cols(); ++k) moved_.col(k).noalias() = terms_[k].precision * delta;
-  out.noalias() += moved_ * nu_.transpose();
+  linalg::add_product(moved_, nu_.transpose(), out);
 }
 
 double GroupProblem::value(const Matrix& B) const { return AffineObjective(*this).value(B); }
@@ -163,23 +158,24 @@ void GroupProblem::descend(Matrix& X, Index sweeps, const DescentOptions& option
     if (term.precision.trace() > heaviest->precision.trace()) heaviest = &term;
   const Matrix basis = diagonalise(Matrix::Identity(d, d), heaviest->precision).U;
   RowProblem rows;
-  const Vector mean = factor_.solve(target_);
+  Vector mean = target_;
+  factor_.solve_in_place(mean);
   Matrix linear(d, d + 1);
   linear.leftCols(d) = J_;
   linear.col(d) = target_;
   for (const Term& term : terms_) {
-    rows.precision.push_back(basis.transpose() * term.precision * basis);
+    rows.precision.push_back(linalg::congruence(basis.transpose(), term.precision));
     Matrix moment(d + 1, d + 1);
     moment << term.second_moment, term.nu, term.nu.transpose(), 1;
     rows.second_moment.push_back(std::move(moment));
     linear.leftCols(d) += (term.precision * mean) * term.nu.transpose();
   }
-  rows.linear = basis.transpose() * linear;
+  rows.linear = linalg::product(basis.transpose(), linear);
   Matrix Y(d, d + 1);
   Y << X, shift(X);
-  Y = basis.transpose() * Y;
+  Y = linalg::product(basis.transpose(), Y);
   descend_rows(rows, Y, sweeps, {options.max_iter, 1e-4, options.watch});
-  X = basis * Y.leftCols(d);
+  linalg::product(basis, Y.leftCols(d), X);
 }
 
 Descent GroupProblem::minimise_affine(Matrix& B, Index sweeps,
@@ -194,30 +190,29 @@ Descent GroupProblem::minimise_affine(Matrix& B, Index sweeps,
     weight += w;
   }
   const Matrix L_s = cholesky(average / weight);
-  const Matrix L_p = factor_.matrixL();  // its transpose is the whitener
-  const auto lower_s = L_s.triangularView<Eigen::Lower>();
-  const auto lower_p = L_p.triangularView<Eigen::Lower>();
-  const auto congruence = [](const auto& lower, const Matrix& M) {
-    Matrix half = lower.solve(M);
-    Matrix whole = lower.solve(half.transpose());
-    return Matrix(0.5 * (whole + whole.transpose()));
-  };
+  const Matrix& L_p = factor_.packed();  // its transpose is the whitener
   std::vector<Term> terms;
-  for (const Term& term : terms_)
-    terms.push_back({congruence(lower_p, term.precision), congruence(lower_s, term.second_moment),
-                     lower_s.solve(term.nu)});
-  // L_p^{-1} J L_s^{-T}
-  const Matrix half = lower_s.solve(J_.transpose());
-  const Matrix linear = lower_p.solve(half.transpose());
-  const GroupProblem whitened(std::move(terms), linear, lower_p.solve(target_));
-  Matrix X = lower_p.transpose() * B;
-  X = X * lower_s;
+  for (const Term& term : terms_) {
+    terms.push_back({linalg::solve_congruence(L_p, term.precision),
+                     linalg::solve_congruence(L_s, term.second_moment), term.nu});
+    linalg::solve_lower(L_s, terms.back().nu);
+  }
+  Matrix linear = J_;  // L_p^{-1} J L_s^{-T}
+  linalg::solve_lower(L_p, linear);
+  linalg::solve_lower_transposed_on_the_right(linear, L_s);
+  Vector target = target_;
+  linalg::solve_lower(L_p, target);
+  const GroupProblem whitened(std::move(terms), std::move(linear), std::move(target));
+  Matrix X = B;
+  linalg::multiply_lower_transposed(L_p, X);
+  linalg::multiply_by_lower(X, L_s);
   if (sweeps > 0) whitened.descend(X, sweeps, options);
   AffineObjective objective(whitened);
   const Descent descent = minimise(objective, X, options);
   // B = L_p^{-T} X L_s^{-1}
-  const Matrix right = lower_s.transpose().solve(X.transpose());
-  B = lower_p.transpose().solve(right.transpose());
+  linalg::solve_lower_on_the_right(X, L_s);
+  linalg::solve_lower_transposed(L_p, X);
+  B = std::move(X);
   return descent;
 }
 

@@ -10,6 +10,7 @@
 
 #include "descent.hpp"
 #include "fairsteer/types.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer::detail {
 
@@ -48,9 +49,9 @@ class GroupProblem {
   std::vector<Term> terms_;
   Matrix J_;
   Vector target_;
-  Matrix total_;               // sum_k P_k
-  Eigen::LLT<Matrix> factor_;  // of it
-  Matrix nu_;                  // (d, K)
+  Matrix total_;             // sum_k P_k
+  linalg::Cholesky factor_;  // of it
+  Matrix nu_;                // (d, K)
   mutable Matrix scratch_, moved_;
 };
 

@@ -9,9 +9,10 @@
 #include "alternation.hpp"
 #include "diagonal.hpp"
 #include "fairsteer/check.hpp"
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/errors.hpp"
-#include "fairsteer/gaussian.hpp"
 #include "full.hpp"
+#include "linalg.hpp"
 #include "order.hpp"
 #include "tied.hpp"
 
@@ -106,18 +107,16 @@ IdealResult solve_full_affine(const Subgroups& subgroups, const IdealOptions& op
       centre += subgroups.weight(k, a) * subgroups.mean(k, a);
     }
   const Matrix factor = cholesky(average);
-  const auto lower = factor.triangularView<Eigen::Lower>();
   std::vector<double> means(K * G * d, 0.0), covariances(K * G * d * d, 0.0);
   for (Index k = 0; k < K; ++k)
     for (Index a = 0; a < G; ++a) {
       if (!subgroups.seen(k, a)) continue;
       const Index cell = k * G + a;
-      Eigen::Map<Vector>(means.data() + cell * d, d) =
-          lower.solve(Vector(subgroups.mean(k, a) - centre));
-      const Matrix half = lower.solve(Matrix(subgroups.covariance(k, a)));
-      const Matrix whole = lower.solve(half.transpose());
+      Eigen::Map<Vector> mean(means.data() + cell * d, d);
+      mean = subgroups.mean(k, a) - centre;
+      linalg::solve_lower(factor, mean);
       Eigen::Map<Matrix>(covariances.data() + cell * d * d, d, d) =
-          0.5 * (whole + whole.transpose());
+          linalg::solve_congruence(factor, subgroups.covariance(k, a));
     }
   Subgroups white = subgroups;
   white.means = means.data();
@@ -137,15 +136,17 @@ IdealResult solve_full_affine(const Subgroups& subgroups, const IdealOptions& op
     symmetric = symmetric_solution(subgroups, options);
   if (symmetric && symmetric->objective < solution.objective) {
     for (Index a = 0; a < G; ++a) {
-      symmetric->state.B[a] = lower.solve(symmetric->state.B[a]);
-      symmetric->state.m[a] = lower.solve(Vector(symmetric->state.m[a] - centre));
+      symmetric->state.m[a] -= centre;
+      linalg::solve_lower(factor, symmetric->state.B[a]);
+      linalg::solve_lower(factor, symmetric->state.m[a]);
     }
     solution = detail::nearer(std::move(solution),
                               alternate(model, white, options, *std::move(symmetric)));
   }
   for (Index a = 0; a < G; ++a) {
-    solution.state.B[a] = lower * solution.state.B[a];
-    solution.state.m[a] = lower * solution.state.m[a] + centre;
+    linalg::multiply_lower(factor, solution.state.B[a]);
+    linalg::multiply_lower(factor, solution.state.m[a]);
+    solution.state.m[a] += centre;
   }
   IdealResult result = summary(solution);
   detail::lift(subgroups, solution, reference_of(options), result);
@@ -172,8 +173,8 @@ IdealResult solve(const Subgroups& subgroups, const IdealOptions& options) {
   return solve(detail::TiedModel(subgroups, options), subgroups, options);
 }
 
-// Units in which the numbers of a problem are of order one. Powers of two: nothing is rounded on the
-// way there and back.
+// Units in which the numbers of a problem are of order one. Powers of two: nothing is rounded on
+// the way there and back.
 struct Units {
   Vector scale;
   Vector centre;
@@ -192,9 +193,8 @@ Units units_of(const Subgroups& subgroups) {
         if (subgroups.seen(k, a)) visit(k, a);
   };
   if (diagonal)
-    for_each_cell([&](Index k, Index a) {
-      units.centre += subgroups.weight(k, a) * subgroups.mean(k, a);
-    });
+    for_each_cell(
+        [&](Index k, Index a) { units.centre += subgroups.weight(k, a) * subgroups.mean(k, a); });
   Vector largest = Vector::Zero(d);
   for_each_cell([&](Index k, Index a) {
     Vector deviation = (subgroups.mean(k, a) - units.centre).cwiseAbs();

@@ -3,222 +3,82 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
+#include <optional>
+#include <stdexcept>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "chan_merge.hpp"
-#include "fairsteer/row_sort.hpp"
+#include "fairsteer/check.hpp"
+#include "fairsteer/errors.hpp"
 #include "kernels.hpp"
+#include "linalg.hpp"
+#include "moment_plan.hpp"
 #include "parallel.hpp"
+#include "row_reader.hpp"
 
 namespace fairsteer {
+namespace detail {
 namespace {
-
-using detail::RowList;
-
-// Rows whose products are added up in single precision before they go to double.
-constexpr Index kTaskRows = 4096;
-
-// Rows that are read at a time.
-constexpr Index kChunk = 256;
 
 // Numbers in the tables of one thread, where rows are read in their own order.
 constexpr Index kTableSize = Index{1} << 17;
 
-// A block of centred rows: large enough that adding its product to the matrix of products is a
-// small part of forming it, small enough to stay near the core.
-Index block_rows(Index n_features) {
-  return std::clamp<Index>((Index{1} << 19) / n_features, 512, 1024);
-}
+// What the range of single precision leaves for squares and for their sums over a block.
+constexpr double kSmallestSquare = 1e-30, kLargestSquare = 1e30;
 
-/// Rows of any type and layout as lists of float or double rows.
+/// Rows with their cells, the tasks they are cut into, and the threads that work on these.
 template <class T>
-class Reader {
+class Batch {
  public:
-  using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using S = RowScalar<T>;
 
-  explicit Reader(const RowsView<T>& rows) : rows_(rows) {}
+  /// What one thread adds up, and needs to read.
+  struct Scratch {
+    Chunk chunk;
+    MatrixOf<S> staging;  // (d, kChunk) where rows cannot be read in place
+    Matrix vectors;       // (vector size, slots): sums of a slot, of rows or of cubes
+    Matrix squares;       // (2, slots): weights and their squares, or traces and fourth powers
+  };
 
-  /// Whether rows are read where they lie; otherwise they are copied to the `staging` of `read`.
-  bool in_place() const { return std::is_same_v<T, S> && rows_.col_stride == 1; }
-
-  RowList<S> read(const Index* which, Index count, S* staging) const {
-    if constexpr (std::is_same_v<T, S>)
-      if (in_place()) return {rows_.data, rows_.row_stride, which, count, rows_.cols};
-    stage(which, count, staging);
-    return {staging, rows_.cols, nullptr, count, rows_.cols};
-  }
-
- private:
-  void stage(const Index* which, Index count, S* out) const {
-    const Index d = rows_.cols;
-    if constexpr (std::is_same_v<T, Eigen::half>) {
-      if (rows_.col_stride == 1) {
-        for (Index i = 0; i < count; ++i) detail::widen(rows_.row(which[i]), d, out + i * d);
-        return;
-      }
-    }
-    // Where columns are the contiguous direction, a few of them are read side by side.
-    constexpr Index kColumns = 16;
-    for (Index j0 = 0; j0 < d; j0 += kColumns)
-      for (Index i = 0; i < count; ++i) {
-        const T* row = rows_.row(which[i]);
-        for (Index j = j0; j < std::min(d, j0 + kColumns); ++j)
-          out[i * d + j] = static_cast<S>(row[j * rows_.col_stride]);
-      }
-  }
-
-  const RowsView<T>& rows_;
-};
-
-/// Where a task adds up the rows of one cell, until it is its turn to add them to the whole.
-struct Slot {
-  Index cell;
-  Index begin, end;  ///< of the sorted rows
-};
-
-struct Task {
-  Index first_slot, n_slots;
-  Index begin, end;  ///< rows, where they are read in their own order
-};
-
-/// How the rows are cut into tasks. It does not depend on the number of threads.
-struct Plan {
-  /// Rows are read in their own order; every task has a slot for every cell.
-  Plan(Index n_rows, Index n_cells) {
-    for (Index cell = 0; cell < n_cells; ++cell) slots.push_back({cell, 0, 0});
-    const Index size = std::max(2 * kTaskRows, 16 * n_cells);
-    for (Index begin = 0; begin < n_rows; begin += size)
-      tasks.push_back({0, n_cells, begin, std::min(n_rows, begin + size)});
-  }
-
-  /// Rows are read cell by cell; a task has rows of one scatter.
-  Plan(const MomentSums& sums, const RowsByCode& rows) {
-    const bool tied = sums.model == CovarianceModel::tied;
-    Index task_rows = 0, scatter = -1;
-    for (Index i = 0; i < sums.n_cells(); ++i) {
-      // Tied: the cells of a group follow one another.
-      const Index cell = tied ? i % sums.n_classes * sums.n_groups + i / sums.n_classes : i;
-      for (Index begin = rows.begin[cell]; begin < rows.begin[cell + 1];) {
-        if (scatter != detail::scatter_of(sums, cell) || task_rows == kTaskRows) {
-          tasks.push_back({static_cast<Index>(slots.size()), 0, 0, 0});
-          scatter = detail::scatter_of(sums, cell);
-          task_rows = 0;
-        }
-        const Index end = std::min(rows.begin[cell + 1], begin + kTaskRows - task_rows);
-        slots.push_back({cell, begin, end});
-        ++tasks.back().n_slots;
-        task_rows += end - begin;
-        begin = end;
-      }
-    }
-  }
-
-  Index n_tasks() const { return static_cast<Index>(tasks.size()); }
-  Index most_slots() const {
-    Index most = 0;
-    for (const Task& task : tasks) most = std::max(most, task.n_slots);
-    return most;
-  }
-
-  std::vector<Slot> slots;
-  std::vector<Task> tasks;
-};
-
-/// Some rows of a task, and the slots that they belong to.
-struct Chunk {
-  Index count;
-  std::array<Index, kChunk> row;
-  std::array<Index, kChunk> slot;  // within the task
-  std::array<Index, kChunk> cell;
-  std::array<Index, kChunk> position;  // in the block
-  std::array<double, kChunk> weight;
-};
-
-/// Scratch of one thread.
-template <class S>
-struct Scratch {
-  Chunk chunk;
-  MatrixOf<S> staging;           // (d, kChunk) where rows cannot be read in place
-  std::vector<S> block;          // rows of every scatter, `stride` apart
-  std::vector<Index> fill;       // rows in the block of each scatter
-  MatrixOf<S> product;           // lower triangle, for BLAS
-  std::vector<double> products;  // the same of every scatter, for few features
-  std::array<double, kChunk> norms;
-  std::array<S, kChunk> factors;
-  Matrix vectors;  // (d, slots): sums of a slot, of rows or of cubes
-  Matrix squares;  // (2, slots): weights and their squares, or traces and fourth powers
-};
-
-template <class T>
-class Update {
- public:
-  using S = typename Reader<T>::S;
-
-  Update(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* classes,
-         const std::int64_t* groups, const double* weights, Index n_threads)
-      : sums_(sums),
+  Batch(const MomentShape& shape, const RowsView<T>& rows, const RowCells& cells, MomentPlan plan,
+        Index vector_size, Index n_threads, const Watch* watch)
+      : shape_(shape),
         rows_(rows),
+        cells_(cells),
         reader_(rows),
-        classes_(classes),
-        groups_(groups),
-        weights_(weights),
+        plan_(std::move(plan)),
         n_threads_(n_threads),
-        diagonal_(sums.model == CovarianceModel::diagonal),
-        small_(!diagonal_ && detail::has_small_product(sums.n_features)),
-        stride_(small_ ? detail::small_product_stride<S>(sums.n_features) : sums.n_features),
-        product_size_(stride_ * detail::small_product_columns(sums.n_features)),
-        in_order_(reads_in_order()),
-        sorted_(in_order_ ? RowsByCode{}
-                          : sort_rows(rows.rows, sums.n_cells(),
-                                      [&](Index row) { return cell_of(row); })),
-        plan_(in_order_ ? Plan(rows.rows, sums.n_cells()) : Plan(sums, sorted_)),
-        batch_(sums.n_features, sums.n_cells()) {}
-
-  void run() {
-    const Index d = sums_.n_features;
-    scratch_.resize(std::max<Index>(1, std::min(n_threads_, plan_.n_tasks())));
-    n_scatters_ = in_order_ && !diagonal_ ? detail::n_scatters(sums_) : 1;
-    limit_ = in_order_ ? std::clamp<Index>(kTableSize / (n_scatters_ * stride_), 32, 512)
-                       : block_rows(d);
-    if (!in_order_) limit_ = std::min<Index>(limit_, std::max<Index>(1, sorted_.rows.size()));
-    leading_ = limit_ + 16;  // off the powers of two, at which cache lines displace one another
-    for (Scratch<S>& scratch : scratch_) {
-      if (!reader_.in_place()) scratch.staging.resize(d, kChunk);
-      scratch.vectors.resize(diagonal_ ? 3 * d : d, plan_.most_slots());
+        watch_(watch) {
+    scratch_.resize(std::max<Index>(1, std::min(n_threads, plan_.n_tasks())));
+    for (Scratch& scratch : scratch_) {
+      if (!reader_.in_place()) scratch.staging.resize(rows.cols, kChunk);
+      scratch.vectors.resize(vector_size, plan_.most_slots());
       scratch.squares.resize(2, plan_.most_slots());
-      if (diagonal_) continue;
-      scratch.block.resize(small_ ? n_scatters_ * limit_ * stride_ : leading_ * d);
-      scratch.fill.resize(n_scatters_);
-      if (small_)
-        scratch.products.resize(n_scatters_ * product_size_);
-      else
-        scratch.product.resize(d, d);
     }
-    for (Index c = 0; c < sums_.n_cells(); ++c) scatter_.push_back(detail::scatter_of(sums_, c));
-    find_means();
-    if (!(batch_.weight.sum() > 0)) return;
-    if (diagonal_)
-      add_diagonal();
-    else
-      add_products();
   }
 
- private:
-  // Negative for a row that is left out.
-  Index cell_of(Index row) const {
-    const std::int64_t k = classes_[row], a = groups_[row];
-    const bool counts = (k | a) >= 0 && (weights_ == nullptr || weights_[row] > 0);
-    return counts ? k * sums_.n_groups + a : -1;
+  const MomentShape& shape() const { return shape_; }
+  const MomentPlan& plan() const { return plan_; }
+  Index n_scratch() const { return static_cast<Index>(scratch_.size()); }
+
+  /// Weights of the rows of a chunk, or null: all one.
+  const double* weights_of(const Chunk& chunk) const {
+    return cells_.weights ? chunk.weight.data() : nullptr;
   }
 
-  // Short rows are read in the order in which they lie, where the tables that this takes stay near
-  // the core: jumping from row to row of a cell would cost more than everything else.
-  bool reads_in_order() const {
-    const Index d = sums_.n_features;
-    if (!small_ && !diagonal_) return false;
-    const Index products = diagonal_ ? 0 : detail::n_scatters(sums_) * product_size_;
-    return products <= kTableSize && sums_.n_cells() * d <= kTableSize / 2;
+  RowList<S> read(Scratch& scratch) const {
+    const Chunk& chunk = scratch.chunk;
+    RowList<S> list = reader_.read(chunk.row.data(), chunk.count, scratch.staging.data());
+    // Rows that follow one another are found without their numbers.
+    if (plan_.is_in_order() && list.which &&
+        chunk.row[chunk.count - 1] - chunk.row[0] == chunk.count - 1) {
+      list.data += chunk.row[0] * list.stride;
+      list.which = nullptr;
+    }
+    return list;
   }
 
   /// Calls `function(chunk)` for all rows of a task, at most `most()` at a time.
@@ -227,11 +87,12 @@ class Update {
     Slot slot{};
     Index s = -1, row = task.begin;
     for (bool more = true; more;) {
+      if (watch_ != nullptr) watch_->stop();
       const Index limit = std::min(kChunk, most());
       Index n = 0;
-      if (in_order_) {
+      if (plan_.is_in_order()) {
         for (; n < limit && row < task.end; ++row) {
-          const Index cell = cell_of(row);
+          const Index cell = cells_.of(row);
           chunk.row[n] = row;
           chunk.slot[n] = chunk.cell[n] = cell;
           n += cell >= 0;
@@ -242,296 +103,647 @@ class Update {
           if (slot.begin == slot.end) {
             more = ++s < task.n_slots;
             if (!more) break;
-            slot = plan_.slots[task.first_slot + s];
+            slot = plan_.slot(task, s);
           }
-          chunk.row[n] = sorted_.rows[slot.begin++];
+          chunk.row[n] = plan_.row(slot.begin++);
           chunk.slot[n] = s;
           chunk.cell[n++] = slot.cell;
         }
       }
-      if (weights_)
-        for (Index i = 0; i < n; ++i) chunk.weight[i] = weights_[chunk.row[i]];
+      if (cells_.weights)
+        for (Index i = 0; i < n; ++i) chunk.weight[i] = cells_.weights[chunk.row[i]];
       chunk.count = n;
       if (n > 0) function(chunk);
     }
   }
 
-  RowList<S> read(Scratch<S>& scratch) const {
-    const Chunk& chunk = scratch.chunk;
-    RowList<S> list = reader_.read(chunk.row.data(), chunk.count, scratch.staging.data());
-    // Rows that follow one another are found without their numbers.
-    if (in_order_ && list.which && chunk.row[chunk.count - 1] - chunk.row[0] == chunk.count - 1) {
-      list.data += chunk.row[0] * list.stride;
-      list.which = nullptr;
-    }
-    return list;
-  }
-
-  const double* weights_of(const Chunk& chunk) const {
-    return weights_ ? chunk.weight.data() : nullptr;
-  }
-
-  Index cell(const Task& task, Index slot) const {
-    return plan_.slots[task.first_slot + slot].cell;
-  }
-
-  // Calls `work(task, scratch)` on several threads, and `flush` in the order of the tasks.
+  /// Calls `work(task, scratch, thread)` on several threads, and `flush(task, scratch, thread)` in
+  /// the order of the tasks.
   template <class Work, class Flush>
   void for_tasks(Work work, Flush flush) {
-    detail::Turns turns;
-    detail::for_each_task(
+    Turns turns;
+    for_each_task(
         plan_.n_tasks(), n_threads_,
         [&](Index t, Index thread) {
-          const Task& task = plan_.tasks[t];
-          scratch_[thread].vectors.setZero();
-          scratch_[thread].squares.setZero();
-          work(task, scratch_[thread]);
-          turns.take(t, [&] { flush(task, scratch_[thread]); });
+          const Task& task = plan_.tasks()[t];
+          Scratch& scratch = scratch_[thread];
+          scratch.vectors.setZero();
+          scratch.squares.setZero();
+          work(task, scratch, thread);
+          turns.take(t, [&] { flush(task, scratch, thread); });
         },
         [&] { turns.give_up(); });
   }
 
-  // A row of every cell: sums relative to it lose nothing to an offset.
-  Matrix first_rows() {
-    const Index d = sums_.n_features;
-    Matrix origin = Matrix::Zero(d, sums_.n_cells());
-    std::vector<char> found(sums_.n_cells(), 0);
-    Index missing = sums_.n_cells();
-    const auto visit = [&](Index row, Index c) {
-      if (found[c]) return;
-      found[c] = 1;
-      --missing;
-      Scratch<S>& scratch = scratch_.front();
-      const RowList<S> list = reader_.read(&row, 1, scratch.staging.data());
-      const S* first = list.data + (list.which ? row * list.stride : 0);
-      origin.col(c) = Eigen::Map<const VectorOf<S>>(first, d).template cast<double>();
-    };
-    if (in_order_) {
-      for (Index row = 0; row < rows_.rows && missing > 0; ++row)
-        if (cell_of(row) >= 0) visit(row, cell_of(row));
-    } else {
-      for (const Slot& slot : plan_.slots) visit(sorted_.rows[slot.begin], slot.cell);
-    }
-    return origin;
-  }
-
-  // The exact mean of every cell before anything is squared: neither a large offset nor a cell's
-  // share of a common scatter then costs digits.
-  void find_means() {
-    const Index d = sums_.n_features;
+  /// The exact mean of every cell before anything is squared: neither a large offset nor a cell's
+  /// share of a common scatter then costs digits.
+  CellSums find_means() {
+    const Index d = shape_.n_features;
+    CellSums sums(d, shape_.n_cells());
     const Matrix origin = first_rows();
     for_tasks(
-        [&](const Task& task, Scratch<S>& scratch) {
+        [&](const Task& task, Scratch& scratch, Index) {
           for_chunks(
               task, scratch.chunk, [] { return kChunk; },
               [&](Chunk& chunk) {
                 for (Index i = 0; i < chunk.count; ++i) {
-                  const double w = weights_ ? chunk.weight[i] : 1.0;
-                  double* sums = scratch.squares.data() + 2 * chunk.slot[i];
-                  sums[0] += w;
-                  sums[1] += w * w;
+                  const double w = cells_.weights ? chunk.weight[i] : 1.0;
+                  double* both = scratch.squares.data() + 2 * chunk.slot[i];
+                  both[0] += w;
+                  both[1] += w * w;
                 }
-                detail::add_rows(read(scratch), origin.data(), chunk.cell.data(), weights_of(chunk),
-                                 scratch.vectors.data(), chunk.slot.data());
+                add_rows(read(scratch), origin.data(), chunk.cell.data(), weights_of(chunk),
+                         scratch.vectors.data(), chunk.slot.data());
               });
         },
-        [&](const Task& task, const Scratch<S>& scratch) {
+        [&](const Task& task, const Scratch& scratch, Index) {
           for (Index s = 0; s < task.n_slots; ++s) {
-            batch_.weight[cell(task, s)] += scratch.squares(0, s);
-            batch_.weight_square[cell(task, s)] += scratch.squares(1, s);
-            batch_.mean.col(cell(task, s)) += VectorView(scratch.vectors.data() + s * d, d);
+            const Index cell = plan_.cell(task, s);
+            sums.weight[cell] += scratch.squares(0, s);
+            sums.weight_square[cell] += scratch.squares(1, s);
+            sums.mean.col(cell) += VectorView(scratch.vectors.col(s).data(), d);
           }
         });
-    for (Index c = 0; c < sums_.n_cells(); ++c) {
-      if (!(batch_.weight[c] > 0)) continue;
-      batch_.mean.col(c) = origin.col(c) + batch_.mean.col(c) / batch_.weight[c];
-      batch_.centre.col(c) = batch_.mean.col(c).template cast<S>().template cast<double>();
+    for (Index c = 0; c < shape_.n_cells(); ++c) {
+      if (!(sums.weight[c] > 0)) continue;
+      sums.mean.col(c) = origin.col(c) + sums.mean.col(c) / sums.weight[c];
+      sums.centre.col(c) = sums.mean.col(c).template cast<S>().template cast<double>();
+    }
+    return sums;
+  }
+
+ private:
+  // A row of every cell: sums relative to it lose nothing to an offset.
+  Matrix first_rows() {
+    const Index d = shape_.n_features;
+    Matrix origin = Matrix::Zero(d, shape_.n_cells());
+    std::vector<char> found(shape_.n_cells(), 0);
+    Index missing = shape_.n_cells();
+    const auto visit = [&](Index row, Index c) {
+      if (found[c]) return;
+      found[c] = 1;
+      --missing;
+      Scratch& scratch = scratch_.front();
+      const RowList<S> list = reader_.read(&row, 1, scratch.staging.data());
+      const S* first = list.data + (list.which ? row * list.stride : 0);
+      origin.col(c) = Eigen::Map<const VectorOf<S>>(first, d).template cast<double>();
+    };
+    if (plan_.is_in_order()) {
+      for (Index row = 0; row < rows_.rows && missing > 0; ++row)
+        if (cells_.of(row) >= 0) visit(row, cells_.of(row));
+    } else {
+      for (const Slot& slot : plan_.slots()) visit(plan_.row(slot.begin), slot.cell);
+    }
+    return origin;
+  }
+
+  const MomentShape shape_;
+  const RowsView<T> rows_;
+  const RowCells cells_;
+  const RowReader<T> reader_;
+  const MomentPlan plan_;
+  const Index n_threads_;
+  const Watch* const watch_;
+  std::vector<Scratch> scratch_;
+};
+
+/// Products of rows with few features: rows of a block side by side, the product our own. Where the
+/// tables stay near the core, rows are read in the order in which they lie: jumping from row to row
+/// of a cell would cost more than everything else.
+template <class T>
+class RowBlocks {
+  using S = RowScalar<T>;
+
+ public:
+  using Scratch = typename Batch<T>::Scratch;
+
+  static bool fits(const MomentShape& shape) { return has_small_product(shape.n_features); }
+  static Index table_size(const MomentShape& shape) {
+    return shape.n_scatters() * small_product_stride<S>(shape.n_features) *
+           small_product_columns(shape.n_features);
+  }
+
+  RowBlocks(const Batch<T>& batch, const CellSums& sums)
+      : batch_(batch),
+        d_(batch.shape().n_features),
+        stride_(small_product_stride<S>(d_)),
+        product_size_(stride_ * small_product_columns(d_)),
+        n_scatters_(batch.plan().is_in_order() ? batch.shape().n_scatters() : 1),
+        centre_(sums.centre.template cast<S>()) {
+    limit_ = batch.plan().is_in_order()
+                 ? std::clamp<Index>(kTableSize / (n_scatters_ * stride_), 32, 512)
+                 : std::min<Index>(1024, std::max<Index>(1, batch.plan().n_sorted()));
+    tables_.resize(batch.n_scratch());
+    for (Tables& tables : tables_) {
+      tables.block.resize(n_scatters_ * limit_ * stride_);
+      tables.fill.resize(n_scatters_);
+      tables.products.resize(n_scatters_ * product_size_);
     }
   }
 
-  void add_products() {
-    std::vector<detail::ChanMerge> merges;
-    std::vector<std::vector<Index>> cells(detail::n_scatters(sums_));
-    for (Index c = 0; c < sums_.n_cells(); ++c)
-      if (batch_.weight[c] > 0) cells[detail::scatter_of(sums_, c)].push_back(c);
-    for (const auto& some : cells)
-      if (!some.empty()) merges.emplace_back(sums_, some, batch_.of(some));
-
-    const Index d = sums_.n_features;
-    const MatrixOf<S> centre = batch_.centre.template cast<S>();
-    for_tasks(
-        [&](const Task& task, Scratch<S>& scratch) {
-          std::fill(scratch.products.begin(), scratch.products.end(), 0.0);
-          scratch.product.setZero();
-          std::fill(scratch.fill.begin(), scratch.fill.end(), 0);
-          for_chunks(
-              task, scratch.chunk, [&] { return room(scratch); },
-              [&](Chunk&) { add_chunk(centre, scratch); });
-          for (Index scatter = 0; scatter < n_scatters_; ++scatter) multiply(scratch, scatter);
-        },
-        [&](const Task& task, const Scratch<S>& scratch) {
-          for (Index s = 0; s < task.n_slots; ++s) {
-            batch_.trace[cell(task, s)] += scratch.squares(0, s);
-            batch_.quartic[cell(task, s)] += scratch.squares(1, s);
-            batch_.cubic.col(cell(task, s)) += scratch.vectors.col(s);
-          }
-          for (Index scatter = 0; scatter < n_scatters_; ++scatter) {
-            const Index whole = in_order_ ? scatter : detail::scatter_of(sums_, cell(task, 0));
-            double* into = sums_.scatter + whole * d * d;
-            if (small_)
-              detail::add_lower(scratch.products.data() + scatter * product_size_, stride_, d,
-                                into);
-            else
-              detail::add_lower(scratch.product.data(), d, d, into);
-          }
-        });
-    detail::for_each_task(static_cast<Index>(merges.size()), n_threads_, [&](Index i, Index) {
-      const detail::CellSums added = batch_.of(merges[i].cells());
-      merges[i].finish(added.trace, added.quartic, added.cubic);
-    });
+  void begin(Index thread) {
+    Tables& tables = tables_[thread];
+    std::fill(tables.products.begin(), tables.products.end(), 0.0);
+    std::fill(tables.fill.begin(), tables.fill.end(), 0);
   }
 
   // Rows that fit into every block; never so few that reading them in turn is what takes time.
-  Index room(Scratch<S>& scratch) const {
+  Index room(Index thread) {
+    Tables& tables = tables_[thread];
     const Index least = std::min(kChunk, (limit_ + 1) / 2);
     Index most = 0;
     for (Index scatter = 0; scatter < n_scatters_; ++scatter) {
-      if (limit_ - scratch.fill[scatter] < least) multiply(scratch, scatter);
-      most = std::max(most, scratch.fill[scatter]);
+      if (limit_ - tables.fill[scatter] < least) multiply(tables, scatter);
+      most = std::max(most, tables.fill[scatter]);
     }
     return limit_ - most;
   }
 
-  // Centres rows into the block of their scatter; tiny cells share one. The block holds sqrt(s) y,
-  // so that its norms are s |y|^2; s |y|^2 y is wanted too.
-  void add_chunk(const MatrixOf<S>& centre, Scratch<S>& scratch) const {
+  void centre(Scratch& scratch, Index thread, double* norms) {
+    Tables& tables = tables_[thread];
     Chunk& chunk = scratch.chunk;
-    if (small_)
-      centre_by_row(centre, scratch);
-    else
-      centre_by_column(centre, scratch);
-    double* squares = scratch.squares.data();
+    const bool in_order = batch_.plan().is_in_order();
     for (Index i = 0; i < chunk.count; ++i) {
-      const double norm = scratch.norms[i];
-      squares[2 * chunk.slot[i]] += norm;
-      squares[2 * chunk.slot[i] + 1] += weights_ ? norm * norm / chunk.weight[i] : norm * norm;
-      if (weights_) scratch.norms[i] = norm / std::sqrt(chunk.weight[i]);
+      const Index scatter = in_order ? batch_.shape().scatter_of(chunk.cell[i]) : 0;
+      chunk.position[i] = scatter * limit_ + tables.fill[scatter]++;
     }
-    if (small_)
-      detail::add_weighted(scratch.block.data(), chunk.position.data(), stride_, chunk.count,
-                           sums_.n_features, scratch.norms.data(), scratch.vectors.data(),
-                           chunk.slot.data());
-    else
-      add_cubes_by_column(scratch);
+    centre_rows(batch_.read(scratch), centre_.data(), chunk.cell.data(), batch_.weights_of(chunk),
+                tables.block.data(), chunk.position.data(), stride_, norms);
   }
 
-  void centre_by_row(const MatrixOf<S>& centre, Scratch<S>& scratch) const {
-    Chunk& chunk = scratch.chunk;
-    for (Index i = 0; i < chunk.count; ++i) {
-      const Index scatter = in_order_ ? scatter_[chunk.cell[i]] : 0;
-      chunk.position[i] = scatter * limit_ + scratch.fill[scatter]++;
-    }
-    detail::centre_rows(read(scratch), centre.data(), chunk.cell.data(), weights_of(chunk),
-                        scratch.block.data(), chunk.position.data(), stride_, scratch.norms.data());
+  void add_cubes(Scratch& scratch, Index thread, const double* factors) {
+    const Chunk& chunk = scratch.chunk;
+    add_weighted(tables_[thread].block.data(), chunk.position.data(), stride_, chunk.count, d_,
+                 factors, scratch.vectors.data(), chunk.slot.data());
   }
 
-  void centre_by_column(const MatrixOf<S>& centre, Scratch<S>& scratch) const {
-    Chunk& chunk = scratch.chunk;
-    detail::centre_columns(read(scratch), centre.data(), chunk.cell.data(), weights_of(chunk),
-                           scratch.block.data() + scratch.fill[0], leading_, scratch.norms.data());
-    scratch.fill[0] += chunk.count;
+  void end(Index thread) {
+    for (Index scatter = 0; scatter < n_scatters_; ++scatter) multiply(tables_[thread], scatter);
+  }
+
+  void flush(const Task& task, Index thread, double* scatters) const {
+    for (Index scatter = 0; scatter < n_scatters_; ++scatter) {
+      const Index whole = batch_.plan().is_in_order()
+                              ? scatter
+                              : batch_.shape().scatter_of(batch_.plan().cell(task, 0));
+      add_lower(tables_[thread].products.data() + scatter * product_size_, stride_, d_,
+                scatters + whole * d_ * d_);
+    }
+  }
+
+ private:
+  struct Tables {
+    std::vector<S> block;          // rows of every scatter, `stride_` apart
+    std::vector<Index> fill;       // rows in the block of each scatter
+    std::vector<double> products;  // lower triangles of every scatter
+  };
+
+  void multiply(Tables& tables, Index scatter) const {
+    const Index filled = tables.fill[scatter];
+    if (filled == 0) return;
+    add_small_product(tables.block.data() + scatter * limit_ * stride_, stride_, filled, d_,
+                      tables.products.data() + scatter * product_size_);
+    tables.fill[scatter] = 0;
+  }
+
+  const Batch<T>& batch_;
+  const Index d_;
+  const Index stride_;        // of rows in a block
+  const Index product_size_;  // of one scatter
+  const Index n_scatters_;    // of a task
+  const MatrixOf<S> centre_;
+  Index limit_;  // rows of a block
+  std::vector<Tables> tables_;
+};
+
+/// Products of rows with many features, by BLAS: the numbers of a feature side by side in a block.
+template <class T>
+class ColumnBlocks {
+  using S = RowScalar<T>;
+
+ public:
+  using Scratch = typename Batch<T>::Scratch;
+
+  ColumnBlocks(const Batch<T>& batch, const CellSums& sums)
+      : batch_(batch),
+        d_(batch.shape().n_features),
+        // Large enough that adding its product to the matrix of products is a small part of forming
+        // it, small enough to stay near the core.
+        limit_(std::min<Index>(std::clamp<Index>((Index{1} << 19) / d_, 512, 1024),
+                               std::max<Index>(1, batch.plan().n_sorted()))),
+        leading_(limit_ + 16),  // off the powers of two, at which cache lines displace one another
+        centre_(sums.centre.template cast<S>()) {
+    tables_.resize(batch.n_scratch());
+    for (Tables& tables : tables_) {
+      tables.block.resize(leading_ * d_);
+      tables.product.resize(d_, d_);
+    }
+  }
+
+  void begin(Index thread) {
+    tables_[thread].product.setZero();
+    tables_[thread].fill = 0;
+  }
+
+  Index room(Index thread) {
+    Tables& tables = tables_[thread];
+    if (limit_ - tables.fill < std::min(kChunk, (limit_ + 1) / 2)) multiply(tables);
+    return limit_ - tables.fill;
+  }
+
+  void centre(Scratch& scratch, Index thread, double* norms) {
+    Tables& tables = tables_[thread];
+    const Chunk& chunk = scratch.chunk;
+    centre_columns(batch_.read(scratch), centre_.data(), chunk.cell.data(),
+                   batch_.weights_of(chunk), tables.block.data() + tables.fill, leading_, norms);
+    tables.fill += chunk.count;
   }
 
   // For stretches of rows of one cell, relative to the largest factor: single precision suffices.
-  void add_cubes_by_column(Scratch<S>& scratch) const {
+  void add_cubes(Scratch& scratch, Index thread, const double* factors) {
+    Tables& tables = tables_[thread];
     const Chunk& chunk = scratch.chunk;
-    const S* block = scratch.block.data() + scratch.fill[0] - chunk.count;
+    const S* block = tables.block.data() + tables.fill - chunk.count;
     for (Index begin = 0, end; begin < chunk.count; begin = end) {
       end = begin + 1;
       while (end < chunk.count && chunk.slot[end] == chunk.slot[begin]) ++end;
-      const double* factors = scratch.norms.data();
       const double largest = *std::max_element(factors + begin, factors + end);
       if (!(largest > 0)) continue;
-      for (Index i = begin; i < end; ++i) scratch.factors[i] = static_cast<S>(factors[i] / largest);
-      detail::add_weighted_columns(block + begin, leading_, end - begin, sums_.n_features,
-                                   scratch.factors.data() + begin, largest,
-                                   scratch.vectors.col(chunk.slot[begin]).data());
+      for (Index i = begin; i < end; ++i) tables.factors[i] = static_cast<S>(factors[i] / largest);
+      add_weighted_columns(block + begin, leading_, end - begin, d_,
+                           tables.factors.data() + begin, largest,
+                           scratch.vectors.col(chunk.slot[begin]).data());
     }
   }
 
-  void multiply(Scratch<S>& scratch, Index scatter) const {
-    const Index d = sums_.n_features, filled = scratch.fill[scatter];
-    if (filled == 0) return;
-    if (small_) {
-      detail::add_small_product(scratch.block.data() + scatter * limit_ * stride_, stride_, filled,
-                                d, scratch.products.data() + scatter * product_size_);
-    } else {
-      const Eigen::Map<const MatrixOf<S>, 0, Eigen::OuterStride<>> block(
-          scratch.block.data(), filled, d, Eigen::OuterStride<>(leading_));
-      scratch.product.template selfadjointView<Eigen::Lower>().rankUpdate(block.transpose());
-    }
-    scratch.fill[scatter] = 0;
+  void end(Index thread) { multiply(tables_[thread]); }
+
+  void flush(const Task& task, Index thread, double* scatters) const {
+    const Index whole = batch_.shape().scatter_of(batch_.plan().cell(task, 0));
+    add_lower(tables_[thread].product.data(), d_, d_, scatters + whole * d_ * d_);
   }
 
-  void add_diagonal() {
-    const Index d = sums_.n_features;
-    Matrix total = Matrix::Zero(3 * d, sums_.n_cells());  // squares, cubes, fourth powers
-    for_tasks(
-        [&](const Task& task, Scratch<S>& scratch) {
-          for_chunks(
-              task, scratch.chunk, [] { return kChunk; },
-              [&](Chunk& chunk) {
-                detail::add_powers(read(scratch), batch_.mean.data(), chunk.cell.data(),
-                                   weights_of(chunk), scratch.vectors.data(), chunk.slot.data());
-              });
-        },
-        [&](const Task& task, const Scratch<S>& scratch) {
-          for (Index s = 0; s < task.n_slots; ++s)
-            total.col(cell(task, s)) += scratch.vectors.col(s);
-        });
-    for (Index c = 0; c < sums_.n_cells(); ++c)
-      if (batch_.weight[c] > 0)
-        detail::merge_diagonal_cell(
-            sums_, c,
-            {batch_.weight[c], batch_.weight_square[c], batch_.mean.col(c).data(),
-             total.col(c).data(), total.col(c).data() + d, total.col(c).data() + 2 * d});
+ private:
+  struct Tables {
+    std::vector<S> block;
+    Index fill = 0;
+    MatrixOf<S> product;  // lower triangle
+    std::array<S, kChunk> factors;
+  };
+
+  void multiply(Tables& tables) const {
+    if (tables.fill == 0) return;
+    const Eigen::Map<const MatrixOf<S>, 0, Eigen::OuterStride<>> block(
+        tables.block.data(), tables.fill, d_, Eigen::OuterStride<>(leading_));
+    linalg::syrk<S>(block.transpose(), tables.product);
+    tables.fill = 0;
   }
 
-  const MomentSums& sums_;
-  const RowsView<T>& rows_;
-  const Reader<T> reader_;
-  const std::int64_t* const classes_;
-  const std::int64_t* const groups_;
-  const double* const weights_;
-  const Index n_threads_;
-  const bool diagonal_;
-  const bool small_;          // own products instead of BLAS
-  const Index stride_;        // of rows in a block
-  const Index product_size_;  // of one scatter's
-  const bool in_order_;
-  const RowsByCode sorted_;
-  const Plan plan_;
-  detail::CellSums batch_;
-  std::vector<Scratch<S>> scratch_;
-  std::vector<Index> scatter_;  // of every cell
-  Index limit_ = 0;             // rows of a block
-  Index leading_ = 0;           // from feature to feature in a block for BLAS
-  Index n_scatters_ = 0;        // of a task
+  const Batch<T>& batch_;
+  const Index d_;
+  const Index limit_;    // rows of a block
+  const Index leading_;  // from feature to feature in a block
+  const MatrixOf<S> centre_;
+  std::vector<Tables> tables_;
 };
 
+/// Adds the rows of a batch to scatters, tied or full. The blocks hold sqrt(s) y, so that norms are
+/// s |y|^2; s |y|^2 y is wanted too.
+template <class Blocks, class T>
+void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, bool weighted,
+                  Index n_threads) {
+  using Scratch = typename Batch<T>::Scratch;
+  std::vector<ChanMerge> merges;
+  std::vector<std::vector<Index>> cells(sums.n_scatters());
+  for (Index c = 0; c < sums.n_cells(); ++c)
+    if (added.weight[c] > 0) cells[sums.scatter_of(c)].push_back(c);
+  for (const auto& some : cells)
+    if (!some.empty()) merges.emplace_back(sums, some, added.of(some));
+
+  Blocks blocks(batch, added);
+  std::vector<std::array<double, kChunk>> norms_of(batch.n_scratch());
+  batch.for_tasks(
+      [&](const Task& task, Scratch& scratch, Index thread) {
+        double* norms = norms_of[thread].data();
+        double* squares = scratch.squares.data();
+        blocks.begin(thread);
+        batch.for_chunks(
+            task, scratch.chunk, [&] { return blocks.room(thread); },
+            [&](Chunk& chunk) {
+              blocks.centre(scratch, thread, norms);
+              for (Index i = 0; i < chunk.count; ++i) {
+                const double norm = norms[i];
+                squares[2 * chunk.slot[i]] += norm;
+                squares[2 * chunk.slot[i] + 1] +=
+                    weighted ? norm * norm / chunk.weight[i] : norm * norm;
+                if (weighted) norms[i] = norm / std::sqrt(chunk.weight[i]);
+              }
+              blocks.add_cubes(scratch, thread, norms);
+            });
+        blocks.end(thread);
+      },
+      [&](const Task& task, const Scratch& scratch, Index thread) {
+        for (Index s = 0; s < task.n_slots; ++s) {
+          const Index cell = batch.plan().cell(task, s);
+          added.trace[cell] += scratch.squares(0, s);
+          added.quartic[cell] += scratch.squares(1, s);
+          added.cubic.col(cell) += scratch.vectors.col(s);
+        }
+        blocks.flush(task, thread, sums.scatter);
+      });
+  for_each_task(static_cast<Index>(merges.size()), n_threads, [&](Index i, Index) {
+    const CellSums some = added.of(merges[i].cells());
+    merges[i].finish(some.trace, some.quartic, some.cubic);
+  });
+}
+
+/// Adds the rows of a batch, feature by feature.
+template <class T>
+void add_diagonal(const MomentSums& sums, Batch<T>& batch, const CellSums& added) {
+  using Scratch = typename Batch<T>::Scratch;
+  const Index d = sums.n_features;
+  Matrix total = Matrix::Zero(3 * d, sums.n_cells());  // squares, cubes, fourth powers
+  batch.for_tasks(
+      [&](const Task& task, Scratch& scratch, Index) {
+        batch.for_chunks(
+            task, scratch.chunk, [] { return kChunk; },
+            [&](Chunk& chunk) {
+              add_powers(batch.read(scratch), added.mean.data(), chunk.cell.data(),
+                         batch.weights_of(chunk), scratch.vectors.data(), chunk.slot.data());
+            });
+      },
+      [&](const Task& task, const Scratch& scratch, Index) {
+        for (Index s = 0; s < task.n_slots; ++s)
+          total.col(batch.plan().cell(task, s)) += scratch.vectors.col(s);
+      });
+  for (Index c = 0; c < sums.n_cells(); ++c)
+    if (added.weight[c] > 0)
+      merge_diagonal_cell(
+          sums, c,
+          {added.weight[c], added.weight_square[c], added.mean.col(c).data(), total.col(c).data(),
+           total.col(c).data() + d, total.col(c).data() + 2 * d});
+}
+
+/// What is known of the rows of a call.
+template <class T>
+struct Addition {
+  const RowsView<T>& rows;
+  RowCells cells;
+  Index n_threads;
+  const Watch* watch;
+};
+
+/// Adds rows to the sums, which are spoilt when it throws. Returns the weights of the rows by cell.
+template <class T>
+Vector add(const MomentSums& sums, const Addition<T>& addition) {
+  const auto& [rows, cells, n_threads, watch] = addition;
+  const bool diagonal = sums.model == CovarianceModel::diagonal;
+  const bool small = !diagonal && RowBlocks<T>::fits(sums);
+  const Index table = small ? RowBlocks<T>::table_size(sums) : 0;
+  const bool in_order = (small || diagonal) && table <= kTableSize &&
+                        sums.n_cells() * sums.n_features <= kTableSize / 2;
+  Batch<T> batch(sums, rows, cells,
+                 in_order ? MomentPlan::in_order(sums, rows.rows)
+                          : MomentPlan::sorted(sums, cells, rows.rows),
+                 diagonal ? 3 * sums.n_features : sums.n_features, n_threads, watch);
+  CellSums added = batch.find_means();
+  if (!(added.weight.sum() > 0)) return added.weight;
+  const bool weighted = cells.weights != nullptr;
+  if (diagonal)
+    add_diagonal(sums, batch, added);
+  else if (small)
+    add_products<RowBlocks<T>>(sums, batch, added, weighted, n_threads);
+  else
+    add_products<ColumnBlocks<T>>(sums, batch, added, weighted, n_threads);
+  return added.weight;
+}
+
+/// Sums as they were, to go back to when an addition fails.
+class Backup {
+ public:
+  explicit Backup(const MomentSums& sums)
+      : sums_(sums),
+        weight_(sums.weight, sums.weight + sums.n_cells()),
+        weight_square_(sums.weight_square, sums.weight_square + sums.n_cells()),
+        mean_(sums.mean, sums.mean + sums.n_cells() * sums.n_features),
+        cubic_(sums.cubic, sums.cubic + sums.n_cells() * sums.n_features),
+        quartic_(sums.quartic, sums.quartic + sums.n_cells() * sums.quartic_size()),
+        scatter_(sums.n_scatters()) {
+    // Nothing is kept of scatters of no rows, which are zero: those of a first addition.
+    const Index size = sums.scatter_size();
+    std::vector<char> holds(sums.n_scatters(), 0);
+    for (Index c = 0; c < sums.n_cells(); ++c)
+      if (sums.weight[c] > 0) holds[sums.scatter_of(c)] = 1;
+    for (Index i = 0; i < sums.n_scatters(); ++i)
+      if (holds[i]) scatter_[i].assign(sums.scatter + i * size, sums.scatter + (i + 1) * size);
+  }
+
+  double variance(Index scatter, Index j) const {
+    return scatter_[scatter].empty() ? 0 : scatter_[scatter][j * sums_.variance_stride()];
+  }
+
+  void restore() const noexcept {
+    std::copy(weight_.begin(), weight_.end(), sums_.weight);
+    std::copy(weight_square_.begin(), weight_square_.end(), sums_.weight_square);
+    std::copy(mean_.begin(), mean_.end(), sums_.mean);
+    std::copy(cubic_.begin(), cubic_.end(), sums_.cubic);
+    std::copy(quartic_.begin(), quartic_.end(), sums_.quartic);
+    const Index size = sums_.scatter_size();
+    for (Index i = 0; i < sums_.n_scatters(); ++i) {
+      if (scatter_[i].empty())
+        std::fill_n(sums_.scatter + i * size, size, 0.0);
+      else
+        std::copy(scatter_[i].begin(), scatter_[i].end(), sums_.scatter + i * size);
+    }
+  }
+
+ private:
+  const MomentSums sums_;
+  std::vector<double> weight_, weight_square_, mean_, cubic_, quartic_;
+  std::vector<std::vector<double>> scatter_;
+};
+
+/// The weights of each scatter's heaviest row; empty where rows have none.
+std::vector<double> largest_weights(const MomentShape& shape, const RowCells& cells, Index n_rows) {
+  std::vector<double> largest;
+  if (cells.weights == nullptr) return largest;
+  largest.assign(shape.n_scatters(), 0.0);
+  for (Index row = 0; row < n_rows; ++row) {
+    const Index cell = cells.of(row);
+    if (cell < 0) continue;
+    double& own = largest[shape.scatter_of(cell)];
+    own = std::max(own, cells.weights[row]);
+  }
+  return largest;
+}
+
+/// Whether the weights are of a size at which products of rows keep their digits.
+template <class T>
+bool ordinary_weights(const std::vector<double>& largest) {
+  const double most = std::is_same_v<T, double> ? 1e100 : kLargestSquare;
+  return std::all_of(largest.begin(), largest.end(),
+                     [&](double w) { return w == 0 || (w > 1 / most && w < most); });
+}
+
+/// Whether any of some features, listed by scatter, varies among the rows of a cell.
+template <class T>
+bool any_varies(const MomentShape& shape, const Addition<T>& addition,
+                const std::vector<std::vector<Index>>& features) {
+  const RowsView<T>& rows = addition.rows;
+  std::vector<Index> first(shape.n_cells(), -1);
+  for (Index row = 0; row < rows.rows; ++row) {
+    const Index cell = addition.cells.of(row);
+    if (cell < 0) continue;
+    if (first[cell] < 0) first[cell] = row;
+    const T *own = rows.row(row), *other = rows.row(first[cell]);
+    for (const Index j : features[shape.scatter_of(cell)])
+      if (own[j * rows.col_stride] != other[j * rows.col_stride]) return true;
+  }
+  return false;
+}
+
+/// Whether squares of rows, summed in single precision, left its range. Rows of half precision do
+/// not, nor do those of the diagonal model, whose squares are formed in double.
+template <class T>
+bool left_range(const MomentSums& sums, const Backup& before, const Vector& added,
+                const Addition<T>& addition) {
+  if (!std::is_same_v<T, float> || sums.model == CovarianceModel::diagonal) return false;
+  Vector weight = Vector::Zero(sums.n_scatters());
+  for (Index c = 0; c < sums.n_cells(); ++c) weight[sums.scatter_of(c)] += added[c];
+  bool any = false;
+  std::vector<std::vector<Index>> tiny(sums.n_scatters());  // constant, or too small to be squared
+  for (Index i = 0; i < sums.n_scatters(); ++i) {
+    if (!(weight[i] > 0)) continue;
+    for (Index j = 0; j < sums.n_features; ++j) {
+      const double after = sums.scatter[i * sums.scatter_size() + j * sums.variance_stride()];
+      const double square = (after - before.variance(i, j)) / weight[i];
+      if (!(square < kLargestSquare)) return true;
+      if (square > kSmallestSquare) continue;
+      tiny[i].push_back(j);
+      any = true;
+    }
+  }
+  return any && any_varies(sums, addition, tiny);
+}
+
+/// Adds rows whose products or weights leave the range of their precision: some at a time in double,
+/// their weights over the largest, and then as a whole to the sums.
+template <class T>
+void add_out_of_range(const MomentSums& sums, const Addition<T>& addition,
+                      const std::vector<double>& largest) {
+  const RowsView<T>& rows = addition.rows;
+  const RowCells& cells = addition.cells;
+  const Index d = sums.n_features;
+  // An even power of two: the roots of weights are what they were.
+  int exponent = 0;
+  const double most = largest.empty() ? 1.0 : *std::max_element(largest.begin(), largest.end());
+  if (most > 0) exponent = 2 * (std::ilogb(most) / 2);
+  Moments own(sums);
+  const MomentSums own_sums = own.sums();
+  const Index size = std::max<Index>(kChunk, (Index{1} << 22) / d);
+  Matrix block;  // a row of X is a column here
+  std::vector<double> weights;
+  for (Index begin = 0; begin < rows.rows; begin += size) {
+    const Index count = std::min(size, rows.rows - begin);
+    block.resize(d, count);
+    for (Index i = 0; i < count; ++i)
+      for (Index j = 0; j < d; ++j)
+        block(j, i) = static_cast<double>(rows.row(begin + i)[j * rows.col_stride]);
+    if (cells.weights != nullptr) {
+      weights.resize(count);
+      for (Index i = 0; i < count; ++i) weights[i] = std::ldexp(cells.weights[begin + i], -exponent);
+    }
+    const RowsView<double> view{block.data(), count, d, d, 1};
+    const RowCells some{cells.classes + begin, cells.groups + begin,
+                        cells.weights ? weights.data() : nullptr, cells.n_groups};
+    add<double>(own_sums, {view, some, addition.n_threads, addition.watch});
+  }
+  const auto scale = [](double* values, Index n, int power) {
+    for (Index i = 0; i < n; ++i) values[i] = std::ldexp(values[i], power);
+  };
+  scale(own_sums.weight, sums.n_cells(), exponent);
+  scale(own_sums.weight_square, sums.n_cells(), 2 * exponent);
+  scale(own_sums.scatter, sums.n_scatters() * sums.scatter_size(), exponent);
+  scale(own_sums.cubic, sums.n_cells() * d, exponent);
+  scale(own_sums.quartic, sums.n_cells() * sums.quartic_size(), exponent);
+  merge_cells(sums, own_sums, {});
+}
+
 }  // namespace
+}  // namespace detail
+
+CovarianceModel covariance_model(const std::string& name) {
+  if (name == "tied") return CovarianceModel::tied;
+  if (name == "full") return CovarianceModel::full;
+  if (name == "diagonal") return CovarianceModel::diagonal;
+  throw std::invalid_argument("covariance must be 'tied', 'full' or 'diagonal', not '" + name +
+                              "'");
+}
+
+Moments::Moments(const MomentShape& shape)
+    : shape_(shape),
+      weight_(shape.n_cells(), 0.0),
+      weight_square_(shape.n_cells(), 0.0),
+      mean_(shape.n_cells() * shape.n_features, 0.0),
+      scatter_(shape.n_scatters() * shape.scatter_size(), 0.0),
+      cubic_(shape.n_cells() * shape.n_features, 0.0),
+      quartic_(shape.n_cells() * shape.quartic_size(), 0.0) {}
+
+MomentSums Moments::sums() {
+  return {shape_,          weight_.data(), weight_square_.data(), mean_.data(),
+          scatter_.data(), cubic_.data(),  quartic_.data()};
+}
+
+void check_sums(const char* function, const char* argument, const MomentSums& sums) {
+  const std::string name(argument);
+  check_at_least(function, (name + ".n_classes").c_str(), sums.n_classes, 1);
+  check_at_least(function, (name + ".n_groups").c_str(), sums.n_groups, 1);
+  check_at_least(function, (name + ".n_features").c_str(), sums.n_features, 1);
+  check_not_negative(function, (name + ".weight").c_str(), sums.weight, sums.n_cells());
+  check_not_negative(function, (name + ".weight_square").c_str(), sums.weight_square,
+                     sums.n_cells());
+  check_finite(function, (name + ".mean").c_str(), sums.mean, sums.n_cells() * sums.n_features);
+  for (Index i = 0; i < sums.n_scatters(); ++i)
+    for (Index j = 0; j < sums.n_features; ++j) {
+      const double variance = sums.scatter[i * sums.scatter_size() + j * sums.variance_stride()];
+      check_not_negative(function, (name + ".scatter").c_str(), &variance, 1);
+    }
+}
 
 template <class T>
 void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* classes,
-                    const std::int64_t* groups, const double* weights, Index n_threads) {
-  check_codes("class codes", classes, rows.rows, sums.n_classes);
-  check_codes("group codes", groups, rows.rows, sums.n_groups);
-  Update<T>(sums, rows, classes, groups, weights, n_threads).run();
+                    const std::int64_t* groups, const double* weights, Index n_threads,
+                    const Watch* watch) {
+  check_sums("update_moments", "sums", sums);
+  if (rows.cols != sums.n_features)
+    throw std::invalid_argument("update_moments: X must have " + std::to_string(sums.n_features) +
+                                " columns, not " + std::to_string(rows.cols));
+  check_codes("update_moments: class codes", classes, rows.rows, sums.n_classes);
+  check_codes("update_moments: group codes", groups, rows.rows, sums.n_groups);
+  if (weights != nullptr) check_not_negative("update_moments", "weights", weights, rows.rows);
+
+  const detail::RowCells cells{classes, groups, weights, sums.n_groups};
+  const detail::Addition<T> addition{rows, cells, n_threads, watch};
+  const std::vector<double> largest = detail::largest_weights(sums, cells, rows.rows);
+  const detail::Backup before(sums);
+  try {
+    bool in_range = detail::ordinary_weights<T>(largest);
+    if (in_range) {
+      const Vector added = detail::add(sums, addition);
+      in_range = !detail::left_range(sums, before, added, addition);
+      if (!in_range) before.restore();
+    }
+    if (!in_range) detail::add_out_of_range(sums, addition, largest);
+    detail::check_merged(sums, "a row is not finite, or too large to be squared");
+  } catch (...) {
+    before.restore();
+    throw;
+  }
 }
 
 #define FAIRSTEER_UPDATE_MOMENTS(T)                                                        \
   template void update_moments(const MomentSums&, const RowsView<T>&, const std::int64_t*, \
-                               const std::int64_t*, const double*, Index);
+                               const std::int64_t*, const double*, Index, const Watch*);
 FAIRSTEER_UPDATE_MOMENTS(float)
 FAIRSTEER_UPDATE_MOMENTS(double)
 FAIRSTEER_UPDATE_MOMENTS(Eigen::half)

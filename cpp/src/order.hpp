@@ -14,8 +14,8 @@ struct Order {
 
 /// Heaviest first; of equal weight, the one whose mean lies nearest to that of all rows, then the
 /// one that varies least, then by the weights of its cells, then feature by feature. Numbers that
-/// agree to nine digits are equal. Only the last rule, for what nothing else tells apart, depends on
-/// the coordinates.
+/// agree to nine digits are equal. Only the last rule, for what nothing else tells apart, depends
+/// on the coordinates.
 Order order_by_data(const Subgroups& subgroups);
 
 /// The same subgroups in that order.

@@ -63,6 +63,7 @@ void for_each_task(Index n_tasks, Index n_threads, Work work, OnFailure on_failu
     }
   };
   std::vector<std::thread> others;
+  others.reserve(static_cast<std::size_t>(std::max<Index>(0, std::min(n_threads, n_tasks))));
   for (Index thread = 1; thread < std::min(n_threads, n_tasks); ++thread) {
     try {
       others.emplace_back(run, thread);

@@ -2,7 +2,8 @@
 
 #include <cmath>
 
-#include "fairsteer/gaussian.hpp"
+#include "fairsteer/covariances.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer::detail {
 namespace {
@@ -10,7 +11,9 @@ namespace {
 double value(const RowProblem& problem, const Matrix& Y) {
   double quadratic = 0;
   for (std::size_t k = 0; k < problem.precision.size(); ++k)
-    quadratic += (problem.precision[k] * Y).cwiseProduct(Y * problem.second_moment[k]).sum();
+    quadratic += linalg::product(problem.precision[k], Y)
+                     .cwiseProduct(linalg::product(Y, problem.second_moment[k]))
+                     .sum();
   return 0.5 * quadratic - Y.cwiseProduct(problem.linear).sum() - log_abs_det(Y.leftCols(Y.rows()));
 }
 
@@ -22,7 +25,7 @@ double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps,
   const auto K = problem.precision.size();
   // The curvature of a row does not change over the sweeps.
   std::vector<Matrix> curvature(d);
-  std::vector<Eigen::LLT<Matrix>> factor(d);
+  std::vector<linalg::Cholesky> factor(d);
   for (Index i = 0; i < d; ++i) {
     if (options.stop()) return value(problem, Y);
     curvature[i] = Matrix::Zero(n, n);
@@ -32,11 +35,11 @@ double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps,
   }
   double objective = value(problem, Y);
   for (Index sweep = 0; sweep < max_sweeps; ++sweep) {
-    Matrix inverse = Eigen::PartialPivLU<Matrix>(Y.leftCols(d)).inverse();
+    Matrix inverse = linalg::LU(Y.leftCols(d)).inverse();
     if (!inverse.allFinite()) break;
     const Matrix before = Y;
     for (Index i = 0; i < d && !options.stop(); ++i) {
-      if (factor[i].info() != Eigen::Success) continue;
+      if (!factor[i].succeeded()) continue;
       // Linear term of row i: the pull of the other rows.
       Vector g = -problem.linear.row(i).transpose();
       const Vector row = Y.row(i);
@@ -46,7 +49,9 @@ double descend_rows(const RowProblem& problem, Matrix& Y, Index max_sweeps,
       // det is linear in the row: det(X with row y) = det(X) u.y.
       Vector u = Vector::Zero(n);
       u.head(d) = inverse.col(i);
-      const Vector Hg = factor[i].solve(g), Hu = factor[i].solve(u);
+      Vector Hg = g, Hu = u;
+      factor[i].solve_in_place(Hg);
+      factor[i].solve_in_place(Hu);
       // y = -H^{-1} g + tau H^{-1} u with (u H^{-1} u) tau^2 - (u H^{-1} g) tau - 1 = 0
       const double a = u.dot(Hu), b = u.dot(Hg);
       const double root = std::sqrt(b * b + 4 * a);

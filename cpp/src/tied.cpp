@@ -5,9 +5,10 @@
 #include <limits>
 #include <optional>
 
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/errors.hpp"
-#include "fairsteer/gaussian.hpp"
 #include "frame.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer::detail {
 namespace {
@@ -23,12 +24,12 @@ constexpr double kFrameChange = 1e-13;  // of a round, relative, that is roundin
 }  // namespace
 
 ClosedForm::ClosedForm(const ConstMatrixRef& T, const ConstMatrixRef& M) : L_t(cholesky(T)) {
-  // L = M L_t^{-T}, so L^T solves L_t L^T = M^T.
-  const Matrix L = L_t.triangularView<Eigen::Lower>().solve(Matrix(M.transpose())).transpose();
-  const SingularValues decomposition = svd(L);
-  U = decomposition.U;
-  V = decomposition.V;
-  l = decomposition.s;
+  Matrix L = M;
+  linalg::solve_lower_transposed_on_the_right(L, L_t);
+  SingularValues decomposition = svd(L);
+  U = std::move(decomposition.U);
+  V = std::move(decomposition.V);
+  l = std::move(decomposition.s);
   x = 0.5 * (l.array() + (l.array().square() + 4).sqrt());
 }
 
@@ -37,12 +38,18 @@ Index ClosedForm::n_informative() const {
   return (l.array() > kNoInformation * std::max(1.0, l[0])).count();
 }
 
+void ClosedForm::complete(Index s, const ConstMatrixRef& pull) {
+  const Index rest = U.cols() - s;
+  const Matrix inner = linalg::product(U.rightCols(rest).transpose(), pull);
+  const Matrix isometry = polar_factor(linalg::product(inner, V.rightCols(rest)));
+  U.rightCols(rest) = linalg::product(U.rightCols(rest), isometry);
+}
+
 Matrix ClosedForm::map() const {
   // B L_t = U diag(x) V^T
-  return L_t.transpose()
-      .triangularView<Eigen::Upper>()
-      .solve(V * x.asDiagonal() * U.transpose())
-      .transpose();
+  Matrix B = linalg::product(Matrix(U * x.asDiagonal()), V.transpose());
+  linalg::solve_lower_on_the_right(B, L_t);
+  return B;
 }
 
 TiedModel::TiedModel(const Subgroups& subgroups, const IdealOptions& options)
@@ -68,16 +75,16 @@ TiedModel::TiedModel(const Subgroups& subgroups, const IdealOptions& options)
         if (first < 0) first = k;
         means.col(k) = subgroups.mean(k, a) - group.centre;
       }
-      group.H.triangularView<Eigen::Lower>().solveInPlace(means);
+      linalg::solve_lower(group.H, means);
       Matrix differences = Matrix::Zero(d, K - 1);
       for (Index k = 0, j = 0; k < K; ++k)
         if (k != first) {
           if (subgroups.seen(k, a)) differences.col(j) = means.col(k) - means.col(first);
           ++j;
         }
-      group.span.compute(differences);
-      Matrix rotated = group.span.householderQ().transpose() * means;
-      group.means = rotated.topRows(rank_);
+      group.span = linalg::QR(std::move(differences));
+      group.span.multiply_transposed(means);
+      group.means = means.topRows(rank_);
     } else {
       group.means = Matrix::Zero(0, K);
     }
@@ -91,8 +98,16 @@ void TiedModel::start(State& state, Index group) const {
   state.C = Matrix::Identity(rank_, rank_);
   state.B.assign(G, Matrix::Identity(rank_, rank_));
   state.m.assign(G, Vector::Zero(rank_));
+  state.origin = group;
   state.known.assign(subgroups_.n_classes, 0);
   for (Index k = 0; k < subgroups_.n_classes; ++k) state.known[k] = subgroups_.seen(k, group);
+}
+
+Matrix TiedModel::span_image(Index a) const {
+  Matrix image = Matrix::Identity(subgroups_.n_features, rank_);
+  groups_[a].span.multiply(image);
+  linalg::multiply_lower(groups_[a].H, image);
+  return image;
 }
 
 namespace {
@@ -104,9 +119,10 @@ struct TiedProblem {
 
   TiedProblem(const Matrix& C, const Matrix& nu, const Matrix& mu, const Vector& w)
       : nu_mean(nu * w), mu_mean(mu * w), T(C) {
-    const Matrix weighted = (nu.colwise() - nu_mean) * w.asDiagonal();
-    T.noalias() += weighted * (nu.colwise() - nu_mean).transpose();
-    M = (mu.colwise() - mu_mean) * weighted.transpose();
+    const Matrix centred = nu.colwise() - nu_mean, mu_centred = mu.colwise() - mu_mean;
+    const Matrix weighted = centred * w.asDiagonal();
+    linalg::add_product(weighted, centred.transpose(), T);
+    M = linalg::product(mu_centred, weighted.transpose());
   }
 };
 
@@ -115,7 +131,17 @@ struct TiedProblem {
 void TiedModel::fit_group(State& state, Index a, const Vector& w, double /*tol*/) const {
   if (rank_ == 0) return;
   const TiedProblem problem(state.C, state.nu, groups_[a].means, w);
-  state.B[a] = ClosedForm(problem.T, problem.M).map();
+  ClosedForm closed(problem.T, problem.M);
+  const Index s = closed.n_informative();
+  if (s < rank_) {
+    // A class is missing, or means coincide: directions without information take the isometry that
+    // moves points least, never whatever signs a decomposition happens to have.
+    const Matrix overlap = linalg::product(span_image(a).transpose(), span_image(state.origin));
+    Matrix pull = linalg::product(overlap, state.C);
+    linalg::solve_lower_transposed_on_the_right(pull, closed.L_t);
+    closed.complete(s, pull);
+  }
+  state.B[a] = closed.map();
   state.m[a] = problem.mu_mean - state.B[a] * problem.nu_mean;
 }
 
@@ -125,7 +151,7 @@ void TiedModel::fit_canonical(State& state, const FamilyWeights& weights,
     if (classes[k]) state.known[k] = 1;
   if (rank_ == 0) return;
   std::vector<Matrix> precision;
-  for (const Matrix& B : state.B) precision.push_back(B.transpose() * B);
+  for (const Matrix& B : state.B) precision.push_back(linalg::gram(B.transpose()));
   bool all = true;
   for (Index k = 0; k < subgroups_.n_classes; ++k) {
     if (!classes[k]) {
@@ -139,13 +165,14 @@ void TiedModel::fit_canonical(State& state, const FamilyWeights& weights,
       A += w * precision[a];
       b += w * state.B[a].transpose() * (groups_[a].means.col(k) - state.m[a]);
     }
-    state.nu.col(k) = A.ldlt().solve(b);
+    linalg::LU(std::move(A)).solve_in_place(b);
+    state.nu.col(k) = b;
   }
   if (!all) return;  // filling in classes that the start does not know: its covariance stands
   Matrix A = Matrix::Zero(rank_, rank_);
   for (Index a = 0; a < subgroups_.n_groups; ++a) A += weights.cells.col(a).sum() * precision[a];
-  state.C = A.ldlt().solve(Matrix::Identity(rank_, rank_));
-  state.C = 0.5 * (state.C + state.C.transpose()).eval();
+  state.C = linalg::LU(std::move(A)).inverse();
+  linalg::symmetrise(state.C);
 }
 
 Matrix TiedModel::divergences(const State& state) const {
@@ -154,10 +181,11 @@ Matrix TiedModel::divergences(const State& state) const {
   if (rank_ == 0) return cells;
   const Matrix root = cholesky(state.C);
   for (Index a = 0; a < G; ++a) {
-    const Matrix scaled = state.B[a] * root;
+    const Matrix scaled = linalg::product(state.B[a], root);
     const double within =
         0.5 * (scaled.squaredNorm() - static_cast<double>(rank_)) - log_abs_det(scaled);
-    const Matrix residuals = ((state.B[a] * state.nu).colwise() + state.m[a]) - groups_[a].means;
+    const Matrix residuals =
+        (linalg::product(state.B[a], state.nu).colwise() + state.m[a]) - groups_[a].means;
     cells.col(a) = 0.5 * residuals.colwise().squaredNorm().transpose();
     cells.col(a).array() += within;
   }
@@ -166,117 +194,62 @@ Matrix TiedModel::divergences(const State& state) const {
 
 namespace {
 
-// The orthogonal matrix whose first columns span given ones: I - W T W^T, a product of reflections
-// that is applied by two thin products.
-class Reflections {
- public:
-  explicit Reflections(const Matrix& columns) : sign_(columns.cols()) {
-    if (columns.cols() == 0) return;
-    const Eigen::HouseholderQR<Matrix> qr(columns);
-    const Index s = columns.cols();
-    W_ = qr.matrixQR();
-    sign_ = W_.diagonal().head(s).cwiseSign();
-    W_.triangularView<Eigen::StrictlyUpper>().setZero();
-    W_.diagonal().setOnes();
-    T_ = Matrix::Zero(s, s);
-    for (Index j = 0; j < s; ++j) {
-      const double tau = qr.hCoeffs()[j];
-      const Vector inner = W_.leftCols(j).transpose() * W_.col(j);
-      T_.col(j).head(j) = T_.topLeftCorner(j, j).triangularView<Eigen::Upper>() * inner;
-      T_.col(j).head(j) *= -tau;
-      T_(j, j) = tau;
-    }
-  }
-
-  /// The columns come back up to these signs.
-  const Vector& sign() const { return sign_; }
-  void apply_on_the_left(Matrix& Y) const {  // Q Y
-    if (T_.size() == 0) return;
-    const Matrix inner = T_ * (W_.transpose() * Y);
-    Y.noalias() -= W_ * inner;
-  }
-  void apply_transpose_on_the_left(Matrix& Y) const {  // Q^T Y
-    if (T_.size() == 0) return;
-    const Matrix inner = T_.transpose() * (W_.transpose() * Y);
-    Y.noalias() -= W_ * inner;
-  }
-  void apply_on_the_right(Matrix& Y) const {  // Y Q
-    if (T_.size() == 0) return;
-    const Matrix inner = (Y * W_) * T_;
-    Y.noalias() -= inner * W_.transpose();
-  }
-  void apply_transpose_on_the_right(Matrix& Y) const {  // Y Q^T
-    if (T_.size() == 0) return;
-    const Matrix inner = (Y * W_) * T_.transpose();
-    Y.noalias() -= inner * W_.transpose();
-  }
-
- private:
-  Matrix W_, T_;
-  Vector sign_;
-};
-
-// Y <- H Y for a lower triangle H: columns some at a time, in place but for these.
-void multiply_lower(const Matrix& H, Matrix& Y) {
-  constexpr Index kColumns = 256;
-  for (Index j = 0; j < Y.cols(); j += kColumns) {
-    auto some = Y.middleCols(j, std::min(kColumns, Y.cols() - j));
-    some = (H.triangularView<Eigen::Lower>() * some).eval();
-  }
-}
-
 // Group a in canonical coordinates z: x = centre + H Q (m + X z) with
 // X = [U U'] diag(D, O) [V V']^T L_t^{-1}, where U and V hold the directions that carry class
 // information and the isometry O of the others is free.
 struct Lifted {
-  Index d = 0, r = 0, s = 0;        // features, dimension of the span, informative directions
-  Matrix L_t;                       // (r, r); identity outside the span
-  Reflections basis{Matrix(0, 0)};  // [U U'] among the whitened features
-  Matrix V;                         // (r, r); identity outside the span
-  Vector x;                         // (s) the diagonal of D
-  Matrix O;                         // (d - s, d - s); empty: the identity
-  Vector m;                         // (d) among the whitened features
+  Index d = 0, r = 0, s = 0;  // features, dimension of the span, informative directions
+  Matrix L_t;                 // (r, r); identity outside the span
+  linalg::QR basis;           // [U U'] among the whitened features
+  Matrix V;                   // (r, r); identity outside the span
+  Vector x;                   // (s) the diagonal of D
+  Matrix O;                   // (d - s, d - s); empty: the identity
+  Vector m;                   // (d) among the whitened features
 
   Matrix factor_to_group(const Matrix& H) const {  // H X
     Matrix Y = left_part(H, x);
     if (r > 0) {
-      const Matrix span = V * Y.leftCols(r).transpose();
-      Y.leftCols(r) = L_t.transpose().triangularView<Eigen::Upper>().solve(span).transpose();
+      Matrix span = linalg::product(Y.leftCols(r), V.transpose());
+      linalg::solve_lower_on_the_right(span, L_t);
+      Y.leftCols(r) = span;
     }
     return Y;
   }
   Matrix factor_to_canonical(const Matrix& H) const {  // H X^{-T}
     Matrix Y = left_part(H, x.cwiseInverse());
     if (r > 0) {
-      const Matrix span = V * Y.leftCols(r).transpose();
-      Y.leftCols(r) = (L_t.triangularView<Eigen::Lower>() * span).transpose();
+      Matrix span = linalg::product(Y.leftCols(r), V.transpose());
+      linalg::multiply_by_lower_transposed(span, L_t);
+      Y.leftCols(r) = span;
     }
     return Y;
   }
   Matrix through_inverse(Matrix F) const {  // F X^{-1}
     if (r > 0) {
-      const Matrix span = L_t.triangularView<Eigen::Lower>() * V;
-      F.leftCols(r) *= span;
+      Matrix span = V;
+      linalg::multiply_lower(L_t, span);
+      F.leftCols(r) = linalg::product(F.leftCols(r), span);
       F.leftCols(s) *= x.cwiseInverse().asDiagonal();
     }
-    if (O.size() > 0) F.rightCols(d - s) *= O.transpose();
-    basis.apply_transpose_on_the_right(F);
+    if (O.size() > 0) F.rightCols(d - s) = linalg::product(F.rightCols(d - s), O.transpose());
+    basis.multiply_transposed_on_the_right(F);
     return F;
   }
   void solve(Matrix& y) const {  // X^{-1} y
-    basis.apply_transpose_on_the_left(y);
+    basis.multiply_transposed(y);
     y.topRows(s) = x.cwiseInverse().asDiagonal() * y.topRows(s);
-    if (O.size() > 0) y.bottomRows(d - s) = (O.transpose() * y.bottomRows(d - s)).eval();
+    if (O.size() > 0) y.bottomRows(d - s) = linalg::product(O.transpose(), y.bottomRows(d - s));
     if (r > 0) {
-      const Matrix span = V * y.topRows(r);
-      y.topRows(r) = L_t.triangularView<Eigen::Lower>() * span;
+      Matrix span = linalg::product(V, y.topRows(r));
+      linalg::multiply_lower(L_t, span);
+      y.topRows(r) = span;
     }
   }
   Matrix span_covariance() const {  // the part of X^{-1} X^{-T} that is not the identity
-    Vector variance = Vector::Ones(r);
-    variance.head(s) = x.cwiseAbs2().cwiseInverse();
-    const Matrix root = L_t.triangularView<Eigen::Lower>() * V;
-    return root * variance.asDiagonal() * root.transpose();
+    Matrix root = V;
+    linalg::multiply_lower(L_t, root);
+    root.leftCols(s) *= x.cwiseInverse().asDiagonal();
+    return linalg::gram(root);
   }
 
  private:
@@ -284,15 +257,15 @@ struct Lifted {
   Matrix left_part(const Matrix& H, const Vector& scale) const {
     if (O.size() == 0) {
       Matrix Y = H;
-      basis.apply_on_the_right(Y);
+      basis.multiply_on_the_right(Y);
       Y.leftCols(s) *= scale.asDiagonal();
       return Y;
     }
     Matrix Y = Matrix::Zero(d, d);
     Y.diagonal().head(s) = scale;
     Y.bottomRightCorner(d - s, d - s) = O;
-    basis.apply_on_the_left(Y);
-    multiply_lower(H, Y);
+    basis.multiply(Y);
+    linalg::multiply_lower(H, Y);
     return Y;
   }
 };
@@ -306,8 +279,9 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   // Canonical coordinates with unit covariance: z = (span, complement).
   const Matrix root = cholesky(solution.state.C);
   Matrix nu = solution.state.nu;
-  root.triangularView<Eigen::Lower>().solveInPlace(nu);
+  linalg::solve_lower(root, nu);
 
+  const Index anchor = reference < 0 ? 0 : reference;  // the heaviest group comes first
   std::vector<Lifted> lifted(G);
   for (Index a = 0; a < G; ++a) {
     Lifted& to = lifted[a];
@@ -318,23 +292,32 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     if (r > 0) {
       const TiedProblem problem(Matrix::Identity(r, r), nu, group.means,
                                 class_weights(subgroups_, priors.log_p, a));
-      const ClosedForm closed(problem.T, problem.M);
+      ClosedForm closed(problem.T, problem.M);
       to.s = closed.n_informative();
+      if (a == anchor && to.s < r) {
+        // A class that the anchor lacks lies where the anchor's map was when the class was found.
+        Matrix present = linalg::product(solution.state.B[a], root);
+        linalg::multiply_by_lower(present, closed.L_t);
+        closed.complete(to.s, present);
+        to.s = r;
+      }
       to.L_t = closed.L_t;
       to.V = closed.V;
       to.m.head(r) = problem.mu_mean;
-      to.m = group.span.householderQ() * to.m;
+      group.span.multiply(to.m);
       Matrix U = Matrix::Zero(d, to.s);
       U.topRows(r) = closed.U.leftCols(to.s);
-      to.basis = Reflections(Matrix(group.span.householderQ() * U));
-      to.x = closed.x.head(to.s).cwiseProduct(to.basis.sign());
+      group.span.multiply(U);
+      to.basis = linalg::QR(std::move(U));
+      // Its columns come back up to these signs.
+      to.x = closed.x.head(to.s).cwiseProduct(to.basis.diagonal().cwiseSign());
     }
   }
 
   // z = E x + t with E = X^{-1} H^{-1}; the group's average class mean is the image of the
   // canonical one.
   const auto into_canonical = [&](Index a, Matrix y) {  // E y
-    groups_[a].H.triangularView<Eigen::Lower>().solveInPlace(y);
+    linalg::solve_lower(groups_[a].H, y);
     lifted[a].solve(y);
     return y;
   };
@@ -348,14 +331,15 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
   // The isometry that moves the points of group a least when canonical points lie at `frame`.
   const auto least_displacement = [&](Index a, const Matrix& frame) {
     Lifted& to = lifted[a];
-    Matrix cross = groups_[a].H.transpose().triangularView<Eigen::Upper>() * frame;  // H^T F
+    Matrix cross = frame;
+    linalg::multiply_lower_transposed(groups_[a].H, cross);  // H^T F
     if (r > 0) {
       // F L_t^{-T} V on the span
-      const Matrix left = cross.leftCols(r).transpose();
-      const Matrix solved = to.L_t.triangularView<Eigen::Lower>().solve(left);
-      cross.leftCols(r) = solved.transpose() * to.V;
+      Matrix span = cross.leftCols(r);
+      linalg::solve_lower_transposed_on_the_right(span, to.L_t);
+      linalg::product(span, to.V, cross.leftCols(r));
     }
-    to.basis.apply_transpose_on_the_left(cross);
+    to.basis.multiply_transposed(cross);
     to.O = polar_factor(cross.bottomRightCorner(d - to.s, d - to.s));
   };
   // The frame that moves the points of all groups least, for the present isometries: a regression
@@ -377,7 +361,7 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
       const Matrix between = class_differences(a);
       auto moved = U.middleCols(r + a * (K + 1), K);
       moved = into_canonical(a, between);
-      xz.noalias() += between * moved.transpose();
+      linalg::add_product(between, moved.transpose(), xz);
       x_of.push_back(group_mean(a));
       z_of.push_back(into_canonical(a, x_of.back()) + shift_into_canonical(a));
       x_mean += weight * x_of.back();
@@ -392,25 +376,29 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     // F (I + U S U^T) = xz
     Frame frame{Matrix(), Vector()};
     if (U.cols() < d / 4) {
-      const Matrix small = Matrix::Identity(U.cols(), U.cols()) + (U.transpose() * U) * S;
-      const Matrix left = (xz * U) * S;
-      const Matrix solved = Eigen::PartialPivLU<Matrix>(small.transpose()).solve(left.transpose());
-      xz.noalias() -= solved.transpose() * U.transpose();
+      // xz - (xz U) S (I + U^T U S)^{-1} U^T
+      Matrix small = Matrix::Identity(U.cols(), U.cols());
+      linalg::add_product(linalg::gram(U.transpose()), S, small);
+      Matrix left = linalg::product(linalg::product(xz, U), S).transpose();
+      linalg::LU(std::move(small)).solve_transposed_in_place(left);
+      linalg::add_product(left.transpose(), U.transpose(), xz, -1);
       frame.linear = std::move(xz);
     } else {
       Matrix zz = Matrix::Identity(d, d);
-      zz += U * S * U.transpose();
-      const Eigen::LLT<Matrix> factor(0.5 * (zz + zz.transpose()));
-      if (factor.info() == Eigen::Success)
-        frame.linear = factor.solve(xz.transpose()).transpose();
-      else
+      zz += linalg::congruence(U, S);
+      const linalg::Cholesky factor(std::move(zz));
+      if (factor.succeeded()) {
+        frame.linear = xz.transpose();
+        factor.solve_in_place(frame.linear);
+        frame.linear.transposeInPlace();
+      } else {
         frame.linear = Matrix::Constant(d, d, std::numeric_limits<double>::quiet_NaN());
+      }
     }
     frame.offset = x_mean - frame.linear * z_mean;
     return frame;
   };
 
-  const Index anchor = reference < 0 ? 0 : reference;  // the heaviest group comes first
   // The anchor's own coordinates: u = x for its points. Its isometry only names the complement.
   const auto frame_of_anchor = [&] {
     Frame frame{lifted[anchor].factor_to_group(groups_[anchor].H), Vector()};
@@ -429,28 +417,27 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     frame = fit_frame();
     // Two groups: the first isometry is already the best. More: each round moves points less, until
     // the isometries depend on no group's coordinates any more.
-    const bool free = std::any_of(lifted.begin(), lifted.end(),
-                                  [&](const Lifted& to) { return to.s < d; });
+    const bool free =
+        std::any_of(lifted.begin(), lifted.end(), [&](const Lifted& to) { return to.s < d; });
     double last = std::numeric_limits<double>::infinity();
     for (int round = 0; G > 2 && free && round < kFrameRounds && !options_.stop(); ++round) {
       const Matrix before = frame.linear;
       for (Index a = 0; a < G; ++a) least_displacement(a, before);
       frame = fit_frame();
-      const double change =
-          relative(frame.linear - before).norm() / relative(frame.linear).norm();
+      const double change = relative(frame.linear - before).norm() / relative(frame.linear).norm();
       // What does not shrink any more is rounding.
       if (!(change > kFrameChange) || (change < 1e-9 && change >= last)) break;
       last = change;
     }
     if (!frame.linear.allFinite() ||
-        !(Eigen::PartialPivLU<Matrix>(relative(frame.linear)).rcond() > 1e-10))
+        !(linalg::LU(relative(frame.linear)).reciprocal_condition() > 1e-10))
       frame = frame_of_anchor();
   }
 
   // From here on, what is not needed any more makes room for what comes.
   Matrix canonical = Matrix::Zero(d, subgroups_.n_classes);
   canonical.topRows(r) = nu;
-  result.canonical_mean = (frame.linear * canonical).colwise() + frame.offset;
+  result.canonical_mean = linalg::product(frame.linear, canonical).colwise() + frame.offset;
   for (Index a = 0; a < G; ++a) {
     if (a == reference) {
       result.linear.push_back(Matrix::Identity(d, d));
@@ -460,14 +447,11 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     result.offset.push_back(frame.linear * shift_into_canonical(a) + frame.offset);
     Matrix linear = lifted[a].through_inverse(frame.linear);
     lifted[a].O.resize(0, 0);
-    groups_[a].H.triangularView<Eigen::Lower>().solveInPlace<Eigen::OnTheRight>(linear);
+    linalg::solve_lower_on_the_right(linear, groups_[a].H);
     groups_[a].H.resize(0, 0);
     result.linear.push_back(std::move(linear));
   }
-  Matrix covariance = Matrix::Zero(d, d);
-  covariance.selfadjointView<Eigen::Lower>().rankUpdate(frame.linear);
-  covariance.triangularView<Eigen::StrictlyUpper>() = covariance.transpose();
-  result.canonical_covariance.push_back(std::move(covariance));
+  result.canonical_covariance.push_back(linalg::gram(frame.linear));
 }
 
 Vector TiedModel::group_mean(Index a) const {

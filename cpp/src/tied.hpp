@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "alternation.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer::detail {
 
@@ -25,6 +26,8 @@ struct ClosedForm {
   Matrix map() const;
   /// Singular values that say something; below them any isometry is optimal.
   Index n_informative() const;
+  /// Takes, beyond the first `s` directions, the isometry that maximises <U X V^T, pull>.
+  void complete(Index s, const ConstMatrixRef& pull);
 };
 
 class TiedModel {
@@ -34,7 +37,8 @@ class TiedModel {
     Matrix C;               // (r, r) canonical covariance
     std::vector<Matrix> B;  // maps within the spans
     std::vector<Vector> m;
-    Mask known;  // classes of the canonical family
+    Mask known;        // classes of the canonical family
+    Index origin = 0;  // the group that it was taken from
   };
 
   TiedModel(const Subgroups& subgroups, const IdealOptions& options);
@@ -54,12 +58,14 @@ class TiedModel {
 
  private:
   struct Group {
-    Matrix H;                           // (d, d) lower
-    Eigen::HouseholderQR<Matrix> span;  // Q_a and its complement
-    Matrix means;                       // (r, K) whitened class means within the span, centred
-    Vector centre;                      // (d) in the coordinates of the features
+    Matrix H;         // (d, d) lower
+    linalg::QR span;  // Q_a and its complement
+    Matrix means;     // (r, K) whitened class means within the span, centred
+    Vector centre;    // (d) in the coordinates of the features
   };
 
+  /// H Q: the span of a group in the coordinates of the features (d, r).
+  Matrix span_image(Index a) const;
   Vector group_mean(Index a) const;
   /// Class means of a group minus its mean, times the roots of their weights: (d, K).
   Matrix class_differences(Index a) const;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <deque>
 #include <limits>
+#include <utility>
 
 namespace fairsteer::detail {
 namespace {
@@ -35,12 +36,14 @@ TwoClassProblem::TwoClassProblem(const Side& one, const Side& other)
 Matrix TwoClassProblem::paired(const Matrix& guide) const {
   const Index d = size();
   const Matrix turn = to_diagonal(guide);
-  Matrix tilt = left_.U.transpose() * Vector::LinSpaced(d, 0, 1).asDiagonal() * left_.U;
+  const Vector ramp = Vector::LinSpaced(d, 0, 1).cwiseSqrt();
+  Matrix tilt = linalg::gram(Matrix(left_.U.transpose() * ramp.asDiagonal()));
   tilt *= kTilt / std::max(tilt.cwiseAbs().maxCoeff(), std::numeric_limits<double>::min());
-  const Matrix A = Matrix(a_.asDiagonal()) + tilt;
-  const Matrix C = Matrix(c1_.asDiagonal()) - turn.transpose() * tilt * turn;
-  const Matrix U = Eigen::SelfAdjointEigenSolver<Matrix>(A).eigenvectors();
-  const Matrix V = Eigen::SelfAdjointEigenSolver<Matrix>(C).eigenvectors().rowwise().reverse();
+  Matrix C = -linalg::congruence(turn.transpose(), tilt);
+  C.diagonal() += c1_;
+  tilt.diagonal() += a_;
+  const Matrix U = linalg::SymmetricEigen(std::move(tilt)).vectors;
+  const Matrix V = linalg::SymmetricEigen(std::move(C)).vectors.rowwise().reverse();
   const Vector mu = U.transpose() * mu_, nu = V.transpose() * nu_;
   const Vector a = U.cwiseAbs2().transpose() * a_, c0 = V.cwiseAbs2().transpose() * c0_,
                c1 = V.cwiseAbs2().transpose() * c1_;
@@ -50,7 +53,7 @@ Matrix TwoClassProblem::paired(const Matrix& guide) const {
     const double side = std::abs(pull) > kTilt ? pull : U.col(i).dot(turn * V.col(i));
     scale[i] = std::copysign(1 / std::sqrt((1 - a[i]) * c0[i] + a[i] * c1[i]), side);
   }
-  return U * scale.asDiagonal() * V.transpose();
+  return linalg::product(Matrix(U * scale.asDiagonal()), V.transpose());
 }
 
 double TwoClassProblem::value(const Matrix& X) const {
@@ -70,7 +73,7 @@ void TwoClassProblem::descend_rows(Matrix& X, Index max_sweeps,
   Matrix old_rows, columns, moved;
   Vector curvature(d), pull(d), lift(d), y(d), best(d);
   for (Index sweep = 0; sweep < max_sweeps; ++sweep) {
-    Matrix inverse = Eigen::PartialPivLU<Matrix>(rows.transpose()).inverse();
+    Matrix inverse = linalg::LU(rows.transpose()).inverse();
     if (!inverse.allFinite()) return;
     double gain = 0;
     for (Index begin = 0; begin < d; begin += kBlock) {
@@ -120,8 +123,9 @@ void TwoClassProblem::descend_rows(Matrix& X, Index max_sweeps,
       }
       // The columns of the block are up to date; the others follow at once: with Z the changed
       // rows less the old ones, the new inverse is (the old one) - columns Z (the old one).
-      moved.noalias() = (rows.middleCols(begin, size) - old_rows).transpose() * inverse;
-      inverse.noalias() -= columns * moved;
+      old_rows = rows.middleCols(begin, size) - old_rows;
+      moved = linalg::product(old_rows.transpose(), inverse);
+      linalg::add_product(columns, moved, inverse, -1);
     }
     if (gain < options.tol) break;
   }
@@ -144,7 +148,7 @@ class TwoClassProblem::Relative {
     along_.noalias() = X * problem_.nu_;
     scratch_ = problem_.h_.cwiseProduct(X);
     scratch_.noalias() += g.cwiseProduct(along_ - problem_.mu_) * problem_.nu_.transpose();
-    gradient.noalias() = scratch_ * X.transpose();
+    gradient = linalg::product(scratch_, X.transpose());
     gradient.diagonal().array() -= 1;
 
     scratch_ = X.cwiseAbs2();
@@ -172,7 +176,9 @@ class TwoClassProblem::Relative {
 
   void precondition(const Matrix& R, Matrix& out) {
     blocks(R, out);
-    const Vector t = root_.cwiseProduct(schur_.solve(root_.cwiseProduct(out * along_)));
+    Vector t = root_.cwiseProduct(out * along_);
+    schur_.solve_in_place(t);
+    t = t.cwiseProduct(root_).eval();
     scratch_.noalias() = t * along_.transpose();
     out -= same_.cwiseProduct(scratch_);
     out -= cross_.cwiseProduct(scratch_.transpose());
@@ -188,7 +194,7 @@ class TwoClassProblem::Relative {
   Matrix same_, cross_, scratch_;
   Vector along_, root_;
   Eigen::ArrayXd product_, coupling_;
-  Eigen::LLT<Matrix> schur_;
+  linalg::Cholesky schur_;
 };
 
 Descent TwoClassProblem::minimise(Matrix& X, const DescentOptions& options) const {
@@ -223,7 +229,7 @@ Descent TwoClassProblem::minimise(Matrix& X, const DescentOptions& options) cons
     if (!(left > std::max(options.tol, floor))) break;
 
     double length = 1, next = 0;
-    const Matrix direction = step * X;
+    const Matrix direction = linalg::product(step, X);
     for (; length > 1e-10; length *= 0.5) {
       candidate = X - length * direction;
       next = this->value(candidate);

@@ -6,8 +6,9 @@
 #pragma once
 
 #include "descent.hpp"
-#include "fairsteer/gaussian.hpp"
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/types.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer::detail {
 
@@ -25,9 +26,11 @@ class TwoClassProblem {
   TwoClassProblem(const Side& one, const Side& other);
 
   Matrix to_diagonal(const Matrix& B) const {
-    return left_.inverse * B * right_.inverse.transpose();
+    return linalg::product(linalg::product(left_.inverse, B), right_.inverse.transpose());
   }
-  Matrix from_diagonal(const Matrix& X) const { return left_.U * X * right_.U.transpose(); }
+  Matrix from_diagonal(const Matrix& X) const {
+    return linalg::product(linalg::product(left_.U, X), right_.U.transpose());
+  }
 
   /// Directions paired by the rearrangement inequality, ascending precision ratios with descending
   /// covariance ratios, signs by the differences of the means; with equal means the global optimum.
@@ -37,8 +40,8 @@ class TwoClassProblem {
   double value(const Matrix& X) const;
 
   /// Exact minimisation over one row after the other, at most `max_sweeps` times over all of them,
-  /// or until a sweep gains less than `options.tol`, or time is up. It tries both signs of a row, so that it leaves poor
-  /// local optima.
+  /// or until a sweep gains less than `options.tol`, or time is up. It tries both signs of a row,
+  /// so that it leaves poor local optima.
   void descend_rows(Matrix& X, Index max_sweeps, const DescentOptions& options) const;
 
   /// Quasi-Newton steps to the nearest local optimum.

@@ -7,17 +7,17 @@ Parameters and attributes that they share with :class:`~fairsteer.FairSteeringTr
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer import _core
-from fairsteer._utils.types import Codes, Doubles, Floats
+from fairsteer._utils.types import Doubles, Floats, UnknownGroup
 from fairsteer.ideal import reference_code
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._base import GroupMapTransformer
-from fairsteer.transformer._reading import Batch
+from fairsteer.transformer._reading import Batch, Reading
 
 # Of standardised features, a direction with less than this share of the largest variance is rounding error.
 _RANK_CUTOFF = 1e-12
@@ -44,8 +44,8 @@ class GroupMaps(NamedTuple):
 class _ClassBlindTransformer(GroupMapTransformer):
     """What the baselines share: one Gaussian a group, and maps that follow from these."""
 
-    def _read_batch(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Batch:
-        return super()._read_batch(X, None, sensitive_features, sample_weight, reset=reset)
+    def _read(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
+        return super()._read(X, None, sensitive_features, sample_weight, reset=reset)
 
 
 class _MatchingTransformer(_ClassBlindTransformer):
@@ -71,7 +71,7 @@ class _MatchingTransformer(_ClassBlindTransformer):
         feature_transform: Any = None,
         strength: float = 1.0,
         sensitive_columns: Any = None,
-        unknown_group: Literal["error", "infer", "infer_hard"] = "error",
+        unknown_group: UnknownGroup = "error",
     ) -> None:
         self.reference_group = reference_group
         self.shrinkage = shrinkage
@@ -252,6 +252,8 @@ class LeaceTransformer(_ClassBlindTransformer):
     True
     """
 
+    one_map = True
+
     _parameter_constraints = {
         name: GroupMapTransformer._parameter_constraints[name] for name in ("strength", "sensitive_columns")
     }
@@ -286,10 +288,6 @@ class LeaceTransformer(_ClassBlindTransformer):
             raise ValueError(msg)
         return super().inverse_transform(X)
 
-    def _known_codes(self, labels: Any, rows: Any, method: str, *, infer: bool = False) -> Codes:
-        # One map for all rows, whatever their groups.
-        return np.zeros(len(rows), dtype=np.intp)
-
     def _batch_moments(self, rows: Floats, batch: Batch) -> SubgroupMoments:
         # Sums of products in float32 would make directions that do not vary look as if they did.
         return super()._batch_moments(rows.astype(np.float64, copy=False), batch)
@@ -308,12 +306,6 @@ class LeaceTransformer(_ClassBlindTransformer):
         erased = (directions * root) @ basis @ (basis.T @ (directions / root).T)
         erased *= scale[:, None] / scale
         return GroupMaps((np.eye(len(mean)) - erased)[None], (erased @ mean)[None])
-
-    @property
-    def maps_(self) -> dict[Any, tuple[Doubles, Doubles]]:
-        """The map ``(A, b)`` at full strength, the same for each group."""
-        maps = self._fitted().maps
-        return dict.fromkeys(self.groups_.tolist(), (maps.linear[0], maps.offset[0]))
 
 
 def _shares(moments: SubgroupMoments) -> Doubles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,17 +13,19 @@ from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.utils import check_array, get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import (
     GroupAwareClassifierMixin,
+    as_scores,
+    asked_method,
     available_if,
-    class_scores,
     fit_context,
     weight_params,
 )
-from fairsteer._utils.input import check_classes
-from fairsteer._utils.weights import check_sample_weight
+from fairsteer._utils.folds import check_fold_classes
+from fairsteer._utils.types import Codes, Doubles, Floats
+from fairsteer.groups import MISSING
 from fairsteer.score_alignment._cells import Alignment, Constraint
 from fairsteer.score_alignment._cross_fitting import (
     aligned_proba,
@@ -32,6 +35,7 @@ from fairsteer.score_alignment._cross_fitting import (
 )
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import row_chunks
+from fairsteer.transformer._reading import Batch, Reading
 
 _Self = TypeVar("_Self", bound="IdealDistributionClassifier")
 
@@ -72,6 +76,11 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
     cv : int, cross-validation generator or iterable, default=5
         Splits whose test rows give the out-of-fold scores of a `score_alignment`, as for
         :class:`~fairsteer.ScoreAligner`.
+    n_jobs : int, default=None
+        Folds of a `score_alignment` that are fitted at the same time; -1: as many as there are processors. The result
+        does not depend on it.
+    verbose : int, default=0
+        How much joblib tells of these fits.
 
     Attributes
     ----------
@@ -125,6 +134,8 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         "cost_matrix": ["array-like", None],
         "score_alignment": [StrOptions({"equal_opportunity", "demographic_parity"}), None],
         "cv": ["cv_object"],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -135,12 +146,16 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         cost_matrix: Any = None,
         score_alignment: Constraint | None = None,
         cv: Any = 5,
+        n_jobs: int | None = None,
+        verbose: int = 0,
     ) -> None:
         self.estimator = estimator
         self.steering = steering
         self.cost_matrix = cost_matrix
         self.score_alignment = score_alignment
         self.cv = cv
+        self.n_jobs = n_jobs
+        self.verbose = verbose
 
     @classmethod
     def of_steering(
@@ -231,20 +246,33 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             more than two classes, a `cost_matrix` and a `score_alignment`; as
             :class:`~fairsteer.ScoreAligner` raises.
         """
-        validate_data(self, X, y, skip_check_array=True)
-        steering = FairSteeringTransformer() if self.steering is None else self.steering
-        self.steering_ = clone(steering).fit(X, y, sensitive_features=sensitive_features, sample_weight=sample_weight)
-        self.classes_ = self.steering_.classes_
-        self.cost_matrix_ = self._check_cost_matrix()
-        self.estimator_ = None
-        if self.estimator is not None:
-            rows, labels, weight = self.steering_._training_rows(X, y, sensitive_features, sample_weight)
-            self.estimator_ = clone(self.estimator)
-            self.estimator_.fit(rows, labels, **_ideal_weight_params(self.estimator_, weight))
-        self._alignment = None
+        if y is None:
+            msg = f"{type(self).__name__} requires y to be passed, but the target y is None."
+            raise ValueError(msg)
+        steering = clone(FairSteeringTransformer() if self.steering is None else self.steering)
+        reading = steering._read(X, y, sensitive_features, sample_weight, reset=True)
+        batch = reading.batch()
+        self._fit_batch(steering._fit_batch(batch), batch)
+        self._set_columns_of(steering)
         if self.score_alignment is not None and len(self.classes_) > 1:
-            self._alignment = self._fit_alignment(self.score_alignment, X, y, sensitive_features, sample_weight)
+            self._alignment = self._fit_alignment(self.score_alignment, X, reading, batch)
         return self
+
+    def _fit_batch(self, steering: FairSteeringTransformer, batch: Batch) -> None:
+        """Fit all but the alignment, to the rows that the steering has been fitted to."""
+        self.steering_, self.classes_ = steering, steering.classes_
+        self.cost_matrix_ = self._check_cost_matrix()
+        self.estimator_ = self._alignment = None
+        if self.estimator is not None:
+            rows, weight = steering._training_rows(batch)
+            self.estimator_ = clone(self.estimator)
+            self.estimator_.fit(rows, batch.y, **_ideal_weight_params(self.estimator_, weight))
+
+    def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)
+            if hasattr(steering, name):
+                setattr(self, name, getattr(steering, name))
 
     def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
         """Class with the least expected cost.
@@ -268,14 +296,14 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             If groups are needed and not given or not known, or `X` does not match ``fit``.
         """
         check_is_fitted(self, "steering_")
+        rows, codes = self._read(X, sensitive_features)
         if self.cost_matrix_ is not None:
-            proba = self.predict_proba(X, sensitive_features=sensitive_features)
-            return self._labels((proba @ self.cost_matrix_).argmin(axis=1))
+            return self._labels((self._proba(rows, codes) @ self.cost_matrix_).argmin(axis=1))
         if self._alignment is not None:
-            return self._labels(self._aligned_proba(self._alignment, X, sensitive_features).argmax(axis=1))
+            return self._labels(self._aligned_proba(self._alignment, rows, codes).argmax(axis=1))
         if self.estimator_ is not None:
-            return self._ask_estimator("predict", X, sensitive_features)
-        return self._labels(self._log_posterior(X, sensitive_features).argmax(axis=1))
+            return self._ask_estimator("predict", rows, codes)
+        return self._labels(self._log_posterior(rows, codes).argmax(axis=1))
 
     @available_if(_has("predict_proba"))
     def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -294,11 +322,7 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             Probabilities, in the order of ``classes_``; rows sum to 1.
         """
         check_is_fitted(self, "steering_")
-        if self._alignment is not None:
-            return self._aligned_proba(self._alignment, X, sensitive_features)
-        if self.estimator_ is not None:
-            return self._ask_estimator("predict_proba", X, sensitive_features)
-        return np.exp(self._log_posterior(X, sensitive_features))
+        return self._proba(*self._read(X, sensitive_features))
 
     @available_if(_has("predict_proba"))
     def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -318,8 +342,8 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         """
         check_is_fitted(self, "steering_")
         if self.estimator_ is not None or self._alignment is not None:
-            return log_zero_allowed(self.predict_proba(X, sensitive_features=sensitive_features))
-        return self._log_posterior(X, sensitive_features)
+            return log_zero_allowed(self._proba(*self._read(X, sensitive_features)))
+        return self._log_posterior(*self._read(X, sensitive_features))
 
     @available_if(_has("decision_function"))
     def decision_function(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -339,11 +363,12 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             `estimator`'s own scores if there is one and no `score_alignment`.
         """
         check_is_fitted(self, "steering_")
+        rows, codes = self._read(X, sensitive_features)
         if self._alignment is not None:
-            return class_decision(self._aligned_proba(self._alignment, X, sensitive_features))
+            return class_decision(self._aligned_proba(self._alignment, rows, codes))
         if self.estimator_ is not None:
-            return self._ask_estimator("decision_function", X, sensitive_features)
-        log_posterior = self._log_posterior(X, sensitive_features)
+            return self._ask_estimator("decision_function", rows, codes)
+        log_posterior = self._log_posterior(rows, codes)
         if len(self.classes_) == 2:
             return log_posterior[:, 1] - log_posterior[:, 0]
         return log_posterior
@@ -352,15 +377,26 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         labels: npt.NDArray[Any] = self.classes_[codes]
         return labels
 
-    def _ask_estimator(self, method: str, X: Any, sensitive_features: Any) -> npt.NDArray[Any]:
-        rows = self.steering_._steered(X, sensitive_features)
-        answer: npt.NDArray[Any] = getattr(self.estimator_, method)(rows)
+    def _read(self, X: Any, sensitive_features: Any) -> tuple[Floats, Codes]:
+        return self.steering_._read_rows_and_codes(X, sensitive_features)
+
+    def _ask_estimator(self, method: str, rows: Floats, codes: Codes) -> npt.NDArray[Any]:
+        steering = self.steering_
+        steered = steering._move(rows, codes, steering._group_maps(steering._strength()))
+        answer: npt.NDArray[Any] = getattr(self.estimator_, method)(steered)
         return answer
 
-    def _log_posterior(self, X: Any, sensitive_features: Any) -> npt.NDArray[np.float64]:
+    def _proba(self, rows: Floats, codes: Codes) -> npt.NDArray[Any]:
+        if self._alignment is not None:
+            return self._aligned_proba(self._alignment, rows, codes)
+        if self.estimator_ is not None:
+            return self._ask_estimator("predict_proba", rows, codes)
+        return np.exp(self._log_posterior(rows, codes))
+
+    def _log_posterior(self, rows: Floats, codes: Codes) -> Doubles:
         """Log-probabilities of the classes, (n_samples, n_classes)."""
         steering = self.steering_
-        rows, codes = steering._model_rows(X, sensitive_features)
+        rows = steering._to_model(rows)
         strength = steering._strength()
         shrunk, ideal, _ = steering._fitted()
         to_frame = steering._group_maps(1.0)
@@ -382,38 +418,63 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             out -= logsumexp(out, axis=1, keepdims=True)
         return result
 
-    def _fit_alignment(
-        self, constraint: Constraint, X: Any, y: Any, sensitive_features: Any, sample_weight: Any
-    ) -> Alignment:
+    def _fit_alignment(self, constraint: Constraint, X: Any, reading: Reading, batch: Batch) -> Alignment:
         """Align the scores of this classifier trained without the rows that it scores."""
-        steering = self.steering_
-        rows, labels = steering._read_rows(X, sensitive_features, reset=False)
-        y = check_classes(y, rows)
-        weight = check_sample_weight(sample_weight, rows)
-        (X,) = indexable(X)
+        steering, grouped = self.steering_, reading.grouped
+        n_rows = len(reading.rows)
+        y_codes, codes = np.full(n_rows, MISSING), np.full(n_rows, MISSING)
+        y_codes[grouped.kept] = batch.y_codes
+        codes[grouped.kept] = (
+            batch.group_codes if steering._encoder is None else steering._group_of_label[batch.group_codes]
+        )
+        place = np.cumsum(grouped.kept) - 1  # among the rows of the batch
+
+        def held_out_scores(train: Codes | None, test: Codes) -> Doubles:
+            some = batch if train is None else batch.take(place[train])
+            check_fold_classes(some.classes, self.classes_)
+            plain: IdealDistributionClassifier = clone(self).set_params(score_alignment=None, cost_matrix=None)
+            plain._fit_batch(steering._fit_alike(some), some)
+            return plain._scores(batch.rows[place[test]], plain._codes_of_labels(batch, place[test]))
+
+        weight = np.ones(n_rows) if reading.sample_weight is None else reading.sample_weight
         alignment, _ = cross_fitted_alignment(
-            clone(self).set_params(score_alignment=None),
-            X,
-            y,
-            y_codes=np.searchsorted(self.classes_, y),
-            group_codes=steering._training_codes(labels, len(rows)),
-            weight=np.ones(len(rows)) if weight is None else weight,
+            held_out_scores,
+            indexable(X)[0],
+            y_codes=y_codes,
+            group_codes=codes,
+            weight=weight,
             classes=self.classes_,
             groups=steering.groups_,
-            fit_params=_given(sensitive_features=sensitive_features, sample_weight=weight),
-            predict_params=_given(sensitive_features=sensitive_features),
             cv=self.cv,
             constraint=constraint,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
         )
         return alignment
 
-    def _aligned_proba(self, alignment: Alignment, X: Any, sensitive_features: Any) -> npt.NDArray[np.float64]:
+    def _codes_of_labels(self, batch: Batch, positions: Codes) -> Codes:
+        """Find the groups of rows that this fold's steering was fitted without."""
         steering = self.steering_
+        if steering._encoder is None:
+            return np.zeros(len(positions), dtype=np.intp)
+        table = dict(zip(steering.moments_.groups.tolist(), steering._group_of_label.tolist(), strict=True))
+        of_label = np.array([table.get(label, MISSING) for label in batch.groups.tolist()], dtype=np.intp)
+        codes: Codes = of_label[batch.group_codes[positions]]
+        return codes
+
+    def _scores(self, rows: Floats, codes: Codes) -> Doubles:
+        """Score rows as an alignment takes them."""
+        asked = "predict_proba" if self.estimator_ is None else asked_method(self.estimator_)
+        answer = self._proba(rows, codes) if asked == "predict_proba" else self._ask_estimator(asked, rows, codes)
+        return as_scores(answer, asked, len(self.classes_), self.estimator_)
+
+    def _aligned_proba(self, alignment: Alignment, rows: Floats, codes: Codes) -> Doubles:
         plain = copy.copy(self)
         plain.score_alignment = plain._alignment = None
-        scores = class_scores(plain, X, self.classes_, {"sensitive_features": sensitive_features})
-        rows, codes = steering._model_rows(X, sensitive_features)
-        return aligned_proba(alignment, scores, codes, steering._group_proba(rows[codes < 0]))
+        steering = self.steering_
+        return aligned_proba(
+            alignment, plain._scores(rows, codes), codes, steering._group_proba(steering._to_model(rows[codes < 0]))
+        )
 
     def _check_cost_matrix(self) -> npt.NDArray[np.float64] | None:
         if self.cost_matrix is None:
@@ -440,10 +501,6 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             )
             raise ValueError(msg)
         return costs
-
-
-def _given(**params: Any) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
 
 
 def _ideal_weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -8,25 +8,17 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import fit_context
-from fairsteer._utils.input import (
-    ROW_CHECKS,
-    check_classes,
-    few,
-    is_bfloat16,
-    unknown_group_message,
-    warn_caller,
-    widen_bfloat16,
-)
+from fairsteer._utils.input import check_classes, check_rows, few, is_bfloat16, widen_bfloat16
 from fairsteer._utils.types import Codes, Doubles, Floats
-from fairsteer.groups import GroupEncoder
+from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
 from fairsteer.ideal import IdealDistribution, nearest_ideal
 from fairsteer.moments import SubgroupMoments
 
@@ -135,6 +127,8 @@ class ConceptSteering(BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    _encoder: GroupEncoder
+
     # Requested by default, so that nobody has to call set_fit_request.
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"sensitive_features": True}
 
@@ -185,16 +179,14 @@ class ConceptSteering(BaseEstimator):
             If `X` holds NaN or infinite values, there is one class only, a class has fewer than 6 rows in a
             group, the reference group is not known, or probes of other rows do not confirm a direction.
         """
-        rows: Floats = check_array(widen_bfloat16(X), **ROW_CHECKS, estimator=self, input_name="X")
+        rows: Floats = check_rows(widen_bfloat16(X), self)
         labels = check_classes(y, rows)
-        encoder = GroupEncoder()
-        codes = encoder.partial_fit_encode(sensitive_features)
-        check_consistent_length(rows, codes)
-        if (codes < 0).any():
-            warn_caller(f"{(codes < 0).sum()} of {len(rows)} rows have a missing group and are left out of the fit.")
-            rows, labels, codes = rows[codes >= 0], labels[codes >= 0], codes[codes >= 0]
+        if sensitive_features is None or (grouped := GroupedRows.read(sensitive_features, rows, None)).encoder is None:
+            msg = "sensitive_features must hold the groups of the rows, got None."
+            raise ValueError(msg)
+        rows, labels, codes = rows[grouped.kept], labels[grouped.kept], grouped.codes[grouped.kept]
         self.classes_, y_codes = np.unique(labels, return_inverse=True)
-        self.groups_, self._encoder = encoder.groups_, encoder
+        self.groups_, self._encoder = grouped.groups, grouped.encoder
         self.n_features_in_ = rows.shape[1]
         if len(self.classes_) < 2:
             msg = f"y has the one label {self.classes_.tolist()[0]!r}; probes need rows with and without it."
@@ -262,20 +254,14 @@ class ConceptSteering(BaseEstimator):
             If a group is missing or not known, or as for :meth:`direction`.
         """
         k = self._class_position(concept)
-        rows: Floats = check_array(widen_bfloat16(X), **ROW_CHECKS, estimator=self, input_name="X")
+        rows: Floats = check_rows(widen_bfloat16(X), self)
         if rows.shape[1] != self.n_features_in_:
             msg = f"X has {rows.shape[1]} features, but the directions have {self.n_features_in_}."
             raise ValueError(msg)
         if not np.isfinite(strength):
             msg = f"strength must be a finite number, got {strength!r}."
             raise ValueError(msg)
-        codes = self._encoder.encode(sensitive_features)
-        check_consistent_length(rows, codes)
-        if (codes < 0).any():
-            way_out = "name one of the known groups in every row"
-            raise ValueError(
-                unknown_group_message(codes, self._encoder.unknown_counts(sensitive_features), self.groups_, way_out)
-            )
+        codes = known_codes(self._encoder, sensitive_features, rows, "name one of the known groups in every row")
         steered = (rows + strength * self.directions_[k, codes]).astype(rows.dtype)
         return steered.astype(X.dtype) if is_bfloat16(X) else steered
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 from collections.abc import Iterable
-from itertools import islice
 from numbers import Number
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import check_consistent_length
 
 from fairsteer._utils.columns import split_columns
-from fairsteer._utils.input import few
-from fairsteer._utils.labels import is_missing, label_array
+from fairsteer._utils.input import few, num_rows, unknown_group_message, warn_caller
+from fairsteer._utils.labels import described, is_missing, kind_of, label_array, sorted_labels
 
 #: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
 MISSING = -1
@@ -148,7 +149,7 @@ class GroupEncoder:
         if not present:
             msg = f"No row has a group: sensitive_features is missing in all of its {len(codes)} rows."
             raise ValueError(msg)
-        self.groups_ = label_array(_sorted_labels(list(dict.fromkeys([*known, *present]))))
+        self.groups_ = label_array(sorted_labels(list(dict.fromkeys([*known, *present]))))
         if not known:
             self.n_columns_, self.column_names_ = len(columns), names
         return self._codes_of(labels)[codes]
@@ -236,7 +237,7 @@ class GroupEncoder:
                 column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
                 msg = (
                     f"The labels of the sensitive feature{column} are of another type than at fit: the groups are the "
-                    f"{_described(fitted)}; given are the {_described(foreign)}. Convert one to the type of the "
+                    f"{described(fitted)}; given are the {described(foreign)}. Convert one to the type of the "
                     "other, or make labels missing (None) that are not known."
                 )
                 raise ValueError(msg)
@@ -341,13 +342,9 @@ def renumber(codes: npt.NDArray[np.intp], n_codes: int) -> tuple[npt.NDArray[np.
     return np.flatnonzero(seen), (np.cumsum(seen) - 1)[codes]
 
 
-def _kind(label: Any) -> Any:
+def _kind(label: Any) -> str:
     """Kind of a label: numbers, booleans, strings, … Those of two kinds are never equal, but for 0 and 1."""
-    if isinstance(label, bool):
-        return "boolean"
-    if isinstance(label, Number):
-        return "number"
-    return next((kind for kind in (str, bytes, tuple) if isinstance(label, kind)), type(label))
+    return "boolean" if isinstance(label, bool) else kind_of(label)
 
 
 def _may_be(label: Any, kinds: set[Any]) -> bool:
@@ -360,19 +357,6 @@ def _is_number(label: Any) -> bool:
 
 def _is_bit(label: Any) -> bool:
     return _is_number(label) and label in (0, 1)
-
-
-def _described(labels: list[Any], most: int = 5) -> str:
-    """Labels by type, for messages: ``integers 0, 1 and strings 'a'``."""
-    names = {bool: "booleans", int: "integers", float: "floats", str: "strings", bytes: "bytes", tuple: "tuples"}
-    by_type: dict[str, list[Any]] = {}
-    for label in labels:
-        by_type.setdefault(names.get(type(label), f"{type(label).__name__} values"), []).append(label)
-    parts = []
-    for name, some in by_type.items():
-        rest = f" and {len(some) - most} more" if len(some) > most else ""
-        parts.append(f"{name} {', '.join(map(repr, islice(some, most)))}{rest}")
-    return " and the ".join(parts)
 
 
 def _check_discrete(labels: list[Any], name: str) -> None:
@@ -394,8 +378,121 @@ def _check_discrete(labels: list[Any], name: str) -> None:
         raise ValueError(msg)
 
 
-def _sorted_labels(labels: list[Any]) -> list[Any]:
-    try:
-        return sorted(labels)
-    except TypeError:  # labels of several types: any order will do that does not depend on the order of the rows
-        return sorted(labels, key=lambda label: (type(label).__name__, repr(label)))
+class GroupedRows(NamedTuple):
+    """Groups of rows that are fitted to: the one place where groups are read for a fit."""
+
+    encoder: GroupEncoder | None
+    """None where rows have no groups and are one."""
+    groups: npt.NDArray[Any]
+    """Labels of the groups that take part; ``[0]`` without groups."""
+    codes: npt.NDArray[np.intp]
+    """Positions in `groups`, (n_samples,); of rows that do not take part they are negative, or of no meaning."""
+    kept: npt.NDArray[np.bool_]
+    """Rows that take part: a group is known and the weight is not zero, (n_samples,)."""
+    label_codes: npt.NDArray[np.intp]
+    """Positions among the `labels`, those of weight zero included; negative where the group is missing."""
+    labels: npt.NDArray[Any]
+
+    @classmethod
+    def read(
+        cls,
+        sensitive_features: Any,
+        rows: Any,
+        weight: npt.NDArray[np.float64] | None,
+        *,
+        encoder: GroupEncoder | None = None,
+        purpose: str = "nothing is being steered: all rows form one group and keep their features",
+    ) -> GroupedRows:
+        """Read groups, and say which rows are left out.
+
+        Parameters
+        ----------
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels; None: there are none.
+        rows : array-like of n_samples rows
+            Rows that they belong to.
+        weight : ndarray of shape (n_samples,) or None
+            Weights of the rows.
+        encoder : GroupEncoder, default=None
+            What knows the groups of batches before this one; it is not changed.
+        purpose : str
+            What follows if there are no groups.
+
+        Raises
+        ------
+        ValueError
+            As for `GroupEncoder.fit`, and if no row is left.
+        """
+        n_rows = num_rows(rows)
+        codes, labels = np.zeros(n_rows, dtype=np.intp), np.array([0])
+        if sensitive_features is None:
+            warn_caller(f"No groups were given, so {purpose}. Pass sensitive_features=… or name sensitive_columns=….")
+            encoder = None
+        else:
+            encoder = GroupEncoder() if encoder is None else copy.copy(encoder)
+            codes = encoder.partial_fit_encode(sensitive_features)
+            check_consistent_length(rows, codes)
+            labels = encoder.groups_
+        n_missing = int((codes == MISSING).sum())
+        if n_missing:
+            warn_caller(f"{n_missing} of {n_rows} rows have a missing group and are left out of the fit.")
+        kept = codes != MISSING if weight is None else (codes != MISSING) & (weight > 0)
+        if not kept.any():
+            msg = (
+                f"No row is left to fit: {n_missing} of {n_rows} have a missing group, the others have sample_weight "
+                "zero."
+            )
+            raise ValueError(msg)
+        present, numbers = renumber(codes[kept], len(labels))
+        positions = np.full(n_rows, MISSING, dtype=np.intp)
+        positions[kept] = numbers
+        if encoder is not None:
+            encoder.groups_ = labels[present]
+        return cls(encoder, labels[present], positions, kept, codes, labels)
+
+
+def known_codes(
+    encoder: GroupEncoder | None, sensitive_features: Any, rows: Any, ways_out: str, *, infer: bool = False
+) -> npt.NDArray[np.intp]:
+    """Read the groups of rows that are to be treated by their groups.
+
+    Parameters
+    ----------
+    encoder : GroupEncoder or None
+        That of the fit; None if there were no groups: all rows are of one.
+    sensitive_features : array-like, dataframe or None
+        Group labels; None: all are unknown.
+    rows : array-like of n_samples rows
+        Rows that they belong to.
+    ways_out : str
+        What to do about unknown groups, for the message.
+    infer : bool, default=False
+        Whether unknown groups are allowed.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), dtype intp
+        Positions in ``encoder.groups_``; ``MISSING`` where the group is missing or was not there at ``fit``.
+
+    Raises
+    ------
+    ValueError
+        As for `GroupEncoder.encode`; if there are other rows; if a group is unknown and that is not allowed.
+    """
+    n_rows = num_rows(rows)
+    if encoder is None:
+        return np.zeros(n_rows, dtype=np.intp)
+    if sensitive_features is None and infer:
+        return np.full(n_rows, MISSING, dtype=np.intp)
+    if sensitive_features is None:
+        msg = (
+            f"No groups are given, but it was fitted on the groups {few(map(repr, encoder.groups_.tolist()))} and "
+            f"treats a row by its group. The way out: {ways_out}."
+        )
+        raise ValueError(msg)
+    codes = encoder.encode(sensitive_features)
+    check_consistent_length(rows, codes)
+    if not infer and (codes < 0).any():
+        counts = encoder.unknown_counts(sensitive_features)
+        raise ValueError(unknown_group_message(codes, counts, encoder.groups_, ways_out))
+    return np.maximum(codes, MISSING)

@@ -24,26 +24,18 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.sparse import issparse
 from sklearn import config_context
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.metrics import get_scorer, make_scorer
 from sklearn.utils.metadata_routing import UNUSED, get_routing_for_object
 from sklearn.utils.validation import validate_data
 
 from fairsteer import metrics
 from fairsteer._utils.columns import column_positions, select_columns
-from fairsteer._utils.input import few
+from fairsteer._utils.input import check_classes, few
+from fairsteer._utils.labels import label_array
 from fairsteer.groups import GroupEncoder
-
-_OWN_METRICS = {
-    metric.__name__: metric
-    for metric in (
-        metrics.demographic_parity_difference,
-        metrics.equal_opportunity_difference,
-        metrics.equalized_odds_difference,
-        metrics.tpr_gap_rms,
-    )
-}
-
+from fairsteer.metrics._gaps import MEASURES
+from fairsteer.metrics._rates import read_predictions
 
 # fairlearn names a derived metric by what it takes over the groups.
 _GREATER_IS_BETTER = {"_difference": False, "_ratio": True, "_group_min": True, "_group_max": False, "_gap_rms": False}
@@ -108,17 +100,47 @@ class _FairnessScorer(_GroupScorer):
         self, estimator: Any, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
     ) -> float:
         groups = self._groups(X, sensitive_features)
-        metric = _find_metric(self.metric)
-        params = {**self.metric_params, "sensitive_features": groups}
-        if metric in _OWN_METRICS.values() and hasattr(estimator, "classes_"):
-            # A fold may lack some of three classes; two are compared by another rule.
-            params.setdefault("labels", estimator.classes_)
         scorer = make_scorer(
-            metric, greater_is_better=self.greater_is_better, response_method=self.response_method, **params
+            partial(self._measure, getattr(estimator, "classes_", None), is_classifier(estimator)),
+            greater_is_better=self.greater_is_better,
+            response_method=self.response_method,
+            **{**self.metric_params, "sensitive_features": groups},
         )
         return _PerformanceScorer(scorer).score(
             estimator, X, y, sensitive_features=sensitive_features, sample_weight=sample_weight
         )
+
+    def _measure(self, classes: Any, classifies: bool, y_true: Any, y_pred: Any, **params: Any) -> float:
+        """Compute the metric, of predictions that are what the truth is, in rows of several groups."""
+        params = dict(params)
+        groups = params.pop("sensitive_features")
+        own = _own_metric(self.metric)
+        weight = params.pop("sample_weight", None)
+        labels = params.pop("labels", None) if own else None
+        if labels is None and classes is not None and np.ndim(classes) == 1:
+            labels = _all_classes(classes, y_true)
+        if own or (classifies and self.response_method == "predict"):
+            pos_label = params.pop("pos_label", None) if own else None
+            tally = read_predictions(y_true, y_pred, groups, weight, pos_label, labels).tally()
+            self._check_several(tally.groups.tolist())
+            if own:
+                if params:
+                    msg = f"{own} has no parameter {few(map(repr, params))}."
+                    raise TypeError(msg)
+                return MEASURES[own](tally)
+        else:
+            self._check_several(GroupEncoder().fit(groups).groups_.tolist())
+        weights = {} if weight is None else {"sample_weight": weight}
+        return float(_find_metric(self.metric)(y_true, y_pred, sensitive_features=groups, **params, **weights))
+
+    def _check_several(self, present: list[Any]) -> None:
+        if len(present) < 2:
+            msg = (
+                f"The scorer of {_name(self.metric)!r} has nothing to compare: the only group among these rows is "
+                f"{present[0]!r}. Split so that every fold has rows of several groups, for example by StratifiedKFold "
+                "on the groups."
+            )
+            raise ValueError(msg)
 
     def _groups(self, X: Any, sensitive_features: Any) -> Any:
         name = _name(self.metric)
@@ -142,13 +164,6 @@ class _FairnessScorer(_GroupScorer):
             names = getattr(probe, "feature_names_in_", None)
             positions = column_positions(self.sensitive_columns, X, names, probe.n_features_in_)
             groups = X.tocsr()[:, positions].toarray() if issparse(X) else select_columns(X, positions)
-        present = GroupEncoder().fit(groups).groups_.tolist()
-        if len(present) < 2:
-            msg = (
-                f"The scorer of {name!r} has nothing to compare: the only group among these rows is {present[0]!r}. "
-                "Split so that every fold has rows of several groups, for example by StratifiedKFold on the groups."
-            )
-            raise ValueError(msg)
         return groups
 
 
@@ -261,7 +276,8 @@ def fairness_scorer(
     True
     """
     name = _name(metric)
-    _find_metric(metric)
+    if _own_metric(metric) is None:
+        _find_metric(metric)
     if reserved := {"sensitive_features", "sample_weight"} & metric_params.keys():
         msg = f"{sorted(reserved)} belong to the rows that are scored: pass them there, not to fairness_scorer."
         raise ValueError(msg)
@@ -464,20 +480,32 @@ def _check_max_gap(max_gap: float) -> None:
         raise ValueError(msg)
 
 
+def _all_classes(classes: Any, y_true: Any) -> Any:
+    """Classes that an estimator knows, and others of the rows, where some are known; None where none are."""
+    # A fold may lack some of three classes; two are compared by another rule. Or it has a class that training lacked.
+    known, true = np.asarray(classes), check_classes(y_true, y_true, "y_true")
+    labels = dict.fromkeys([*known.tolist(), *np.unique(true).tolist()])
+    return label_array(labels) if len(labels) < len(known) + len(np.unique(true)) else None
+
+
 def _name(metric: Any) -> str:
     return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))
 
 
+def _own_metric(metric: Any) -> str | None:
+    """Name of a metric of this package's, None of any other."""
+    return next((name for name in MEASURES if metric == name or metric is getattr(metrics, name, None)), None)
+
+
 def _find_metric(metric: str | Callable[..., float]) -> Callable[..., float]:
+    """Find a metric that is not this package's."""
     if callable(metric):
         return metric
-    if metric in _OWN_METRICS:
-        return _OWN_METRICS[metric]
     try:
         import fairlearn.metrics
     except ImportError as error:
         msg = (
-            f"{metric!r} is not a gap of fairsteer.metrics ({few(map(repr, _OWN_METRICS))}), and fairlearn is not "
+            f"{metric!r} is not a gap of fairsteer.metrics ({few(map(repr, MEASURES))}), and fairlearn is not "
             "installed: pip install 'fairsteer[report]'."
         )
         raise ImportError(msg) from error
@@ -487,7 +515,7 @@ def _find_metric(metric: str | Callable[..., float]) -> Callable[..., float]:
         if name.endswith(tuple(_GREATER_IS_BETTER)) and "sensitive_features" in inspect.signature(candidate).parameters
     }
     if metric not in of_groups:
-        names = few(map(repr, [*_OWN_METRICS, *sorted(set(of_groups) - set(_OWN_METRICS))]), 50)
+        names = few(map(repr, [*MEASURES, *sorted(set(of_groups) - set(MEASURES))]), 50)
         msg = f"Neither fairsteer.metrics nor fairlearn.metrics compares groups by {metric!r}. There are {names}."
         raise ValueError(msg)
     found: Callable[..., float] = of_groups[metric]

@@ -2,6 +2,7 @@
 // distributions (whose output the standard leaves open).
 #pragma once
 
+#include <Eigen/Dense>  // independent of what the core computes with
 #include <cmath>
 #include <cstdint>
 #include <vector>

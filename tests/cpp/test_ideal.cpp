@@ -1,9 +1,9 @@
 #include <cmath>
 
-#include "check.hpp"
-#include "fairsteer/gaussian.hpp"
+#include "fairsteer/covariances.hpp"
 #include "fairsteer/ideal.hpp"
 #include "problems.hpp"
+#include "testing.hpp"
 
 using namespace fairsteer;
 using fairsteer::test::Problem;
@@ -62,7 +62,7 @@ double divergence(const Subgroups& s, const IdealResult& result) {
 
 }  // namespace
 
-TEST(the_reported_divergence_is_that_of_the_maps) {
+TEST_CASE("the reported divergence is that of the maps") {
   for (const auto model : kModels)
     for (const auto alignment : kAlignments)
       for (const auto intervention : kInterventions) {
@@ -80,7 +80,7 @@ TEST(the_reported_divergence_is_that_of_the_maps) {
       }
 }
 
-TEST(freedom_never_costs_divergence) {
+TEST_CASE("freedom never costs divergence") {
   for (const auto model : kModels)
     for (std::uint64_t seed = 0; seed < 5; ++seed) {
       const Problem problem(model, 2, 3, 3, seed);
@@ -101,7 +101,7 @@ TEST(freedom_never_costs_divergence) {
     }
 }
 
-TEST(an_ideal_distribution_stays_where_it_is) {
+TEST_CASE("an ideal distribution stays where it is") {
   for (const auto model : kModels) {
     const Problem problem(model, 3, 2, 4, 21);
     IdealOptions options;
@@ -128,7 +128,7 @@ TEST(an_ideal_distribution_stays_where_it_is) {
   }
 }
 
-TEST(an_empty_cell_and_a_class_that_the_reference_lacks_are_survived) {
+TEST_CASE("an empty cell and a class that the reference lacks are survived") {
   for (const auto model : kModels)
     for (const auto alignment : kAlignments)
       for (const auto intervention : kInterventions) {
@@ -147,14 +147,14 @@ TEST(an_empty_cell_and_a_class_that_the_reference_lacks_are_survived) {
       }
 }
 
-TEST(a_reference_without_a_common_class_is_refused) {
+TEST_CASE("a reference without a common class is refused") {
   Problem problem(CovarianceModel::tied, 2, 2, 2, 41);
   problem.subgroups.weight << 0.5, 0, 0, 0.5;
   IdealOptions options;
   CHECK_THROWS_AS(nearest_ideal(problem.subgroups, options), std::invalid_argument);
 }
 
-TEST(flooring_leaves_a_good_covariance_untouched_and_lifts_a_singular_one) {
+TEST_CASE("flooring leaves a good covariance untouched and lifts a singular one") {
   Random random(51);
   const Matrix good = random.covariance(5);
   Matrix floored = good;
@@ -167,7 +167,7 @@ TEST(flooring_leaves_a_good_covariance_untouched_and_lifts_a_singular_one) {
   CHECK(Eigen::LLT<Matrix>(floored).info() == Eigen::Success);
 }
 
-TEST(the_transport_map_carries_one_covariance_to_the_other) {
+TEST_CASE("the transport map carries one covariance to the other") {
   Random random(61);
   const Matrix source = random.covariance(6), target = random.covariance(6);
   const Matrix W = transport_map(source, target);

@@ -1,9 +1,9 @@
 #include <vector>
 
-#include "check.hpp"
 #include "fairsteer/maps.hpp"
 #include "fairsteer/moments.hpp"
 #include "problems.hpp"
+#include "testing.hpp"
 
 using namespace fairsteer;
 using fairsteer::test::Random;
@@ -62,7 +62,7 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 
 }  // namespace
 
-TEST(moments_equal_the_two_pass_formula) {
+TEST_CASE("moments equal the two pass formula") {
   const Index n = 700, K = 2, G = 2, d = 3;
   Random random(1);
   const Matrix rows = random.matrix(d, n);  // a column is a row of X: C order
@@ -89,7 +89,7 @@ TEST(moments_equal_the_two_pass_formula) {
   }
 }
 
-TEST(every_layout_gives_the_same_moments) {
+TEST_CASE("every layout gives the same moments") {
   const Index n = 300, K = 1, G = 2, d = 4;
   Random random(2);
   const Matrix rows = random.matrix(d, n);
@@ -114,7 +114,7 @@ TEST(every_layout_gives_the_same_moments) {
   }
 }
 
-TEST(merging_equals_the_moments_of_the_union) {
+TEST_CASE("merging equals the moments of the union") {
   const Index n = 400, K = 2, G = 2, d = 3;
   Random random(3);
   Matrix rows = random.matrix(d, n);
@@ -140,7 +140,7 @@ TEST(merging_equals_the_moments_of_the_union) {
   }
 }
 
-TEST(half_and_single_precision_rows_are_summed_in_double) {
+TEST_CASE("half and single precision rows are summed in double") {
   const Index n = 3000, d = 5;
   Random random(4);
   const Matrix rows = random.matrix(d, n);
@@ -158,7 +158,7 @@ TEST(half_and_single_precision_rows_are_summed_in_double) {
   CHECK_NEAR(largest_difference(exact_half.scatter, from_half.scatter), 0, 1e-5 * n);
 }
 
-TEST(a_code_that_is_too_large_is_refused) {
+TEST_CASE("a code that is too large is refused") {
   const double x[2] = {1, 2};
   const std::int64_t codes[2] = {0, 4};
   Sums sums(CovarianceModel::tied, 2, 2, 1);
@@ -168,7 +168,7 @@ TEST(a_code_that_is_too_large_is_refused) {
   CHECK_THROWS_AS(apply_maps<double>({x, 2, 1, 1, 1}, codes, 2, A, b, out), std::invalid_argument);
 }
 
-TEST(maps_are_applied_by_group_and_missing_groups_are_left) {
+TEST_CASE("maps are applied by group and missing groups are left") {
   const Index n = 1500, d = 3, G = 2;
   Random random(5);
   const Matrix rows = random.matrix(d, n);
@@ -186,7 +186,7 @@ TEST(maps_are_applied_by_group_and_missing_groups_are_left) {
   }
 }
 
-TEST(sums_do_not_depend_on_the_threads_or_on_the_order_of_reading) {
+TEST_CASE("sums do not depend on the threads or on the order of reading") {
   const Index n = 12000, K = 2, G = 2;
   for (const Index d : {3, 70}) {  // read in the order of the rows, and cell by cell
     Random random(6);
@@ -207,7 +207,7 @@ TEST(sums_do_not_depend_on_the_threads_or_on_the_order_of_reading) {
   }
 }
 
-TEST(an_update_of_sums_that_hold_rows_equals_one_of_all_rows) {
+TEST_CASE("an update of sums that hold rows equals one of all rows") {
   const Index n = 3000, K = 2, G = 2, d = 3;
   Random random(7);
   Matrix rows = random.matrix(d, n);

@@ -1,8 +1,8 @@
 #include <cmath>
 
-#include "check.hpp"
-#include "fairsteer/gaussian.hpp"
+#include "fairsteer/covariances.hpp"
 #include "problems.hpp"
+#include "testing.hpp"
 #include "two_class.hpp"
 
 using namespace fairsteer;
@@ -45,7 +45,7 @@ double objective(const Side& one, const Side& other, const Matrix& B) {
 
 }  // namespace
 
-TEST(the_diagonal_problem_is_that_of_the_group_up_to_a_constant) {
+TEST_CASE("the diagonal problem is that of the group up to a constant") {
   Example example(6, 3);
   const TwoClassProblem problem(example.one, example.other);
   const Matrix B = example.random.matrix(6, 6), D = example.random.matrix(6, 6);
@@ -55,7 +55,7 @@ TEST(the_diagonal_problem_is_that_of_the_group_up_to_a_constant) {
              1e-9);
 }
 
-TEST(no_single_row_can_be_improved_where_rows_have_come_to_rest) {
+TEST_CASE("no single row can be improved where rows have come to rest") {
   Example example(60, 5);  // two blocks
   const TwoClassProblem problem(example.one, example.other);
   Matrix X = problem.paired(example.guide);
@@ -74,7 +74,7 @@ TEST(no_single_row_can_be_improved_where_rows_have_come_to_rest) {
   }
 }
 
-TEST(the_descent_ends_where_the_gradient_vanishes_and_never_rises) {
+TEST_CASE("the descent ends where the gradient vanishes and never rises") {
   Example example(20, 7);
   const TwoClassProblem problem(example.one, example.other);
   Matrix X = problem.paired(example.guide);
@@ -89,7 +89,7 @@ TEST(the_descent_ends_where_the_gradient_vanishes_and_never_rises) {
   }
 }
 
-TEST(coincident_ratios_leave_the_pairing_to_the_guide) {
+TEST_CASE("coincident ratios leave the pairing to the guide") {
   const Index d = 8;
   Random random(11);
   const Matrix C = random.covariance(d), S = random.covariance(d);

@@ -576,13 +576,3 @@ def test_bad_input_costs_a_sentence_and_nothing_else(run, map_file, monkeypatch,
     assert words in err
     assert len(err.strip().splitlines()) == 1
     assert sorted(map_file.parent.iterdir()) == before
-
-
-def test_the_page_runs(tmp_path, monkeypatch):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
-    exec(compile(code, "export.md", "exec"), {})
-    assert {path.name for path in tmp_path.iterdir()} == {"map.onnx", "maps"}

@@ -448,6 +448,20 @@ def test_a_class_that_the_reference_group_lacks_follows_from_the_others(kind, ma
     np.testing.assert_allclose(ideal.canonical_means, expected.canonical_means, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:No row")
+@pytest.mark.parametrize("missing", range(3))
+@pytest.mark.parametrize("seed", range(6))
+def test_directions_that_the_shared_classes_leave_free_are_mapped_by_a_rule(seed, missing):
+    # Two shared classes in two dimensions leave a reflection open; the sign of a singular vector must not decide.
+    data = problems.statistics(3, 3, 2, covariance="tied", seed=seed)
+    data.weights[missing, 0] = 0
+    data.means[missing, 0] = 0
+    ideal = nearest_ideal(given(data), intervention="affirmative", reference_group=0)
+    expected = reference.nearest_ideal(data, intervention="affirmative", reference=0)
+    assert ideal.kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-7)
+    np.testing.assert_allclose(ideal.canonical_means, expected.canonical_means, atol=1e-5)
+
+
 def test_a_group_without_a_row_is_refused_with_the_table():
     data = statistics("tied")
     weights = np.array([[12.0, 0, 3], [40, 0, 5], [7, 0, 6]])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,13 +18,16 @@ import safetensors.numpy as st
 from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
+from sklearn.svm import LinearSVC
 
-from fairsteer import IdealDistributionClassifier, ScoreAligner, persistence
+from fairsteer import IdealDistributionClassifier, ScoreAligner, SubgroupMoments, nearest_ideal, persistence
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer.baselines import MeanMatchingTransformer
 from fairsteer.concepts import ConceptSteering
@@ -288,12 +294,8 @@ def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_gro
 
 def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, path):
     X, y, group = rows
-    classifier = IdealDistributionClassifier(estimator=LogisticRegression()).fit(X, y, sensitive_features=group)
-    with pytest.raises(ValueError, match=r"estimator=LogisticRegression.* steering_ alone.*skops.*joblib"):
-        persistence.save(classifier, path)
-    aligner = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
-    with pytest.raises(ValueError, match=r"ScoreAligner cannot be saved.*skops.*joblib"):
-        persistence.save(aligner, path)
+    with pytest.raises(ValueError, match=r"LogisticRegression cannot be saved.*skops.*SKOPS_TYPES.*joblib"):
+        persistence.save(LogisticRegression().fit(X, y), path)
     with pytest.raises(NotFittedError):
         persistence.save(IdealDistributionClassifier(), path)
 
@@ -328,6 +330,193 @@ def test_loaded_concept_steers_as_the_saved_one_did(hidden, path, params):
     assert loaded.ideal_.reference_group == saved.ideal_.reference_group
     with pytest.raises(ValueError, match="'X'"):
         loaded.steer(X, sensitive_features=groups.replace("F", "X"), concept=2)
+
+
+# ---- moments and ideal distributions
+
+
+def _assert_equal_arrays(loaded, saved):
+    for name, value in vars(saved).items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(getattr(loaded, name), value, strict=True)
+        else:
+            assert getattr(loaded, name) == value
+
+
+@pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
+def test_moments_come_back_and_go_on(rows, path, covariance):
+    X, y, group = rows
+    saved = SubgroupMoments(4, classes=["a", "b", "c"], groups=[(0, "x"), (1, "y")], covariance=covariance)
+    saved.update(X, y, group, np.linspace(0.5, 2, 150))
+    loaded = _round_trip(saved, path)
+    _assert_equal_arrays(loaded, saved)
+    _assert_equal_arrays(loaded.merge(saved), saved.merge(loaded))
+    for name in ("ledoit_wolf", "oas", 0.3):
+        _assert_equal_arrays(_round_trip(saved.shrink(name), path), saved.shrink(name))
+        with pytest.raises(ValueError, match="accept no more rows"):
+            persistence.load(path).update(X, y, group)
+    _assert_equal_arrays(_round_trip(saved.borrow(60), path), saved.borrow(60))
+    if covariance == "full":
+        pooled = _round_trip(saved.pool(0.25), path)
+        np.testing.assert_array_equal(pooled.shrink("oas").covariances, saved.pool(0.25).shrink("oas").covariances)
+    _assert_equal_arrays(loaded.update(X, y, group), saved.update(X, y, group))
+
+
+def test_moments_without_rows_or_from_statistics(path):
+    given = SubgroupMoments.from_statistics([[1.0, 2.0], [0.0, 3.0]], np.zeros((2, 2, 1)), np.ones((2, 1, 1)))
+    _assert_equal_arrays(_round_trip(given, path), given)
+
+
+@pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
+@pytest.mark.parametrize("reference", [None, "m"])
+def test_ideal_distributions_come_back(rows, path, covariance, reference):
+    X, y, group = rows
+    moments = SubgroupMoments(4, classes=[0, 1, 2], groups=["f", "m"], covariance=covariance).update(X, y, group)
+    saved = nearest_ideal(
+        moments.shrink("oas"),
+        intervention="affirmative" if reference else "all_subgroups",
+        reference_group=reference,
+        covariance=covariance,
+    )
+    loaded = _round_trip(saved, path)
+    _assert_equal_arrays(loaded, saved)
+    np.testing.assert_array_equal(loaded.covariances, saved.covariances)
+    np.testing.assert_array_equal(loaded.certificate.equal_opportunity, saved.certificate.equal_opportunity)
+    np.testing.assert_array_equal(loaded.log_posterior(X), saved.log_posterior(X))
+    with pytest.raises(ValueError, match="read-only"):
+        loaded.linear[0] = 0
+
+
+# ---- aligned scores, and classifiers that are not ours
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3])
+@pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
+@pytest.mark.parametrize("params", [{}, {"max_gap": 0.1, "unknown_group": "average", "calibrate": True}], ids=str)
+def test_loaded_aligner_predicts_as_the_saved_one_did(rows, path, n_classes, constraint, params):
+    X, y, group = rows
+    y, groups = np.array(["a", "b", "c"])[y % n_classes], np.array(["f", "m"])[group]
+    classifier = LogisticRegression() if n_classes > 1 else DummyClassifier()
+    saved = ScoreAligner(classifier, constraint=constraint, cv=4, **params).fit(X, y, sensitive_features=groups)
+    persistence.save(saved, path)
+    loaded = persistence.load(path, estimator=saved.estimator_)
+    assert str(loaded.get_params()) == str(saved.get_params())
+    beyond, groups = np.concatenate([X, 3 * X, -X]), np.tile(groups, 3)
+    _assert_predicts_the_same(loaded, saved, beyond, groups)
+    if params:
+        _assert_predicts_the_same(loaded, saved, beyond, None)
+    assert loaded.max_gap_ == saved.max_gap_
+    for found, expected in zip(loaded.gap_band(), saved.gap_band(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="'z'"):
+        loaded.set_params(unknown_group="error").predict(X[:1], sensitive_features=["z"])
+    refitted = clone(loaded).fit(X, y, sensitive_features=groups[:150])
+    assert set(refitted.predict(X, sensitive_features=groups[:150])) <= set(y)
+
+
+def test_aligner_of_columns_and_of_scores_without_probabilities(rows, path):
+    X, y, group = rows
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group, old=np.arange(150) % 2)
+    for columns in (["sex", "old"], slice(4, 6), [False] * 4 + [True] * 2):
+        saved = ScoreAligner(LinearSVC(), sensitive_columns=columns).fit(frame, y > 0)
+        persistence.save(saved, path)
+        loaded = persistence.load(path, estimator=saved.estimator_)
+        _assert_predicts_the_same(loaded, saved, frame, None)
+        assert loaded.groups_.tolist() == saved.groups_.tolist()
+        assert loaded.feature_names_in_.tolist() == list(frame)
+    with pytest.raises(ValueError, match="answers by predict_proba; what is missing did by decision_function"):
+        persistence.load(path, estimator=LogisticRegression().fit(frame, y > 0))
+
+
+@pytest.mark.parametrize("score_alignment", [None, "equal_opportunity"])
+def test_loaded_classifier_takes_its_estimator_back(rows, path, score_alignment):
+    X, y, group = rows
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    saved = IdealDistributionClassifier(estimator=pipeline, score_alignment=score_alignment, cost_matrix=1 - np.eye(2))
+    saved.fit(X, y > 0, sensitive_features=group)
+    persistence.save(saved, path)
+    loaded = persistence.load(path, estimator=saved.estimator_)
+    for method in ("predict", "predict_proba"):
+        np.testing.assert_array_equal(
+            getattr(loaded, method)(X, sensitive_features=group), getattr(saved, method)(X, sensitive_features=group)
+        )
+    assert str(loaded.get_params()) == str(saved.get_params())
+    alone = persistence.load(path)
+    _assert_same(alone.steering_, saved.steering_, X, y > 0, group)
+    with pytest.raises(ValueError, match=r"not in the file.*persistence\.load\(path, estimator=…\)"):
+        alone.predict(X, sensitive_features=group)
+
+
+def test_what_is_loaded_without_its_classifier_says_so(rows, path):
+    X, y, group = rows
+    saved = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
+    loaded = _round_trip(saved, path)
+    np.testing.assert_array_equal(loaded.gap_band().upper, saved.gap_band().upper)
+    for method in ("predict", "predict_proba", "decision_function"):
+        with pytest.raises(ValueError, match=r"not in the file.*persistence\.load\(path, estimator=…\)"):
+            getattr(loaded, method)(X, sensitive_features=group)
+    persistence.save(loaded, path)
+    again = persistence.load(path, estimator=saved.estimator_)
+    _assert_predicts_the_same(again, saved, X, group)
+
+
+def test_a_classifier_that_is_not_the_missing_one_is_refused(rows, path):
+    X, y, group = rows
+    persistence.save(ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group), path)
+    with pytest.raises(NotFittedError):
+        persistence.load(path, estimator=LogisticRegression())
+    with pytest.raises(ValueError, match=r"has the classes 0, 1, 2; the one that is missing has False, True"):
+        persistence.load(path, estimator=LogisticRegression().fit(X, y))
+    with pytest.raises(ValueError, match="takes 3 features; what is missing takes 4"):
+        persistence.load(path, estimator=LogisticRegression().fit(X[:, :3], y > 0))
+    persistence.save(FairSteeringTransformer().fit(X, y, sensitive_features=group), path)
+    with pytest.raises(ValueError, match="was saved whole; leave it out"):
+        persistence.load(path, estimator=LogisticRegression().fit(X, y > 0))
+
+
+def test_pipelines_are_kept_by_skops(rows):
+    skops = pytest.importorskip("skops.io", reason="skops is not installed")
+    X, y, group = rows
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=np.array(["f", "m"])[group])
+    steer = FairSteeringTransformer(sensitive_columns=["sex"])
+    matching = MeanMatchingTransformer(sensitive_columns=["sex"], unknown_group="infer")
+    logistic = LogisticRegression()
+    for saved in (
+        make_pipeline(steer, StandardScaler(), logistic),
+        make_pipeline(matching, logistic),
+        IdealDistributionClassifier(estimator=logistic, steering=steer, score_alignment="equal_opportunity"),
+        ScoreAligner(make_pipeline(steer, logistic), sensitive_columns=["sex"]),
+        ScoreAligner(make_pipeline(steer, logistic), sensitive_columns=["sex"], calibrate=True),
+    ):
+        target = y if "calibrate=True" in str(saved) else y > 0
+        content = skops.dumps(saved.fit(frame, target))
+        assert set(skops.get_untrusted_types(data=content)) <= set(persistence.SKOPS_TYPES)
+        loaded = skops.loads(content, trusted=persistence.SKOPS_TYPES)
+        np.testing.assert_array_equal(loaded.predict_proba(frame), saved.predict_proba(frame))
+
+
+# ---- outputs that are no files
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_maps_are_written_through_pipes_and_links(rows, path, tmp_path):
+    X, y, group = rows
+    saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
+    persistence.save(saved, path)
+    os.mkfifo(tmp_path / "pipe")
+    received = []
+    reader = threading.Thread(target=lambda: received.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    persistence.save(saved, tmp_path / "pipe")
+    reader.join(timeout=30)
+    assert received == [path.read_bytes()]
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("/dev/null")
+    persistence.save(saved, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(OSError, match="no file that can be read"):
+        persistence.load(tmp_path / "link")
 
 
 # ---- what is refused
@@ -425,28 +614,93 @@ def _set(*keys_and_value):
     return change
 
 
+_INT = {"dtype": "<i8", "labels": [{"int": 0}, {"int": 1}]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("transformer", "moments", "classes", {"dtype": "object", "labels": _NESTED}), "damaged"),
-        (_set("format_version", 1), "has format version 1, and this fairsteer reads version 2"),
-        (_set("transformer", None), "damaged"),
-        (_set("transformer", "moments", "covariance", "none"), "it has no 'none'"),
-        (_set("transformer", "moments", "n_features", 10**9), "has shape"),
-        (_set("transformer", "moments", "n_features", 5), "has shape"),
-        (_set("transformer", "moments", "n_features", "4"), "no integer"),
-        (_set("transformer", "moments", "groups", {"dtype": "<i8", "labels": [{"int": 0}]}), "has shape"),
-        (_set("transformer", "moments", "groups", {"dtype": "<i8", "labels": ["0", "1"]}), "no label"),
-        (_set("transformer", "moments", "groups", {"dtype": "<M8[s]", "labels": []}), "dtype datetime64"),
-        (_set("transformer", "ideal", "covariance", "full"), "has shape"),
-        (_set("transformer", "model", "groups", {"dtype": "<i8", "labels": [{"int": 0}, {"int": 5}]}), "its model has"),
-        (_set("transformer", "calibration", {"float": "0x1p+0"}), "calibration.offsets is absent"),
-        (_set("transformer", "params", {}), "parameters are"),
-        (_set("transformer", "n_features_in", 7), "7 columns"),
-        (_set("transformer", "sensitive_positions", [9]), "columns"),
-        (_set("transformer", "feature_names_in", [{"str": "a"}]), "names for"),
-        (_set("transformer", "feature_transform", "scaler", "Pipeline"), "Pipeline"),
-        (_set("transformer", "feature_transform", "params", {"evil": {"int": 1}}), "evil"),
+        (_set("format_version", 1), "has format version 1, and this fairsteer reads version 3"),
+        (_set("format_version", True), "has no format version"),
+        (_set("format_version", "3" * 10**6), "has no format version"),
+        (_set("kind", "Pipeline"), "does not know"),
+        (_set("kind", ["FairSteeringTransformer"]), "does not know"),
+        (_set("kind", "ScoreAligner"), "its ScoreAligner has no classes"),
+        (_set("saved", None), "is no object"),
+        (_set("saved", []), "is no object"),
+        (_set("saved", "moments", "classes", {"dtype": "object", "labels": _NESTED}), "damaged"),
+        (_set("saved", "moments", "classes", {"dtype": "<i8", "labels": []}), "at least one label"),
+        (_set("saved", "moments", "classes", {"dtype": "<i8", "labels": [{"int": 1}] * 3}), "distinct"),
+        (_set("saved", "moments", "classes", {"dtype": "<i8", "labels": [{"int": 10**30}] * 3}), "damaged"),
+        (_set("saved", "moments", "classes", {"dtype": "<f8", "labels": [{"str": "1"}] * 3}), "are of another"),
+        (_set("saved", "moments", "classes", {"dtype": "object", "labels": [None, {"int": 1}, {"int": 2}]}), "missing"),
+        (_set("saved", "moments", "covariance", "none"), "not one of tied, full, diagonal"),
+        (_set("saved", "moments", "covariance", ["tied"]), "not one of tied, full, diagonal"),
+        (_set("saved", "moments", "n_features", 10**9), "has shape"),
+        (_set("saved", "moments", "n_features", 10**400), "an integer from 0 on"),
+        (_set("saved", "moments", "n_features", 5), "has shape"),
+        (_set("saved", "moments", "n_features", "4"), "of type str, not an integer"),
+        (_set("saved", "moments", "n_features", True), "True, not an integer"),
+        (_set("saved", "moments", "n_features", 4.0), "4.0, not an integer"),
+        (_set("saved", "moments", "pooling", "much"), "of type str, not a number"),
+        (_set("saved", "moments", "pooling", 2.0), "2.0, not a number from 0 to 1"),
+        (_set("saved", "moments", "shrunk", True), "moments.shrunk is absent"),
+        (_set("saved", "moments", "shrunk", 1), "not true or false"),
+        (_set("saved", "moments", "groups", {"dtype": "<i8", "labels": [{"int": 0}]}), "has shape"),
+        (_set("saved", "moments", "groups", {"dtype": "<i8", "labels": ["0", "1"]}), "label is none"),
+        (_set("saved", "moments", "groups", {"dtype": "<M8[s]", "labels": []}), "labels is none"),
+        (_set("saved", "moments", "groups", {"dtype": "<U1000000000", "labels": []}), "labels is none"),
+        (_set("saved", "moments", "groups", {"dtype": "(9,9)<f8", "labels": []}), "labels is none"),
+        (_set("saved", "moments", "groups", {"dtype": "<i8", "labels": "ab"}), "labels is none"),
+        (_set("saved", "moments", "groups", {"dtype": "object", "labels": [{"tuple": []}] * 2}), "label is none"),
+        (_set("saved", "encoder", {"n_columns": 2, "column_names": None}), "not made of 2 labels"),
+        (_set("saved", "encoder", {"n_columns": 0, "column_names": None}), "integer from 1 on"),
+        (_set("saved", "encoder", {"n_columns": 1, "column_names": ["a", "b"]}), "a list of 1 names"),
+        (_set("saved", "encoder", {"n_columns": 1, "column_names": [1]}), "a list of 1 names"),
+        (_set("saved", "ideal", "covariance", "full"), "has shape"),
+        (_set("saved", "ideal", "classes", _INT), "other classes, groups or features"),
+        (_set("saved", "ideal", "reference_group", {"str": "f"}), "none of its groups"),
+        (_set("saved", "ideal", "kl_divergence", "0x1"), "not a number"),
+        (_set("saved", "ideal", "kl_divergence", float("nan")), "not a number"),
+        (_set("saved", "ideal", "kl_divergence", float("inf")), "not a number"),
+        (_set("saved", "ideal", "n_iter", -1), "an integer from 0 on"),
+        (_set("saved", "ideal", "converged", "yes"), "not true or false"),
+        (_set("saved", "ideal", "intervention", "none"), "not one of all_subgroups"),
+        (_set("saved", "ideal", "map_type", None), "not one of affine"),
+        (_set("saved", "model", "groups", {"dtype": "<i8", "labels": [{"int": 0}, {"int": 5}]}), "its model has"),
+        (_set("saved", "calibration", {"slope": 1.0}), "calibration.offsets is absent"),
+        (_set("saved", "calibration", 1.0), "is no object"),
+        (_set("saved", "params", {}), "parameters are"),
+        (_set("saved", "params", []), "not an object"),
+        (_set("saved", "params", "strength", {"str": "0.5"}), "'strength' parameter"),
+        (_set("saved", "params", "strength", {"float": "0x1p+3"}), "'strength' parameter"),
+        (_set("saved", "params", "strength", {"float": "nan"}), "'strength' parameter"),
+        (_set("saved", "params", "strength", {"numpy": "<f8", "value": {"str": "1"}}), "label is none"),
+        (_set("saved", "params", "tol", {"str": "small"}), "'tol' parameter"),
+        (_set("saved", "params", "max_iter", {"float": "0x1p+3"}), "'max_iter' parameter"),
+        (_set("saved", "params", "max_iter", {"int": 10**100}), "beyond 64 bits"),
+        (_set("saved", "params", "min_cell_size", {"str": "5"}), "'min_cell_size' parameter"),
+        (_set("saved", "params", "pooling", {"tuple": [{"int": 0}]}), "'pooling' parameter"),
+        (_set("saved", "params", "unknown_group", {"str": "guess"}), "'unknown_group' parameter"),
+        (_set("saved", "params", "reference_group", {"str": "guess"}), "reference_group is none of"),
+        (_set("saved", "params", "sensitive_columns", {"str": "sex"}), "sensitive columns are those of another"),
+        (_set("saved", "output", "html"), "not one of default"),
+        (_set("saved", "class_blind", "no"), "not true or false"),
+        (_set("saved", "n_features_in", 7), "7 columns"),
+        (_set("saved", "n_features_in", 10**15), "columns"),
+        (_set("saved", "sensitive_positions", [9]), "a list of positions below 4"),
+        (_set("saved", "sensitive_positions", [0, 0]), "distinct positions"),
+        (_set("saved", "sensitive_positions", {"0": 1}), "a list of positions"),
+        (_set("saved", "feature_names_in", ["a"]), "a list of 4 names"),
+        (_set("saved", "feature_names_in", [1, 2, 3, 4]), "a list of 4 names"),
+        (_set("saved", "feature_transform", None), "is no object"),
+        (_set("saved", "feature_transform", "kind", "Pipeline"), "not one of none, log, StandardScaler"),
+        (_set("saved", "feature_transform", "params", {"evil": {"int": 1}}), "evil"),
+        (_set("saved", "feature_transform", "params", {"with_mean": {"str": "yes"}}), "'with_mean' parameter"),
+        (_set("saved", "feature_transform", "absent", ["mean_"]), "no centre"),
+        (_set("saved", "feature_transform", "absent", "mean_"), "a list of texts"),
+        (_set("saved", "feature_transform", "feature_names_in", ["a"]), "a list of 4 names"),
+        (_set("saved", "feature_transform", "frozen", 0), "not true or false"),
     ],
 )
 def test_header_that_does_not_fit_is_refused(content, path, change, message):
@@ -467,6 +721,17 @@ def _without(tensors):
         (lambda t: t.update({"ideal.offset": t["ideal.offset"][:1]}), r"shape \(1, 4\)"),
         (lambda t: t.update({"ideal.offset": t["ideal.offset"] * np.nan}), "not finite"),
         (lambda t: t.update({"moments.weights": -t["moments.weights"]}), "negative"),
+        (lambda t: t.update({"moments.weights": 0 * t["moments.weights"]}), "all weights are zero"),
+        (lambda t: t.update({"moments.weight_squares": -t["moments.weight_squares"]}), "negative"),
+        (lambda t: t.update({"moments.quartics": -t["moments.quartics"]}), "negative"),
+        (lambda t: t.update({"moments.scatters": -t["moments.scatters"]}), "no covariances"),
+        (lambda t: t.update({"model.covariances": t["model.covariances"] + np.tri(4)}), "no covariances"),
+        (lambda t: t.update({"ideal.class_prior": t["ideal.class_prior"] * 2}), "no shares of a whole"),
+        (lambda t: t.update({"ideal.group_prior": t["ideal.group_prior"] - 1}), "no shares of a whole"),
+        (lambda t: t.update({"ideal.source_weights": -t["ideal.source_weights"]}), "negative"),
+        (lambda t: t.update({"ideal.canonical_covariances": -t["ideal.canonical_covariances"]}), "no covariances"),
+        (lambda t: t.update({"scaler.scale_": 0 * t["scaler.scale_"]}), "not positive"),
+        (lambda t: t.update({"scaler.mean_": t["scaler.mean_"] * np.inf}), "not finite"),
         (lambda t: t.update({"scaler.mean_": np.zeros(3)}), r"shape \(3,\)"),
     ],
 )
@@ -489,18 +754,24 @@ def aligned(rows, path):
 @pytest.mark.parametrize(
     ("header", "arrays", "message"),
     [
-        (_set("kind", "LeaceTransformer"), None, "no 'transformer'"),
-        (_set("kind", "Pipeline"), None, "no 'Pipeline'"),
-        (_set("classifier", "alignment", "scales", [{"float": "0x1p+0"}]), None, "the scales"),
-        (_set("classifier", "alignment", "scales", [{"float": "nan"}] * 2), None, "the scales"),
-        (_set("classifier", "alignment", "amount", {"float": "0x1p+3"}), None, "the amount 8.0"),
-        (_set("classifier", "alignment", []), None, "damaged"),
+        (_set("kind", "LeaceTransformer"), None, "has no moments"),
+        (_set("saved", "alignment", "scales", [1.0]), None, "1 scales for 2 groups"),
+        (_set("saved", "alignment", "scales", [float("nan")] * 2), None, "a list of numbers above 0"),
+        (_set("saved", "alignment", "scales", ["1"] * 2), None, "a list of numbers above 0"),
+        (_set("saved", "alignment", "amount", 8.0), None, "8.0, not a number from 0 to 1"),
+        (_set("saved", "alignment", "budget", "0"), None, "not a number"),
+        (_set("saved", "alignment", []), None, "is no object"),
+        (_set("saved", "params", {"cv": {"str": "5"}}), None, "'cv' parameter"),
+        (_set("saved", "params", {"score_alignment": {"str": "odds"}}), None, "'score_alignment' parameter"),
+        (_set("saved", "params", {"estimator": {"int": 1}}), None, "estimator"),
+        (_set("saved", "costs", None), None, "not true or false"),
         (None, lambda t: t.update({"cost_matrix": np.eye(3)}), r"shape \(3, 3\)"),
         (None, lambda t: t.update({"alignment.measured": t["alignment.measured"] + np.inf}), "not finite"),
         (None, lambda t: t.update({"alignment.calibration": -t["alignment.calibration"]}), "not increase"),
         (None, lambda t: t.update({"alignment.calibration": np.zeros((2, 0))}), "not increase"),
         (None, lambda t: t.update({"alignment.distribution.0": np.array([[0.0, 1], [0, 1]])}), "levels"),
         (None, lambda t: t.update({"alignment.shares": np.ones(3)}), r"shape \(3,\)"),
+        (None, lambda t: t.update({"alignment.shares": np.ones(2)}), "no shares of a whole"),
     ],
 )
 def test_classifier_that_does_not_fit_together_is_refused(aligned, path, header, arrays, message):
@@ -524,9 +795,10 @@ def test_baseline_that_does_not_fit_together_is_refused(rows, path):
 @pytest.mark.parametrize(
     ("header", "arrays", "message"),
     [
-        (_set("concept", "encoder", None), None, "does not say what its groups are made of"),
-        (_set("concept", "params", {"evil": {"int": 1}}), None, "evil"),
-        (_set("concept", "moments", "covariance", "full"), None, "has shape"),
+        (_set("saved", "encoder", None), None, "encoder is no object"),
+        (_set("saved", "params", {"evil": {"int": 1}}), None, "evil"),
+        (_set("saved", "params", {"C": {"str": "1"}}), None, "'C' parameter"),
+        (_set("saved", "moments", "covariance", "full"), None, "has shape"),
         (None, lambda t: t.update({"concept.directions": np.zeros((3, 2, 5))}), r"shape \(3, 2, 5\)"),
         (None, lambda t: t.update({"concept.separation": np.full((3, 2), np.nan)}), "not finite"),
     ],

@@ -634,11 +634,14 @@ def test_partial_fit_projects_when_next_used(data: Any, monkeypatch: pytest.Monk
     steer.partial_fit(data.X[:300], data.y[:300], sensitive_features=data.group[:300])
     steer.partial_fit(data.X[300:], data.y[300:], sensitive_features=data.group[300:])
     assert not calls
+    steer.transform(data.X, sensitive_features=data.group)
     first = steer.ideal_
+    steer.partial_fit()
     assert steer.ideal_ is first
     assert len(calls) == 1
     steer.partial_fit(data.X, data.y, sensitive_features=data.group)
-    assert steer.ideal_ is not first
+    assert len(calls) == 1
+    assert steer.partial_fit().ideal_ is not first
     assert steer.moments_.weights.sum() == 1200
 
 
@@ -669,7 +672,7 @@ def test_partial_fit_takes_the_way_out_that_its_error_names(data: Any) -> None:
     for part in (slice(300), slice(300, None)):
         steer.partial_fit(data.X[part], data.y[part], sensitive_features=data.group[part])
     whole = fitted(data, feature_transform=StandardScaler(), shrinkage="oas")
-    np.testing.assert_allclose(steer.maps_[0][0], whole.maps_[0][0], atol=1e-6)
+    np.testing.assert_allclose(steer.partial_fit().maps_[0][0], whole.maps_[0][0], atol=1e-6)
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full"])

@@ -82,10 +82,10 @@ struct IdealResult {
 /// Expects what `check_subgroups` checks, and a `reference` below the number of groups when
 /// affirmative. Every number of the result is finite.
 ///
-/// Throws NumericalError, with the cell where it is known, when a factorisation fails or a number of
-/// the result is not finite; std::invalid_argument when a group shares no class with the reference,
-/// or `check_subgroups` fails; and what `options.watch` throws. When its time is up, the result is
-/// the nearest so far, with `converged` false.
+/// Throws NumericalError, with the cell where it is known, when a factorisation fails or a number
+/// of the result is not finite; std::invalid_argument when a group shares no class with the
+/// reference, or `check_subgroups` fails; and what `options.watch` throws. When its time is up, the
+/// result is the nearest so far, with `converged` false.
 ///
 /// Cost: tied O(G d^3) and little more, full O(K G d^3) a step of a descent, diagonal O(K G d) a
 /// round. Safe to call from several threads at a time.

@@ -1,7 +1,7 @@
 // The matrix types of the core. Nobody spells Eigen::Matrix<...> elsewhere.
 #pragma once
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 
 namespace fairsteer {
 

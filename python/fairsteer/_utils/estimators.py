@@ -14,7 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils import metaestimators
-from sklearn.utils.validation import has_fit_parameter
+from sklearn.utils.validation import _check_feature_names, _check_n_features, has_fit_parameter
 
 from fairsteer._utils.types import Doubles
 
@@ -31,6 +31,14 @@ def available_if(check: Callable[[Any], bool]) -> Callable[[_Method], _Method]:
     """Offer a method where `check` says so, as scikit-learn does; type checkers see its own signature."""
     decorator: Callable[[_Method], _Method] = metaestimators.available_if(check)
     return decorator
+
+
+def check_columns(estimator: Any, X: Any, *, reset: bool) -> npt.NDArray[Any] | None:
+    """Learn the number and the names of columns, or compare them with those of ``fit``; give the names if there are."""
+    _check_feature_names(estimator, X, reset=reset)
+    _check_n_features(estimator, X, reset=reset)
+    names: npt.NDArray[Any] | None = getattr(estimator, "feature_names_in_", None)
+    return names
 
 
 class GroupAwareClassifierMixin(ClassifierMixin):
@@ -84,18 +92,23 @@ def weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, 
 def class_scores(estimator: Any, X: Any, classes: npt.NDArray[Any], params: Mapping[str, Any]) -> Doubles:
     """Score that the alignment maps: log-odds or decision function of two classes, else probabilities."""
     asked = asked_method(estimator)
-    answer = np.asarray(getattr(estimator, asked)(X, **params), dtype=np.float64)
+    return as_scores(getattr(estimator, asked)(X, **params), asked, len(classes), estimator)
+
+
+def as_scores(answer: Any, asked: str, n_classes: int, estimator: Any) -> Doubles:
+    """Make the scores of `class_scores` of what the classifier answered to the method `asked`."""
+    scores = np.asarray(answer, dtype=np.float64)
     if asked == "decision_function":
-        if len(classes) > 2:
+        if n_classes > 2:
             msg = (
-                f"{estimator!r} has no predict_proba, which the alignment of {len(classes)} classes needs. Wrap it in "
+                f"{estimator!r} has no predict_proba, which the alignment of {n_classes} classes needs. Wrap it in "
                 "sklearn.calibration.CalibratedClassifierCV."
             )
             raise ValueError(msg)
-        return answer
-    if len(classes) != 2:
-        return answer
-    return np.asarray(np.subtract(*np.log(np.maximum(answer, np.finfo(np.float64).tiny)).T[::-1]))
+        return scores
+    if n_classes != 2:
+        return scores
+    return np.asarray(np.subtract(*np.log(np.maximum(scores, np.finfo(np.float64).tiny)).T[::-1]))
 
 
 def asked_method(estimator: Any) -> str:

@@ -51,7 +51,8 @@ def stratified_splits(
         yield train, test[np.isin(group_codes[test], group_codes[train])]
 
 
-def check_fold_classes(model: Any, labels: Any, classes: npt.NDArray[Any]) -> None:
+def check_fold_classes(labels: Any, classes: npt.NDArray[Any]) -> None:
+    """Check that every class is among the labels of a training fold."""
     missing = sorted(set(classes.tolist()) - set(np.unique(labels).tolist()), key=repr)
     if missing:
         msg = (

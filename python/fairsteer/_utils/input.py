@@ -12,14 +12,114 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
+from scipy.sparse import issparse
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _num_samples, validate_data
 
 from fairsteer._utils.labels import count_missing
-from fairsteer._utils.types import Codes
+from fairsteer._utils.types import Codes, Floats
 
 #: Arguments of ``check_array`` for rows: these types are kept, any other becomes the first.
 ROW_CHECKS: dict[str, Any] = {"dtype": [np.float64, np.float32, np.float16]}
+
+
+def check_rows(
+    X: Any, estimator: Any, *, reset: bool | None = None, of_columns: npt.NDArray[Any] | None = None
+) -> Floats:
+    """Check rows: a table of finite numbers; the message names the columns that are not.
+
+    Parameters
+    ----------
+    X : array-like or dataframe of shape (n_samples, n_features)
+        Rows.
+    estimator : estimator
+        What they are for.
+    reset : bool, default=None
+        Whether the estimator learns the number and the names of the columns, or has them compared with those it knows;
+        None: neither.
+    of_columns : ndarray, default=None
+        Names or positions of the columns, where `X` has been taken out of another table.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features)
+        In the floating-point type of `X`, at addresses that are multiples of the size of its items.
+    """
+    if np.ma.isMaskedArray(X) and np.ma.getmaskarray(X).any():
+        msg = f"X holds {np.ma.getmaskarray(X).sum()} masked values, which have no meaning here. Fill them first."
+        raise ValueError(msg)
+    try:
+        if reset is None:
+            rows = check_array(X, **ROW_CHECKS, estimator=estimator, input_name="X")
+        else:
+            rows = validate_data(estimator, X, reset=reset, **ROW_CHECKS)
+    except ValueError as error:
+        explained = _explain(X, of_columns, groups_too=hasattr(estimator, "sensitive_columns"))
+        if explained is None:
+            raise
+        raise ValueError(explained) from error
+    return with_whole_strides(rows)
+
+
+def with_whole_strides(array: Floats) -> Floats:
+    """Copy an array whose items lie anywhere, such as a field of packed records."""
+    whole = array.flags.aligned and all(stride % array.itemsize == 0 for stride in array.strides)
+    return array if whole else np.array(array)
+
+
+def _explain(X: Any, names: npt.NDArray[Any] | None, *, groups_too: bool) -> str | None:
+    """Say which columns hold what is no finite number; None if that is not what is wrong with `X`."""
+    if np.ndim(X) != 2 or issparse(X):
+        return None
+    if names is None and hasattr(X, "columns"):
+        names = np.array(getattr(X, "column_names", X.columns), dtype=object)
+    columns = np.asarray(X, dtype=object).T
+    found = []
+    for j, column in enumerate(columns):
+        name = f"column {j if names is None else repr(names.tolist()[j])}"
+        try:
+            values = column.astype(np.float64)
+        except (TypeError, ValueError):
+            text = [value for value in column if isinstance(value, str)]
+            if text:
+                found.append(f"text, such as {brief(text[0])}, in {name}")
+            continue
+        missing, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+        if missing:
+            found.append(f"{missing} NaN (missing values) in {name}")
+        if infinite:
+            plural = "values" if infinite > 1 else "value"
+            found.append(f"{infinite} infinite {plural} (infinity, or too large for float64) in {name}")
+    if not found:
+        return None
+    of_groups = " Columns that hold groups are named in sensitive_columns=…." if groups_too else ""
+    return (
+        f"X must hold finite numbers, but it holds {few(found, 5)}. Impute or leave out such rows, and encode text as "
+        f"numbers.{of_groups}"
+    )
+
+
+def check_table(X: Any, estimator: Any) -> Any:
+    """Check that there are rows and columns; a list of rows becomes an array of objects."""
+    if issparse(X):
+        check_array(X, estimator=estimator)  # raises scikit-learn's error
+    if isinstance(X, Sequence) and not isinstance(X, (str, bytes)):
+        X = np.asarray(X, dtype=object)
+    n_dims = 2 if hasattr(X, "column_names") else np.ndim(X)
+    if n_dims != 2:
+        what = f"an array of shape {np.shape(X)}" if n_dims else brief(X)
+        msg = (
+            f"X must have two dimensions, rows and columns, got {what}. Reshape your data: X.reshape(-1, 1) is one "
+            "column, X.reshape(1, -1) one row. The rows of a list must all have the same length."
+        )
+        raise ValueError(msg)
+    return X
+
+
+def num_rows(rows: Any) -> int:
+    """Count the rows of any container."""
+    return int(_num_samples(rows))
 
 
 def check_classes(y: Any, rows: Any, name: str = "y") -> npt.NDArray[Any]:
@@ -79,18 +179,20 @@ def _plain_column(y: Any) -> npt.NDArray[Any]:
 
 def _of_one_type(labels: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     """Objects as numbers if all are; refuse numbers beside text, which NumPy would turn into text."""
-    numeric = [isinstance(label, (Number, np.number, np.bool_)) for label in labels]
-    if not any(numeric):
+    values: list[Any] = labels.tolist()
+    numbers: list[Any] = [value for value in values if isinstance(value, (Number, np.number, np.bool_))]
+    if not numbers:
         return labels
-    if not all(numeric):
-        number, other = labels[numeric.index(True)], labels[numeric.index(False)]
-        msg = f"{name} mixes numbers and other labels, such as {number!r} and {other!r}. Make them all one type."
+    if len(numbers) < len(values):
+        other = next(value for value in values if not isinstance(value, (Number, np.number, np.bool_)))
+        msg = f"{name} mixes numbers and other labels, such as {numbers[0]!r} and {other!r}. Make them all one type."
         raise ValueError(msg)
-    if all(isinstance(label, (bool, np.bool_)) for label in labels):
+    if all(isinstance(value, (bool, np.bool_)) for value in numbers):
         return labels.astype(bool)
-    numbers = labels.astype(np.float64)
-    whole = np.isfinite(numbers) & (np.abs(numbers) < 2**53)
-    return labels.astype(np.int64) if whole.all() and (numbers % 1 == 0).all() else numbers
+    whole = all(value == int(value) for value in numbers if np.isfinite(float(value)))
+    if whole and all(np.isfinite(float(value)) and abs(value) < 2**63 for value in numbers):
+        return np.array([int(value) for value in numbers], dtype=np.int64)
+    return labels.astype(np.float64)
 
 
 def unknown_group_message(codes: Codes, counts: Mapping[Any, int], groups: npt.NDArray[Any], ways_out: str) -> str:

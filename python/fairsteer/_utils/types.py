@@ -15,4 +15,8 @@ Floats = npt.NDArray[np.floating[Any]]
 #: Positions of labels.
 Codes = npt.NDArray[np.intp]
 CovarianceModel = Literal["tied", "full", "diagonal"]
+#: What a row of no known group gets: an error, the mean of the groups' maps by probability, or the likeliest group's.
+UnknownGroup = Literal["error", "infer", "infer_hard"]
+#: What happens to subgroups with few rows.
+SmallCells = Literal["error", "pool", "merge"]
 PathLike = str | os.PathLike[str]

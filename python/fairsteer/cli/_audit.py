@@ -54,6 +54,7 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
             sensitive_features=problem.groups,
             pos_label=problem.positive,
             cv=settings.folds,
+            prepare=problem.prepare,
             min_rows=settings.min_rows,
             confidence_level=confidence,
         )
@@ -63,7 +64,7 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
     result = replace(
         result,
         context={
-            "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} without a class or a group",
+            "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} lack class or group",
             "Target": settings.target + ("" if result.positive is None else f", positive class {result.positive}"),
             "Sensitive": ", ".join(settings.sensitive),
             "Verdict": _verdict(result.tables["gaps"]),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairsteer.classifier import IdealDistributionClassifier
-from fairsteer.metrics._intervals import GAPS, Measured, MeasuredGaps, PredictedRows
-from fairsteer.report._held_out import Rows, Trial, against_rest, predicted_rows, read_rows, run_trials, take_rows
-from fairsteer.report._tables import movement_table
+from fairsteer.metrics._intervals import GAPS, Measured, MeasuredGaps
+from fairsteer.report._held_out import Method, Prepare, codes_in, default_classifier, predict_held_out, read_rows
+from fairsteer.report._tables import SteeredRows, movement_table
 from fairsteer.transformer import FairSteeringTransformer
 
 from ._options import Alignment
 
 __all__ = ["Comparison", "compare", "verdict"]
 
-_CONFIDENCE, _RESAMPLES, _SEED = 0.95, 1000, 0
+_LEVEL, _RESAMPLES, _SEED = 0.95, 1000, 0
 
 Doubles = NDArray[np.float64]
 
@@ -90,6 +89,8 @@ def compare(
     folds: int,
     min_rows: int,
     alignment: Alignment | None = None,
+    prepare: Prepare | None = None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Comparison:
     """Predict every row by classifiers fitted on the rows of the other folds.
 
@@ -113,49 +114,35 @@ def compare(
         Rows that a rate needs to take part in a gap.
     alignment : {"equal_opportunity", "demographic_parity"}, optional
         Whether the Bayes rule is measured with aligned scores too.
+    prepare : callable, optional
+        Features of all rows, from the rows that a fold may learn from.
+    advance : callable
+        Called with 1 after every fold.
 
     Returns
     -------
     Comparison
     """
-    rows = read_rows(steering, X, y, groups, None)
-    trials = run_trials(steering, rows, folds, None, same_rows=True)
-    predicted = predicted_rows(steering, rows, trials)
-    names = ["before", "steered", "Bayes"]
-    more = [_predictions(rows, trials, [bayes_rule(trial.steering) for trial in trials], predicted)]
+    model = default_classifier()
+    methods = {"before": Method(None, model), "steered": Method(steering, model), "Bayes": Method(steering)}
     if alignment is not None:
-        names.append("aligned")
-        aligned = [_aligned(rows, trial, alignment) for trial in trials]
-        more.append(_predictions(rows, trials, aligned, predicted))
-    predicted = against_rest(predicted._replace(pred=np.vstack([predicted.pred, *more])), positive)
+        methods["aligned"] = IdealDistributionClassifier(steering=steering, score_alignment=alignment)
+    held_out = predict_held_out(methods, X, y, sensitive_features=groups, cv=folds, prepare=prepare, advance=advance)
+    predicted = held_out.rows(*methods, pos_label=positive)
     binary = len(predicted.classes) == 2
     if binary and positive is None:
         positive = predicted.classes.tolist()[-1]
-    how: tuple[Any, ...] = (_CONFIDENCE, "bootstrap", min_rows, _RESAMPLES, _SEED)
+    how: tuple[Any, ...] = (_LEVEL, "bootstrap", min_rows, _RESAMPLES, _SEED)
     return Comparison(
         n_rows=len(predicted.true),
-        n_folds=len(trials),
+        n_folds=len(held_out.trials),
         min_rows=min_rows,
         positive=positive if binary else None,
-        scores={name: predicted.measure(c, *how) for c, name in enumerate(names)},
-        change=predicted.changes(_CONFIDENCE, min_rows, _RESAMPLES, _SEED),
+        scores={name: predicted.measure(c, *how) for c, name in enumerate(methods)},
+        change=predicted.changes(_LEVEL, min_rows, _RESAMPLES, _SEED),
         rows=predicted.sizes().T,
-        displacement=list(zip(steering.groups_.tolist(), movement_table(steering, rows)[0].tolist(), strict=True)),
+        displacement=_displacement(steering, X, y, groups),
     )
-
-
-def bayes_rule(steering: FairSteeringTransformer) -> IdealDistributionClassifier:
-    """Bayes classifier of the ideal distribution of a fitted steering, which is not fitted again."""
-    classifier = IdealDistributionClassifier(steering=steering)
-    classifier.steering_, classifier.classes_, classifier.n_features_in_ = (
-        steering,
-        steering.classes_,
-        steering.n_features_in_,
-    )
-    classifier.estimator_ = classifier.cost_matrix_ = classifier._alignment = None
-    if hasattr(steering, "feature_names_in_"):
-        classifier.feature_names_in_ = steering.feature_names_in_
-    return classifier
 
 
 def verdict(before: Mapping[str, float], after: Mapping[str, float], change: Mapping[str, Measured]) -> str:
@@ -192,30 +179,10 @@ def verdict(before: Mapping[str, float], after: Mapping[str, float], change: Map
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _predictions(
-    rows: Rows, trials: Iterable[Trial], classifiers: Iterable[Any], predicted: PredictedRows
-) -> NDArray[np.intp]:
-    """Codes of the classes that each fold's classifier predicts for the rows that were held out from it."""
-    codes = np.full(len(rows.codes), -1, dtype=np.intp)
-    tested = np.zeros(len(rows.codes), dtype=bool)
-    position = {label: k for k, label in enumerate(predicted.classes.tolist())}
-    for trial, classifier in zip(trials, classifiers, strict=True):
-        found = classifier.predict(
-            take_rows(rows.X, trial.test), sensitive_features=take_rows(rows.sensitive_features, trial.test)
-        )
-        codes[trial.test] = [position[label] for label in found.tolist()]
-        tested[trial.test] = True
-    return codes[tested]
-
-
-def _aligned(rows: Rows, trial: Trial, alignment: Alignment) -> IdealDistributionClassifier:
-    train = np.setdiff1d(np.arange(len(rows.codes)), trial.test)
-    classifier = IdealDistributionClassifier(steering=trial.steering, score_alignment=alignment)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the fit on all rows says what there is to say
-        classifier.fit(
-            take_rows(rows.X, train),
-            take_rows(rows.y, train),
-            sensitive_features=take_rows(rows.sensitive_features, train),
-        )
-    return classifier
+def _displacement(steering: FairSteeringTransformer, X: Any, y: NDArray[Any], groups: Any) -> list[tuple[Any, float]]:
+    rows = read_rows({}, X, y, groups, None, known=steering)
+    assert rows.values is not None
+    codes = codes_in(steering, rows)
+    moved = steering._move(rows.values, codes, steering._group_maps(steering._strength()))
+    per_group, _ = movement_table(steering, SteeredRows(rows.values, moved, codes, codes, rows.weight))
+    return list(zip(steering.groups_.tolist(), per_group.tolist(), strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from fairsteer.transformer import FairSteeringTransformer
@@ -95,6 +96,13 @@ class Problem:
             na_values=tuple(listed(self.settings.na_values)),
             strict_na=self.settings.strict_na,
         )
+
+    def prepare(self, may_learn: NDArray[np.bool_]) -> pd.DataFrame:
+        """Features of the usable rows, gaps filled with the medians of some of them, as a fold needs them."""
+        rows = np.zeros(len(self.table), dtype=bool)
+        rows[np.flatnonzero(self.question.usable)[may_learn]] = True
+        encoder = self.encoder.refitted(self.table, rows)
+        return encoder.encode(self.table, self.question.usable)
 
     def fit(self, report: Reporter) -> FairSteeringTransformer:
         """Fit the transformer to the usable rows, quoting its warnings."""
@@ -217,11 +225,11 @@ def library_problems() -> Iterator[None]:
 
 @contextmanager
 def quoting_warnings(tell: Callable[[str], None]) -> Iterator[None]:
-    """Hand every warning raised inside the block to `tell`, each text once, on one line."""
+    """Hand every warning raised inside the block to `tell`, each text once, without the table that may follow it."""
     seen: set[str] = set()
 
     def quote(message: Warning | str, *_: Any, **__: Any) -> None:
-        text = " ".join(str(message).split())
+        text = str(message).partition("\n")[0].removesuffix(" Cells:")
         if text not in seen:
             seen.add(text)
             tell(text)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 
 from fairsteer.report._text import fitting_table
 from fairsteer.transformer import FairSteeringTransformer
@@ -63,6 +64,16 @@ class Reporter:
             return
         with self._err.status(what):
             yield
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a bar on a terminal while a long job runs; yields what advances it."""
+        if not self._err.is_terminal:
+            yield lambda _: None
+            return
+        with Progress(console=self._err, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda n: bar.advance(task, n)
 
     def comparison(self, result: Comparison, steering: FairSteeringTransformer) -> None:
         """Print the table before and after, the verdict, and the fit of all rows below it."""
@@ -126,7 +137,7 @@ def _legend(result: Comparison) -> str:
     if "aligned" in result.scores:
         text += " Aligned: the same, its scores aligned between the groups."
     if result.positive is not None:
-        text += f" Positive class: {label_text(result.positive)}."
+        text += f" Positive class: {label_text(result.positive)} (by default the larger label; --positive names it)."
     return text
 
 

@@ -146,7 +146,7 @@ def check_columns(table: Table, roles: Mapping[str, Sequence[str]]) -> None:
     for option, names in roles.items():
         for name in names:
             if name not in table.names:
-                raise UsageError(f"there is no column {name!r} for {option}; {_names(name, table.names)}.")
+                raise UsageError(f"there is no column {name!r} for {option}; {_names(name, table.names)}")
     taken: dict[str, str] = {}
     for option, names in roles.items():
         for name in names:
@@ -169,10 +169,10 @@ def _names(name: str, names: Sequence[str]) -> str:
     by_key = {known.strip().casefold(): known for known in reversed(names)}
     near = difflib.get_close_matches(name.strip().casefold(), by_key, n=3, cutoff=0.6)
     if near:
-        return f"did you mean {' or '.join(repr(by_key[key]) for key in near)}?".rstrip("?")
+        return f"did you mean {' or '.join(repr(by_key[key]) for key in near)}?"
     if len(names) <= _MAX_NAMES:
-        return f"the columns are {', '.join(map(repr, names))}"
-    return f"the {len(names):,} columns are {', '.join(map(repr, names[:_MAX_NAMES]))} and so on"
+        return f"the columns are {', '.join(map(repr, names))}."
+    return f"the {len(names):,} columns are {', '.join(map(repr, names[:_MAX_NAMES]))} and so on."
 
 
 def _missing_words(table: Table, names: Sequence[str]) -> str:

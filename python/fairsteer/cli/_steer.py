@@ -70,7 +70,11 @@ def steer_file(
         with library_problems(), quoting_warnings(report.note), report.busy("fitting"):
             fitted.fit(problem.features, problem.question.y, sensitive_features=problem.groups)
         steering = fitted.steering_
-    with library_problems(), quoting_warnings(lambda _: None), report.busy("cross-validation"):
+    with (
+        library_problems(),
+        quoting_warnings(lambda _: None),
+        report.progress("cross-validation", settings.folds) as advance,
+    ):
         # Of these warnings the fit of all rows has said what there is to say.
         result = compare(
             steering,
@@ -81,6 +85,8 @@ def steer_file(
             folds=settings.folds,
             min_rows=settings.min_rows,
             alignment=align,
+            prepare=problem.prepare,
+            advance=advance,
         )
     tell_of_fit(result.displacement, report.note)
     report.comparison(result, steering)

@@ -180,6 +180,30 @@ class TableEncoder:
             )
         return encoder
 
+    def refitted(self, table: Table, rows: NDArray[np.bool_]) -> TableEncoder:
+        """Encode into the same columns, gaps filled with the medians of other rows.
+
+        Parameters
+        ----------
+        table : Table
+            The table.
+        rows : ndarray of shape (n_rows,), dtype bool
+            Rows to learn from.
+
+        Returns
+        -------
+        TableEncoder
+        """
+        columns: list[FeatureColumn] = []
+        for described in self.columns:
+            if isinstance(described, NumericColumn):
+                values = table.column(described.name).where(rows).numbers()
+                present = values[~np.isnan(values)]
+                columns.append(NumericColumn(described.name, float(np.median(present)) if len(present) else 0.0))
+            else:
+                columns.append(described)
+        return TableEncoder(tuple(columns), self.identifiers)
+
     @property
     def encoded_names(self) -> list[str]:
         """Names of the numeric columns, in order."""
@@ -380,14 +404,14 @@ def _check_mixture(column: Column, total: int, tell: Tell) -> None:
                 f"--na-values {shown(str(word))} reads it as missing."
             )
         return
-    sentence = (
-        f"{total - n_strange:,} of {total:,} values of column {name!r} are numbers; not {column.some_strangers()}"
-    )
+    some = column.some_strangers()
+    sentence = f"{total - n_strange:,} of {total:,} values of column {name!r} are numbers; not {some}"
     words = ",".join(str(value) for value in column.strangers[:3])
     if len(counts) - len(column.strangers) > _FEW:
+        it = "it" if len(column.strangers) == 1 else "them"
         raise UsageError(
-            f"{sentence}. --na-values {shown(words)} reads {'it' if len(column.strangers) == 1 else 'them'} as missing, "
-            f"--categorical {quoted} makes categories of all, --drop {quoted} leaves the column out."
+            f"{sentence}. --na-values {shown(words)} reads {it} as missing, --categorical {quoted} makes categories of "
+            f"all, --drop {quoted} leaves the column out."
         )
     tell(f"{sentence}: all are read as categories (--na-values {shown(words)} makes numbers of the others).")
 
@@ -396,8 +420,8 @@ def _numeric(column: Column, tell: Tell) -> NumericColumn:
     values = column.numbers()
     present = values[~np.isnan(values)]
     if len(present) >= _ENOUGH_ROWS and (present % 1 == 0).all():
-        apart = len(np.unique(present)) == len(present)
-        in_order = bool((np.diff(present) > 0).all())
+        apart = len(column.counts) == len(present)
+        in_order = bool((np.diff(present) >= 0).all())
         if apart and (in_order or np.ptp(present) == len(present) - 1 or _IDENTIFIER.search(column.name)):
             tell(
                 f"column {column.name!r} looks like an identifier (a number of its own in every row): "

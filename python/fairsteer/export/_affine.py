@@ -119,11 +119,11 @@ def read_affine(folder: PathLike) -> dict[Any, tuple[Doubles, Doubles]]:
     content = index.read_bytes()
     try:
         listed = json.loads(content)["files"]
-        files = {str(name): [label_from_json(label) for label in labels] for name, labels in listed.items()}
+        files = {name: [label_from_json(label) for label in labels] for name, labels in listed.items()}
         if any(name != Path(name).name for name in files):
             raise ValueError("it names files of another folder")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        msg = f"{index} is damaged: {error}."
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        msg = f"{index} is damaged: {str(error)[:100]}."
         raise ValueError(msg) from error
     return {g: read_affine_file(Path(folder) / name) for name, labels in files.items() for g in labels}
 

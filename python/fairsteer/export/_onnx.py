@@ -15,7 +15,6 @@ import numpy as np
 from fairsteer._utils.files import write_file
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import PathLike
-from fairsteer.baselines import LeaceTransformer
 from fairsteer.export._maps import group_codes, group_steps
 from fairsteer.export._onnx_graph import Posterior, build_model
 from fairsteer.transformer._base import GroupMapTransformer
@@ -69,7 +68,8 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
     Notes
     -----
     Rows of the reference group, and all rows that do not move, come out bit for bit. Features are taken relative to
-    their means before the product and move by its result, so that large means cost no digits. No code passes for another one:
+    their means before the product and move by its result, so that large means cost no digits. No code passes for
+    another one:
 
     * a code of ``n_groups`` or more gives a row of NaN;
     * so does a negative one under ``unknown_group="error"``;
@@ -93,12 +93,12 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
     """
     onnx = _onnx()
     steps, coordinates = group_steps(transformer)
-    by_group = transformer._encoder is not None and not isinstance(transformer, LeaceTransformer)
+    by_group = transformer._encoder is not None and not transformer.one_map
     size = steps.displacement.size * np.dtype(np.float32).itemsize
     if size > _ONNX_LIMIT:
         msg = (
-            f"The {len(steps.offset)} maps of {steps.offset.shape[1]} features take {size / 2**30:.1f} GiB, and an ONNX file may "
-            "hold 2. export_affine writes one file for each group."
+            f"The {len(steps.offset)} maps of {steps.offset.shape[1]} features take {size / 2**30:.1f} GiB, and an "
+            "ONNX file may hold 2. export_affine writes one file for each group."
         )
         raise ValueError(msg)
     model = build_model(
@@ -148,10 +148,13 @@ def read_onnx_codes(path: PathLike) -> dict[Any, int]:
     try:
         model = onnx.load_model_from_string(content)
         block = json.loads({entry.key: entry.value for entry in model.metadata_props}[_KEY])
-        return {label_from_json(label): int(code) for label, code in block["codes"]}
+        codes = {label_from_json(label): code for label, code in block["codes"]}
+        if not all(type(code) is int and 0 <= code < len(codes) for code in codes.values()):
+            raise ValueError("a code is none")
     except Exception as error:  # protobuf's DecodeError is no ValueError
-        msg = f"{path} is no ONNX file of fairsteer's: {error!r}."
+        msg = f"{path} is no ONNX file of fairsteer's: {str(error)[:100] or type(error).__name__}."
         raise ValueError(msg) from error
+    return codes
 
 
 def _posterior(transformer: GroupMapTransformer, coordinates: SimpleCoordinates) -> Posterior | None:

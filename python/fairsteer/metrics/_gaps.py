@@ -1,200 +1,152 @@
-"""Gaps between groups, for any number of classes and of groups.
-
-Which one to use
-----------------
-* `demographic_parity_difference`: do the groups receive each prediction equally often?
-* `equal_opportunity_difference`: are rows of the same true class recognised equally often?
-* `equalized_odds_difference`: is every kind of error made equally often?
-* `tpr_gap_rms`: equal opportunity of many classes, averaged over them instead of the worst.
-* `group_metrics`: the table behind these numbers, one entry per group.
-
-With two classes the three differences equal those of fairlearn, whose names they carry; fairlearn
-has no version for more classes, which is why they are here. To score models by these or any of
-fairlearn's, see :mod:`fairsteer.scoring`.
-
-One rule for what cannot be compared
-------------------------------------
-A rate has a value in a group only if the group has rows (of positive weight) to compute it from. A
-group without rows of a class is *left out* of that class's comparison instead of counting as a rate
-of 0, and a comparison with fewer than two groups left is skipped. When every comparison is skipped
-the result is NaN, never a silent 0. With a single group there is nothing to compare and the result
-is 0.
-"""
+"""The public metrics: differences between groups, and the table behind them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairsteer.metrics._rates import (
+    CRITERIA,
+    Criterion,
     Gap,
-    count_predictions,
-    demographic_parity,
-    equal_opportunity,
-    equalized_odds,
-    recognised,
+    Tally,
+    largest_gap,
+    read_predictions,
+    root_mean_square_gap,
     safe_ratio,
 )
 
-
-def demographic_parity_difference(
-    y_true: ArrayLike,
-    y_pred: ArrayLike,
-    *,
-    sensitive_features: Any,
-    sample_weight: ArrayLike | None = None,
-    pos_label: Any = None,
-    labels: ArrayLike | None = None,
-) -> float:
-    """Largest gap between two groups in how often a class is predicted.
-
-    ``max_c max_{a,b} |P(h = c | A=a) - P(h = c | A=b)|``. With two classes this is
-    :func:`fairlearn.metrics.demographic_parity_difference`.
-
-    Parameters
-    ----------
-    y_true : array-like of shape (n_samples,)
-        True labels. Only used to know the classes.
-    y_pred : array-like of shape (n_samples,)
-        Predicted labels.
-    sensitive_features : array-like of shape (n_samples,) or (n_samples, n_columns)
-        Groups; several columns mean their intersections. Rows without a group are left out with a
-        warning.
-    sample_weight : array-like of shape (n_samples,), optional
-        Non-negative weights; every row counts 1 by default.
-    pos_label : label, optional
-        Fold all other labels into one and compare only this class against the rest.
-    labels : array-like, optional
-        All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
-
-    Returns
-    -------
-    float
-        Gap in [0, 1]; 0 with a single group, NaN if no two groups can be compared.
-
-    Raises
-    ------
-    ValueError
-        For lengths that differ, missing labels, labels of mixed types, negative weights or an
-        absent `pos_label`.
-
-    Examples
-    --------
-    >>> from fairsteer.metrics import demographic_parity_difference
-    >>> demographic_parity_difference([0, 1, 1, 1], [1, 1, 0, 0], sensitive_features=["a", "a", "b", "b"])
-    1.0
-    """
-    counts = count_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
-    return demographic_parity(counts).value
+#: What every metric computes from counts, by the metric's name.
+MEASURES: dict[str, Callable[[Tally], float]] = {
+    f"{name}_difference": lambda tally, criterion=criterion: largest_gap(criterion, tally).value
+    for name, criterion in CRITERIA.items()
+} | {"tpr_gap_rms": lambda tally: root_mean_square_gap(CRITERIA["equal_opportunity"], tally)}
 
 
-def equal_opportunity_difference(
-    y_true: ArrayLike,
-    y_pred: ArrayLike,
-    *,
-    sensitive_features: Any,
-    sample_weight: ArrayLike | None = None,
-    pos_label: Any = None,
-    labels: ArrayLike | None = None,
-) -> float:
-    """Largest gap between two groups in how often rows of a class are recognised.
+class GapMetric(Protocol):
+    """A metric that compares groups."""
 
-    ``max_k max_{a,b} |P(h = k | Y = k, A=a) - P(h = k | Y = k, A=b)|`` over all classes. With two
-    classes only the positive one counts (the larger label, unless `pos_label` says otherwise),
-    which makes it :func:`fairlearn.metrics.equal_opportunity_difference`, except that fairlearn
-    gives a group without positive rows a rate of 0 where this function leaves it out.
+    __name__: str
 
+    def __call__(
+        self,
+        y_true: ArrayLike,
+        y_pred: ArrayLike,
+        *,
+        sensitive_features: Any,
+        sample_weight: ArrayLike | None = None,
+        pos_label: Any = None,
+        labels: ArrayLike | None = None,
+    ) -> float:
+        """Compare groups."""
+
+
+_PARAMETERS = """
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_pred : array-like of shape (n_samples,)
-        Predicted labels.
+        Predicted labels, not probabilities or scores.
     sensitive_features : array-like of shape (n_samples,) or (n_samples, n_columns)
         Groups; several columns mean their intersections. Rows without a group are left out with a
         warning.
     sample_weight : array-like of shape (n_samples,), optional
         Non-negative weights; every row counts 1 by default.
     pos_label : label, optional
-        The positive class. With more than two classes, the only class compared.
+        The positive class; all others are folded into one. By default the larger of two labels, and
+        every class of more.
     labels : array-like, optional
         All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
+"""
 
-    Returns
-    -------
-    float
-        Gap in [0, 1]; 0 with a single group, NaN if no two groups can be compared.
-
+_RAISES = """
     Raises
     ------
     ValueError
         For lengths that differ, missing labels, labels of mixed types, negative weights or an
-        absent `pos_label`.
+        absent `pos_label`; for predictions that are continuous or spelt otherwise than the truth,
+        and where one label is all there is, unless `labels` names the classes.
+"""
 
+_DIFFERENCE = """Largest gap between two groups in {question}.
+
+    ``{formula}``. {more}
+{parameters}
+    Returns
+    -------
+    float
+        Gap in [0, 1]; 0 with a single group, NaN if no two groups can be compared.
+{raises}
     Examples
     --------
-    >>> from fairsteer.metrics import equal_opportunity_difference
-    >>> equal_opportunity_difference([1, 1, 1, 1], [1, 1, 1, 0], sensitive_features=["a", "a", "b", "b"])
-    0.5
+    >>> from fairsteer.metrics import {name}
+    >>> {name}({example})
+    {value}
     """
-    counts = count_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
-    return equal_opportunity(counts).value
 
 
-def equalized_odds_difference(
-    y_true: ArrayLike,
-    y_pred: ArrayLike,
-    *,
-    sensitive_features: Any,
-    sample_weight: ArrayLike | None = None,
-    pos_label: Any = None,
-    labels: ArrayLike | None = None,
-) -> float:
-    """Largest gap between two groups in any entry of the normalised confusion matrix.
+def _difference(criterion: Criterion, more: str, example: str, value: str) -> GapMetric:
+    """Metric of one criterion: every public difference is made here."""
 
-    ``max_{k,c} max_{a,b} |P(h = c | Y = k, A=a) - P(h = c | Y = k, A=b)|``. With two classes this
+    def difference(
+        y_true: ArrayLike,
+        y_pred: ArrayLike,
+        *,
+        sensitive_features: Any,
+        sample_weight: ArrayLike | None = None,
+        pos_label: Any = None,
+        labels: ArrayLike | None = None,
+    ) -> float:
+        tally = read_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels).tally()
+        return largest_gap(criterion, tally).value
+
+    difference.__name__ = difference.__qualname__ = name = f"{criterion.name}_difference"
+    difference.__doc__ = _DIFFERENCE.format(
+        name=name,
+        question=criterion.question,
+        formula=criterion.formula,
+        more=more,
+        example=example,
+        value=value,
+        parameters=_PARAMETERS,
+        raises=_RAISES,
+    )
+    return difference
+
+
+demographic_parity_difference = _difference(
+    CRITERIA["demographic_parity"],
+    "With two classes this is\n    :func:`fairlearn.metrics.demographic_parity_difference`.",
+    '[0, 1, 1, 1], [1, 1, 0, 0], sensitive_features=["a", "a", "b", "b"]',
+    "1.0",
+)
+
+
+equal_opportunity_difference = _difference(
+    CRITERIA["equal_opportunity"],
+    """With two
+    classes only the positive one counts (the larger label, unless `pos_label` says otherwise),
+    which makes it :func:`fairlearn.metrics.equal_opportunity_difference`, except that fairlearn
+    gives a group without positive rows a rate of 0 where this function leaves it out.""",
+    '[1, 1, 1, 1], [1, 1, 1, 0], sensitive_features=["a", "a", "b", "b"]',
+    "0.5",
+)
+
+
+equalized_odds_difference = _difference(
+    CRITERIA["equalized_odds"],
+    """With two classes this
     is the larger of the true-positive-rate and the false-positive-rate gap,
     :func:`fairlearn.metrics.equalized_odds_difference` with its default ``agg="worst_case"``,
     except that fairlearn gives a group without rows of a class a rate of 0 where this function
-    leaves it out.
-
-    Parameters
-    ----------
-    y_true : array-like of shape (n_samples,)
-        True labels.
-    y_pred : array-like of shape (n_samples,)
-        Predicted labels.
-    sensitive_features : array-like of shape (n_samples,) or (n_samples, n_columns)
-        Groups; several columns mean their intersections. Rows without a group are left out with a
-        warning.
-    sample_weight : array-like of shape (n_samples,), optional
-        Non-negative weights; every row counts 1 by default.
-    pos_label : label, optional
-        Fold all other labels into one and compare only this class against the rest.
-    labels : array-like, optional
-        All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
-
-    Returns
-    -------
-    float
-        Gap in [0, 1]; 0 with a single group, NaN if no two groups can be compared.
-
-    Raises
-    ------
-    ValueError
-        For lengths that differ, missing labels, labels of mixed types, negative weights or an
-        absent `pos_label`.
-
-    Examples
-    --------
-    >>> from fairsteer.metrics import equalized_odds_difference
-    >>> equalized_odds_difference([0, 1, 0, 1], [0, 1, 1, 1], sensitive_features=["a", "a", "b", "b"])
-    1.0
-    """
-    counts = count_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
-    return equalized_odds(counts).value
+    leaves it out.""",
+    '[0, 1, 0, 1], [0, 1, 1, 1], sensitive_features=["a", "a", "b", "b"]',
+    "1.0",
+)
 
 
 def tpr_gap_rms(
@@ -238,7 +190,8 @@ def tpr_gap_rms(
     ------
     ValueError
         For lengths that differ, missing labels, labels of mixed types, negative weights or an
-        absent `pos_label`.
+        absent `pos_label`; for predictions that are continuous or spelt otherwise than the truth,
+        and where one label is all there is, unless `labels` names the classes.
 
     References
     ----------
@@ -254,16 +207,8 @@ def tpr_gap_rms(
     >>> round(tpr_gap_rms([0, 1, 0, 1], [0, 1, 0, 0], sensitive_features=groups), 3)
     0.707
     """
-    counts = count_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
-    if len(counts.groups) < 2:
-        return 0.0
-    hits, of_class = recognised(counts, all_classes=pos_label is None)
-    rates = safe_ratio(hits, of_class)
-    rates = rates[:, np.isfinite(rates).sum(axis=0) >= 2]
-    if rates.size == 0:
-        return float("nan")
-    spread = np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0)
-    return float(np.sqrt(np.mean(spread**2)))
+    tally = read_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels).tally()
+    return MEASURES["tpr_gap_rms"](tally)
 
 
 def group_metrics(
@@ -309,7 +254,8 @@ def group_metrics(
     ------
     ValueError
         For lengths that differ, missing labels, labels of mixed types, negative weights or an
-        absent `pos_label`.
+        absent `pos_label`; for predictions that are continuous or spelt otherwise than the truth,
+        and where one label is all there is, unless `labels` names the classes.
 
     Examples
     --------
@@ -318,8 +264,8 @@ def group_metrics(
     >>> table["selection_rate"].tolist()
     [0.5, 1.0]
     """
-    counts = count_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
-    weights = counts.weights
+    tally = read_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels).tally()
+    weights = tally.weights
     total = weights.sum(axis=(1, 2))
     hits = np.diagonal(weights, axis1=1, axis2=2)
     of_class, predicted = weights.sum(axis=2), weights.sum(axis=1)
@@ -328,17 +274,17 @@ def group_metrics(
         "true_positive_rate": safe_ratio(hits, of_class),
         "false_positive_rate": safe_ratio(predicted - hits, total[:, None] - of_class),
     }
-    if counts.binary:
+    if tally.binary:
         rates = {name: rate[:, -1] for name, rate in rates.items()}
     table: dict[str, NDArray[Any]] = {
-        "group": counts.groups,
-        "count": counts.rows,
+        "group": tally.groups,
+        "count": tally.rows,
         "weight": total,
         "accuracy": safe_ratio(hits.sum(axis=1), total),
         **rates,
     }
-    if not counts.binary:
-        table["classes"] = counts.classes
+    if not tally.binary:
+        table["classes"] = tally.classes
     return table
 
 
@@ -347,32 +293,47 @@ def gaps(
     y_pred: ArrayLike,
     *,
     sensitive_features: Any,
+    sample_weight: ArrayLike | None = None,
     pos_label: Any = None,
+    labels: ArrayLike | None = None,
     min_rows: int = 0,
 ) -> dict[str, Gap]:
-    """All three differences at once, each with the size it would have by chance.
+    """All differences at once, each with the size it would have by chance.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_pred : array-like of shape (n_samples,)
-        Predicted labels.
+        Predicted labels, not probabilities or scores.
     sensitive_features : array-like of shape (n_samples,) or (n_samples, n_columns)
-        Groups.
+        Groups; several columns mean their intersections. Rows without a group are left out with a
+        warning.
+    sample_weight : array-like of shape (n_samples,), optional
+        Non-negative weights; every row counts 1 by default.
     pos_label : label, optional
-        The positive class.
+        The positive class; all others are folded into one.
+    labels : array-like, optional
+        All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
     min_rows : int, default=0
-        A rate that a group has fewer rows to compute from takes no part in its comparison.
+        A rate that a group has fewer rows to compute from takes no part in its comparison; with
+        weights their effective number (Kish).
 
     Returns
     -------
     dict of str to Gap
         Keys ``demographic_parity``, ``equal_opportunity``, ``equalized_odds``.
+
+    Raises
+    ------
+    ValueError
+        As from `equal_opportunity_difference`.
+
+    Examples
+    --------
+    >>> from fairsteer.metrics import gaps
+    >>> gaps([1, 1, 1, 1], [1, 1, 1, 0], sensitive_features=["a", "a", "b", "b"])["equal_opportunity"].value
+    0.5
     """
-    counts = count_predictions(y_true, y_pred, sensitive_features, None, pos_label)
-    return {
-        "demographic_parity": demographic_parity(counts, min_rows),
-        "equal_opportunity": equal_opportunity(counts, min_rows),
-        "equalized_odds": equalized_odds(counts, min_rows),
-    }
+    tally = read_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels).tally()
+    return {name: largest_gap(criterion, tally, min_rows) for name, criterion in CRITERIA.items()}

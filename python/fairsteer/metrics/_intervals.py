@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,10 +11,8 @@ import numpy.typing as npt
 from numpy.typing import ArrayLike
 from scipy.stats import beta
 
-from fairsteer._utils.input import warn_caller
 from fairsteer._utils.types import Codes, Doubles
-from fairsteer.groups import GroupEncoder
-from fairsteer.metrics._rates import check_weights, class_labels, encode_classes
+from fairsteer.metrics._rates import CRITERIA, Predictions, effective_rows, read_predictions, safe_ratio
 
 Flags = npt.NDArray[np.bool_]
 
@@ -22,7 +20,14 @@ Flags = npt.NDArray[np.bool_]
 IntervalMethod = Literal["exact", "bootstrap"]
 
 
-GAPS = ("demographic_parity", "equal_opportunity", "equalized_odds")
+GAPS = tuple(CRITERIA)
+
+
+RandomState = int | np.random.RandomState | np.random.Generator | None
+
+
+# The shares of each prediction among the rows of a class: what is reported of a class and of a subgroup.
+_OF_ROWS = CRITERIA["equalized_odds"]
 
 
 # Numbers that a batch of resamples may take.
@@ -67,11 +72,12 @@ class MeasuredGaps:
         intervals of a class hold for all its groups at once.
     by_class : Measured of ndarrays of shape (n_classes,)
         The largest of these over the groups: what `Certificate.equal_opportunity` bounds.
-    demographic_parity, equal_opportunity, equalized_odds : Measured of floats
-        The differences of :mod:`fairsteer.metrics`, in [0, 1].
+    gaps : mapping of str to Measured of floats
+        The differences of :mod:`fairsteer.metrics`, in [0, 1], by name: ``demographic_parity``, ``equal_opportunity``,
+        ``equalized_odds``. Each is an attribute as well.
     accuracy : Measured of floats
         Share of rows predicted right, in [0, 1].
-    confidence : float
+    confidence_level : float
         Probability with which an interval holds what it is for.
     interval : str
         How the intervals of the gaps were found, "exact" or "bootstrap".
@@ -83,12 +89,31 @@ class MeasuredGaps:
     rates: Measured
     by_cell: Measured
     by_class: Measured
-    demographic_parity: Measured
-    equal_opportunity: Measured
-    equalized_odds: Measured
+    gaps: Mapping[str, Measured]
     accuracy: Measured
-    confidence: float
+    confidence_level: float
     interval: str
+
+    @property
+    def measures(self) -> Mapping[str, Measured]:
+        """Accuracy and the gaps, by name."""
+        return {"accuracy": self.accuracy, **self.gaps}
+
+    def __getattr__(self, name: str) -> Measured:
+        if name in CRITERIA:
+            return self.gaps[name]
+        msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+        raise AttributeError(msg)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.gaps]
+
+    def __repr__(self) -> str:
+        gaps = ", ".join(f"{name}={gap.value:.3f}" for name, gap in self.gaps.items())
+        return (
+            f"<{type(self).__name__} of {len(self.classes)} classes and {len(self.groups)} groups: "
+            f"accuracy={self.accuracy.value:.3f}, {gaps}>"
+        )
 
 
 def measured_gaps(
@@ -99,11 +124,11 @@ def measured_gaps(
     sample_weight: ArrayLike | None = None,
     pos_label: Any = None,
     labels: ArrayLike | None = None,
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
     interval: IntervalMethod = "exact",
     min_rows: int = 0,
     n_resamples: int = 1000,
-    seed: int = 0,
+    random_state: RandomState = 0,
 ) -> MeasuredGaps:
     """Measure the gaps of predictions, with intervals.
 
@@ -121,7 +146,7 @@ def measured_gaps(
         Fold all other labels into one and compare only this class against the rest.
     labels : array-like, optional
         All classes, where `y_true` and `y_pred` may lack some. By default those that occur.
-    confidence : float in (0, 1), default=0.95
+    confidence_level : float in (0, 1), default=0.95
         Probability with which each interval holds the rate or gap of the distribution that the rows come from.
     interval : {"exact", "bootstrap"}, default="exact"
         How the intervals of the gaps are found, see Notes.
@@ -129,8 +154,8 @@ def measured_gaps(
         A rate that a group has fewer rows to compute from takes no part in its comparison.
     n_resamples : int, default=1000
         Resamples of the bootstrap, at least 1.
-    seed : int, default=0
-        Seed of the bootstrap; equal seeds give equal intervals.
+    random_state : int, RandomState, Generator or None, default=0
+        Seed of the bootstrap; equal integers give equal intervals.
 
     Returns
     -------
@@ -141,7 +166,8 @@ def measured_gaps(
     ------
     ValueError
         For lengths that differ, missing labels, labels of mixed types, negative weights, an absent `pos_label`, or
-        parameters out of range.
+        parameters out of range; for predictions that are continuous or spelt otherwise than the truth, and where one
+        label is all there is, unless `labels` names the classes.
 
     Notes
     -----
@@ -176,26 +202,9 @@ def measured_gaps(
     if interval not in ("exact", "bootstrap"):
         msg = f"interval must be 'exact' or 'bootstrap', not {interval!r}."
         raise ValueError(msg)
-    true, pred = class_labels(y_true, "y_true"), class_labels(y_pred, "y_pred")
-    if len(true) != len(pred):
-        msg = f"y_true has {len(true)} rows and y_pred has {len(pred)}; they must be the same rows."
-        raise ValueError(msg)
-    weight = check_weights(sample_weight, len(true))
-    encoder = GroupEncoder().fit(sensitive_features)
-    group_codes = encoder.encode(sensitive_features)
-    if len(group_codes) != len(true):
-        msg = f"sensitive_features has {len(group_codes)} rows and y_true has {len(true)}."
-        raise ValueError(msg)
-    classes, true_codes, pred_codes = encode_classes(
-        true, pred, true[:0] if labels is None else class_labels(labels, "labels"), pos_label
-    )
-    known = group_codes >= 0
-    if not known.all():
-        warn_caller(f"{int((~known).sum())} of {len(known)} rows have no group and are left out of the measurement.")
-    rows = PredictedRows(
-        true_codes[known], pred_codes[known][None], group_codes[known], weight[known], classes, encoder.groups_
-    )
-    return rows.measure(0, confidence, interval, min_rows, n_resamples, seed)
+    read = read_predictions(y_true, y_pred, sensitive_features, sample_weight, pos_label, labels)
+    rows = PredictedRows(read.true, read.pred[None], read.group, read.weight, read.classes, read.groups)
+    return rows.measure(0, confidence_level, interval, min_rows, n_resamples, random_state)
 
 
 class PredictedRows(NamedTuple):
@@ -209,103 +218,98 @@ class PredictedRows(NamedTuple):
     classes: npt.NDArray[Any]
     groups: npt.NDArray[Any]
 
-    def confusion(self, classifier: int) -> Doubles:
-        """Weight of every group, true and predicted class: (n_groups, n_classes, n_classes)."""
-        G, K = len(self.groups), len(self.classes)
-        cell = (self.group * K + self.true) * K + self.pred[classifier]
-        return np.bincount(cell, self.weight, G * K * K).reshape(G, K, K).astype(np.float64)
+    def of(self, classifier: int) -> Predictions:
+        """Rows with the predictions of one classifier."""
+        return Predictions(self.true, self.pred[classifier], self.group, self.weight, self.classes, self.groups)
 
     def sizes(self) -> Doubles:
         """Effective number of rows of every group and class: (n_groups, n_classes)."""
-        G, K = len(self.groups), len(self.classes)
-        cell = self.group * K + self.true
-        sums, squares = (np.bincount(cell, w, G * K).reshape(G, K) for w in (self.weight, self.weight**2))
-        return np.divide(sums**2, squares, out=np.zeros((G, K)), where=squares > 0)
+        tally = self.of(0).tally()
+        return effective_rows(tally.weights.sum(axis=-1), tally.squares.sum(axis=-1))
 
     def group_sizes(self) -> Doubles:
         """Effective number of rows of every group: (n_groups,)."""
-        G = len(self.groups)
-        sums, squares = (np.bincount(self.group, w, G) for w in (self.weight, self.weight**2))
-        return np.divide(sums**2, squares, out=np.zeros(G), where=squares > 0)
+        tally = self.of(0).tally()
+        return effective_rows(tally.weights.sum(axis=(1, 2)), tally.squares.sum(axis=(1, 2)))
 
-    def _rows_compared(self) -> dict[Any, Doubles]:
-        """Rows behind the rates of `_compared`, broadcastable to their shapes."""
-        sizes = self.sizes()
-        K = sizes.shape[1]
-        return {
-            "demographic_parity": self.group_sizes()[:, None],
-            "equal_opportunity": sizes[:, -1:] if K <= 2 else sizes,
-            "equalized_odds": sizes if K <= 2 else np.repeat(sizes, K, axis=1),
-            **{k: sizes[:, [k]] for k in range(K)},
-        }
+    def _rows_compared(self, classifier: int) -> dict[Any, Doubles]:
+        """Rows behind the rates of `_compared`."""
+        tally = self.of(classifier).tally()
+        rows = {name: tally.sizes(criterion) for name, criterion in CRITERIA.items()}
+        return rows | _by_class(tally.sizes(_OF_ROWS), len(self.classes))
 
     def measure(
         self,
         classifier: int,
-        confidence: float,
+        confidence_level: float,
         interval: IntervalMethod,
         min_rows: int,
         n_resamples: int,
-        seed: int,
+        random_state: RandomState,
     ) -> MeasuredGaps:
         """Measure the rates and gaps of one classifier."""
-        if not 0 < confidence < 1:
-            msg = f"confidence must be in (0, 1), got {confidence!r}."
+        if not 0 < confidence_level < 1:
+            msg = f"confidence_level must be in (0, 1), got {confidence_level!r}."
             raise ValueError(msg)
         if n_resamples < 1:
             msg = f"n_resamples must be at least 1, got {n_resamples!r}."
             raise ValueError(msg)
-        confusion, sizes = self.confusion(classifier), self.sizes()
+        confusion, sizes = self.of(classifier).tally().weights, self.sizes()
         K = sizes.shape[1]
-        rows = self._rows_compared()
+        rows = self._rows_compared(classifier)
         counted = {name: n >= min_rows for name, n in rows.items()}
         compared = _compared(confusion, counted)
         if interval == "exact":
-            spreads = {name: _exact_spread(rates, rows[name], confidence) for name, rates in compared.items()}
+            spreads = {name: _exact_spread(rates, rows[name], confidence_level) for name, rates in compared.items()}
         else:
-            radii = _Resamples(self, classifier).radii(compared, counted, n_resamples, seed)
+            radii = _Resamples(self, classifier).radii(compared, counted, n_resamples, random_state)
             spreads = {}
             for name, rates in compared.items():
                 value = _spread(rates, rates, rates).value
-                radius = np.quantile(radii[name], confidence)
+                radius = np.quantile(radii[name], confidence_level)
                 spreads[name] = Measured(value, np.maximum(value - radius, 0), np.minimum(value + radius, 1))
         of_classes = [spreads[k] for k in range(K)]
         total = self.weight.sum()
         right = np.trace(confusion, axis1=1, axis2=2).sum()
         rows_in_all = total**2 / (self.weight**2).sum() if total > 0 else 0.0
-        rates = _conditional(confusion).transpose(1, 0, 2)
+        rates = safe_ratio(confusion, confusion.sum(axis=-1, keepdims=True)).transpose(1, 0, 2)
         accuracy = np.array([right / total if total > 0 else np.nan])
         return MeasuredGaps(
             classes=self.classes,
             groups=self.groups,
             rows=sizes.T,
-            rates=Measured(rates, *clopper_pearson(rates, sizes.T[..., None], 1 - confidence)),
+            rates=Measured(rates, *clopper_pearson(rates, sizes.T[..., None], 1 - confidence_level)),
             by_cell=Measured(*(np.array([part[i] for part in of_classes]) for i in range(3))),
             by_class=Measured(*(np.array([_largest(part[i]) for part in of_classes]) for i in range(3))),
-            **{name: Measured(*map(_largest, spreads[name])) for name in GAPS},
+            gaps={name: Measured(*map(_largest, spreads[name])) for name in GAPS},
             accuracy=Measured(
-                *(float(x[0]) for x in (accuracy, *clopper_pearson(accuracy, rows_in_all, 1 - confidence)))
+                *(float(x[0]) for x in (accuracy, *clopper_pearson(accuracy, rows_in_all, 1 - confidence_level)))
             ),
-            confidence=confidence,
+            confidence_level=confidence_level,
             interval=interval,
         )
 
-    def changes(self, confidence: float, min_rows: int, n_resamples: int, seed: int) -> dict[str, Measured]:
+    def changes(
+        self, confidence_level: float, min_rows: int, n_resamples: int, random_state: RandomState
+    ) -> dict[str, Measured]:
         """Accuracy and gaps of the second classifier minus those of the first, on the same rows.
 
         The intervals come from a bootstrap that resamples both classifiers' predictions together.
         """
         resamples = _Resamples(self, 0, 1)
         names = ("accuracy", *GAPS)
-        counted = {name: n >= min_rows for name, n in self._rows_compared().items()}
-        value = np.array([_statistics(self.confusion(c), counted) for c in (0, 1)])
+        counted = [{name: n >= min_rows for name, n in self._rows_compared(c).items()} for c in (0, 1)]
+        value = np.array([_statistics(self.of(c).tally().weights, counted[c]) for c in (0, 1)])
         drawn = np.concatenate(
-            [[_statistics(confusion, counted) for confusion in pair] for pair in resamples.draw(n_resamples, seed)],
+            [
+                [_statistics(confusion, counts) for confusion, counts in zip(pair, counted, strict=True)]
+                for pair in resamples.draw(n_resamples, random_state)
+            ],
             axis=1,
         )
         with np.errstate(invalid="ignore"):
             change, moved = value[1] - value[0], drawn[1] - drawn[0]
-            radius = np.quantile(np.nan_to_num(np.abs(moved - change)), confidence, axis=0)
+            radius = np.quantile(np.nan_to_num(np.abs(moved - change)), confidence_level, axis=0)
         parts = np.stack([change, np.clip(change - radius, -1, 1), np.clip(change + radius, -1, 1)])
         return {name: Measured(*map(float, column)) for name, column in zip(names, parts.T, strict=True)}
 
@@ -335,9 +339,11 @@ class _Resamples:
             if total > 0:
                 self._strata.append((members, max(int(n), 1), total, weight[members] / total))
 
-    def draw(self, n_resamples: int, seed: int) -> Iterator[list[Doubles]]:
+    def draw(self, n_resamples: int, random_state: RandomState) -> Iterator[list[Doubles]]:
         """Confusion weights of every classifier in batches, (n_drawn, n_groups, n_classes, n_classes)."""
-        rng = np.random.default_rng(seed)
+        if isinstance(random_state, np.random.RandomState):
+            random_state = random_state.randint(2**31)
+        rng = np.random.default_rng(random_state)
         n_kinds, length = len(self._cells[0]), int(np.prod(self._shape))
         batch = max(1, _BATCH // max(n_kinds, length))
         for start in range(0, n_resamples, batch):
@@ -351,48 +357,32 @@ class _Resamples:
             ]
 
     def radii(
-        self, compared: dict[Any, Doubles], counted: dict[Any, Flags], n_resamples: int, seed: int
+        self, compared: dict[Any, Doubles], counted: dict[Any, Flags], n_resamples: int, random_state: RandomState
     ) -> dict[Any, Doubles]:
         """Largest change of any difference, (n_resamples,) for each comparison."""
         found: dict[Any, list[Doubles]] = {name: [] for name in compared}
-        for (confusion,) in self.draw(n_resamples, seed):
+        for (confusion,) in self.draw(n_resamples, random_state):
             for name, rates in _compared(confusion, counted).items():
                 found[name].append(_widest(rates - compared[name]))
         return {name: np.nan_to_num(np.concatenate(parts)) for name, parts in found.items()}
 
 
-def _conditional(confusion: Doubles) -> Doubles:
-    """P(predicted | true, group), (…, n_groups, n_classes, n_classes)."""
-    with np.errstate(invalid="ignore"):
-        rates: Doubles = confusion / confusion.sum(axis=-1, keepdims=True)
-    return rates
-
-
-def _gap_rates(confusion: Doubles) -> dict[Any, Doubles]:
-    """Rates that every gap compares, (…, n_groups, n_rates); of two rates that add up to 1, one."""
-    positive = slice(-1, None) if confusion.shape[-1] <= 2 else slice(None)
-    with np.errstate(invalid="ignore"):
-        selected = confusion.sum(axis=-2) / confusion.sum(axis=(-2, -1))[..., None]
-    given_class = _conditional(confusion)
-    return {
-        "demographic_parity": selected[..., positive],
-        "equal_opportunity": np.diagonal(given_class, axis1=-2, axis2=-1)[..., positive],
-        "equalized_odds": given_class[..., positive].reshape(*confusion.shape[:-2], -1),
-    }
+def _by_class(rates: Doubles, n_classes: int) -> dict[Any, Doubles]:
+    """Rates (or their rows) of `_OF_ROWS`, taken apart by the code of the true class."""
+    return dict(enumerate(np.moveaxis(rates.reshape(*rates.shape[:-1], n_classes, -1), -2, 0)))
 
 
 def _compared(confusion: Doubles, counted: dict[Any, Flags]) -> dict[Any, Doubles]:
     """Rates that every gap compares, and those of the rows of each class by its code; NaN takes no part."""
-    rates = _gap_rates(confusion)
-    of_class = rates["equalized_odds"].reshape(*confusion.shape[:-1], -1)
-    rates |= {k: of_class[..., k, :] for k in range(confusion.shape[-1])}
+    rates: dict[Any, Doubles] = {name: criterion.rates(confusion) for name, criterion in CRITERIA.items()}
+    rates |= _by_class(_OF_ROWS.rates(confusion), confusion.shape[-1])
     return {name: np.where(counted[name], x, np.nan) for name, x in rates.items()}
 
 
 def _statistics(confusion: Doubles, counted: dict[Any, Flags]) -> Doubles:
-    """Accuracy and the three gaps, (…, 4)."""
-    accuracy = np.trace(confusion, axis1=-2, axis2=-1).sum(axis=-1) / confusion.sum(axis=(-3, -2, -1))
-    rates = (np.where(counted[name], x, np.nan) for name, x in _gap_rates(confusion).items())
+    """Accuracy and the gaps, (…, 1 + n_gaps)."""
+    accuracy = safe_ratio(np.trace(confusion, axis1=-2, axis2=-1).sum(axis=-1), confusion.sum(axis=(-3, -2, -1)))
+    rates = (np.where(counted[name], x.rates(confusion), np.nan) for name, x in CRITERIA.items())
     return np.stack([accuracy, *map(_widest, rates)], axis=-1)
 
 
@@ -407,10 +397,10 @@ def _widest(rates: Doubles) -> Doubles:
     return np.where(np.isfinite(apart), apart, np.nan)
 
 
-def _exact_spread(rates: Doubles, rows: Doubles, confidence: float) -> Measured:
+def _exact_spread(rates: Doubles, rows: Doubles, confidence_level: float) -> Measured:
     rows = np.broadcast_to(rows, rates.shape)
     compared = max(int(np.isfinite(rates).sum()), 1)
-    return _spread(*clopper_pearson(rates, rows, (1 - confidence) / compared, middle=True))
+    return _spread(*clopper_pearson(rates, rows, (1 - confidence_level) / compared, middle=True))
 
 
 def _spread(lower: Doubles, rates: Doubles, upper: Doubles) -> Measured:

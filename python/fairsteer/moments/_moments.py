@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from fairsteer import _core
-from fairsteer._utils.input import brief
+from fairsteer._utils.input import brief, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
@@ -24,14 +24,15 @@ _RELATIVE_FLOOR = 1e-8
 
 
 # What is accumulated, in the core's order.
-_SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
+SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
 
 
 # Cells that a table in a message lists.
 _LISTED_CELLS = 40
 
 
-def _scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
+def scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
+    """Shape of the covariances under each model."""
     return {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[covariance]
 
 
@@ -109,7 +110,7 @@ class SubgroupMoments:
         self.weights: Doubles = np.zeros((K, G))
         self._weight_squares: Doubles = np.zeros((K, G))
         self.means: Doubles = np.zeros((K, G, d))
-        self._scatters: Doubles = np.zeros(_scatter_shape(covariance, K, G, d))
+        self._scatters: Doubles = np.zeros(scatter_shape(covariance, K, G, d))
         # Third and fourth moments, for the Ledoit-Wolf intensity.
         self._cubics: Doubles = np.zeros((K, G, d))
         self._quartics: Doubles = np.zeros((K, G, d) if diagonal else (K, G))
@@ -160,7 +161,7 @@ class SubgroupMoments:
             msg = f"means must have shape ({K}, {G}, n_features) to go with the weights, not {mu.shape}."
             raise ValueError(msg)
         d = mu.shape[2]
-        shapes = {name: _scatter_shape(name, K, G, d) for name in ("tied", "full", "diagonal")}
+        shapes = {name: scatter_shape(name, K, G, d) for name in ("tied", "full", "diagonal")}
         matching = [name for name, shape in shapes.items() if Sigma.shape == shape]
         if not matching:
             msg = (
@@ -223,7 +224,7 @@ class SubgroupMoments:
         return len(self.groups)
 
     def _sums(self) -> tuple[Doubles, ...]:
-        return tuple(getattr(self, name) for name in _SUMS)
+        return tuple(getattr(self, name) for name in SUMS)
 
     @property
     def sizes(self) -> Doubles:
@@ -234,8 +235,14 @@ class SubgroupMoments:
         """
         return rows_behind(self.weights, self._weight_squares)
 
-    def _group_sizes(self) -> Doubles:
+    @property
+    def group_sizes(self) -> Doubles:
+        """Number of rows behind every group, (n_groups,); counted as in `sizes`."""
         return rows_behind(self.weights.sum(axis=0), self._weight_squares.sum(axis=0))
+
+    def is_finite(self) -> bool:
+        """Whether no sum is NaN or infinite: rows were finite, and not too large to be squared."""
+        return all(bool(np.isfinite(sums).all()) for sums in self._sums()[:4])
 
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
@@ -292,6 +299,7 @@ class SubgroupMoments:
         X = np.asarray(X)
         if X.dtype not in (np.float16, np.float32, np.float64) or not X.dtype.isnative:
             X = X.astype(np.float64)
+        X = with_whole_strides(X)
         y = self._codes(y_codes, self.n_classes, "y_codes", len(X))
         a = self._codes(group_codes, self.n_groups, "group_codes", len(X))
         weights = None
@@ -300,7 +308,7 @@ class SubgroupMoments:
             if not (np.isfinite(weights).all() and (weights >= 0).all()):
                 msg = "sample_weight must be finite and not negative."
                 raise ValueError(msg)
-        for name in _SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
+        for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
             vars(self)[name] = _writable(vars(self)[name])
         with own_threads() as n_threads:
             _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
@@ -519,7 +527,7 @@ class SubgroupMoments:
             msg = f"min_size must not be negative, not {min_size}."
             raise ValueError(msg)
         own, of_group = (
-            np.minimum(n / min_size, 1.0) if min_size else np.ones_like(n) for n in (self.sizes, self._group_sizes())
+            np.minimum(n / min_size, 1.0) if min_size else np.ones_like(n) for n in (self.sizes, self.group_sizes)
         )
         if not (own < 1).any():
             return self

@@ -4,7 +4,7 @@ The file is safetensors: arrays of numbers, and a header of JSON. Nothing is pic
 no more than be wrong, and `load` says so. A loaded estimator does what the saved one did, bit for bit.
 """
 
-from fairsteer.persistence._estimators import load, read_extra, save
+from fairsteer.persistence._estimators import SKOPS_TYPES, load, read_extra, save
 from fairsteer.persistence._file import FORMAT_VERSION
 
-__all__ = ["FORMAT_VERSION", "load", "read_extra", "save"]
+__all__ = ["FORMAT_VERSION", "SKOPS_TYPES", "load", "read_extra", "save"]

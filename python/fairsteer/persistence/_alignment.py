@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairsteer._utils.labels import label_from_json, label_to_json
+from fairsteer._utils.fields import Fields
+from fairsteer.persistence._checks import check_finite_number, shares
 from fairsteer.persistence._file import Tensors
 from fairsteer.score_alignment._cells import Alignment, Constraint
 from fairsteer.score_alignment._monotone import Calibration, MonotoneAlignment, ScoreDistribution
-from fairsteer.score_alignment._offsets import OffsetAlignment
+from fairsteer.score_alignment._offsets import OffsetAlignment, VectorScaling
 
 
 def pack_alignment(alignment: Any, tensors: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
     if alignment is None:
         return None
     tensors["alignment.measured"] = alignment.measured
-    block = {"budget": label_to_json(float(alignment.budget))}
+    block = {"budget": check_finite_number("budget", alignment.budget)}
     if isinstance(alignment, OffsetAlignment):
         tensors["alignment.offsets"] = alignment.offsets
-        return block | {"constraint": alignment.constraint}
+        scaling = alignment.calibration
+        if scaling is not None:
+            tensors["alignment.slopes"], tensors["alignment.scaled_offsets"] = scaling.slopes, scaling.offsets
+        return block | {"constraint": alignment.constraint, "calibrated": scaling is not None}
     calibration = alignment.calibration
     tensors["alignment.shares"] = alignment.shares
     tensors["alignment.calibration"] = np.stack([calibration.scores, calibration.log_odds])
     for a, distribution in enumerate(alignment.distributions):
         tensors[f"alignment.distribution.{a}"] = np.stack([distribution.values, distribution.levels])
     return block | {
-        "amount": label_to_json(float(alignment.amount)),
-        "scales": [label_to_json(float(distribution.scale)) for distribution in alignment.distributions],
+        "amount": check_finite_number("amount", alignment.amount),
+        "scales": [check_finite_number("scale", distribution.scale) for distribution in alignment.distributions],
     }
 
 
-def unpack_alignment(block: Mapping[str, Any] | None, K: int, G: int, tensors: Tensors) -> Alignment | None:
-    if block is None:
-        return None
+def unpack_alignment(block: Fields, K: int, G: int, tensors: Tensors) -> Alignment:
     measured = tensors.take("alignment.measured", (1 if K == 2 else K, G, G), nan=True)
-    budget = float(label_from_json(block["budget"]))
+    budget = block.number("budget", 0, 1)
     if K > 2:
-        if block["constraint"] not in get_args(Constraint):
-            msg = f"its constraint is {block['constraint']!r}"
-            raise ValueError(msg)
-        return OffsetAlignment(tensors.take("alignment.offsets", (G, K)), block["constraint"], measured, budget)
-    amount, scales = float(label_from_json(block["amount"])), [float(label_from_json(s)) for s in block["scales"]]
-    if len(scales) != G or not all(0 < scale < np.inf for scale in scales) or not 0 <= amount <= 1:
-        msg = f"its score alignment has the amount {amount} and the scales {scales} for {G} groups"
+        offsets, constraint = tensors.take("alignment.offsets", (G, K)), block.text("constraint", get_args(Constraint))
+        scaling = None
+        if block.flag("calibrated"):
+            slopes = tensors.take("alignment.slopes", (G,))
+            if (slopes < 0).any():
+                raise ValueError("a slope of its calibration is negative")
+            scaling = VectorScaling(slopes, tensors.take("alignment.scaled_offsets", (G, K)))
+        return OffsetAlignment(offsets, constraint, measured, budget, scaling)
+    amount, scales = block.number("amount", 0, 1), block.numbers("scales", 0)
+    if len(scales) != G:
+        msg = f"its score alignment has {len(scales)} scales for {G} groups"
         raise ValueError(msg)
     distributions = []
     for a, scale in enumerate(scales):
@@ -56,8 +61,8 @@ def unpack_alignment(block: Mapping[str, Any] | None, K: int, G: int, tensors: T
             raise ValueError(msg)
         distributions.append(ScoreDistribution(values, levels, scale))
     calibration = Calibration(*_increasing("alignment.calibration", tensors))
-    shares = tensors.take("alignment.shares", (G,))
-    return MonotoneAlignment(tuple(distributions), shares, amount, calibration, measured, budget)
+    of_groups = shares("alignment.shares", tensors.take("alignment.shares", (G,)))
+    return MonotoneAlignment(tuple(distributions), of_groups, amount, calibration, measured, budget)
 
 
 def _increasing(name: str, tensors: Tensors) -> NDArray[Any]:

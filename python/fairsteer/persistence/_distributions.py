@@ -2,75 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from numpy.typing import NDArray
 
-from fairsteer._utils.labels import label_from_json, label_to_json, labels_from_json, labels_to_json
+from fairsteer._utils.fields import Fields
+from fairsteer._utils.labels import label_to_json, labels_to_json
+from fairsteer._utils.types import CovarianceModel
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import IdealDistribution
+from fairsteer.ideal import IdealDistribution, Intervention, MapType
 from fairsteer.moments import SubgroupMoments
-from fairsteer.persistence._file import Tensors, read_integer
+from fairsteer.moments._moments import SUMS, scatter_shape
+from fairsteer.persistence._checks import check_finite_number, listed_names, shares, symmetric
+from fairsteer.persistence._file import Tensors
 
-# What `SubgroupMoments` accumulates, in its order.
-_SUMS = ("weights", "weight_squares", "means", "scatters", "cubics", "quartics")
-
-
-# Attributes of an ideal distribution that JSON holds as they are.
-_IDEAL_PLAIN: dict[str, type] = {
-    "intervention": str,
-    "map_type": str,
-    "covariance": str,
-    "n_iter": int,
-    "converged": bool,
-}
+_COVARIANCES = get_args(CovarianceModel)
 
 
 def pack_encoder(encoder: GroupEncoder | None) -> dict[str, Any] | None:
     if encoder is None:
         return None
-    return {"n_columns": encoder.n_columns_, "column_names": pack_names(encoder.column_names_)}
+    return {"n_columns": encoder.n_columns_, "column_names": listed_names(encoder.column_names_)}
 
 
-def unpack_encoder(block: Mapping[str, Any] | None, groups: NDArray[Any]) -> GroupEncoder | None:
-    if block is None:
-        return None
+def unpack_encoder(block: Fields, groups: NDArray[Any]) -> GroupEncoder:
     encoder = GroupEncoder()
-    encoder.groups_ = groups
-    encoder.n_columns_ = read_integer(block["n_columns"])
-    encoder.column_names_ = unpack_names(block["column_names"])
+    n_columns = block.integer("n_columns", 1)
+    lengths = {len(label) if isinstance(label, tuple) else 1 for label in groups.tolist()}
+    if n_columns > 1 and lengths != {n_columns}:
+        msg = f"its groups are not made of {n_columns} labels each"
+        raise ValueError(msg)
+    encoder.groups_, encoder.n_columns_ = groups, n_columns
+    encoder.column_names_ = block.names("column_names", n_columns)
     return encoder
 
 
-# ---- distributions
-
-
-def _scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
-    return {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[covariance]
+# ---- moments
 
 
 def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    tensors.update(zip((f"moments.{name}" for name in _SUMS), moments._sums(), strict=True))
+    tensors.update(zip((f"moments.{name.lstrip('_')}" for name in SUMS), moments._sums(), strict=True))
+    if moments._shrunk is not None:
+        tensors["moments.shrunk"] = moments._shrunk
     return {
         "n_features": moments.n_features,
         "covariance": moments.covariance,
         "classes": labels_to_json(moments.classes),
         "groups": labels_to_json(moments.groups),
+        "pooling": float(moments._pooling),
+        "shrunk": moments._shrunk is not None,
     }
 
 
-def unpack_moments(block: Mapping[str, Any], tensors: Tensors) -> SubgroupMoments:
-    classes, groups = labels_from_json(block["classes"]), labels_from_json(block["groups"])
-    covariance, K, G, d = block["covariance"], len(classes), len(groups), read_integer(block["n_features"])
+def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
+    classes, groups = block.labels("classes"), block.labels("groups")
+    covariance, K, G, d = block.text("covariance", _COVARIANCES), len(classes), len(groups), block.integer("n_features")
     quartic = (K, G, d) if covariance == "diagonal" else (K, G)
-    shapes = ((K, G), (K, G), (K, G, d), _scatter_shape(covariance, K, G, d), (K, G, d), quartic)
+    scatter = scatter_shape(covariance, K, G, d)
+    shapes = ((K, G), (K, G), (K, G, d), scatter, (K, G, d), quartic)
     # Taken first, so that a header's word alone never makes memory be allocated.
-    sums = [tensors.take(f"moments.{name}", shape) for name, shape in zip(_SUMS, shapes, strict=True)]
+    sums = [tensors.take(f"moments.{name.lstrip('_')}", shape) for name, shape in zip(SUMS, shapes, strict=True)]
     moments = SubgroupMoments(d, classes=classes, groups=groups, covariance=covariance)
     for to, array in zip(moments._sums(), sums, strict=True):
         to[...] = array
-    _check_weights(moments)
+    _check_sums(moments)
+    moments._pooling = block.number("pooling", 0, 1)
+    if block.flag("shrunk"):
+        moments._shrunk = _covariances("moments.shrunk", tensors, covariance, scatter)
     return moments
 
 
@@ -80,21 +78,42 @@ def pack_model(model: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> dict
     return {"groups": labels_to_json(model.groups)}
 
 
-def unpack_model(block: Mapping[str, Any], moments: SubgroupMoments, tensors: Tensors) -> SubgroupMoments:
-    groups = labels_from_json(block["groups"])
+def unpack_model(block: Fields, moments: SubgroupMoments, tensors: Tensors) -> SubgroupMoments:
+    groups = block.labels("groups")
     K, G, d = moments.n_classes, len(groups), moments.n_features
     weights, means = tensors.take("model.weights", (K, G)), tensors.take("model.means", (K, G, d))
-    covariances = tensors.take("model.covariances", _scatter_shape(moments.covariance, K, G, d))
+    shape = scatter_shape(moments.covariance, K, G, d)
+    covariances = _covariances("model.covariances", tensors, moments.covariance, shape)
     model = SubgroupMoments(d, classes=moments.classes, groups=groups, covariance=moments.covariance)
     model.weights[...], model.means[...] = weights, means
-    _check_weights(model)
+    _check_sums(model)
     return model._replace_covariances(covariances)
 
 
-def _check_weights(moments: SubgroupMoments) -> None:
-    if (moments.weights < 0).any() or not moments.weights.any():
-        msg = "a weight is negative or all are zero"
+def _check_sums(moments: SubgroupMoments) -> None:
+    for name, array in zip(SUMS, moments._sums(), strict=True):
+        if name in ("weights", "_weight_squares", "_quartics") and (array < 0).any():
+            msg = f"a number of {name.lstrip('_')} is negative"
+            raise ValueError(msg)
+    if moments.covariance != "diagonal":
+        symmetric("moments.scatters", moments._scatters)
+    elif (moments._scatters < 0).any():
+        raise ValueError("a scatter is negative")
+    if not moments.weights.any():
+        raise ValueError("all weights are zero")
+
+
+def _covariances(name: str, tensors: Tensors, covariance: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    array = tensors.take(name, shape)
+    if covariance != "diagonal":
+        return symmetric(name, array)
+    if (array < 0).any():
+        msg = f"the array {name} holds no variances"
         raise ValueError(msg)
+    return array
+
+
+# ---- ideal distributions
 
 
 def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -102,23 +121,50 @@ def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> di
     tensors.update({f"ideal.{name}": getattr(ideal, name) for name in shapes})
     return {
         "classes": labels_to_json(ideal.classes),
+        "groups": labels_to_json(ideal.groups),
+        "n_features": ideal.offset.shape[1],
         "reference_group": label_to_json(ideal.reference_group),
-        "kl_divergence": label_to_json(ideal.kl_divergence),
-        **{name: getattr(ideal, name) for name in _IDEAL_PLAIN},
+        "kl_divergence": check_finite_number("kl_divergence", ideal.kl_divergence),
+        "intervention": ideal.intervention,
+        "map_type": ideal.map_type,
+        "covariance": ideal.covariance,
+        "n_iter": int(ideal.n_iter),
+        "converged": bool(ideal.converged),
     }
 
 
-def unpack_ideal(block: Mapping[str, Any], moments: SubgroupMoments, tensors: Tensors) -> IdealDistribution:
-    classes, covariance = labels_from_json(block["classes"]), str(block["covariance"])
-    shapes = _ideal_shapes(covariance, len(classes), moments.n_groups, moments.n_features)
+def unpack_ideal(block: Fields, tensors: Tensors, like: SubgroupMoments | None = None) -> IdealDistribution:
+    """Read an ideal distribution, of the classes, groups and features of `like`."""
+    classes, groups, d = block.labels("classes"), block.labels("groups"), block.integer("n_features", 1)
+    if like is not None and (
+        classes.tolist() != like.classes.tolist() or groups.tolist() != like.groups.tolist() or d != like.n_features
+    ):
+        raise ValueError("its ideal distribution has other classes, groups or features than its model")
+    covariance, reference = block.text("covariance", _COVARIANCES), block.label("reference_group")
+    if reference is not None and reference not in groups.tolist():
+        raise ValueError("its reference group is none of its groups")
+    shapes = _ideal_shapes(covariance, len(classes), len(groups), d)
     arrays: dict[str, Any] = {name: tensors.take(f"ideal.{name}", shape) for name, shape in shapes.items()}
-    plain: dict[str, Any] = {name: kind(block[name]) for name, kind in _IDEAL_PLAIN.items()}
+    for name in ("class_prior", "group_prior"):
+        shares(f"ideal.{name}", arrays[name])
+    for name in ("canonical_covariances", "source_covariances"):
+        if covariance != "diagonal":
+            symmetric(f"ideal.{name}", arrays[name])
+        elif (arrays[name] < 0).any():
+            msg = f"the array ideal.{name} holds no variances"
+            raise ValueError(msg)
+    if (arrays["source_weights"] < 0).any() or not arrays["source_weights"].any():
+        raise ValueError("a source weight is negative, or all are zero")
     return IdealDistribution(
         classes=classes,
-        groups=moments.groups.copy(),
-        reference_group=label_from_json(block["reference_group"]),
-        kl_divergence=float(label_from_json(block["kl_divergence"])),
-        **plain,
+        groups=groups,
+        reference_group=reference,
+        kl_divergence=block.number("kl_divergence"),
+        intervention=block.text("intervention", get_args(Intervention)),
+        map_type=block.text("map_type", get_args(MapType)),
+        covariance=covariance,
+        n_iter=block.integer("n_iter"),
+        converged=block.flag("converged"),
         **arrays,
     )
 
@@ -134,15 +180,7 @@ def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[in
         "objective_path": (None,),
         "source_weights": (K, G),
         "source_means": (K, G, d),
-        "source_covariances": _scatter_shape(covariance, K, G, d),
+        "source_covariances": scatter_shape(covariance, K, G, d),
         "linear": (G, d, d),
         "offset": (G, d),
     }
-
-
-def pack_names(names: Sequence[Any] | NDArray[Any] | None) -> list[Any] | None:
-    return None if names is None else [label_to_json(name) for name in names]
-
-
-def unpack_names(names: Sequence[Any] | None) -> list[Any] | None:
-    return None if names is None else [label_from_json(name) for name in names]

@@ -1,83 +1,118 @@
-"""Keep a fitted estimator in one file that is read without running any code.
-
-The file is safetensors: arrays of numbers, and a header of JSON. Nothing is pickled, so a file from a stranger can do
-no more than be wrong, and `load` says so. A loaded estimator does what the saved one did, bit for bit.
-"""
+"""What is saved of every kind, and how it is put together again."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.estimators import asked_method
+from fairsteer._utils.fields import Fields
 from fairsteer._utils.files import write_file
-from fairsteer._utils.labels import label_from_json, label_to_json
+from fairsteer._utils.input import few
+from fairsteer._utils.labels import label_to_json, labels_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.concepts import ConceptSteering
+from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
 from fairsteer.persistence._alignment import pack_alignment, unpack_alignment
+from fairsteer.persistence._checks import check_finite_number, listed_names, shares
 from fairsteer.persistence._coordinates import pack_coordinates, unfitted, unpack_coordinates
 from fairsteer.persistence._distributions import (
     pack_encoder,
     pack_ideal,
     pack_model,
     pack_moments,
-    pack_names,
     unpack_encoder,
     unpack_ideal,
     unpack_model,
     unpack_moments,
-    unpack_names,
 )
 from fairsteer.persistence._file import (
     FORMAT_VERSION,
-    KEY,
     Tensors,
-    checksum,
     damaged_file,
     import_safetensors,
     read_container,
-    read_integer,
+    write_header,
 )
+from fairsteer.score_alignment import ScoreAligner
+from fairsteer.score_alignment._monotone import Calibration, MonotoneAlignment, ScoreDistribution
+from fairsteer.score_alignment._offsets import OffsetAlignment, VectorScaling
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._calibration import GroupCalibration
+from fairsteer.transformer._maps import FoldedMaps
 
-# Transformers that can be saved. A subclass may have anything in it, so it cannot.
-_TRANSFORMERS: dict[str, type[GroupMapTransformer]] = {
-    kind.__name__: kind
-    for kind in (FairSteeringTransformer, MeanMatchingTransformer, CovarianceMatchingTransformer, LeaceTransformer)
-}
+#: Types that a file of skops needs beside scikit-learn's to hold estimators of fairsteer, alone or within pipelines and
+#: searches: ``skops.io.load(path, trusted=SKOPS_TYPES)``.
+SKOPS_TYPES = [
+    f"{kind.__module__}.{kind.__qualname__}"
+    for kind in (
+        FairSteeringTransformer,
+        MeanMatchingTransformer,
+        CovarianceMatchingTransformer,
+        LeaceTransformer,
+        IdealDistributionClassifier,
+        ScoreAligner,
+        ConceptSteering,
+        GroupEncoder,
+        SubgroupMoments,
+        IdealDistribution,
+        GroupMaps,
+        Solution,
+        FoldedMaps,
+        GroupCalibration,
+        MonotoneAlignment,
+        ScoreDistribution,
+        Calibration,
+        OffsetAlignment,
+        VectorScaling,
+    )
+]
+
+_OTHER_WAYS = (
+    "skops.io.dump keeps any scikit-learn estimator, and skops.io.load reads it with trusted=persistence.SKOPS_TYPES; "
+    "so does joblib.dump, whose files run code when loaded."
+)
 
 
-_OTHER_WAYS = "skops.io.dump keeps any scikit-learn estimator; so does joblib.dump, whose files run code when loaded."
+#: What can be saved.
+Savable = (
+    GroupMapTransformer
+    | IdealDistributionClassifier
+    | ScoreAligner
+    | ConceptSteering
+    | SubgroupMoments
+    | IdealDistribution
+)
 
 
-def save(
-    estimator: GroupMapTransformer | IdealDistributionClassifier | ConceptSteering,
-    path: PathLike,
-    *,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a fitted estimator to a file.
+def save(estimator: Savable, path: PathLike, *, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a fitted estimator, moments or an ideal distribution to a file.
 
     Parameters
     ----------
-    estimator : estimator of fairsteer
-        A fitted FairSteeringTransformer, transformer of :mod:`fairsteer.baselines`, IdealDistributionClassifier or
-        :class:`~fairsteer.concepts.ConceptSteering`. A function, slice or mask as `sensitive_columns` is kept as the
-        columns that it selected; the `steering` of a classifier as a clone of its ``steering_``.
+    estimator : estimator or result of fairsteer
+        A fitted FairSteeringTransformer, transformer of :mod:`fairsteer.baselines`, IdealDistributionClassifier,
+        ScoreAligner or :class:`~fairsteer.concepts.ConceptSteering`; or SubgroupMoments or an IdealDistribution. A
+        function, slice or mask as `sensitive_columns` is kept as the columns that it selected; the `steering` of a
+        classifier as a clone of its ``steering_``. A classifier that is not fairsteer's, the `estimator` of a
+        ScoreAligner or an IdealDistributionClassifier, is *not* in the file, only what maps its scores: keep it beside,
+        by :func:`skops.io.dump` or as you keep your others, and hand it to `load`.
     path : path-like
-        File to create or replace, usually ``*.safetensors``. It is replaced only when the new one is complete.
+        File to create or replace, usually ``*.safetensors``, or a pipe or device to write to. A file is replaced only
+        when the new one is complete.
     extra : mapping, optional
         Values of your own that `json` can write; `read_extra` returns them.
 
@@ -90,14 +125,15 @@ def save(
     ValueError
         If something cannot be kept without running code at `load`: an estimator as `shrinkage`, a `feature_transform`
         other than None, ``"log"`` or a standard, min-max, max-abs or robust scaler, labels other than integers, floats,
-        text, booleans and tuples of these, an `estimator` in the classifier, a `cv` or a `random_state` that is no
-        number, a subclass, or any other estimator, such as :class:`~fairsteer.ScoreAligner`.
+        text, booleans and tuples of these, a `cv` or a `random_state` that is no number, a subclass, or any other
+        estimator; or if a parameter has a value that ``fit`` would refuse.
     OSError
         If the file cannot be written.
 
     See Also
     --------
     load : The way back.
+    SKOPS_TYPES : For pipelines and all that cannot be saved here.
 
     Examples
     --------
@@ -114,50 +150,76 @@ def save(
     >>> bool((again.transform(X, sensitive_features=groups) == steered).all())
     True
     """
-    safetensors = import_safetensors()
+    import_safetensors()
     tensors: dict[str, NDArray[Any]] = {}
+    kind = type(estimator).__name__
+    if kind not in _KINDS or type(estimator) is not _KINDS[kind].of:
+        msg = f"{kind} cannot be saved without pickling it; {', '.join(_KINDS)} themselves can. {_OTHER_WAYS}"
+        raise ValueError(msg)
     header = {
         "format_version": FORMAT_VERSION,
-        "kind": type(estimator).__name__,
-        **_pack(estimator, tensors),
+        "kind": kind,
+        "saved": _KINDS[kind].pack(estimator, tensors),
         "extra": None if extra is None else dict(extra),
     }
-    try:
-        text = json.dumps(header)
-    except (TypeError, ValueError) as error:
-        msg = f"extra must hold values that json can write: {error}."
-        raise ValueError(msg) from error
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    write_file(path, safetensors.numpy.save(arrays, metadata={KEY: checksum(text, arrays) + text}))
+    write_file(path, write_header(header, tensors))
 
 
-def load(path: PathLike) -> Any:
-    """Read a fitted estimator from a file that `save` wrote.
+def load(path: PathLike, *, estimator: Any = None) -> Any:
+    """Read what `save` wrote, without running anything.
 
     Parameters
     ----------
     path : path-like
         The file.
+    estimator : classifier, default=None
+        The fitted classifier that is not in the file: the ``estimator_`` of a ScoreAligner or an
+        IdealDistributionClassifier. None: what is loaded can do all that needs no such classifier, and says what it
+        lacks when it is to predict.
 
     Returns
     -------
     estimator
-        Fitted, of the class that was saved; it does everything as the saved one did, further batches included.
+        Of the class that was saved; it does everything as the saved one did, further batches included.
 
     Raises
     ------
     ImportError
         If safetensors is not installed.
     ValueError
-        If the file is damaged, no such file, or of another format version.
+        If the file is damaged, no such file, or of another format version; or if `estimator` is not the one that is
+        missing: it has other classes, another number of features, or other scores, or none is missing.
     OSError
         If the file cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from pathlib import Path
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fairsteer import ScoreAligner, persistence
+    >>> rng = np.random.default_rng(0)
+    >>> y, group = rng.integers(0, 2, (2, 200))
+    >>> X = rng.normal(size=(200, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 1])
+    >>> aligner = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=group)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     persistence.save(aligner, Path(folder) / "maps.safetensors")
+    ...     again = persistence.load(Path(folder) / "maps.safetensors", estimator=aligner.estimator_)
+    >>> predicted = aligner.predict(X, sensitive_features=group)
+    >>> bool((again.predict(X, sensitive_features=group) == predicted).all())
+    True
     """
     header, tensors = read_container(path)
     try:
-        return _unpack(header, Tensors(tensors))
+        kind = header["kind"]
+        if type(kind) is not str or kind not in _KINDS:
+            raise ValueError("it holds something that this fairsteer does not know")
+        loaded = _KINDS[kind].unpack(Fields(header.get("saved"), kind), Tensors(tensors))
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         raise damaged_file(path, error) from error
+    if estimator is not None:
+        _complete(loaded, estimator)
+    return loaded
 
 
 def read_extra(path: PathLike) -> dict[str, Any] | None:
@@ -188,76 +250,186 @@ def read_extra(path: PathLike) -> dict[str, Any] | None:
     return extra
 
 
-# ---- the estimators
+# ---- classifiers
 
 
-def _pack(estimator: Any, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    if type(estimator) in _TRANSFORMERS.values():
-        return {"transformer": _pack_transformer(estimator, tensors)}
-    if type(estimator) is IdealDistributionClassifier:
-        return {"classifier": _pack_classifier(estimator, tensors)}
-    if type(estimator) is ConceptSteering:
-        return {"concept": _pack_concept(estimator, tensors)}
-    kinds = ", ".join([*_TRANSFORMERS, IdealDistributionClassifier.__name__, ConceptSteering.__name__])
-    msg = f"{type(estimator).__name__} cannot be saved without pickling it; {kinds} themselves can. {_OTHER_WAYS}"
-    raise ValueError(msg)
+class AbsentClassifier(ClassifierMixin, BaseEstimator):
+    """Stands where a classifier was that is not in the file.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+        Its labels.
+    asked : {"predict_proba", "decision_function"}
+        What the maps take its scores from.
+    """
+
+    def __init__(self, classes: NDArray[Any], asked: str) -> None:
+        self.classes = classes
+        self.asked = asked
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """Labels of the classes."""
+        return self.classes
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("fit", "predict", self.__dict__.get("asked")):
+            return self._absent
+        raise AttributeError(name)
+
+    def _absent(self, *_: Any, **__: Any) -> Any:
+        msg = (
+            "The classifier is not in the file that this was loaded from, only the maps of its scores. The way out: "
+            "persistence.load(path, estimator=…) with the fitted classifier."
+        )
+        raise ValueError(msg)
 
 
-def _unpack(header: Mapping[str, Any], tensors: Tensors) -> Any:
-    if header["kind"] == IdealDistributionClassifier.__name__:
-        return _unpack_classifier(header["classifier"], tensors)
-    if header["kind"] == ConceptSteering.__name__:
-        return _unpack_concept(header["concept"], tensors)
-    return _unpack_transformer(_TRANSFORMERS[header["kind"]], header["transformer"], tensors)
+def _complete(loaded: Any, estimator: Any) -> None:
+    """Put a classifier where one is missing."""
+    absent = getattr(loaded, "estimator_", None)
+    if not isinstance(absent, AbsentClassifier):
+        msg = f"estimator={estimator!r} is given, but a {type(loaded).__name__} was saved whole; leave it out."
+        raise ValueError(msg)
+    check_is_fitted(estimator)
+    classes = np.asarray(getattr(estimator, "classes_", absent.classes_))
+    if classes.tolist() != absent.classes_.tolist():
+        msg = (
+            f"estimator={estimator!r} has the classes {few(map(repr, classes.tolist()))}; the one that is missing has "
+            f"{few(map(repr, absent.classes_.tolist()))}."
+        )
+        raise ValueError(msg)
+    if asked_method(estimator) != absent.asked:
+        msg = f"estimator={estimator!r} answers by {asked_method(estimator)}; what is missing did by {absent.asked}."
+        raise ValueError(msg)
+    n_features = loaded.n_features_in_
+    if hasattr(loaded, "steering_"):
+        n_features -= len(loaded.steering_._sensitive_positions)
+    if getattr(estimator, "n_features_in_", n_features) != n_features:
+        msg = f"estimator={estimator!r} takes {estimator.n_features_in_} features; what is missing takes {n_features}."
+        raise ValueError(msg)
+    loaded.estimator_ = estimator
+    loaded.estimator = clone(estimator)
+
+
+def _absent(block: Fields, classes: NDArray[Any]) -> AbsentClassifier:
+    return AbsentClassifier(classes, block.text("asked", ("predict_proba", "decision_function")))
+
+
+def _pack_input(estimator: Any) -> dict[str, Any]:
+    return {
+        "n_features_in": int(estimator.n_features_in_),
+        "feature_names_in": listed_names(getattr(estimator, "feature_names_in_", None)),
+    }
+
+
+def _unpack_input(block: Fields, estimator: Any) -> None:
+    estimator.n_features_in_ = block.integer("n_features_in", 1)
+    names = block.names("feature_names_in", estimator.n_features_in_)
+    if names is not None:
+        estimator.feature_names_in_ = np.array(names, dtype=object)
 
 
 def _pack_classifier(classifier: IdealDistributionClassifier, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     check_is_fitted(classifier, "steering_")
-    if classifier.estimator_ is not None:
-        msg = (
-            f"estimator={classifier.estimator_!r} cannot be saved without pickling it; estimator=None can, and so can "
-            f"the steering_ alone. {_OTHER_WAYS}"
-        )
-        raise ValueError(msg)
+    classifier._validate_params()
     _check_number("cv", classifier.cv, 5)
     if type(classifier.steering_) is not FairSteeringTransformer:
         msg = (
-            f"steering={classifier.steering_!r} cannot be saved without pickling it; a FairSteeringTransformer itself "
+            f"steering={classifier.steering!r} cannot be saved without pickling it; a FairSteeringTransformer itself "
             f"can. {_OTHER_WAYS}"
         )
         raise ValueError(msg)
     if classifier.cost_matrix_ is not None:
         tensors["cost_matrix"] = classifier.cost_matrix_
+    estimator = classifier.estimator_
     return {
         "steering": _pack_transformer(classifier.steering_, tensors),
         "default_steering": classifier.steering is None,
         "costs": classifier.cost_matrix_ is not None,
-        "score_alignment": label_to_json(classifier.score_alignment),
-        "cv": label_to_json(classifier.cv),
+        "params": {name: label_to_json(getattr(classifier, name)) for name in ("score_alignment", "cv")},
+        "asked": None if estimator is None else asked_method(estimator),
         "alignment": pack_alignment(classifier._alignment, tensors),
     }
 
 
-def _unpack_classifier(block: Mapping[str, Any], tensors: Tensors) -> IdealDistributionClassifier:
-    steering: Any = _unpack_transformer(FairSteeringTransformer, block["steering"], tensors)
+def _unpack_classifier(block: Fields, tensors: Tensors) -> IdealDistributionClassifier:
+    steering: Any = _unpack_transformer(FairSteeringTransformer, block.fields("steering"), tensors)
     K, G = len(steering.classes_), len(steering.groups_)
-    costs = tensors.take("cost_matrix", (K, K)) if block["costs"] else None
+    costs = tensors.take("cost_matrix", (K, K)) if block.flag("costs") else None
+    absent = _absent(block, steering.classes_) if "asked" in block else None
     classifier = IdealDistributionClassifier(
-        steering=None if block["default_steering"] else clone(steering),
+        estimator=absent,
+        steering=None if block.flag("default_steering") else clone(steering),
         cost_matrix=None if costs is None else costs.copy(),
-        score_alignment=label_from_json(block["score_alignment"]),
-        cv=label_from_json(block["cv"]),
+        **block.params("params"),
     )
-    classifier.steering_, classifier.estimator_, classifier.cost_matrix_ = steering, None, costs
+    classifier._validate_params()
+    classifier.steering_, classifier.estimator_, classifier.cost_matrix_ = steering, absent, costs
     classifier.classes_, classifier.n_features_in_ = steering.classes_, steering.n_features_in_
     if hasattr(steering, "feature_names_in_"):
         classifier.feature_names_in_ = steering.feature_names_in_
-    classifier._alignment = unpack_alignment(block["alignment"], K, G, tensors)
+    classifier._alignment = None
+    if "alignment" in block:
+        classifier._alignment = unpack_alignment(block.fields("alignment"), K, G, tensors)
     return classifier
+
+
+def _pack_aligner(aligner: ScoreAligner, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    check_is_fitted(aligner, "estimator_")
+    aligner._validate_params()
+    _check_number("cv", aligner.cv, 5)
+    tensors.update({"shares": aligner._shares, "effective_rows": aligner._effective_rows})
+    params = aligner.get_params(deep=False)
+    del params["estimator"]
+    positions = _pack_columns(aligner, params)
+    return {
+        "params": {name: label_to_json(value) for name, value in params.items()},
+        "frozen": isinstance(aligner.estimator_, FrozenEstimator),
+        "asked": asked_method(aligner.estimator_),
+        **_pack_input(aligner),
+        "sensitive_positions": positions,
+        "classes": labels_to_json(aligner.classes_),
+        "groups": labels_to_json(aligner.groups_),
+        "encoder": pack_encoder(aligner._encoder),
+        "max_gap": check_finite_number("max_gap_", aligner.max_gap_),
+        "alignment": pack_alignment(aligner._alignment, tensors),
+    }
+
+
+def _unpack_aligner(block: Fields, tensors: Tensors) -> ScoreAligner:
+    classes, groups = block.labels("classes"), block.labels("groups")
+    K, G = len(classes), len(groups)
+    absent = _absent(block, classes)
+    aligner = ScoreAligner(absent, **_listed_columns(block.params("params")))
+    aligner._validate_params()
+    aligner.estimator_, aligner.classes_, aligner.groups_ = absent, classes, groups
+    _unpack_input(block, aligner)
+    aligner._sensitive_positions = block.positions("sensitive_positions", aligner.n_features_in_)
+    aligner._encoder = unpack_encoder(block.fields("encoder"), groups) if "encoder" in block else None
+    _check_sensitive(aligner)
+    aligner.max_gap_ = block.number("max_gap", 0, 1)
+    aligner._alignment = None
+    if K > 1:
+        aligner._alignment = unpack_alignment(block.fields("alignment"), K, G, tensors)
+    aligner._shares = shares("shares", tensors.take("shares", (G,)))
+    compared = {1: 0, 2: 1}.get(K, K)
+    aligner._effective_rows = tensors.take("effective_rows", (compared, G))
+    if (aligner._effective_rows < 0).any():
+        raise ValueError("a number of rows is negative")
+    return aligner
+
+
+# ---- concepts
 
 
 def _pack_concept(steering: ConceptSteering, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     check_is_fitted(steering, "directions_")
+    steering._validate_params()
     _check_number("random_state", steering.random_state, 0)
     tensors.update({"concept.directions": steering.directions_, "concept.separation": steering.separation_})
     return {
@@ -268,19 +440,16 @@ def _pack_concept(steering: ConceptSteering, tensors: dict[str, NDArray[Any]]) -
     }
 
 
-def _unpack_concept(block: Mapping[str, Any], tensors: Tensors) -> ConceptSteering:
-    steering = ConceptSteering(**{name: label_from_json(value) for name, value in block["params"].items()})
-    moments = unpack_moments(block["moments"], tensors)
+def _unpack_concept(block: Fields, tensors: Tensors) -> ConceptSteering:
+    steering = ConceptSteering(**block.params("params"))
+    steering._validate_params()
+    moments = unpack_moments(block.fields("moments"), tensors)
     K, G, d = moments.means.shape
     steering.classes_, steering.groups_, steering.n_features_in_ = moments.classes, moments.groups, d
-    steering.probe_moments_, steering.ideal_ = moments, unpack_ideal(block["ideal"], moments, tensors)
+    steering.probe_moments_, steering.ideal_ = moments, unpack_ideal(block.fields("ideal"), tensors, like=moments)
     steering.directions_ = tensors.take("concept.directions", (K, G, d))
     steering.separation_ = tensors.take("concept.separation", (K, G))
-    encoder = unpack_encoder(block["encoder"], moments.groups)
-    if encoder is None:
-        msg = "it does not say what its groups are made of"
-        raise ValueError(msg)
-    steering._encoder = encoder
+    steering._encoder = unpack_encoder(block.fields("encoder"), moments.groups)
     return steering
 
 
@@ -293,61 +462,16 @@ def _check_number(name: str, value: Any, replacement: int) -> None:
         raise ValueError(msg)
 
 
+# ---- transformers
+
+
 def _pack_transformer(transformer: GroupMapTransformer, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe a fitted transformer in JSON and add its arrays to `tensors`."""
     model, maps, _ = transformer._fitted()
-    if isinstance(maps, IdealDistribution):
-        ideal = pack_ideal(maps, tensors)
-    else:
-        ideal = None
+    transformer._validate_params()
+    ideal = isinstance(maps, IdealDistribution)
+    if not ideal:
         tensors.update({"maps.linear": maps.linear, "maps.offset": maps.offset})
-    return {
-        "params": _pack_params(transformer),
-        "output": getattr(transformer, "_sklearn_output_config", {}).get("transform"),
-        "n_features_in": transformer.n_features_in_,
-        "feature_names_in": pack_names(getattr(transformer, "feature_names_in_", None)),
-        "sensitive_positions": list(transformer._sensitive_positions),
-        "class_blind": transformer._class_blind,
-        "encoder": pack_encoder(transformer._encoder),
-        "feature_transform": pack_coordinates(transformer, tensors),
-        "moments": pack_moments(transformer.moments_, tensors),
-        "model": pack_model(model, tensors),
-        "calibration": _pack_calibration(transformer.group_calibration_, tensors),
-        "ideal": ideal,
-    }
-
-
-def _unpack_transformer(
-    kind: type[GroupMapTransformer], block: Mapping[str, Any], tensors: Tensors
-) -> GroupMapTransformer:
-    moments = unpack_moments(block["moments"], tensors)
-    model = unpack_model(block["model"], moments, tensors)
-    coordinates = unpack_coordinates(block["feature_transform"], moments.n_features, tensors)
-    transformer = kind(**_unpack_params(kind, block["params"], coordinates))
-    transformer.n_features_in_ = read_integer(block["n_features_in"])
-    names = unpack_names(block["feature_names_in"])
-    if names is not None:
-        transformer.feature_names_in_ = np.array(names, dtype=object)
-    transformer._sensitive_positions = [read_integer(position) for position in block["sensitive_positions"]]
-    transformer._class_blind = bool(block["class_blind"])
-    transformer._encoder = unpack_encoder(block["encoder"], moments.groups)
-    transformer.feature_transform_ = coordinates
-    transformer.moments_, transformer.classes_ = moments, moments.classes
-    transformer._merge_labels()
-    if transformer.groups_.tolist() != model.groups.tolist():
-        msg = f"its model has the groups {model.groups.tolist()}, its moments {transformer.groups_.tolist()}"
-        raise ValueError(msg)
-    ideal = kind is FairSteeringTransformer
-    maps = unpack_ideal(block["ideal"], model, tensors) if ideal else _unpack_maps(kind, model, tensors)
-    transformer._solution = Solution.of(model, maps)
-    transformer.group_calibration_ = _unpack_calibration(block["calibration"], model.n_groups, tensors)
-    _check_columns(transformer, moments.n_features)
-    if block["output"] is not None:
-        transformer.set_output(transform=str(block["output"]))
-    return transformer
-
-
-def _pack_params(transformer: GroupMapTransformer) -> dict[str, Any]:
     params = transformer.get_params(deep=False)
     params.pop("feature_transform", None)  # rebuilt from the fitted one
     if hasattr(transformer.shrinkage, "fit"):
@@ -356,50 +480,130 @@ def _pack_params(transformer: GroupMapTransformer) -> dict[str, Any]:
             "'ledoit_wolf', 'oas', a number in [0, 1] and None can."
         )
         raise ValueError(msg)
-    columns = params["sensitive_columns"]
-    if columns is not None and not isinstance(columns, (str, Integral)):  # a function, a slice, ...: what it selected
-        names = getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
-        params["sensitive_columns"] = tuple(names[position] for position in transformer._sensitive_positions)
-    return {name: label_to_json(value) for name, value in params.items()}
+    positions = _pack_columns(transformer, params)
+    return {
+        "params": {name: label_to_json(value) for name, value in params.items()},
+        "output": getattr(transformer, "_sklearn_output_config", {}).get("transform"),
+        **_pack_input(transformer),
+        "sensitive_positions": positions,
+        "class_blind": bool(transformer._class_blind),
+        "encoder": pack_encoder(transformer._encoder),
+        "feature_transform": pack_coordinates(transformer, tensors),
+        "moments": pack_moments(transformer.moments_, tensors),
+        "model": pack_model(model, tensors),
+        "calibration": _pack_calibration(transformer.group_calibration_, tensors),
+        "ideal": pack_ideal(maps, tensors) if ideal else None,
+    }
 
 
-def _unpack_params(kind: type[GroupMapTransformer], block: Mapping[str, Any], fitted: Any) -> dict[str, Any]:
-    params = {name: label_from_json(value) for name, value in block.items()}
-    known = kind().get_params(deep=False)
-    if "feature_transform" in known:
-        params["feature_transform"] = unfitted(fitted)
-    if set(params) != set(known):
+def _unpack_transformer(kind: type[GroupMapTransformer], block: Fields, tensors: Tensors) -> GroupMapTransformer:
+    moments = unpack_moments(block.fields("moments"), tensors)
+    model = unpack_model(block.fields("model"), moments, tensors)
+    coordinates = unpack_coordinates(block.fields("feature_transform"), moments.n_features, tensors)
+    params = _listed_columns(block.params("params"))
+    if "feature_transform" in kind().get_params(deep=False):
+        params["feature_transform"] = unfitted(coordinates)
+    if set(params) != set(kind().get_params(deep=False)):
         msg = f"its parameters are {sorted(params)}"
         raise ValueError(msg)
-    if isinstance(params["sensitive_columns"], tuple):
+    transformer = kind(**params)
+    transformer._validate_params()
+    reference = transformer.reference_group
+    if reference is not None and reference not in moments.groups.tolist():
+        raise ValueError("its reference_group is none of its groups")
+    _unpack_input(block, transformer)
+    transformer._sensitive_positions = block.positions("sensitive_positions", transformer.n_features_in_)
+    if transformer.n_features_in_ - len(transformer._sensitive_positions) != moments.n_features:
+        msg = (
+            f"it has {transformer.n_features_in_} columns, the sensitive ones at {transformer._sensitive_positions}, "
+            f"and {moments.n_features} features"
+        )
+        raise ValueError(msg)
+    transformer._class_blind = block.flag("class_blind")
+    transformer._encoder = unpack_encoder(block.fields("encoder"), moments.groups) if "encoder" in block else None
+    _check_sensitive(transformer)
+    transformer.feature_transform_ = coordinates
+    transformer.moments_, transformer.classes_ = moments, moments.classes
+    transformer._merge_labels()
+    if transformer.groups_.tolist() != model.groups.tolist():
+        msg = f"its model has the groups {model.groups.tolist()}, its moments {transformer.groups_.tolist()}"
+        raise ValueError(msg)
+    ideal = kind is FairSteeringTransformer
+    maps = unpack_ideal(block.fields("ideal"), tensors, like=model) if ideal else _unpack_maps(kind, model, tensors)
+    transformer._set_solution(Solution.of(model, maps))
+    transformer.group_calibration_ = None
+    if "calibration" in block:
+        slope = block.fields("calibration").number("slope", 0)
+        offsets = tensors.take("calibration.offsets", (model.n_groups,))
+        transformer.group_calibration_ = GroupCalibration(slope, offsets)
+    if "output" in block:
+        transformer.set_output(transform=block.text("output", ("default", "pandas", "polars")))
+    return transformer
+
+
+def _pack_columns(estimator: Any, params: dict[str, Any]) -> list[int]:
+    """Replace a function, a slice or a mask among the parameters by what it selected; give the positions."""
+    columns, positions = params["sensitive_columns"], list(getattr(estimator, "_sensitive_positions", []))
+    if columns is not None and not isinstance(columns, (str, Integral)):
+        names = getattr(estimator, "feature_names_in_", range(estimator.n_features_in_))
+        params["sensitive_columns"] = tuple(names[position] for position in positions)
+    return positions
+
+
+def _listed_columns(params: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(params.get("sensitive_columns"), tuple):
         params["sensitive_columns"] = list(params["sensitive_columns"])
     return params
 
 
-def _check_columns(transformer: GroupMapTransformer, n_features: int) -> None:
-    n_columns, positions = transformer.n_features_in_, transformer._sensitive_positions
-    names = getattr(transformer, "feature_names_in_", None)
-    if len(set(positions)) != n_columns - n_features or not all(0 <= p < n_columns for p in positions):
-        msg = f"it has {n_columns} columns, the sensitive ones at {positions}, and {n_features} features"
-        raise ValueError(msg)
-    if names is not None and len(names) != n_columns:
-        msg = f"it has {len(names)} names for {n_columns} columns"
-        raise ValueError(msg)
+def _check_sensitive(estimator: Any) -> None:
+    """Raise ValueError for columns that the parameter does not name."""
+    columns, positions = estimator.sensitive_columns, estimator._sensitive_positions
+    listed = columns if isinstance(columns, list) else [columns]
+    if (columns is None) != (not positions) or (positions and estimator._encoder is None):
+        raise ValueError("its sensitive columns are those of another estimator")
+    if columns is not None and not all(type(column) in (str, int) for column in listed):
+        raise ValueError("its sensitive columns are neither names nor positions")
 
 
 def _pack_calibration(calibration: GroupCalibration | None, tensors: dict[str, NDArray[Any]]) -> Any:
     if calibration is None:
         return None
     tensors["calibration.offsets"] = calibration.offsets
-    return label_to_json(calibration.slope)
-
-
-def _unpack_calibration(slope: Any, n_groups: int, tensors: Tensors) -> GroupCalibration | None:
-    if slope is None:
-        return None
-    return GroupCalibration(float(label_from_json(slope)), tensors.take("calibration.offsets", (n_groups,)))
+    return {"slope": check_finite_number("slope", calibration.slope)}
 
 
 def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensors: Tensors) -> GroupMaps:
-    n_maps, d = 1 if kind is LeaceTransformer else model.n_groups, model.n_features
+    n_maps, d = 1 if kind.one_map else model.n_groups, model.n_features
     return GroupMaps(tensors.take("maps.linear", (n_maps, d, d)), tensors.take("maps.offset", (n_maps, d)))
+
+
+# ---- what can be saved
+
+
+class _Kind(NamedTuple):
+    of: type
+    pack: Callable[[Any, dict[str, NDArray[Any]]], dict[str, Any]]
+    unpack: Callable[[Fields, Tensors], Any]
+
+
+# A subclass may have anything in it, so it cannot.
+_KINDS = {
+    kind.of.__name__: kind
+    for kind in (
+        *(
+            _Kind(transformer, _pack_transformer, partial(_unpack_transformer, transformer))
+            for transformer in (
+                FairSteeringTransformer,
+                MeanMatchingTransformer,
+                CovarianceMatchingTransformer,
+                LeaceTransformer,
+            )
+        ),
+        _Kind(IdealDistributionClassifier, _pack_classifier, _unpack_classifier),
+        _Kind(ScoreAligner, _pack_aligner, _unpack_aligner),
+        _Kind(ConceptSteering, _pack_concept, _unpack_concept),
+        _Kind(SubgroupMoments, pack_moments, unpack_moments),
+        _Kind(IdealDistribution, pack_ideal, unpack_ideal),
+    )
+}

@@ -1,11 +1,15 @@
-"""The container: safetensors and a JSON header, with a version and a checksum."""
+"""The container: safetensors and a JSON header, with a version and a checksum.
+
+Reading and writing it is the library's. What is our own is what it has no notion of: one header for all, a checksum
+against accidents, and arrays that are taken only under the shape and type that the header's labels ask for, so that
+nothing is allocated on a header's word.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +21,13 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 #: Version of the file format; a file of another version is refused.
-FORMAT_VERSION = 2
-
+FORMAT_VERSION = 3
 
 # One entry of metadata, checksum and JSON: safetensors would write several in an order that changes from run to run.
 KEY = "fairsteer"
 
-
-# ---- the file
+# What a message repeats of a file's contents.
+_MOST_CHARACTERS = 200
 
 
 class Tensors:
@@ -51,15 +54,32 @@ class Tensors:
         return np.array(array)
 
 
+def write_header(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Bytes of a file."""
+    safetensors = import_safetensors()
+    try:
+        text = json.dumps(header)
+    except (TypeError, ValueError) as error:
+        msg = f"extra must hold values that json can write: {error}."
+        raise ValueError(msg) from error
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    content: bytes = safetensors.numpy.save(arrays, metadata={KEY: checksum(text, arrays) + text})
+    return content
+
+
 def read_container(path: PathLike) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Header and arrays of a file, their integrity checked."""
     safetensors = import_safetensors()
-    content = Path(path).read_bytes()
     try:
-        tensors = safetensors.numpy.load(content)
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except Exception as error:  # safetensors raises an exception class of its own, KeyError for unknown dtypes, …
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if KEY in metadata else ())}
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        msg = f"{path} is no file that can be read: {error}."
+        raise OSError(msg) from error
+    except Exception as error:  # safetensors raises an exception class of its own, TypeError for unknown dtypes, …
         raise damaged_file(path, ValueError("it is no safetensors file, or cut short")) from error
     if KEY not in metadata:
         raise damaged_file(path, ValueError("it is a safetensors file of something else"))
@@ -69,9 +89,10 @@ def read_container(path: PathLike) -> tuple[dict[str, Any], dict[str, NDArray[An
         version = header["format_version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged_file(path, ValueError("its header cannot be read")) from error
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
+        found = f"format version {version!r}" if type(version) in (int, float) else "no format version"
         msg = (
-            f"{path} has format version {version!r}, and this fairsteer reads version {FORMAT_VERSION}; use the "
+            f"{path} has {found[:_MOST_CHARACTERS]}, and this fairsteer reads version {FORMAT_VERSION}; use the "
             "fairsteer that wrote it, or save it anew."
         )
         raise ValueError(msg)
@@ -98,12 +119,7 @@ def import_safetensors() -> ModuleType:
 
 
 def damaged_file(path: PathLike, error: Exception) -> ValueError:
-    reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+    reason = str(error).rstrip(".")
+    if len(reason) > _MOST_CHARACTERS:
+        reason = f"{reason[:_MOST_CHARACTERS]}…"
     return ValueError(f"{path} is damaged or no saved map of fairsteer: {reason}.")
-
-
-def read_integer(value: Any) -> int:
-    if type(value) is not int:
-        msg = f"{value!r} is no integer"
-        raise TypeError(msg)
-    return value

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fairsteer._utils.labels import label_text
 from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import Measured, measured_gaps
-from fairsteer.plotting._style import draw_legend, error_bars, label_text, new_axes, palette, theme_colour
+from fairsteer.plotting._style import draw_legend, error_bars, name_rows, new_axes, palette, theme_colour
 from fairsteer.report import SteeringReport, steering_report
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -164,12 +165,11 @@ class CertificateDisplay:
         self.errorbar_ = self.ax_.errorbar(
             value, rows, xerr=error, fmt="D", color=colours[1], capsize=3, label="measured on held-out rows"
         )
+        name_rows(self.ax_, rows, self.labels)
         self.ax_.set(
-            yticks=rows,
-            yticklabels=self.labels,
             ylim=(-0.6, n - 0.4),
             xlabel="largest difference between two groups in a prediction rate",
         )
         self.ax_.set_xlim(left=0)
-        draw_legend(self.ax_)
+        draw_legend(self.ax_, [(artist, artist.get_label()) for artist in (self.bars_, self.errorbar_)])
         return self

@@ -16,10 +16,11 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils import check_consistent_length, column_or_1d
 
 from fairsteer._utils.estimators import class_scores, takes_parameter
+from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupEncoder
-from fairsteer.plotting._style import LINES, draw_legend, label_text, new_axes, palette, theme_colour
+from fairsteer.plotting._style import AS_IT_IS, LINES, draw_legend, new_axes, palette, theme_colour
 from fairsteer.transformer import FairSteeringTransformer
 
 
@@ -132,7 +133,7 @@ class GroupScoreDisplay:
                 scores,
                 sensitive_features=sensitive_features,
                 sample_weight=sample_weight,
-                score_name=f"score of class {classes[1]}",
+                score_name=f"score of class {label_text(classes[1])}",
                 ax=ax,
             )
         values, labels = estimator._read_rows(X, sensitive_features, reset=False)
@@ -235,16 +236,23 @@ class GroupScoreDisplay:
             self.ax_.axhline(0, color=theme_colour("axes.edgecolor"), linewidth=0.8)
             for when, y, align in zip(self.scores, (1.12, -1.12), ("top", "bottom"), strict=True):
                 self.ax_.text(
-                    0.02, y * tallest, when, transform=self.ax_.get_yaxis_transform(), va=align, style="italic"
+                    0.02,
+                    y * tallest,
+                    label_text(when),
+                    transform=self.ax_.get_yaxis_transform(),
+                    va=align,
+                    style="italic",
+                    **AS_IT_IS,
                 )
         self.ax_.set(
-            xlabel=self.score_name,
             ylabel="density",
             yticks=[],
             xlim=(grid[0], grid[-1]),
             ylim=(-1.15 * tallest if len(self.scores) == 2 else 0, 1.15 * tallest),
         )
-        draw_legend(self.ax_)
+        self.ax_.set_xlabel(self.score_name, **AS_IT_IS)
+        first = next(iter(self.scores))
+        draw_legend(self.ax_, [(self.lines_[first, label], label_text(label)) for label in self.group_labels])
         return self
 
     def _density(self, values: Doubles, group: int, grid: Doubles) -> Doubles:

@@ -23,6 +23,10 @@ MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
 
 
+#: How labels of users are set: dollars are dollars, and neither mathematics nor commands of TeX.
+AS_IT_IS: dict[str, Any] = {"parse_math": False, "usetex": False}
+
+
 # ---- shared
 
 
@@ -55,13 +59,35 @@ def theme_colour(what: str) -> Any:
     return import_pyplot().rcParams[what]
 
 
-def draw_legend(ax: Any) -> None:
-    """Above the axes, where it covers nothing."""
-    handles, labels = ax.get_legend_handles_labels()
-    if not handles:
+def draw_legend(ax: Any, entries: Sequence[tuple[Any, str]]) -> None:
+    """Name artists above the axes, where it covers nothing."""
+    if not entries:
         return
+    handles = [handle for handle, _ in entries]
+    labels = [shorten(label, 30) for _, label in entries]
     columns = next(column_counts(labels))
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, borderaxespad=0.3)
+    # matplotlib leaves out entries whose label is empty or begins with an underscore, so texts come afterwards.
+    legend = ax.legend(
+        handles,
+        ["x"] * len(labels),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        frameon=False,
+        borderaxespad=0.3,
+    )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set(text=label, **AS_IT_IS)
+
+
+def name_rows(ax: Any, places: Any, labels: Sequence[str]) -> None:
+    """Write labels at the rows of a picture."""
+    ax.set_yticks(places, [shorten(label, 40) for label in labels], **AS_IT_IS)
+
+
+def shorten(text: str, most: int) -> str:
+    """Text of at most so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def column_counts(labels: Sequence[str]) -> Iterator[int]:
@@ -76,7 +102,3 @@ def error_bars(measured: Sequence[Measured]) -> tuple[Doubles, Doubles]:
     """Values, and distances to the ends of their intervals, (2, n)."""
     value, lower, upper = np.array([tuple(m) for m in measured], dtype=np.float64).T
     return value, np.maximum([value - lower, upper - value], 0)
-
-
-def label_text(label: Any) -> str:
-    return ", ".join(map(str, label)) if isinstance(label, tuple) else str(label)

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fairsteer._utils.estimators import takes_parameter
+from fairsteer._utils.labels import label_text
 from fairsteer.metrics._intervals import MeasuredGaps, measured_gaps
-from fairsteer.plotting._style import MARKERS, draw_legend, label_text, new_axes, palette, theme_colour
+from fairsteer.plotting._style import MARKERS, draw_legend, name_rows, new_axes, palette, theme_colour
 
 
 class TPRDisplay:
@@ -110,7 +111,7 @@ class TPRDisplay:
         intervals : bool, default=True
             Whether to draw the Clopper-Pearson interval of every rate.
         **params
-            `labels` and `confidence` of :func:`~fairsteer.report.measured_gaps`.
+            `labels` and `confidence_level` of :func:`~fairsteer.report.measured_gaps`.
 
         Returns
         -------
@@ -177,12 +178,11 @@ class TPRDisplay:
                 markersize=6,
                 zorder=3,
             )
+        name_rows(self.ax_, rows, [label_text(label) for label in self.classes_])
         self.ax_.set(
-            yticks=rows,
-            yticklabels=[label_text(label) for label in self.classes_],
             ylim=(-0.6, K - 0.4),
             xlim=(-0.02, 1.02),
             xlabel="true-positive rate",
         )
-        draw_legend(self.ax_)
+        draw_legend(self.ax_, [(points, label_text(label)) for label, points in self.points_.items()])
         return self

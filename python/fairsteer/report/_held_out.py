@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn import get_config
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_consistent_length
-from sklearn.utils.validation import _get_feature_names, _num_features, _num_samples
+from sklearn.utils.validation import validate_data
 
 from fairsteer._utils.columns import column_positions, select_columns
-from fairsteer._utils.estimators import takes_parameter, weight_params
+from fairsteer._utils.estimators import takes_parameter, unfrozen, weight_params
 from fairsteer._utils.folds import rows_of, stratified_splits
 from fairsteer._utils.input import ROW_CHECKS, check_classes, warn_caller, widen_bfloat16
 from fairsteer._utils.types import Codes, Doubles, Floats
@@ -48,6 +48,12 @@ class Method(NamedTuple):
     distribution."""
     strength: float | None = None
     """Strength of the steering; None: its own."""
+
+
+class AsGiven(NamedTuple):
+    """A classifier of the rows as they were given, whatever features are made for the other methods."""
+
+    classifier: Any
 
 
 def default_classifier() -> Any:
@@ -115,16 +121,24 @@ class HeldOut(NamedTuple):
     """Classes predicted by every method, (n_tested,) each."""
     tested: npt.NDArray[np.intp]
     """Positions of these rows among those given; a row of a group that a training fold lacks is not tested."""
+    places: npt.NDArray[np.intp]
+    """Their positions among the rows that take part."""
     codes: Codes
     """Their groups, as positions in `groups`."""
     groups: npt.NDArray[Any]
     weight: Doubles
+    classes: npt.NDArray[Any]
+    """All classes of the rows that take part."""
     trials: list[Trial]
 
     def rows(self, *names: Any, pos_label: Any = None) -> PredictedRows:
         """Give what some methods predicted as codes of classes and groups; classifiers in the order of `names`."""
-        joint = np.concatenate([self.y_pred[name] for name in names])
-        coded = [encode_classes(self.y_true, self.y_pred[name], joint, pos_label) for name in names]
+        known = self.classes
+        for name in names:
+            if not np.isin(self.y_pred[name], known).all():
+                encode_classes(self.y_true, self.y_pred[name], None, None)  # raises where they are spelt otherwise
+                known = np.unique(np.concatenate([known, self.y_pred[name]]))
+        coded = [encode_classes(self.y_true, self.y_pred[name], known, pos_label) for name in names]
         classes, true, _ = coded[0]
         pred = np.array([codes for _, _, codes in coded])
         return PredictedRows(true, pred, self.codes, self.weight, classes, self.groups)
@@ -135,8 +149,10 @@ class Trial(NamedTuple):
 
     test: npt.NDArray[np.intp]
     """Positions among the rows that take part."""
-    steering: dict[Any, FairSteeringTransformer]
-    """What was fitted without them, by method."""
+    fitted: dict[Any, Any]
+    """What was fitted without them: the steering of a method, or a classifier."""
+    values: Floats | None
+    """Features of all rows, as a steering sees them."""
 
 
 def measure_strengths(
@@ -201,6 +217,8 @@ class Rows(NamedTuple):
     weighted: bool
     kept: npt.NDArray[np.bool_]
     """Which of the rows that were given these are."""
+    given: Any
+    """The rows as they were given, where `X` was made from them."""
 
 
 def read_rows(
@@ -209,7 +227,7 @@ def read_rows(
     """Read rows for some methods; those whose group is missing, or unknown to the transformer `known`, are left out."""
     reader = known
     if reader is None:
-        steerings = [_unfrozen(m.steering) for m in methods.values() if isinstance(m, Method) and m.steering]
+        steerings = [unfrozen(m.steering) for m in methods.values() if isinstance(m, Method) and m.steering]
         reader = clone(steerings[0]) if steerings else None
     values: Floats | None = None
     if reader is not None:
@@ -221,7 +239,7 @@ def read_rows(
             labels = columns_of(X, columns)
         if any(isinstance(m, Method) for m in methods.values()):
             values = check_array(widen_bfloat16(X), **ROW_CHECKS)
-    n_rows = _num_samples(X)
+    n_rows = len(X) if isinstance(X, list) else X.shape[0]
     encoder = GroupEncoder() if known is None else known._encoder
     if known is not None and (labels is None) != (encoder is None):
         known._known_codes(labels, values, "steering_report")  # raises: groups are needed, or there are none
@@ -243,12 +261,12 @@ def read_rows(
         msg = f"No row is left: of {n_rows}, all have a missing or unknown group or sample_weight zero."
         raise ValueError(msg)
     X, sensitive_features, values, y = (take_rows(table, kept) for table in (X, sensitive_features, values, y))
-    return Rows(X, sensitive_features, values, y, codes[kept], groups, weight[kept], weighted, kept)
+    return Rows(X, sensitive_features, values, y, codes[kept], groups, weight[kept], weighted, kept, X)
 
 
 def named_columns(method: Any) -> Any:
     """Columns of `X` that hold the groups, if a classifier, or the steering within it, names them."""
-    estimator = _unfrozen(method.steering if isinstance(method, Method) else method)
+    estimator = unfrozen(method.steering if isinstance(method, Method) else method)
     for part in (estimator, getattr(estimator, "steering", None)):
         if getattr(part, "sensitive_columns", None) is not None:
             return part.sensitive_columns
@@ -256,16 +274,27 @@ def named_columns(method: Any) -> Any:
 
 
 def columns_of(X: Any, columns: Any) -> Any:
-    names = _get_feature_names(X)
-    return select_columns(X, column_positions(columns, X, names, _num_features(X)))
+    names, n_columns = names_and_number(X)
+    return select_columns(X, column_positions(columns, X, names, n_columns))
+
+
+def names_and_number(X: Any) -> tuple[Any, int]:
+    """Names of the columns of a table, where it has any, and their number."""
+    reader: Any = BaseEstimator()
+    validate_data(reader, X, skip_check_array=True)
+    return getattr(reader, "feature_names_in_", None), reader.n_features_in_
 
 
 def take_rows(table: Any, rows: npt.NDArray[Any]) -> Any:
     return None if table is None else rows_of((table,), rows)[0]
 
 
-def _unfrozen(estimator: Any) -> Any:
-    return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
+def fitted_steering(estimator: Any) -> FairSteeringTransformer | None:
+    """Find the steering that an estimator is, or has."""
+    if isinstance(estimator, IdealDistributionClassifier):
+        steering: FairSteeringTransformer = estimator.steering_
+        return steering
+    return estimator if isinstance(estimator, FairSteeringTransformer) else None
 
 
 # ---- the folds
@@ -277,8 +306,10 @@ def run_methods(
     cv: Any = 5,
     prepare: Prepare | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    *,
+    predict: bool = True,
 ) -> HeldOut:
-    """Fit and predict, fold by fold; without classes only the steerings are fitted."""
+    """Fit and predict, fold by fold; without anything to predict only steerings are fitted."""
     y_codes = np.zeros(len(rows.codes), dtype=np.intp)
     if rows.y is not None:
         y_codes = np.unique(rows.y, return_inverse=True)[1]
@@ -294,15 +325,15 @@ def run_methods(
         fold = _Fold(rows, place[train], place[test], prepare)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
-            steerings = {
-                name: fold.fitted_steering(method)
-                for name, method in methods.items()
-                if isinstance(method, Method) and method.steering is not None
-            }
-            if rows.y is not None:
-                for name, method in methods.items():
+            for name, method in methods.items():
+                if predict and rows.y is not None:
                     found[name].append(fold.predict(method))
-        trials.append(Trial(fold.test, steerings))
+                elif isinstance(method, Method) and method.steering is not None:
+                    fold.fitted_steering(method)
+            fitted = {name: fold.fitted(method) for name, method in methods.items()}
+            steering = next((s for s in map(fitted_steering, fitted.values()) if s is not None), None)
+            values = rows.values if steering is None else fold.read_values(steering)
+        trials.append(Trial(fold.test, fitted, values))
         advance(1)
     if not trials:
         msg = f"cv={cv!r} leaves no row of a known group to test."
@@ -315,9 +346,11 @@ def run_methods(
         y_true=np.empty(0) if rows.y is None else rows.y[tested],
         y_pred={name: np.concatenate(pieces)[pick] for name, pieces in found.items() if pieces},
         tested=np.flatnonzero(rows.kept)[tested],
+        places=tested,
         codes=rows.codes[tested],
         groups=rows.groups,
         weight=rows.weight[tested],
+        classes=np.empty(0) if rows.y is None else np.unique(rows.y),
         trials=trials,
     )
 
@@ -336,7 +369,14 @@ class _Fold:
             self.X = take_rows(prepare(may_learn), rows.kept)
             self.values = None
         self._steerings: dict[int, Any] = {}
+        self._classifiers: dict[int, Any] = {}
         self._steered: dict[tuple[int, float], tuple[Floats, Floats]] = {}
+
+    def fitted(self, method: Any) -> Any:
+        """Give what was fitted for a method: its steering, or the classifier itself."""
+        if isinstance(method, Method):
+            return None if method.steering is None else self.fitted_steering(method)
+        return self._classifiers.get(id(method))
 
     def fitted_steering(self, method: Method) -> Any:
         """Clone of the steering of a method, fitted on the training rows."""
@@ -344,9 +384,11 @@ class _Fold:
             return method.steering.estimator
         key = id(method.steering)
         if key not in self._steerings:
-            y = None if getattr(method.steering, "_class_blind", False) else take_rows(self.rows.y, self.train)
-            self._steerings[key] = clone(method.steering).fit(
-                *(take_rows(self.X, self.train), y),
+            # All rows have a group: how others would be inferred need not be learnt.
+            steering = clone(method.steering).set_params(unknown_group="error")
+            self._steerings[key] = steering.fit(
+                take_rows(self.X, self.train),
+                None if getattr(method.steering, "_class_blind", False) else take_rows(self.rows.y, self.train),
                 sensitive_features=take_rows(self.rows.sensitive_features, self.train),
                 sample_weight=self.rows.weight[self.train] if self.rows.weighted else None,
             )
@@ -367,7 +409,7 @@ class _Fold:
     def _moved(self, method: Method) -> tuple[Floats, Floats]:
         """Features of the rows to fit on and to predict, steered."""
         steering = None if method.steering is None else self.fitted_steering(method)
-        values = self._read_values(steering)
+        values = self.read_values(steering)
         if steering is None:
             return values[self.train], values[self.test]
         strength = steering._strength() if method.strength is None else method.strength
@@ -378,7 +420,7 @@ class _Fold:
             self._steered[key] = train, test
         return self._steered[key]
 
-    def _read_values(self, steering: Any) -> Floats:
+    def read_values(self, steering: Any) -> Floats:
         """Features without sensitive columns; only those that were prepared for the fold are yet to be read."""
         if self.values is None:
             reader = next(iter(self._steerings.values()), steering)
@@ -388,17 +430,18 @@ class _Fold:
                 self.values = reader._read_rows(self.X, self.rows.sensitive_features, reset=False)[0]
         return self.values
 
-    def _predict_by_itself(self, classifier: Any) -> npt.NDArray[Any]:
-        rows = self.rows
+    def _predict_by_itself(self, method: Any) -> npt.NDArray[Any]:
+        rows, key = self.rows, id(method)
+        X, classifier = (rows.given, method.classifier) if isinstance(method, AsGiven) else (self.X, method)
         labels = [take_rows(rows.sensitive_features, some) for some in (self.train, self.test)]
-        if not isinstance(classifier, FrozenEstimator):
-            classifier = clone(classifier)
-            params = group_params(classifier, "fit", labels[0])
+        if key not in self._classifiers and not isinstance(classifier, FrozenEstimator):
+            model = clone(classifier)
+            params = group_params(model, "fit", labels[0])
             if rows.weighted:
-                params |= weight_params(classifier, rows.weight[self.train]) or {}
-            classifier.fit(take_rows(self.X, self.train), take_rows(rows.y, self.train), **params)
-        params = group_params(classifier, "predict", labels[1])
-        return np.asarray(classifier.predict(take_rows(self.X, self.test), **params))
+                params |= weight_params(model, rows.weight[self.train]) or {}
+            self._classifiers[key] = model.fit(take_rows(X, self.train), take_rows(rows.y, self.train), **params)
+        model = self._classifiers.setdefault(key, unfrozen(classifier))
+        return np.asarray(model.predict(take_rows(X, self.test), **group_params(model, "predict", labels[1])))
 
 
 def codes_in(steering: Any, rows: Rows) -> Codes:
@@ -411,7 +454,7 @@ def codes_in(steering: Any, rows: Rows) -> Codes:
 
 def group_params(estimator: Any, method: str, labels: Any) -> dict[str, Any]:
     """Keywords that hand group labels to a method of an estimator; none where it takes none."""
-    estimator = _unfrozen(estimator)
+    estimator = unfrozen(estimator)
     if labels is None:
         return {}
     if takes_parameter(getattr(estimator, method), "sensitive_features"):

@@ -1,119 +1,82 @@
-"""A steering report as one HTML page: no network, no scripts, light and dark, readable on a telephone."""
+"""A report as one HTML page: no network, no scripts, light and dark, readable on a telephone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
 
-from fairsteer.report._view import facts, name, views
+from fairsteer.report._view import Document, Figure, View
 
-if TYPE_CHECKING:
-    from fairsteer.report._report import SteeringReport
-
-_MOST_ROWS = 60
+_STYLE = files("fairsteer.report").joinpath("style.css").read_text(encoding="utf-8")
 
 
-_MOST_BARS = 12
-
-
-# Okabe and Ito's colours, lighter ones on dark ground; shapes tell the same.
-_STYLE = """
-.fairsteer-report { color-scheme: light dark; --ink: #1b1f24; --ground: #ffffff; --soft: #57606a; --line: #d0d7de;
-  --panel: #f6f8fa; --before: #0072b2; --after: #b84a00; --model: #8c959f;
-  color: var(--ink); background: var(--ground); font: 16px/1.5 system-ui, sans-serif; max-width: 60rem;
-  margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
-@media (prefers-color-scheme: dark) { .fairsteer-report { --ink: #e6edf3; --ground: #0d1117; --soft: #9ea7b3;
-  --line: #30363d; --panel: #161b22; --before: #56b4e9; --after: #f0a830; --model: #6e7681; } }
-.fairsteer-report h1 { font-size: 1.5rem; margin: 0 0 1rem; }
-.fairsteer-report h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.fairsteer-report p { margin: .5rem 0; }
-.fairsteer-report .note { color: var(--soft); font-size: .875rem; }
-.fairsteer-report ul.findings { background: var(--panel); border-left: 4px solid var(--after); margin: 1rem 0;
-  padding: .75rem 1rem .75rem 2rem; }
-.fairsteer-report dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0; }
-.fairsteer-report dt { color: var(--soft); }
-.fairsteer-report dd { margin: 0; }
-.fairsteer-report .scroll { overflow-x: auto; }
-.fairsteer-report table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal;
-  color: inherit; background: none; }
-.fairsteer-report th, .fairsteer-report td { padding: .35rem .75rem; border-bottom: 1px solid var(--line);
-  text-align: left; vertical-align: top; font-weight: normal; background: none; white-space: nowrap; }
-.fairsteer-report thead th { color: var(--soft); vertical-align: bottom; }
-.fairsteer-report .number { text-align: right; }
-.fairsteer-report small { color: var(--soft); font-size: .8125rem; display: block; }
-.fairsteer-report figure { margin: .5rem 0 1rem; }
-.fairsteer-report svg { width: 100%; max-width: 34rem; height: auto; display: block; }
-.fairsteer-report svg text { fill: var(--ink); font: 13px system-ui, sans-serif; paint-order: stroke;
-  stroke: var(--ground); stroke-width: 5px; stroke-linejoin: round; }
-.fairsteer-report svg .soft { fill: var(--soft); font-size: 12px; }
-.fairsteer-report svg .grid { stroke: var(--line); stroke-width: 1; }
-.fairsteer-report svg .zero { stroke: var(--soft); stroke-width: 1; }
-.fairsteer-report svg .before { stroke: var(--before); fill: var(--ground); stroke-width: 2; }
-.fairsteer-report svg .after { stroke: var(--after); fill: var(--after); stroke-width: 2; }
-.fairsteer-report svg .model { fill: var(--model); fill-opacity: .35; stroke: var(--model); }
-@media (max-width: 32rem) { .fairsteer-report th[scope] { white-space: normal; }
-  .fairsteer-report th, .fairsteer-report td { padding: .35rem .4rem; }
-  .fairsteer-report dl { grid-template-columns: 1fr; gap: 0; }
-  .fairsteer-report dd { margin-bottom: .5rem; } }
-@media print { .fairsteer-report .scroll { overflow: visible; } }
-"""
-
-
-def page(report: SteeringReport) -> str:
-    """Whole HTML document."""
+def page(document: Document, title: str, made: str) -> str:
+    """Whole HTML document; `made` says below by what and when it was made."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<title>Steering report</title>\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
         "<style>html { background: #ffffff; } body { margin: 0; } "
         "@media (prefers-color-scheme: dark) { html { background: #0d1117; } }</style>\n</head>\n<body>\n"
-        f"{fragment(report)}\n</body>\n</html>\n"
+        f'{fragment(document, title)}\n<footer class="fairsteer-report"><p class="note">{escape(made)}</p></footer>\n'
+        "</body>\n</html>\n"
     )
 
 
-def fragment(report: SteeringReport) -> str:
+def fragment(document: Document, title: str) -> str:
     """Style and content, for a notebook."""
-    listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in facts(report))
-    findings = "".join(f"<li>{escape(text)}</li>" for text in report.findings)
-    figures = _figures(report)
+    listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in document.facts)
+    findings = "".join(f"<li>{escape(text)}</li>" for text in document.findings)
     parts = [
         f"<style>{_STYLE}</style>",
         '<main class="fairsteer-report">',
-        "<h1>Steering report</h1>",
+        f"<h1>{escape(title)}</h1>",
         f"<dl>{listed}</dl>",
         f'<ul class="findings">{findings}</ul>' if findings else "",
+        *map(_section, document.views),
+        "</main>",
     ]
-    for view in views(report, _MOST_ROWS):
-        parts += ["<section>", f"<h2>{escape(view.title)}</h2>", figures.get(view.title, "")]
-        heads = "".join(
-            f'<th scope="col"{_align(right)}>{_lines(text)}</th>'
-            for text, right in zip(view.header, view.numeric, strict=True)
-        )
-        body = "".join(
-            "<tr>"
-            + "".join(
-                (f'<th scope="row">{_lines(cell)}</th>' if j == 0 else f"<td{_align(right)}>{_value(cell)}</td>")
-                for j, (cell, right) in enumerate(zip(row, view.numeric, strict=True))
-            )
-            + "</tr>\n"
-            for row in view.rows
-        )
-        label = escape(view.title, quote=True)
-        parts.append(
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
-            f"<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-        )
-        if view.hidden:
-            parts.append(f'<p class="note">{view.hidden} more are in the report\'s tables.</p>')
-        parts += [f'<p class="note">{escape(view.note)}</p>', "</section>"]
-    parts.append("</main>")
     return "\n".join(part for part in parts if part)
 
 
-def _align(right: bool) -> str:
-    return ' class="number"' if right else ""
+def _section(view: View) -> str:
+    heads = "".join(
+        f'<th scope="col" class="{_kind(right)}">{_lines(text)}</th>'
+        for text, right in zip(view.header, view.numeric, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            (
+                f'<th scope="row" class="name">{_lines(cell)}</th>'
+                if j == 0
+                else f'<td class="{_kind(right)}">{_value(cell)}</td>'
+            )
+            for j, (cell, right) in enumerate(zip(row, view.numeric, strict=True))
+        )
+        + "</tr>\n"
+        for row in view.rows
+    )
+    table = (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(view.title)}"><table>'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+    parts = [
+        "<section>",
+        f"<h2>{escape(view.title)}</h2>",
+        "" if view.figure is None else _DRAWINGS[view.figure.kind](view.figure),
+        table,
+        f'<p class="note">{view.hidden} more are in the report\'s tables.</p>' if view.hidden else "",
+        f'<p class="note">{escape(view.note)}</p>',
+        "</section>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _kind(right: bool) -> str:
+    return "number" if right else "name"
 
 
 def _lines(text: str) -> str:
@@ -136,71 +99,67 @@ _LABEL = _LEFT + 10  # right of the line at the axis's left end
 _ROW = 44.0
 
 
-def _figures(report: SteeringReport) -> dict[str, str]:
-    figures = {}
-    if "gaps" in report.tables:
-        figures["What the classifier gains"] = _gap_figure(report.tables["gaps"])
-    figures["Certificate: the model and the measurement"] = _certificate_figure(report.tables["certificate"])
-    figures["What moved"] = _feature_figure(report.tables["features"])
-    return figures
+# What is smaller is drawn as 0.
+_TINY = 1e-6
 
 
-def _gap_figure(table: dict[str, list[Any]]) -> str:
-    lines = [i for i, measure in enumerate(table["measure"]) if measure != "accuracy"]
-    most = max(
-        (x for key in ("before_upper", "after_upper") for i in lines if not math.isnan(x := table[key][i])), default=1
-    )
-    axis = _Axis(0.0, most)
+def _draw_gaps(figure: Figure) -> str:
+    axis = _Axis(0.0, _largest(part[2] for series in figure.series.values() for part in series))
     parts, top = _legend([("before", "before steering"), ("after", "after")]), 40.0
-    for i in lines:
-        parts.append(_text(_LABEL, top, f"{table['measure'][i].replace('_', ' ')} gap"))
+    for i, label in enumerate(figure.labels):
+        parts.append(_text(_LABEL, top, label))
         for when, y in (("before", top + 12), ("after", top + 23)):
-            value, lower, upper = (table[f"{when}{end}"][i] for end in ("", "_lower", "_upper"))
-            parts.append(_point(axis, value, lower, upper, y, when))
+            parts.append(_point(axis, *figure.series[when][i], y, when))
         top += _ROW
-    return _figure(axis, parts, top, "Gaps before and after steering, with intervals")
+    return _svg(axis, parts, top, figure.title)
 
 
-def _certificate_figure(table: dict[str, list[Any]]) -> str:
-    lines = [i for i, group in enumerate(table["group"]) if group is None]
-    lines = lines if len(lines) <= _MOST_BARS else [*lines[: _MOST_BARS - 1], lines[-1]]
-    known = [x for key in ("model", "measured_upper") for i in lines if not math.isnan(x := table[key][i])]
-    axis = _Axis(0.0, max(known))
+def _draw_bounds(figure: Figure) -> str:
+    model, measured = figure.series["model"], figure.series["measured"]
+    axis = _Axis(0.0, _largest([*(value for value, _, _ in model), *(upper for _, _, upper in measured)]))
     parts, top = _legend([("model", "model: the gap is at most"), ("after", "measured")]), 40.0
-    for i in lines:
-        label = table["class"][i]
-        parts.append(_text(_LABEL, top, "all classes" if label is None else f"class {name(label)}"))
-        start, end = axis.at(0.0), axis.at(table["model"][i])
+    for i, label in enumerate(figure.labels):
+        parts.append(_text(_LABEL, top, label))
+        start, end = axis.at(0.0), axis.at(model[i][0])
         parts.append(
             f'<rect class="model" x="{start:.1f}" y="{top + 7:.1f}" width="{max(end - start, 0.5):.1f}" height="20"/>'
         )
-        value, lower, upper = (table[f"measured{end}"][i] for end in ("", "_lower", "_upper"))
-        parts.append(_point(axis, value, lower, upper, top + 17, "after"))
+        parts.append(_point(axis, *measured[i], top + 17, "after"))
         top += _ROW
-    return _figure(axis, parts, top, "Bounds of the model and measured gaps")
+    return _svg(axis, parts, top, figure.title)
 
 
-def _feature_figure(table: dict[str, list[Any]]) -> str:
-    lines = [i for i in range(min(len(table["feature"]), _MOST_BARS)) if not math.isnan(table["mean_shift"][i])]
-    if not lines:
-        return ""
-    most = max(abs(table["mean_shift"][i]) for i in lines) or 1.0
+def _draw_shifts(figure: Figure) -> str:
+    shifts = [value for value, _, _ in figure.series["after"]]
+    most = _largest(map(abs, shifts))
     axis = _Axis(-most, most)
-    parts, top = [_text(_LABEL, 14, "Shift of the mean, in standard deviations", "soft")], 40.0
-    for i in lines:
-        parts.append(_text(_LABEL, top, f"{table['feature'][i]}, {name(table['group'][i])}"))
-        zero, end = axis.at(0.0), axis.at(table["mean_shift"][i])
+    parts, top = [_text(_LABEL, 14, figure.title, "soft")], 40.0
+    for label, shift in zip(figure.labels, shifts, strict=True):
+        parts.append(_text(_LABEL, top, label))
+        zero, end = axis.at(0.0), axis.at(shift)
         parts.append(f'<line class="after" x1="{zero:.1f}" x2="{end:.1f}" y1="{top + 11:.1f}" y2="{top + 11:.1f}"/>')
         parts.append(f'<circle class="after" cx="{end:.1f}" cy="{top + 11:.1f}" r="4"/>')
         top += 34
-    return _figure(axis, parts, top, "Shift of features")
+    return _svg(axis, parts, top, figure.title)
+
+
+_DRAWINGS: dict[str, Callable[[Figure], str]] = {
+    "gaps": _draw_gaps,
+    "bounds": _draw_bounds,
+    "shifts": _draw_shifts,
+}
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Largest of the numbers that are known; 1 if all are 0, so that the axis has a length."""
+    return max((x for x in values if math.isfinite(x) and x > _TINY), default=1.0)
 
 
 class _Axis:
     """From values to places on a line that ends at round numbers."""
 
     def __init__(self, low: float, high: float) -> None:
-        span = max(high - low, 1e-6)
+        span = high - low
         step = 10.0 ** math.floor(math.log10(span / 4))
         self.step = next(step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)
         self.low = math.floor(low / self.step + 1e-9) * self.step
@@ -217,7 +176,7 @@ class _Axis:
         return [self.low + i * self.step for i in range(count + 1)]
 
 
-def _figure(axis: _Axis, parts: Sequence[str], bottom: float, title: str) -> str:
+def _svg(axis: _Axis, parts: Sequence[str], bottom: float, title: str) -> str:
     base = bottom - 8
     grid = []
     for tick in axis.ticks:

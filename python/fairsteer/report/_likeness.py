@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fairsteer._utils.types import Floats
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
-from fairsteer.report._held_out import Rows, Trial, codes_in, take_rows
+from fairsteer.report._held_out import Rows, codes_in, take_rows
 from fairsteer.report._tables import Table
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import AffineMaps
@@ -19,13 +21,15 @@ from fairsteer.transformer._maps import AffineMaps
 
 
 def divergence_table(
-    transformer: FairSteeringTransformer, rows: Rows, trials: list[Trial], *, same_rows: bool
+    transformer: FairSteeringTransformer,
+    rows: Rows,
+    judged: Sequence[tuple[Any, Floats, npt.NDArray[np.intp]]],
 ) -> Table:
+    """Table of divergences before and after; `judged` are steerings with features of all rows and rows held out."""
     fitted = transformer._fitted().model
-    parts = [(next(iter(trial.steering.values())), trial.test) for trial in trials]
-    if not same_rows:
-        parts = [(transformer, np.arange(len(rows.codes)))]
-    held_out = [[len(some), *_unlikeness(steering, _moments(steering, rows, some))] for steering, some in parts]
+    held_out = [
+        [len(some), *_unlikeness(steering, _moments(steering, rows, values, some))] for steering, values, some in judged
+    ]
     n, before, after = np.array(held_out).T
     return {
         "rows": ["of the fit", "held out"],
@@ -34,7 +38,9 @@ def divergence_table(
     }
 
 
-def _moments(steering: FairSteeringTransformer, rows: Rows, some: npt.NDArray[np.intp]) -> SubgroupMoments | None:
+def _moments(
+    steering: FairSteeringTransformer, rows: Rows, values: Floats, some: npt.NDArray[np.intp]
+) -> SubgroupMoments | None:
     """Moments of some rows in the coordinates and with the regularisation of a transformer.
 
     None if there are fewer than two rows a feature behind a covariance: too few to compare it with another.
@@ -44,8 +50,7 @@ def _moments(steering: FairSteeringTransformer, rows: Rows, some: npt.NDArray[np
     if not steering._class_blind:
         position = {label: k for k, label in enumerate(steering.classes_.tolist())}
         y_codes = np.array([position.get(label, -1) for label in take_rows(rows.y, some).tolist()], dtype=np.intp)
-    assert rows.values is not None
-    values = steering._to_model(rows.values[some])
+    values = steering._to_model(values[some])
     moments = SubgroupMoments(
         values.shape[1], classes=steering.classes_, groups=steering.groups_, covariance=steering.covariance
     )

@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.base import MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.estimators import unfrozen
 from fairsteer._utils.input import few
+from fairsteer._utils.labels import label_array, label_text
 from fairsteer._utils.types import Codes
+from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.ideal import Certificate
-from fairsteer.metrics._intervals import MeasuredGaps
+from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
 from fairsteer.moments import SubgroupMoments
-from fairsteer.report._held_out import Method, Prepare, Rows, codes_in, default_classifier, read_rows, run_methods
+from fairsteer.report._held_out import (
+    AsGiven,
+    Method,
+    Prepare,
+    Rows,
+    codes_in,
+    default_classifier,
+    fitted_steering,
+    names_and_number,
+    read_rows,
+    run_methods,
+    take_rows,
+)
+from fairsteer.report._html import fragment, page
 from fairsteer.report._likeness import divergence_table
 from fairsteer.report._tables import (
-    SteeredRows,
+    STILL,
     Table,
     cell_table,
     certificate_table,
     find_sentences,
     gap_table,
     group_table,
+    movement_columns,
     movement_table,
 )
+from fairsteer.report._text import as_rich, as_text
+from fairsteer.report._view import Document, Setting, make_views, nats
 from fairsteer.transformer import FairSteeringTransformer
 
-# Below this share of a group's spread its rows count as hardly moved.
-_STILL = 0.05
+# Rows of a table that are shown, in text and on a page.
+_MOST_LINES = 12
 
 
-@dataclass(frozen=True)
+_MOST_ON_A_PAGE = 60
+
+
+@dataclass(frozen=True, repr=False)
 class SteeringReport:
     """What steering did to rows; returned by `steering_report`.
 
@@ -42,10 +70,11 @@ class SteeringReport:
     Attributes
     ----------
     tables : dict of str to dict
-        The numbers, column by column, as `to_frame` gives them:
+        The numbers, column by column, as `to_frame` gives them. Of a classifier without a steering inside there are
+        the tables ``"gaps"``, ``"groups"`` and ``"cells"``, without the columns that speak of a steering:
 
         * ``"divergence"``: how far the groups are from being alike before and after, in nats, on the rows of the fit
-          and on rows held out from it (NaN if a group has fewer than two rows a feature there);
+          and on rows held out from it (NaN if a group has fewer than two rows per feature there);
         * ``"gaps"``: accuracy and gaps of the classifier before and after, and the change, with bootstrap intervals;
         * ``"certificate"``: bounds of the model beside the measured gaps, with exact intervals: of every class and
           group against the other groups, of every class between any two groups (group None), and of all (class None);
@@ -56,21 +85,21 @@ class SteeringReport:
         * ``"features"``: for every feature and group the shift of the mean in standard deviations, the ratio of the
           standard deviations, and the displacement; the largest displacement first.
     findings : list of str
-        What a reader should know first, in sentences.
-    steering, classifier : str
-        The transformer, and the classifier of the gaps ("" without one).
+        What a reader should know first, in sentences; the first says of every gap whether it grew.
+    steering, classifier, compared_with : str
+        The transformer ("" without one), and what predicted after and before ("" without `y`).
     positive : label
         The positive class of the gaps; None if every class counts.
-    n_rows, n_features, n_folds : int
-        Rows that took part, features, and folds.
+    n_rows, n_left_out, n_features, n_folds : int
+        Rows that took part, and those that did not as their group is not known or their weight is 0; features; folds.
     same_rows : bool
         Whether the rows are those of the fit. If so, held-out rows come from cross-validation of the whole procedure;
-        if not, the fitted maps are judged on the given rows.
-    strength : float
+        if not, what is fitted is judged on the given rows.
+    strength : float or None
         Strength at which rows moved.
-    kl_divergence : float
+    kl_divergence : float or None
         KL divergence of the nearest ideal distribution from the fitted one, in nats.
-    certificate : Certificate
+    certificate : Certificate or None
         Bounds for the fitted Gaussians.
     nearly_identity : bool
         Whether no group moves by more than a twentieth of its spread.
@@ -80,28 +109,27 @@ class SteeringReport:
         Level of all intervals.
     before, after : MeasuredGaps or None
         What was measured on held-out rows, with exact intervals; None without `y`.
-    context : dict of str to str
-        What the rows are, shown first; `dataclasses.replace` sets it.
     """
 
     tables: dict[str, Table]
     findings: list[str]
     steering: str
     classifier: str
+    compared_with: str
     positive: Any
     n_rows: int
+    n_left_out: int
     n_features: int
     n_folds: int
     same_rows: bool
-    strength: float
-    kl_divergence: float
-    certificate: Certificate
+    strength: float | None
+    kl_divergence: float | None
+    certificate: Certificate | None
     nearly_identity: bool
     min_rows: int
     confidence_level: float
     before: MeasuredGaps | None
     after: MeasuredGaps | None
-    context: dict[str, str] = field(default_factory=dict)
 
     def to_frame(self, table: str = "gaps") -> Any:
         """Give one of `tables` as a pandas DataFrame.
@@ -130,49 +158,115 @@ class SteeringReport:
         columns = self.tables[table]
         return pd.DataFrame({name: pd.Series(x, dtype=object if None in x else None) for name, x in columns.items()})
 
-    def to_html(self, path: str | Path | None = None) -> str:
+    def to_html(
+        self,
+        path: str | Path | None = None,
+        *,
+        title: str = "Steering report",
+        facts: Mapping[str, Any] | None = None,
+    ) -> str:
         """Give the report as one HTML page that needs nothing else: no network, no scripts, light and dark.
+
+        The page says below with which version of the package and on which day it was made.
 
         Parameters
         ----------
-        path : str or Path, optional
+        path : str or Path, default=None
             File to write it to.
+        title : str, default="Steering report"
+            Title of the page.
+        facts : mapping of str to object, default=None
+            What the reader should know beside what the report knows itself, such as the file and the names of the
+            columns: listed above, before the facts of the report.
 
         Returns
         -------
         str
             The page.
         """
-        from fairsteer.report._html import page
-
-        text = page(self)
+        document = self._document(_MOST_ON_A_PAGE)
+        more = [(label_text(name), label_text(value)) for name, value in (facts or {}).items()]
+        made = f"Made with fairsteer {version('fairsteer')} on {dt.datetime.now().astimezone():%Y-%m-%d}."
+        text = page(document._replace(facts=[*more, *document.facts]), title, made)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
 
-    def _repr_html_(self) -> str:
-        from fairsteer.report._html import fragment
+    def to_text(self, width: int = 80) -> str:
+        """Give the report as plain text, as ``print(report)`` shows it.
 
-        return fragment(self)
+        Parameters
+        ----------
+        width : int, default=80
+            Columns that there are; tables that are wider are split.
+
+        Returns
+        -------
+        str
+            The text.
+        """
+        return as_text(self._document(_MOST_LINES), width)
+
+    def _repr_html_(self) -> str:
+        return fragment(self._document(_MOST_ON_A_PAGE), "Steering report")
 
     def __str__(self) -> str:
-        from fairsteer.report._text import as_text
-
-        return as_text(self)
+        return self.to_text()
 
     def __rich__(self) -> Any:
-        from fairsteer.report._text import as_rich
+        return as_rich(self._document(_MOST_LINES))
 
-        return as_rich(self)
+    def __repr__(self) -> str:
+        gaps = ""
+        if "gaps" in self.tables:
+            table = self.tables["gaps"]
+            gaps = "".join(
+                f", {name} {before:.3f} -> {after:.3f}"
+                for name, before, after in zip(table["measure"], table["before"], table["after"], strict=True)
+            )
+        return f"<SteeringReport: {self.n_rows} rows{gaps}>"
+
+    def _document(self, most: int) -> Document:
+        setting = Setting(
+            self.confidence_level,
+            self.min_rows,
+            self.positive,
+            self.n_features,
+            float("nan") if self.certificate is None else self.certificate.accuracy,
+        )
+        return Document(self._facts(), self.findings, make_views(self.tables, setting, most))
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = []
+        if self.steering:
+            facts.append(("Steering", self.steering))
+        if self.classifier:
+            facts += [("Before", self.compared_with), ("After", self.classifier)]
+        rows = str(self.n_rows)
+        if self.steering:
+            rows += f" ({'the rows' if self.same_rows else 'rows other than those'} of the fit)"
+        rows += f", {self.n_features} features"
+        if self.n_left_out:
+            rows += f"; {self.n_left_out} more are left out: no known group, or weight 0"
+        facts.append(("Rows", rows))
+        if self.classifier:
+            counts = "every class counts" if self.positive is None else label_text(self.positive)
+            facts.append(("Positive class", counts))
+            what = "all that is fitted" if self.same_rows else "what is not fitted yet"
+            facts.append(("Held-out rows", f"{self.n_folds}-fold cross-validation of {what}"))
+        if self.kl_divergence is not None:
+            facts.append(("Nearest ideal distribution", f"{nats(self.kl_divergence)} nats from the fitted one (model)"))
+        return facts
 
 
 def steering_report(
-    transformer: FairSteeringTransformer,
+    after: Any,
     X: Any,
     y: Any = None,
     *,
     sensitive_features: Any = None,
     sample_weight: Any = None,
+    before: Any = None,
     estimator: Any = None,
     pos_label: Any = None,
     cv: Any = 5,
@@ -182,26 +276,35 @@ def steering_report(
     n_resamples: int = 1000,
     random_state: int = 0,
 ) -> SteeringReport:
-    """Report what a fitted transformer does to rows, and what a classifier gains by it.
+    """Report what steering, or any fair classifier, does to rows and gaps, beside a classifier without it.
 
     Parameters
     ----------
-    transformer : FairSteeringTransformer
-        Fitted.
+    after : FairSteeringTransformer, classifier or pipeline
+        What to report on, fitted. Of a transformer, a pipeline that has one, or an
+        :class:`~fairsteer.IdealDistributionClassifier` the report says how rows move and what the model promises; of
+        any other classifier, such as a :class:`~fairsteer.ScoreAligner`, what it predicts.
     X : array-like or dataframe of shape (n_samples, n_features)
         The rows of the fit, or others. For the rows of the fit everything that is called held-out comes from
-        cross-validation: transformer and classifier are fitted again without the rows that they are judged on. For
-        other rows the transformer is judged as it is, and only the classifier is cross-validated.
+        cross-validation: all that learns is fitted again without the rows that it is judged on. On other rows what is
+        fitted is judged as it is. Which of the two it is, the moments of a steering tell; a classifier without one is
+        fitted again, unless it is in a :class:`~sklearn.frozen.FrozenEstimator`.
     y : array-like of shape (n_samples,), default=None
-        Class labels. None, after a fit without: no classifier, no gaps.
+        Class labels. None, for a transformer that was fitted without: no classifier, no gaps.
     sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-        Group labels, unless the transformer has `sensitive_columns`. Rows of groups that are missing or unknown are
-        left out, with a warning.
+        Group labels, unless `after` has `sensitive_columns`. Rows of groups that are missing or unknown are left out,
+        with a warning.
     sample_weight : array-like of shape (n_samples,), default=None
         Non-negative weights, used for everything.
+    before : classifier, default=None
+        What to compare with, fitted or not: a clone is fitted, unless it is in a FrozenEstimator. It gets the rows as
+        they are, and the groups if its methods take them. None: `estimator` on the rows as they are without sensitive
+        columns; of a pipeline with a transformer the steps behind it; of a meta-estimator, such as a ScoreAligner, the
+        classifier that it wraps.
     estimator : classifier, default=None
-        Clones of it are trained on the rows as they are and on the steered rows; neither see the sensitive columns.
-        None: logistic regression on standardised features.
+        For a transformer: clones of it are trained on the rows as they are and on the steered rows; neither see the
+        sensitive columns. None: logistic regression on standardised features, or what an IdealDistributionClassifier
+        trains.
     pos_label : label, default=None
         The positive class of the gaps; by default the larger of two, and with more every class counts.
     cv : int, cross-validation generator or iterable, default=5
@@ -227,11 +330,12 @@ def steering_report(
     Raises
     ------
     ValueError
-        If no row is left, `X` or the labels do not match the fit, or a parameter is out of range.
+        If no row is left, `X` or the labels do not match the fit, there is nothing to compare with, or a parameter is
+        out of range.
     TypeError
-        If the transformer is of another kind.
+        If `after` neither steers nor predicts.
     sklearn.exceptions.NotFittedError
-        If the transformer is not fitted.
+        If `after` is not fitted.
 
     Notes
     -----
@@ -259,59 +363,201 @@ def steering_report(
     >>> report.nearly_identity
     False
     """
-    _check_kind(transformer)
-    check_is_fitted(transformer, "moments_")
-    rows = read_rows({}, X, y, sensitive_features, sample_weight, known=transformer)
-    y_codes = transformer._class_codes(None if transformer._class_blind else rows.y, rows.codes)
-    classifier = "logistic regression on standardised features"
-    if estimator is not None:
-        classifier = " ".join(repr(estimator).split())
-    same_rows = _are_of_the_fit(transformer, rows, y_codes)
-    steering = transformer if same_rows else FrozenEstimator(transformer)
-    model = default_classifier() if estimator is None else estimator
-    held_out = run_methods(
-        {"after": Method(steering, model), "before": Method(None, model)}, rows, cv, prepare if same_rows else None
-    )
-    assert rows.values is not None
-    codes = codes_in(transformer, rows)
-    moved = transformer._move(rows.values, codes, transformer._group_maps(transformer._strength()))
-    steered = SteeredRows(rows.values, moved, y_codes, codes, rows.weight)
-    displacement, features = movement_table(transformer, steered)
-    nearly_identity = bool(np.nanmax(displacement, initial=0.0) < _STILL)
-    tables = {"divergence": divergence_table(transformer, rows, held_out.trials, same_rows=same_rows)}
-    before = after = positive = None
-    if rows.y is not None:
+    subject = _Subject.of(after)
+    steering = subject.steering
+    seen = X if subject.front is None else subject.front.transform(X)
+    rows = read_rows({"after": after}, seen, y, sensitive_features, sample_weight, known=steering)
+    if subject.front is not None:
+        rows = rows._replace(given=take_rows(X, rows.kept))
+        prepare = _refitted(subject.front, X, y)
+    classes = [] if rows.y is None else np.unique(rows.y).tolist()
+    if pos_label is not None and rows.y is not None and pos_label not in classes:
+        msg = f"pos_label={pos_label!r} is no class; there are {few(map(repr, classes))}."
+        raise ValueError(msg)
+    if steering is None:
+        blind, same_rows, y_codes = False, True, _codes_to_predict(rows, classes)
+    else:
+        blind = steering._class_blind
+        y_codes = steering._class_codes(None if blind else rows.y, rows.codes)
+        same_rows = not subject.frozen and _are_of_the_fit(steering, rows, y_codes)
+    methods, words = _methods(subject, before, estimator, same_rows=same_rows)
+    held_out = run_methods(methods, rows, cv, prepare if same_rows else None, predict=len(classes) > 1)
+
+    def measure(predicted: PredictedRows) -> list[MeasuredGaps]:
+        return [predicted.measure(c, confidence_level, "exact", min_rows, n_resamples, random_state) for c in (0, 1)]
+
+    groups = rows.groups.tolist() if steering is None else steering.groups_.tolist()
+    codes = rows.codes if steering is None else codes_in(steering, rows)
+    tables: dict[str, Table] = {}
+    measured: list[MeasuredGaps] = []
+    of_groups: list[MeasuredGaps] = []  # of the groups of the steering, to which small ones may be one
+    positive = None
+    if held_out.y_pred:
         predicted = held_out.rows("before", "after")
-        before, after = (
-            predicted.measure(c, confidence_level, "exact", min_rows, n_resamples, random_state) for c in (0, 1)
-        )
+        measured = of_groups = measure(predicted)
+        if groups != rows.groups.tolist():
+            of_groups = measure(predicted._replace(group=codes[held_out.places], groups=label_array(groups)))
         judged = held_out.rows("before", "after", pos_label=pos_label)
         if len(judged.classes) == 2:
-            positive = predicted.classes.tolist()[-1] if pos_label is None else pos_label
+            positive = classes[-1] if pos_label is None else pos_label
         tables["gaps"] = gap_table(judged, confidence_level, min_rows, n_resamples, random_state)
-    tables["certificate"] = certificate_table(transformer, after)
-    tables["groups"] = group_table(transformer, steered, displacement)
-    tables["cells"] = cell_table(transformer, steered, before, after)
-    tables["features"] = features
+    nearly_identity = False
+    tables["groups"] = group_table(groups, codes, rows.weight)
+    tables["cells"] = cell_table(
+        *(classes if steering is None else steering.classes_.tolist(), groups, y_codes, codes, rows.weight),
+        ideal=None if steering is None else steering.ideal_,
+        measured=[] if blind else of_groups,
+    )
+    if steering is not None:
+        assert rows.values is not None
+        tables["certificate"] = certificate_table(steering, of_groups[1] if of_groups else None)
+        parts = [(steering, rows.values, np.arange(len(codes)))]
+        if same_rows:
+            parts = [(fitted_steering(trial.fitted["after"]), trial.values, trial.test) for trial in held_out.trials]
+        tables["divergence"] = divergence_table(steering, rows, parts)
+        moved = steering._move(rows.values, codes, steering._group_maps(steering._strength()))
+        displacement, tables["features"] = movement_table(steering, rows.values, moved, codes, rows.weight)
+        nearly_identity = bool(np.nanmax(displacement, initial=0.0) < STILL)
+        tables["groups"] |= movement_columns(steering, displacement)
+    findings = find_sentences(tables, steering)
+    if len(classes) == 1:
+        findings.insert(0, f"All rows are of class {label_text(classes[0])}: there is nothing to predict.")
     return SteeringReport(
         tables=tables,
-        findings=find_sentences(transformer, tables, displacement, nearly_identity=nearly_identity),
-        steering=" ".join(repr(transformer).split()),
-        classifier="" if rows.y is None else classifier,
+        findings=findings,
+        steering="" if steering is None else _one_line(steering),
+        classifier=words["after"] if measured else "",
+        compared_with=words["before"] if measured else "",
         positive=positive,
-        n_rows=len(rows.codes),
-        n_features=rows.values.shape[1],
+        n_rows=len(codes),
+        n_left_out=int((~rows.kept).sum()),
+        n_features=names_and_number(rows.X)[1] if rows.values is None else rows.values.shape[1],
         n_folds=len(held_out.trials),
         same_rows=same_rows,
-        strength=float(transformer.strength),
-        kl_divergence=transformer.kl_divergence_,
-        certificate=transformer.certificate_,
+        strength=None if steering is None else float(steering.strength),
+        kl_divergence=None if steering is None else steering.kl_divergence_,
+        certificate=None if steering is None else steering.certificate_,
         nearly_identity=nearly_identity,
         min_rows=min_rows,
         confidence_level=confidence_level,
-        before=before,
-        after=after,
+        before=measured[0] if measured else None,
+        after=measured[1] if measured else None,
     )
+
+
+# ---- what is reported
+
+
+class _Subject(NamedTuple):
+    """What is reported on, taken apart."""
+
+    estimator: Any
+    """Not in a FrozenEstimator."""
+    frozen: bool
+    steering: FairSteeringTransformer | None
+    front: Any
+    """Fitted steps of a pipeline before the steering, or None."""
+    back: Any
+    """Fitted steps after it, or None."""
+
+    @classmethod
+    def of(cls, after: Any) -> _Subject:
+        """Find the steering in an estimator that is fitted."""
+        estimator = unfrozen(after)
+        frozen = estimator is not after
+        if not isinstance(estimator, FairSteeringTransformer) and not hasattr(estimator, "predict"):
+            inside = isinstance(estimator, Pipeline) and isinstance(estimator[-1], FairSteeringTransformer)
+            if not inside:
+                msg = (
+                    "steering_report takes a fitted FairSteeringTransformer or classifier, not "
+                    f"{type(estimator).__name__}, which has no predict."
+                )
+                raise TypeError(msg)
+        check_is_fitted(estimator, "moments_" if isinstance(estimator, FairSteeringTransformer) else None)
+        steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+        for i, step in enumerate(steps):
+            if (steering := fitted_steering(step)) is None:
+                continue
+            front, back = (None, None) if len(steps) == 1 else (estimator[:i], estimator[i + 1 :])
+            return cls(step, frozen, steering, front if i else None, back if i + 1 < len(steps) else None)
+        return cls(estimator, frozen, None, None, None)
+
+
+def _refitted(front: Any, X: Any, y: Any) -> Prepare:
+    """Make features by the first steps of a pipeline, fitted on some of the rows."""
+
+    def prepare(may_learn: npt.NDArray[np.bool_]) -> Any:
+        return clone(front).fit(take_rows(X, may_learn), take_rows(y, may_learn)).transform(X)
+
+    return prepare
+
+
+def _codes_to_predict(rows: Rows, classes: list[Any]) -> Codes:
+    """Classes of rows for a report on a classifier, which has to have something to tell."""
+    if rows.y is None:
+        msg = "y is needed: a report on a classifier compares what it predicts with the classes of the rows."
+        raise ValueError(msg)
+    if rows.sensitive_features is None and len(rows.groups) == 1:
+        msg = "No groups are given, and a report is about the gaps between them. Pass sensitive_features=…."
+        raise ValueError(msg)
+    if len(classes) < 2:
+        msg = f"y holds the one class {classes[0]!r}: there is nothing to predict."
+        raise ValueError(msg)
+    return np.searchsorted(classes, rows.y)
+
+
+def _methods(
+    subject: _Subject, before: Any, estimator: Any, *, same_rows: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Choose what predicts before and after, with words for it."""
+    what, back = subject.estimator, subject.back
+    if estimator is not None and not (isinstance(what, FairSteeringTransformer) and back is None):
+        msg = "estimator is the classifier behind a transformer; what is reported on has one of its own. Pass before=…."
+        raise ValueError(msg)
+    if isinstance(what, FairSteeringTransformer):
+        model = next(x for x in (estimator, back, default_classifier()) if x is not None)
+        fitted = not same_rows and back is not None
+        after = Method(what if same_rows else FrozenEstimator(what), FrozenEstimator(model) if fitted else model)
+        plain: Any = Method(None, model)
+        words = {"before": f"{_words(model)}, on rows as they are", "after": f"{_words(model)}, on steered rows"}
+    elif isinstance(what, IdealDistributionClassifier):
+        after = what if same_rows else FrozenEstimator(what)
+        plain = Method(None, default_classifier() if what.estimator is None else what.estimator)
+        words = {"before": f"{_words(plain.classifier)}, on rows as they are", "after": _words(what)}
+    else:
+        after = FrozenEstimator(what) if subject.frozen else what
+        plain = _wrapped(what, frozen=subject.frozen)
+        words = {"before": _words(unfrozen(plain)), "after": _words(what)}
+    if before is not None:
+        words["before"] = _words(unfrozen(before))
+        plain = AsGiven(before) if subject.front is not None else before
+    if plain is None:
+        msg = f"Pass before=…, a classifier to compare {type(what).__name__} with."
+        raise ValueError(msg)
+    return {"after": after, "before": plain}, words
+
+
+def _wrapped(classifier: Any, *, frozen: bool) -> Any:
+    """Give the classifier that a meta-estimator wraps, behind the same first steps of a pipeline; None of others."""
+    last = classifier[-1] if isinstance(classifier, Pipeline) else classifier
+    inner = getattr(last, "estimator_" if frozen else "estimator", None)
+    if inner is None or not isinstance(last, MetaEstimatorMixin):
+        return None
+    if isinstance(classifier, Pipeline):
+        inner = Pipeline([*classifier.steps[:-1], ("classifier", inner)])
+    return FrozenEstimator(inner) if frozen else inner
+
+
+def _words(model: Any) -> str:
+    return "logistic regression on standardised features" if _is_default(model) else _one_line(model)
+
+
+def _is_default(model: Any) -> bool:
+    return repr(model) == repr(default_classifier())
+
+
+def _one_line(estimator: Any) -> str:
+    return label_text(" ".join(repr(estimator).split()))
 
 
 def _are_of_the_fit(transformer: FairSteeringTransformer, rows: Rows, y_codes: Codes) -> bool:
@@ -327,9 +573,3 @@ def _are_of_the_fit(transformer: FairSteeringTransformer, rows: Rows, y_codes: C
         np.allclose(moments.weights, fitted.weights, rtol=1e-9)
         and (np.abs(moments.means - fitted.means) <= 1e-9 * scale).all()
     )
-
-
-def _check_kind(transformer: Any) -> None:
-    if not isinstance(transformer, FairSteeringTransformer):
-        msg = f"steering_report takes a FairSteeringTransformer, not {type(transformer).__name__}."
-        raise TypeError(msg)

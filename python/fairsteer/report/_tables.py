@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fairsteer._utils.input import few
+from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Codes, Doubles, Floats
-from fairsteer.metrics._intervals import GAPS, Measured, MeasuredGaps, PredictedRows
+from fairsteer.ideal import IdealDistribution
+from fairsteer.metrics._intervals import Measured, MeasuredGaps, PredictedRows
+from fairsteer.metrics._rates import CRITERIA
 from fairsteer.transformer import FairSteeringTransformer
 
 Table = dict[str, list[Any]]
 
 
-class SteeredRows(NamedTuple):
-    """Rows as they are and as a transformer moves them, with its codes of classes and groups."""
+# Below this share of a group's spread its rows count as hardly moved.
+STILL = 0.05
 
-    values: Floats
-    moved: Floats
-    y_codes: Codes
-    codes: Codes
-    weight: Doubles
+
+# Above so many standard deviations rows leave the region that the data cover.
+_FAR = 2.0
 
 
 _NOTHING = Measured(float("nan"), float("nan"), float("nan"))
@@ -31,27 +33,32 @@ _NOTHING = Measured(float("nan"), float("nan"), float("nan"))
 # ---- what moved
 
 
-def movement_table(transformer: FairSteeringTransformer, rows: SteeredRows) -> tuple[Doubles, Table]:
+def movement_table(
+    transformer: FairSteeringTransformer, values: Floats, moved: Floats, codes: Codes, weight: Doubles
+) -> tuple[Doubles, Table]:
     """Displacement of every group, and of every feature in it, in standard deviations."""
-    n_groups, d = len(transformer.groups_), rows.values.shape[1]
+    n_groups, d = len(transformer.groups_), values.shape[1]
     size = np.zeros((n_groups, d))  # root mean squared
     shift, spread = np.zeros((n_groups, d)), np.zeros((n_groups, d))
     after = np.zeros((n_groups, d))
+    # Relative to the largest, so that no square overflows.
+    magnitude = np.abs(values).max(axis=0).astype(np.float64)
+    unit = np.where(magnitude > 0, magnitude, 1.0)
     for a in range(n_groups):
-        of_group = np.flatnonzero(rows.codes == a)
+        of_group = np.flatnonzero(codes == a)
         if of_group.size == 0:
             size[a] = shift[a] = spread[a] = after[a] = np.nan
             continue
-        x, u, w = (array[of_group].astype(np.float64) for array in (rows.values, rows.moved, rows.weight))
+        x, u = (array[of_group].astype(np.float64) / unit for array in (values, moved))
+        w = weight[of_group]
         size[a] = np.sqrt(np.average((u - x) ** 2, axis=0, weights=w))
         shift[a] = np.average(u - x, axis=0, weights=w)
         spread[a], after[a] = (
             np.sqrt(np.average((z - np.average(z, axis=0, weights=w)) ** 2, axis=0, weights=w)) for z in (x, u)
         )
-    values = rows.values.astype(np.float64)
-    overall, magnitude = values.std(axis=0), np.abs(values).max(axis=0)
-    constant = spread <= 1e-10 * magnitude
-    unit = np.where(constant, np.where(overall > 1e-10 * magnitude, overall, np.nan), spread)
+    overall = (values.astype(np.float64) / unit).std(axis=0)
+    constant = spread <= 1e-10
+    unit = np.where(constant, np.where(overall > 1e-10, overall, np.nan), spread)
     with np.errstate(invalid="ignore"):
         displacement, mean_shift = size / unit, shift / unit
         scale = np.where(constant, np.nan, after / unit)
@@ -87,9 +94,9 @@ def gap_table(
         predicted.measure(c, confidence_level, "bootstrap", min_rows, n_resamples, random_state) for c in (0, 1)
     )
     change = predicted.changes(confidence_level, min_rows, n_resamples, random_state)
-    measures = ["accuracy", *GAPS]
+    measures = ["accuracy", *CRITERIA]
     table: Table = {"measure": measures}
-    for when, source in (("before", vars(before)), ("after", vars(after)), ("change", change)):
+    for when, source in (("before", before.measures), ("after", after.measures), ("change", change)):
         table |= as_columns(when, [source[name] for name in measures])
     return table
 
@@ -119,58 +126,73 @@ def certificate_table(transformer: FairSteeringTransformer, after: MeasuredGaps 
     for k, label in enumerate(transformer.ideal_.classes.tolist()):
         at = position.get(label)
         for a, group in enumerate(groups):
-            found = _NOTHING if after is None else Measured(*(float(x[at, a]) for x in after.by_cell))
+            found = _NOTHING if after is None or at is None else Measured(*(float(x[at, a]) for x in after.by_cell))
             lines.append((label, group, float(of_cells[k, a]), found))
-        found = _NOTHING if after is None else Measured(*(float(x[at]) for x in after.by_class))
+        found = _NOTHING if after is None or at is None else Measured(*(float(x[at]) for x in after.by_class))
         lines.append((label, None, float(certificate.equal_opportunity[k]), found))
     lines.append((None, None, certificate.equalized_odds, _NOTHING if after is None else after.equalized_odds))
     labels, of_groups, model, measured = (list(column) for column in zip(*lines, strict=True))
     return {"class": labels, "group": of_groups, "model": model, **as_columns("measured", measured)}
 
 
-def group_table(transformer: FairSteeringTransformer, rows: SteeredRows, displacement: Doubles) -> Table:
-    moments, groups = transformer._merged(transformer.moments_), transformer.groups_.tolist()
-    ranks = moments.effective_rank
-    counts = np.bincount(rows.codes, minlength=len(groups))
-    shares = np.bincount(rows.codes, rows.weight, len(groups)) / rows.weight.sum()
+def group_table(groups: list[Any], codes: Codes, weight: Doubles) -> Table:
+    """Rows of every group."""
+    shares = np.bincount(codes, weight, len(groups)) / weight.sum()
     return {
         "group": groups,
-        "rows": [int(n) for n in counts],
+        "rows": [int(n) for n in np.bincount(codes, minlength=len(groups))],
         "share": [float(x) for x in shares],
+    }
+
+
+def movement_columns(transformer: FairSteeringTransformer, displacement: Doubles) -> Table:
+    """How far the groups move, and in how many directions they vary."""
+    ranks = transformer._merged(transformer.moments_).effective_rank
+    return {
         "displacement": [float(x) for x in displacement],
         "effective_rank": [int(r) for r in (ranks if ranks.ndim == 1 else ranks.min(axis=0))],
     }
 
 
 def cell_table(
-    transformer: FairSteeringTransformer, rows: SteeredRows, before: MeasuredGaps | None, after: MeasuredGaps | None
+    classes: list[Any],
+    groups: list[Any],
+    y_codes: Codes,
+    codes: Codes,
+    weight: Doubles,
+    *,
+    ideal: IdealDistribution | None,
+    measured: Sequence[MeasuredGaps] = (),
 ) -> Table:
-    """Every class in every group."""
-    ideal = transformer.ideal_
-    classes, groups = transformer.classes_.tolist(), transformer.groups_.tolist()
-    known = {label: k for k, label in enumerate(ideal.classes.tolist())}
-    shape = len(classes), len(groups)
-    cell = rows.y_codes * len(groups) + rows.codes
-    counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
-    shares = np.bincount(cell, rows.weight, shape[0] * shape[1]).reshape(shape) / rows.weight.sum()
-    table: Table = {name: [] for name in ("class", "group", "rows", "share", "ideal_share", "kl_divergence")}
-    recognised: dict[str, list[Measured]] = {"recognised_before": [], "recognised_after": []}
-    for k, label in enumerate(classes):
-        for a, group in enumerate(groups):
-            seen = known.get(label)
-            table["class"].append(label)
-            table["group"].append(group)
-            table["rows"].append(int(counts[k, a]))
-            table["share"].append(float(shares[k, a]))
-            for name, of_ideal in (("ideal_share", ideal.weights), ("kl_divergence", ideal.cell_divergence)):
-                table[name].append(float("nan") if seen is None else float(of_ideal[seen, a]))
-            if before is None or after is None or transformer._class_blind:
-                continue
-            for when, source in (("before", before), ("after", after)):
-                recognised[f"recognised_{when}"].append(Measured(*(float(x[k, a, k]) for x in source.rates)))
-    for name, column in recognised.items():
-        if column:
-            table |= as_columns(name, column)
+    """Every class in every group; `measured` before and after, of these groups."""
+    cell = y_codes * len(groups) + codes
+    n_cells = len(classes) * len(groups)
+    counts, sums = np.bincount(cell, minlength=n_cells), np.bincount(cell, weight, n_cells) / weight.sum()
+    cells = [(label, group) for label in classes for group in groups]
+    table: Table = {
+        "class": [label for label, _ in cells],
+        "group": [group for _, group in cells],
+        "rows": [int(n) for n in counts],
+        "share": [float(x) for x in sums],
+    }
+    if ideal is not None:
+        known = {label: k for k, label in enumerate(ideal.classes.tolist())}
+        place = {group: a for a, group in enumerate(groups)}
+        for name, of_ideal in (("ideal_share", ideal.weights), ("kl_divergence", ideal.cell_divergence)):
+            table[name] = [
+                float(of_ideal[known[label], place[group]]) if label in known else float("nan")
+                for label, group in cells
+            ]
+    for when, source in zip(("before", "after"), measured, strict=False):
+        at = {label: k for k, label in enumerate(source.classes.tolist())}
+        place = {group: a for a, group in enumerate(source.groups.tolist())}
+        rates = [
+            Measured(*(float(x[at[label], place[group], at[label]]) for x in source.rates))
+            if label in at and group in place
+            else _NOTHING
+            for label, group in cells
+        ]
+        table |= as_columns(f"recognised_{when}", rates)
     return table
 
 
@@ -183,65 +205,81 @@ def _largest_of_other_groups(values: Doubles) -> Doubles:
 # ---- findings
 
 
-def find_sentences(
-    transformer: FairSteeringTransformer, tables: Mapping[str, Table], displacement: Doubles, *, nearly_identity: bool
-) -> list[str]:
-    findings = []
-    farthest = float(np.nanmax(displacement, initial=0.0))
+def find_sentences(tables: Mapping[str, Table], transformer: FairSteeringTransformer | None) -> list[str]:
+    """Say what to know first: how gaps changed, and what makes the numbers say less than they seem to."""
+    one_group = len(tables["groups"]["group"]) == 1
+    findings = [_verdict(tables["gaps"], one_group=one_group)] if "gaps" in tables else []
+    if transformer is not None:
+        findings += [_movement_finding(tables["groups"], transformer)]
+        findings += [_certificate_finding(tables["certificate"], transformer)]
+    return [text for text in findings if text]
+
+
+def _verdict(gaps: Table, *, one_group: bool) -> str:
+    """Say of every gap whether it grew, and whether that is more than chance."""
+    parts = []
+    for i, measure in enumerate(gaps["measure"]):
+        if one_group and measure != "accuracy":
+            continue  # there is none
+        before, after = gaps["before"][i], gaps["after"][i]
+        what = measure.replace("_", " ") if measure == "accuracy" else f"the {measure.replace('_', ' ')} gap"
+        if math.isnan(before) or math.isnan(after):
+            parts.append(f"{what} is not known")
+            continue
+        if f"{before:.3f}" == f"{after:.3f}":
+            parts.append(f"{what} stayed at {after:.3f}")
+            continue
+        chance = " (within chance)" if gaps["change_lower"][i] <= 0 <= gaps["change_upper"][i] else ""
+        grew = ("rose", "fell") if measure == "accuracy" else ("grew", "shrank")
+        parts.append(f"{what} {grew[after < before]} from {before:.3f} to {after:.3f}{chance}")
+    sentence = "; ".join([*parts[1:], parts[0]])
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _movement_finding(groups: Table, transformer: FairSteeringTransformer) -> str:
     if len(transformer.groups_) == 1:
-        findings.append("There is one group, so nothing is steered.")
-    elif nearly_identity:
-        findings.append(
+        return "There is one group, so nothing is steered."
+    farthest = float(np.nanmax(np.array(groups["displacement"]), initial=0.0))
+    if farthest < STILL:
+        return (
             f"The map is nearly the identity: no group moves by more than {farthest:.2g} of its spread. Gaps that "
             "remain do not come from means and covariances that differ."
         )
-    if "gaps" in tables:
-        findings += _gap_findings(tables["gaps"])
-    certificate = tables["certificate"]
+    if farthest > _FAR:
+        far = [label_text(group) for group, x in zip(groups["group"], groups["displacement"], strict=True) if x > _FAR]
+        return (
+            f"Rows of {few(far, 5)} move by up to {farthest:.1f} standard deviations: steered rows may lie where there "
+            "are no rows to learn from. Lower strength, or look at the features that move most."
+        )
+    return ""
+
+
+def _certificate_finding(certificate: Table, transformer: FairSteeringTransformer) -> str:
+    moments = transformer._merged(transformer.moments_)
+    behind = moments.sizes if moments.covariance == "full" else moments.sizes.sum(axis=0)
+    fewest, d = float(behind[behind > 0].min(initial=np.inf)), moments.n_features
+    if moments.covariance != "diagonal" and fewest < d:
+        return (
+            f"Some covariance of {d} features comes from {fewest:.0f} rows: the fitted Gaussians, and with them the "
+            "model's bounds, say next to nothing of other rows. What counts is what was measured."
+        )
     if transformer.strength < 1:
-        findings.append(
+        return (
             f"The model's bounds are for fully steered rows. At strength {transformer.strength:g} they say nothing of "
             "the measured gaps."
         )
-    else:
-        broken = [
-            "all classes" if label is None else f"class {label}"
-            for label, group, bound, lower in zip(
-                *(certificate[column] for column in ("class", "group", "model", "measured_lower")), strict=True
-            )
-            if group is None and lower > bound
-        ]
-        if broken:
-            findings.append(
-                f"The measured gap exceeds the model's bound for {few(broken, 5)}, by more than chance: the rows do "
-                "not follow the fitted Gaussians."
-            )
-        elif all(bound >= 1 for bound in certificate["model"]):
-            findings.append("The model's bounds say nothing here: all are 1.")
-    return findings
-
-
-def _gap_findings(gaps: Table) -> list[str]:
-    """Say which changes are more than chance."""
-    down, up = [], []
-    for name, lower, upper in zip(gaps["measure"][1:], gaps["change_lower"][1:], gaps["change_upper"][1:], strict=True):
-        if upper < 0:
-            down.append(name.replace("_", " "))
-        elif lower > 0:
-            up.append(name.replace("_", " "))
-    findings = []
-    if down:
-        findings.append(f"Steering lowers the gap in {_listed(down)}, by more than chance.")
-    if up:
-        findings.append(f"Steering raises the gap in {_listed(up)}, by more than chance.")
-    if not down and not up:
-        findings.append("No gap of the classifier changes by more than chance.")
-    if gaps["change_upper"][0] < 0:
-        findings.append("Accuracy falls, by more than chance.")
-    elif gaps["change_lower"][0] > 0:
-        findings.append("Accuracy rises, by more than chance.")
-    return findings
-
-
-def _listed(texts: list[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+    broken = [
+        "all classes" if label is None else f"class {label_text(label)}"
+        for label, group, bound, lower in zip(
+            *(certificate[column] for column in ("class", "group", "model", "measured_lower")), strict=True
+        )
+        if group is None and lower > bound
+    ]
+    if broken:
+        return (
+            f"The measured gap exceeds the model's bound for {few(broken, 5)}, by more than chance: the rows do not "
+            "follow the fitted Gaussians."
+        )
+    if all(bound >= 1 for bound in certificate["model"]):
+        return "The model's bounds say nothing here: all are 1."
+    return ""

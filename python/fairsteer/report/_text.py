@@ -1,135 +1,177 @@
-"""A report as text, and as tables of a terminal."""
+"""A report as text, and as tables of a terminal, in the width that there is."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import unicodedata
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from fairsteer.report._view import View, facts, views
-
-if TYPE_CHECKING:
-    from fairsteer.report._report import SteeringReport
+from fairsteer.report._view import Document, View
 
 _WIDTH = 80
-_LABEL_WIDTH = 14  # that a column of labels keeps in a narrow terminal
 
 
-def as_text(report: SteeringReport) -> str:
-    """Plain text, at most 80 columns but for long names."""
+def as_text(document: Document, width: int = _WIDTH) -> str:
+    """Plain text of at most `width` columns."""
     parts = ["Steering report", "==============="]
-    for label, value in facts(report):
-        parts.append(textwrap.fill(f"{label}: {value}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False))
-    parts += [textwrap.fill(f"* {text}", _WIDTH, subsequent_indent="  ") for text in report.findings]
-    for view in views(report):
-        parts += ["", view.title, "-" * len(view.title), *_lines(view)]
+    parts += [_filled(f"{label}: {value}", width, "  ") for label, value in document.facts]
+    parts += [_filled(f"* {text}", width, "  ") for text in document.findings]
+    for view in document.views:
+        title = _filled(view.title, width)
+        parts += ["", title, "-" * max(map(len, title.split("\n")))]
+        for n, block in enumerate(_blocks(view, width, gap=2)):
+            parts += [""] * bool(n)
+            parts += block.lines()
         if view.hidden:
             parts.append(f"({view.hidden} more)")
-        parts.append(textwrap.fill(view.note, _WIDTH))
+        parts.append(_filled(view.note, width))
     return "\n".join(parts)
 
 
-def _lines(view: View) -> list[str]:
-    grid = [[cell.split("\n") for cell in row] for row in [view.header, *view.rows]]
-    widths = [max(len(line) for row in grid for line in row[j]) for j in range(len(view.header))]
-    lines = []
-    for row in grid:
-        for i in range(max(map(len, row))):
-            texts = [cell[i] if i < len(cell) else "" for cell in row]
-            aligned = [
-                text.rjust(width) if right else text.ljust(width)
-                for text, width, right in zip(texts, widths, view.numeric, strict=True)
-            ]
-            lines.append("  ".join(aligned).rstrip())
-    return lines
+def as_rich(document: Document) -> Any:
+    """Make tables and paragraphs for a rich console, of the width that it has."""
+    return _RichDocument(document)
 
 
-def as_rich(report: SteeringReport) -> Any:
-    """Make tables and paragraphs for a rich console."""
-    from rich.console import Group
-    from rich.table import Table
+def _filled(text: str, width: int, indent: str = "") -> str:
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
+
+
+# ---- tables that fit
+
+
+class _Block(NamedTuple):
+    """Some columns of a table, with the cells folded to their widths."""
+
+    widths: list[int]
+    numeric: list[bool]
+    grid: list[list[list[str]]]
+    """Lines of every cell; the first row is the header."""
+    gap: int
+
+    def lines(self) -> list[str]:
+        out = []
+        for row in self.grid:
+            for i in range(max(map(len, row))):
+                texts = [cell[i] if i < len(cell) else "" for cell in row]
+                padded = [
+                    " " * (width - display_width(text)) + text if right else text + " " * (width - display_width(text))
+                    for text, width, right in zip(texts, self.widths, self.numeric, strict=True)
+                ]
+                out.append((" " * self.gap).join(padded).rstrip())
+        return out
+
+
+def _blocks(view: View, width: int, gap: int) -> Iterator[_Block]:
+    """Split a table that is too wide: columns of numbers go below, with the names of the rows again."""
+    table = [[cell.split("\n") for cell in row] for row in [view.header, *view.rows]]
+    n_keys = view.n_keys
+    keys = range(n_keys)
+    widths = [max(display_width(line) for row in table for line in row[j]) for j in range(len(view.header))]
+    # Names are folded where they would take more than half of the width from the numbers.
+    room = max(width - gap * n_keys - max([*widths[n_keys:], width // 2]), 4 * n_keys)
+    while sum(widths[:n_keys]) > room:
+        longest = max(keys, key=lambda j: widths[j])
+        widths[longest] -= 1
+    for row in table:
+        for j in keys:
+            row[j] = [piece for line in row[j] for piece in _folded(line, widths[j])]
+    left = sum(widths[:n_keys]) + gap * (n_keys - 1)
+    columns: list[int] = []
+    taken = left
+    for j in range(n_keys, len(widths)):
+        if columns and taken + gap + widths[j] > width:
+            yield _block(view, table, widths, [*keys, *columns], gap)
+            columns, taken = [], left
+        columns.append(j)
+        taken += gap + widths[j]
+    yield _block(view, table, widths, [*keys, *columns], gap)
+
+
+def _block(view: View, table: list[list[list[str]]], widths: list[int], columns: list[int], gap: int) -> _Block:
+    return _Block(
+        [widths[j] for j in columns],
+        [view.numeric[j] for j in columns],
+        [[row[j] for j in columns] for row in table],
+        gap,
+    )
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """Lines of at most `width` columns; words are broken only where one is longer than that."""
+    if display_width(line) <= width:
+        return [line]
+    found, current = [], ""
+    for word in line.split(" "):
+        joined = f"{current} {word}" if current else word
+        if display_width(joined) <= width:
+            current = joined
+            continue
+        if current:
+            found.append(current)
+        current = ""
+        for c in word:
+            if display_width(current + c) > width:
+                found.append(current)
+                current = ""
+            current += c
+    return [*found, current]
+
+
+def display_width(text: str) -> int:
+    """Columns of a terminal that text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+# ---- rich
+
+
+class _RichDocument:
+    def __init__(self, document: Document) -> None:
+        self.document = document
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        head = Table(box=None, show_header=False, pad_edge=False)
+        head.add_column(style="bold", vertical="top", max_width=max(options.max_width // 3, 8))
+        head.add_column(overflow="fold")
+        for label, value in self.document.facts:
+            head.add_row(Text(label), Text(value))
+        yield head
+        yield Text()
+        for text in self.document.findings:
+            yield Text(f"* {text}", style="bold")
+        for view in self.document.views:
+            yield Text()
+            yield Text(view.title, style="bold underline")
+            for n, block in enumerate(_blocks(view, options.max_width, gap=3)):
+                if n:
+                    yield Text()
+                table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+                header, *rows = block.grid
+                for lines, width, right in zip(header, block.widths, block.numeric, strict=True):
+                    table.add_column(
+                        Text("\n".join(lines)), justify="right" if right else "left", no_wrap=True, min_width=width
+                    )
+                for row in rows:
+                    table.add_row(*(_cell(lines, below=right) for lines, right in zip(row, block.numeric, strict=True)))
+                yield table
+            if view.hidden:
+                yield Text(f"({view.hidden} more)")
+            yield Text(view.note, style="dim")
+
+
+def _cell(lines: list[str], *, below: bool) -> Any:
+    """Show a value with what is below it dimmed."""
     from rich.text import Text
 
-    parts: list[Any] = []
-    head = Table(box=None, show_header=False, pad_edge=False)
-    head.add_column(style="bold", vertical="top")
-    head.add_column(overflow="fold")
-    for label, value in facts(report):
-        head.add_row(Text(label), Text(value))
-    parts += [head, Text()]
-    parts += [Text(f"• {text}", style="bold") for text in report.findings]
-    for view in views(report):
-        table = fitting_table(view.header, view.numeric, view.rows)
-        parts += [Text(), Text(view.title, style="bold underline"), table]
-        if view.hidden:
-            parts.append(Text(f"({view.hidden} more)"))
-        parts.append(Text(view.note, style="dim"))
-    return Group(*parts)
-
-
-def fitting_table(header: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[str]]) -> Any:
-    """Table that is as wide as the terminal at most: what does not fit stands below it, beside its labels again.
-
-    Parameters
-    ----------
-    header : sequence of str
-        Headings; a heading may have several lines.
-    numeric : sequence of bool
-        Which columns are numbers: they are aligned to the right and never cut. The columns before the first of them are
-        labels.
-    rows : sequence of sequence of str
-        Cells; a second line is dimmed.
-
-    Returns
-    -------
-    object
-        What a rich console prints.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    n_labels = list(numeric).index(True) if True in numeric else len(header)
-
-    def table(columns: Sequence[int]) -> Table:
-        made = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-        for j in columns:
-            lines = [line for text in (header[j], *(row[j] for row in rows)) for line in text.split("\n")]
-            made.add_column(
-                Text(header[j]),
-                justify="right" if numeric[j] else "left",
-                no_wrap=numeric[j],
-                overflow="fold",
-                vertical="top",
-                min_width=None if numeric[j] else min(max(map(len, lines)), _LABEL_WIDTH),
-            )
-        for row in rows:
-            made.add_row(*(_dimmed(row[j]) for j in columns))
-        return made
-
-    class Fitting:
-        """Splits the table where it is printed, when the width is known."""
-
-        def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-            left = list(range(n_labels, len(header)))
-            while True:
-                taken = left[:]
-                while len(taken) > 1 and (
-                    console.measure(table([*range(n_labels), *taken])).minimum > options.max_width
-                ):
-                    taken.pop()
-                yield table([*range(n_labels), *taken])
-                left = left[len(taken) :]
-                if not left:
-                    return
-                yield Text()
-
-    return Fitting()
-
-
-def _dimmed(cell: str) -> Any:
-    """Show a value with its interval below it, dimmed."""
-    from rich.text import Text
-
-    value, _, interval = cell.partition("\n")
-    return Text(value) + (Text(f"\n{interval}", style="dim") if interval else Text())
+    if not below:
+        return Text("\n".join(lines))
+    value, *rest = lines
+    return Text(value) + Text("".join(f"\n{line}" for line in rest), style="dim")

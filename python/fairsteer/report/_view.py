@@ -1,97 +1,142 @@
-"""A steering report as text, and the rows and words of its tables for the other forms."""
+"""A report as a plain document: facts, findings, and tables as they are shown, for the forms to set."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from fairsteer.report._report import SteeringReport
+from fairsteer._utils.labels import label_text
+from fairsteer.metrics._rates import CRITERIA
+from fairsteer.report._tables import Table
 
-_MOST_ROWS = 12
+# Bars that a figure has room for.
+_MOST_BARS = 12
+
+
+class Figure(NamedTuple):
+    """Numbers to draw beside a table: a label a line, and in every series a value and its interval a line."""
+
+    kind: Literal["gaps", "bounds", "shifts"]
+    title: str
+    labels: list[str]
+    series: dict[str, list[tuple[float, float, float]]]
 
 
 class View(NamedTuple):
-    """A table as it is shown; a cell may have two lines, a value and its interval."""
+    """A table as it is shown; a cell may have two lines, a value and what is said of it."""
 
     title: str
     note: str
     header: list[str]
     numeric: list[bool]
+    """Whether a column holds numbers; those before the first such column name the row."""
     rows: list[list[str]]
     hidden: int
     """Rows that are left out."""
+    figure: Figure | None = None
+
+    @property
+    def n_keys(self) -> int:
+        """Number of columns that name the row."""
+        return self.numeric.index(True)
 
 
-def views(report: SteeringReport, most: int = _MOST_ROWS) -> list[View]:
-    """Tables of a report in the order they are shown, none longer than `most` rows."""
-    builders = (_gaps, _certificate, _divergence, _groups, _cells, _features)
-    return [view for build in builders if (view := build(report, most)) is not None]
+class Document(NamedTuple):
+    """All that a form of the report needs to know."""
+
+    facts: list[tuple[str, str]]
+    findings: list[str]
+    views: list[View]
 
 
-def facts(report: SteeringReport) -> list[tuple[str, str]]:
-    """Name and value of what the report is about."""
-    rows = "the rows of the fit" if report.same_rows else "rows other than those of the fit"
-    found = [
-        *report.context.items(),
-        ("Steering", report.steering),
-        ("Rows", f"{report.n_rows} ({rows}), {report.n_features} features"),
-        ("Nearest ideal distribution", f"{nats(report.kl_divergence)} nats from the fitted one (model)"),
-    ]
-    if report.classifier:
-        what = "steering and classifier" if report.same_rows else "classifier, steering as fitted"
-        found.append(("Classifier", f"{report.classifier}, {report.n_folds}-fold cross-validation of {what}"))
-    return found
+class Setting(NamedTuple):
+    """What the notes under the tables say of how numbers came about."""
+
+    confidence_level: float
+    min_rows: int
+    positive: Any
+    n_features: int
+    accuracy_bound: float
+    """Of the certificate; NaN without one."""
+
+
+def make_views(tables: Mapping[str, Table], setting: Setting, most: int) -> list[View]:
+    """Make the tables of a report in the order in which they are shown, none longer than `most` rows."""
+    builders = {
+        "gaps": _gaps,
+        "certificate": _certificate,
+        "divergence": _divergence,
+        "groups": _groups,
+        "cells": _cells,
+        "features": _features,
+    }
+    return [build(tables, setting, most) for name, build in builders.items() if name in tables]
 
 
 # ---- the tables
 
 
-def _gaps(report: SteeringReport, most: int) -> View | None:
-    if "gaps" not in report.tables:
-        return None
-    table = report.tables["gaps"]
+def _gaps(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["gaps"]
+    one_group = len(tables["groups"]["group"]) == 1  # and no gap
+    lines = [i for i, measure in enumerate(table["measure"]) if not one_group or measure not in CRITERIA]
     rows = [
         [
-            measure.replace("_", " ") + (" gap" if measure != "accuracy" else ""),
+            criterion_text(table["measure"][i]),
             *(_with_interval(table, column, i) for column in ("before", "after")),
             _with_interval(table, "change", i, signed=True),
         ]
-        for i, measure in enumerate(table["measure"])
+        for i in lines
     ]
     note = (
-        f"Measured on held-out rows: the classifier on rows as they are (before) and on steered rows (after). Below: "
-        f"{_level(report)} bootstrap intervals. A gap is the largest difference between two groups; 0 is fair."
+        f"Measured on held-out rows; below: {_level(setting)} bootstrap intervals. A gap is the largest difference "
+        "between two groups; 0 is fair."
     )
-    if report.min_rows > 1:
-        note += f" A rate from fewer than {report.min_rows} rows takes no part, here and in the certificate."
-    if report.positive is not None:
-        note += f" Positive class: {name(report.positive)}."
+    if setting.min_rows > 1:
+        note += f" A rate from fewer than {setting.min_rows} rows takes no part, here and in the certificate."
+    if setting.positive is not None:
+        note += f" Positive class: {label_text(setting.positive)}."
+    gaps = [i for i in lines if table["measure"][i] in CRITERIA]
+    figure = Figure(
+        "gaps",
+        "Gaps before and after steering, with intervals",
+        [criterion_text(table["measure"][i]) for i in gaps],
+        {when: [_triple(table, when, i) for i in gaps] for when in ("before", "after")},
+    )
     return View(
-        "What the classifier gains", note, ["", "before", "after", "change"], [False, True, True, True], rows, 0
+        "What the classifier gains",
+        note,
+        ["", "before", "after", "change"],
+        [False, True, True, True],
+        rows,
+        0,
+        figure if gaps else None,
     )
 
 
-def _certificate(report: SteeringReport, most: int) -> View:
-    table = report.tables["certificate"]
+def _certificate(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["certificate"]
     measured = not all(math.isnan(x) for x in table["measured"])
     lines = range(len(table["class"]))
     # Of two groups each is compared with the other: one line says it.
-    by_group = len(report.tables["groups"]["group"]) > 2 and len(lines) <= most
+    more_groups = len(tables["groups"]["group"]) > 2
+    by_group = more_groups and len(lines) <= most
     shown = [i for i in lines if by_group or table["group"][i] is None]
-    if len(shown) > most:
-        shown = [*shown[: most - 1], shown[-1]]
+    left_out = len(shown)
+    shown = _worst(table, shown, most)
+    left_out -= len(shown)
     rows = []
     for i in shown:
         label, group = table["class"][i], table["group"][i]
-        line = ["all" if label is None else name(label)]
+        line = ["all" if label is None else label_text(label)]
         if by_group:
-            line.append("any two" if group is None else f"{name(group)} and another")
-        line.append(f"≤ {number(table['model'][i])}")
+            line.append("any two" if group is None else f"{label_text(group)} and another")
+        line.append(number(table["model"][i]))
         if measured:
-            line += [number(table["measured"][i]), interval(table["measured_lower"][i], table["measured_upper"][i])]
+            line.append(_with_interval(table, "measured", i))
         rows.append(line)
-    header, numeric = ["class", "groups", "model: bound"], [False, False, True]
+    header, numeric = ["class", "groups", "model:\nat most"], [False, False, True]
     if not by_group:
         header, numeric = header[::2], numeric[::2]
     note = (
@@ -99,92 +144,152 @@ def _certificate(report: SteeringReport, most: int) -> View:
         "a bound for fully steered rows that follow the fitted Gaussians. "
     )
     if measured:
-        header, numeric = [*header, "measured", "interval"], [*numeric, True, True]
-        note += f"Measured: the classifier on held-out steered rows, with an exact {_level(report)} interval. "
-    accuracy = number(report.certificate.accuracy)
-    note += f"By the model, accuracy on the fitted and on the ideal distribution differs by at most {accuracy}."
-    hidden = len(lines) - len(shown) if by_group or len(report.tables["groups"]["group"]) > 2 else 0
-    return View("Certificate: the model and the measurement", note, header, numeric, rows, hidden)
+        header, numeric = [*header, "measured"], [*numeric, True]
+        note += f"Measured: the classifier on held-out steered rows, with an exact {_level(setting)} interval. "
+    if left_out:
+        note += f"Of the classes those with the largest {'measured gap' if measured else 'bound'} are shown. "
+    note += (
+        "By the model, accuracy on the fitted and on the ideal distribution differs by at most "
+        f"{number(setting.accuracy_bound)}."
+    )
+    alone = _worst(table, [i for i in lines if table["group"][i] is None], _MOST_BARS)
+    figure = Figure(
+        "bounds",
+        "Bounds of the model and measured gaps",
+        ["all classes" if table["class"][i] is None else f"class {label_text(table['class'][i])}" for i in alone],
+        {
+            "model": [(table["model"][i], math.nan, math.nan) for i in alone],
+            "measured": [_triple(table, "measured", i) for i in alone],
+        },
+    )
+    hidden = len(lines) - len(shown) if by_group or more_groups else left_out
+    some = len(tables["groups"]["group"]) > 1
+    return View(
+        *("Certificate: the model and the measurement", note, header, numeric, rows, hidden), figure if some else None
+    )
 
 
-def _divergence(report: SteeringReport, most: int) -> View:
-    table = report.tables["divergence"]
+def _worst(table: Table, lines: Sequence[int], most: int) -> list[int]:
+    """Lines in their order; if there are too many, the last, of all classes, and those with the largest gaps."""
+    if len(lines) <= most:
+        return list(lines)
+
+    def size(i: int) -> tuple[float, float]:
+        value, bound = table["measured"][i], table["model"][i]
+        return (-1.0 if math.isnan(value) else value, bound)
+
+    return [*sorted(sorted(lines[:-1], key=size, reverse=True)[: most - 1]), lines[-1]]
+
+
+def _divergence(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["divergence"]
     rows = [[f"rows {what}", nats(b), nats(a)] for what, b, a in zip(*table.values(), strict=True)]
     note = (
         "KL divergence, in nats, of the nearest distribution whose classes look the same in every group (fitted "
         "Gaussians). 0: the features tell nothing of the group that the class does not. What few held-out rows add by "
-        "chance is in both numbers (-: fewer than two rows a feature in some group)."
+        "chance is in both numbers (-: fewer than two rows per feature in some group)."
     )
     return View("How unlike the groups are", note, ["", "before", "after"], [False, True, True], rows, 0)
 
 
-def _groups(report: SteeringReport, most: int) -> View:
-    table = report.tables["groups"]
-    rows = [
-        [name(group), str(n), number(share), number(moved), f"{rank} of {report.n_features}"]
-        for group, n, share, moved, rank in zip(*table.values(), strict=True)
+def _groups(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["groups"]
+    columns = [
+        ("rows", [str(n) for n in table["rows"]]),
+        ("share", [number(share) for share in table["share"]]),
     ]
-    note = (
-        "Displacement: root mean square over rows and features, in standard deviations of the feature in the group. "
-        "Effective rank: directions in which the group varies."
-    )
-    header = ["group", "rows", "share", "displacement", "effective rank"]
-    return View("Groups", note, header, [False, True, True, True, True], *_first(rows, most))
+    note = "Share: of all rows, by weight."
+    order = list(range(len(table["group"])))
+    if "displacement" in table:
+        columns += [
+            ("moved by", [number(x) for x in table["displacement"]]),
+            ("effective\nrank", [f"{rank} of {setting.n_features}" for rank in table["effective_rank"]]),
+        ]
+        note += (
+            " Moved by: root mean square over rows and features, in standard deviations of the feature in the group. "
+            "Effective rank: directions in which the group varies."
+        )
+        if len(order) > most:
+            order = sorted(order, key=lambda i: -_or_zero(table["displacement"][i]))
+            note += " The groups that move most are shown."
+    elif len(order) > most:
+        order = sorted(order, key=lambda i: -table["rows"][i])
+        note += " The largest are shown."
+    rows = [[label_text(table["group"][i]), *(column[i] for _, column in columns)] for i in order[:most]]
+    header = ["group", *(heading for heading, _ in columns)]
+    return View("Groups", note, header, [False, *[True] * len(columns)], rows, max(len(order) - most, 0))
 
 
-def _cells(report: SteeringReport, most: int) -> View:
-    table = report.tables["cells"]
-    recognised = "recognised_after" in table
+def _cells(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["cells"]
+    recognised, steered = "recognised_after" in table, "ideal_share" in table
     order = list(range(len(table["rows"])))
     if len(order) > most:
         order = sorted(order, key=lambda i: table["rows"][i])[:most]
-    rows = []
-    for i in order:
-        line = [
-            name(table["class"][i]),
-            name(table["group"][i]),
-            str(table["rows"][i]),
-            f"{number(table['share'][i])}\n→ {number(table['ideal_share'][i])}",
-            nats(table["kl_divergence"][i]),
-        ]
-        if recognised:
-            line += [_with_interval(table, f"recognised_{when}", i) for when in ("before", "after")]
-        rows.append(line)
-    header = ["class", "group", "rows", "share", "KL"]
-    note = "Share: of all rows, and in the ideal distribution. KL: divergence from the ideal, in nats (model). "
+    header = ["class", "group", "rows", "share"]
+    note = "Share: of all rows"
+    if steered:
+        header += ["ideal\nshare", "KL"]
+        note += ", and in the ideal distribution. KL: divergence from the ideal, in nats (model)"
     if recognised:
         header += ["recognised\nbefore", "recognised\nafter"]
         note += (
-            "Recognised: how often rows of the class are predicted it, held out; below: exact "
-            f"{_level(report)} intervals. "
+            f". Recognised: how often rows of the class are predicted it, held out; below: exact {_level(setting)} "
+            "intervals"
         )
+    rows = []
+    for i in order:
+        line = [
+            label_text(table["class"][i]),
+            label_text(table["group"][i]),
+            str(table["rows"][i]),
+            number(table["share"][i]),
+        ]
+        if steered:
+            line += [number(table["ideal_share"][i]), nats(table["kl_divergence"][i])]
+        if recognised:
+            line += [_with_interval(table, f"recognised_{when}", i) for when in ("before", "after")]
+        rows.append(line)
     hidden = len(table["rows"]) - len(rows)
-    if hidden:
-        note += "The smallest are shown."
-    return View("Classes in groups", note.rstrip(), header, [False, False, *[True] * (len(header) - 2)], rows, hidden)
+    note += ". The smallest are shown." if hidden else "."
+    return View("Classes in groups", note, header, [False, False, *[True] * (len(header) - 2)], rows, hidden)
 
 
-def _features(report: SteeringReport, most: int) -> View:
-    table = report.tables["features"]
+def _features(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["features"]
     rows = [
-        [feature, name(group), f"{shift:+.2f}", "-" if math.isnan(scale) else f"× {scale:.2f}", number(moved)]
+        [
+            label_text(feature),
+            label_text(group),
+            "-" if math.isnan(shift) else f"{shift:+.2f}",
+            "-" if math.isnan(scale) else f"{scale:.2f}",
+            number(moved),
+        ]
         for feature, group, shift, scale, moved in zip(*(x[:most] for x in table.values()), strict=True)
     ]
     note = (
-        "Shift of the mean and root mean square displacement in standard deviations of the feature in the group; "
-        "spread: its standard deviation after steering, relative to before. Largest displacement first."
+        "Shift of the mean and root mean square movement in standard deviations of the feature in the group; spread: "
+        "its standard deviation after steering, relative to before. What moves most comes first."
     )
-    header = ["feature", "group", "shift", "spread", "displacement"]
+    header = ["feature", "group", "shift", "spread", "moved by"]
     hidden = len(table["feature"]) - len(rows)
-    return View("What moved", note, header, [False, False, True, True, True], rows, hidden)
+    drawn = [i for i in range(min(len(rows), _MOST_BARS)) if not math.isnan(table["mean_shift"][i])]
+    figure = Figure(
+        "shifts",
+        "Shift of the mean, in standard deviations",
+        [f"{label_text(table['feature'][i])}, {label_text(table['group'][i])}" for i in drawn],
+        {"after": [(table["mean_shift"][i], math.nan, math.nan) for i in drawn]},
+    )
+    return View("What moved", note, header, [False, False, True, True, True], rows, hidden, figure if drawn else None)
 
 
 # ---- words
 
 
-def name(label: Any) -> str:
-    """Text of a label; the parts of an intersection are joined by commas."""
-    return ", ".join(map(str, label)) if isinstance(label, tuple) else str(label)
+def criterion_text(measure: str) -> str:
+    """Name of a gap, or of accuracy, in words."""
+    text = measure.replace("_", " ")
+    return f"{text} gap" if measure in CRITERIA else text
 
 
 def number(value: float) -> str:
@@ -196,9 +301,7 @@ def nats(value: float) -> str:
     """Three decimals, or three digits of large numbers."""
     if math.isnan(value):
         return "-"
-    if math.isinf(value):
-        return "∞"
-    return f"{value:.3f}" if value < 100 else f"{value:.3g}"
+    return f"{abs(value) if abs(value) < 0.0005 else value:.3f}" if value < 100 else f"{value:.3g}"
 
 
 def interval(lower: float, upper: float, *, signed: bool = False) -> str:
@@ -209,17 +312,21 @@ def interval(lower: float, upper: float, *, signed: bool = False) -> str:
     return f"[{lower:{sign}.3f}, {upper:{sign}.3f}]"
 
 
-def _with_interval(table: dict[str, list[Any]], column: str, i: int, *, signed: bool = False) -> str:
-    value = table[column][i]
+def _triple(table: Table, column: str, i: int) -> tuple[float, float, float]:
+    return table[column][i], table[f"{column}_lower"][i], table[f"{column}_upper"][i]
+
+
+def _with_interval(table: Table, column: str, i: int, *, signed: bool = False) -> str:
+    value, lower, upper = _triple(table, column, i)
     if math.isnan(value):
         return "-"
     text = f"{value:+.3f}" if signed else number(value)
-    return f"{text}\n{interval(table[f'{column}_lower'][i], table[f'{column}_upper'][i], signed=signed)}"
+    return f"{text}\n{interval(lower, upper, signed=signed)}"
 
 
-def _first(rows: list[list[str]], most: int) -> tuple[list[list[str]], int]:
-    return rows[:most], max(len(rows) - most, 0)
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
 
 
-def _level(report: SteeringReport) -> str:
-    return f"{100 * report.confidence_level:g} %"
+def _level(setting: Setting) -> str:
+    return f"{100 * setting.confidence_level:g} %"

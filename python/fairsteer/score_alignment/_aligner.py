@@ -12,7 +12,7 @@ from scipy.sparse import issparse
 from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_consistent_length, get_tags, indexable
+from sklearn.utils import get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -27,16 +27,17 @@ from fairsteer._utils.estimators import (
     weight_params,
 )
 from fairsteer._utils.folds import rows_of
-from fairsteer._utils.input import check_classes, few, unknown_group_message, warn_caller
+from fairsteer._utils.input import check_classes, few, warn_caller
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight
-from fairsteer.groups import MISSING, GroupEncoder
+from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
 from fairsteer.score_alignment._cells import Aggregate, Alignment, Constraint
 from fairsteer.score_alignment._cross_fitting import (
     aligned_proba,
     class_decision,
     cross_fitted_alignment,
     log_zero_allowed,
+    refitted_scores,
 )
 
 
@@ -266,30 +267,9 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         labels = self._labels_of(X, sensitive_features, reset=True)
         y = check_classes(y, X)
         weight = check_sample_weight(sample_weight, X)
+        grouped = GroupedRows.read(labels, X, weight, purpose="nothing is being aligned: all rows form one group")
         weight = np.ones(len(y)) if weight is None else weight
-        codes = np.zeros(len(y), dtype=np.intp)
-        self._encoder = None
-        if labels is None:
-            warn_caller(
-                "No groups were given, so nothing is being aligned: all rows form one group. Pass "
-                "sensitive_features=… or name sensitive_columns=…."
-            )
-        else:
-            self._encoder = GroupEncoder().fit(labels)
-            codes = self._encoder.encode(labels)
-            check_consistent_length(y, codes)
-            if (codes == MISSING).any():
-                warn_caller(f"{(codes == MISSING).sum()} of {len(y)} rows have a missing group and are left out.")
-        kept = (codes >= 0) & (weight > 0)
-        if not kept.any():
-            msg = f"No row is left to fit: of {len(y)}, all have a missing group or sample_weight zero."
-            raise ValueError(msg)
-        present, group_codes = np.unique(codes[kept], return_inverse=True)
-        self.groups_ = np.array([0]) if self._encoder is None else self._encoder.groups_[present]
-        if self._encoder is not None:
-            self._encoder.groups_ = self.groups_
-        codes = np.full(len(y), MISSING, dtype=np.intp)
-        codes[kept] = group_codes
+        self._encoder, self.groups_, kept, codes = grouped.encoder, grouped.groups, grouped.kept, grouped.codes
 
         metadata = {} if sensitive_features is None else {"sensitive_features": sensitive_features}
         to_fit = self._passed_on("fit", "fit", metadata | ({} if sample_weight is None else {"sample_weight": weight}))
@@ -302,16 +282,14 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         self.max_gap_ = self.max_gap
         if len(self.classes_) > 1:
             self._alignment, cells = cross_fitted_alignment(
-                self.estimator,
+                refitted_scores(self.estimator, X, y, self.classes_, to_fit, to_ask),
                 X,
-                y,
+                frozen=isinstance(self.estimator, FrozenEstimator),
                 y_codes=y_codes,
                 group_codes=codes,
                 weight=weight,
                 classes=self.classes_,
                 groups=self.groups_,
-                fit_params=to_fit,
-                predict_params=to_ask,
                 cv=self.cv,
                 constraint=self.constraint,
                 max_gap=self.max_gap,
@@ -320,7 +298,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
                 shrinkage=self.shrinkage,
             )
             self._effective_rows, self.max_gap_ = cells.effective_rows, self._alignment.budget
-        self._shares = np.bincount(group_codes, weight[kept]) / weight[kept].sum()
+        self._shares = np.bincount(codes[kept], weight[kept]) / weight[kept].sum()
         return self
 
     def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -468,34 +446,16 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
             self._sensitive_positions = column_positions(self.sensitive_columns, X, names, self.n_features_in_)
         return select_columns(X, self._sensitive_positions)
 
-    def _codes(self, labels: Any, n_rows: int) -> Codes:
+    def _codes(self, labels: Any, X: Any) -> Codes:
         """Positions in ``groups_``; negative for rows that get the average."""
-        if self._encoder is None:
-            if labels is not None:
-                msg = "sensitive_features are given, but the aligner was fitted without groups. Fit it again with them."
-                raise ValueError(msg)
-            return np.zeros(n_rows, dtype=np.intp)
-        average = self.unknown_group == "average"
+        if self._encoder is None and labels is not None:
+            msg = "sensitive_features are given, but the aligner was fitted without groups. Fit it again with them."
+            raise ValueError(msg)
         ways_out = (
             "pass sensitive_features=… with a known group in every row, fit with sensitive_columns=… to take the "
             "groups from columns of X, or set unknown_group='average' to average over the groups"
         )
-        if labels is None:
-            if average:
-                return np.full(n_rows, MISSING, dtype=np.intp)
-            msg = (
-                f"No groups are given, but the aligner was fitted on the groups "
-                f"{few(map(repr, self.groups_.tolist()))} and maps a row's score by its group. The way out: {ways_out}."
-            )
-            raise ValueError(msg)
-        codes = self._encoder.encode(labels)
-        if len(codes) != n_rows:
-            msg = f"sensitive_features has {len(codes)} rows and X has {n_rows}."
-            raise ValueError(msg)
-        if not average and (codes < 0).any():
-            counts = self._encoder.unknown_counts(labels)
-            raise ValueError(unknown_group_message(codes, counts, self.groups_, ways_out))
-        return codes
+        return known_codes(self._encoder, labels, X, ways_out, infer=self.unknown_group == "average")
 
     def _passed_on(self, caller: str, callee: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Keywords for a method of the classifier."""
@@ -523,7 +483,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         passed = self._passed_on(caller, asked_method(self.estimator_), metadata)
         scores = class_scores(self.estimator_, X, self.classes_, passed)
         validate_data(self, X, reset=False, skip_check_array=True)
-        codes = self._codes(self._labels_of(X, sensitive_features, reset=False), len(scores))
+        codes = self._codes(self._labels_of(X, sensitive_features, reset=False), X)
         if self._alignment is None:
             return np.ones((len(scores), 1))
         return aligned_proba(self._alignment, scores, codes, self._shares)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
+from sklearn.utils.parallel import Parallel, delayed
 
 from fairsteer._utils.estimators import class_scores
 from fairsteer._utils.folds import check_fold_classes, rows_of, stratified_splits
@@ -18,6 +18,8 @@ from fairsteer._utils.types import Codes, Doubles
 from fairsteer.score_alignment._cells import Aggregate, Alignment, Cells, Constraint
 from fairsteer.score_alignment._monotone import MonotoneAlignment
 from fairsteer.score_alignment._offsets import OffsetAlignment
+
+HeldOutScores = Callable[[Codes | None, Codes], Doubles]
 
 
 def align(
@@ -50,39 +52,75 @@ def align(
     return OffsetAlignment.fit(scores, cells, max_gap, shrinkage, aggregate, calibrate)
 
 
-def cross_fitted_alignment(
+def refitted_scores(
     estimator: Any,
     X: Any,
     y: npt.NDArray[Any],
+    classes: npt.NDArray[Any],
+    fit_params: Mapping[str, Any],
+    predict_params: Mapping[str, Any],
+) -> HeldOutScores:
+    """Scores of rows by clones of a classifier that are fitted without them; a FrozenEstimator is used as it is.
+
+    Parameters
+    ----------
+    estimator : classifier
+        It is cloned, unless it is a FrozenEstimator.
+    X, y : of n_samples rows each
+        Rows and their classes.
+    classes : ndarray
+        Labels that every training fold must hold.
+    fit_params, predict_params : mapping
+        Keywords for the classifier, each of n_samples rows.
+    """
+
+    def scores(train: Codes | None, test: Codes) -> Doubles:
+        model = clone(estimator)
+        if train is not None:
+            rows, labels, *values = rows_of((X, y, *fit_params.values()), train)
+            model.fit(rows, labels, **dict(zip(fit_params, values, strict=True)))
+            check_fold_classes(labels, classes)
+        rows, *values = rows_of((X, *predict_params.values()), test)
+        return class_scores(model, rows, classes, dict(zip(predict_params, values, strict=True)))
+
+    return scores
+
+
+def cross_fitted_alignment(
+    held_out_scores: HeldOutScores,
+    X: Any,
     *,
     y_codes: Codes,
     group_codes: Codes,
     weight: Doubles,
     classes: npt.NDArray[Any],
     groups: npt.NDArray[Any],
-    fit_params: Mapping[str, Any],
-    predict_params: Mapping[str, Any],
     cv: Any,
     constraint: Constraint,
+    frozen: bool = False,
     max_gap: float = 0.0,
     aggregate: Aggregate = "max",
     calibrate: bool = False,
     shrinkage: float = 10.0,
+    n_jobs: int | None = None,
+    verbose: int = 0,
 ) -> tuple[Alignment, Cells]:
     """Fit an alignment on out-of-fold scores of a classifier.
 
     Parameters
     ----------
-    estimator : classifier
-        It is cloned, unless it is a FrozenEstimator.
-    X, y, y_codes, group_codes, weight : of n_samples rows each
+    held_out_scores : callable
+        Gives the scores of rows to test by a classifier that is fitted to rows to train on, both as positions.
+    X, y_codes, group_codes, weight : of n_samples rows each
         Rows; those with a negative code or weight zero take no part.
     classes, groups : ndarray
         Labels of the codes.
-    fit_params, predict_params : mapping
-        Keywords for the classifier, each of n_samples rows.
+    frozen : bool, default=False
+        Whether there is no training, and all rows are tested at once.
     cv, constraint, max_gap, aggregate, calibrate, shrinkage
         As for ScoreAligner.
+    n_jobs, verbose
+        Folds at the same time, and what joblib tells of them.
 
     Returns
     -------
@@ -91,24 +129,19 @@ def cross_fitted_alignment(
     cells : Cells
         The rows that they were fitted on.
     """
+    n_rows = len(y_codes)
     kept = (group_codes >= 0) & (weight > 0)
-    scores = np.full((len(y), len(classes)) if len(classes) > 2 else len(y), np.nan)
-    tested = np.zeros(len(y), dtype=np.intp)
-    for train, test in stratified_splits(
-        cv, X, y_codes, group_codes, kept, frozen=isinstance(estimator, FrozenEstimator)
-    ):
-        model = clone(estimator)
-        if train is not None:
-            rows, labels, *values = rows_of((X, y, *fit_params.values()), train)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
-                model.fit(rows, labels, **dict(zip(fit_params, values, strict=True)))
-            check_fold_classes(model, labels, classes)
-        rows, *values = rows_of((X, *predict_params.values()), test)
-        scores[test] = class_scores(model, rows, classes, dict(zip(predict_params, values, strict=True)))
+    scores = np.full((n_rows, len(classes)) if len(classes) > 2 else n_rows, np.nan)
+    tested = np.zeros(n_rows, dtype=np.intp)
+    folds = list(stratified_splits(cv, X, y_codes, group_codes, kept, frozen=frozen))
+    found = Parallel(n_jobs=n_jobs, verbose=verbose)(
+        delayed(_silently)(held_out_scores, train, test, silent=train is not None) for train, test in folds
+    )
+    for (_, test), of_fold in zip(folds, found, strict=True):
+        scores[test] = of_fold
         tested[test] += 1
     if (tested > 1).any():
-        msg = f"cv={cv!r} tests {(tested > 1).sum()} of {len(y)} rows more than once; the test rows must not overlap."
+        msg = f"cv={cv!r} tests {(tested > 1).sum()} of {n_rows} rows more than once; the test rows must not overlap."
         raise ValueError(msg)
     use = tested == 1
     # Weights of mean 1, unless they stand for repeated rows, so that their scale does not count for rows.
@@ -124,6 +157,13 @@ def cross_fitted_alignment(
             "made worse at random. Better features for the other group are the way out."
         )
     return alignment, cells
+
+
+def _silently(held_out_scores: HeldOutScores, train: Codes | None, test: Codes, *, silent: bool) -> Doubles:
+    with warnings.catch_warnings():
+        if silent:
+            warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
+        return held_out_scores(train, test)
 
 
 def aligned_proba(alignment: Alignment, scores: Doubles, codes: Codes, group_proba: Doubles) -> Doubles:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fairsteer._utils.fields import Fields
 from fairsteer._utils.input import few
 from fairsteer.torch._groups import GroupPositions, with_axes
 from fairsteer.torch._source import Centre, GroupPosterior, Settings, Source, read_source
@@ -61,10 +62,11 @@ class SteeringModule(nn.Module):
     Notes
     -----
     **Precision.** The maps are made in double precision and rounded once, to `dtype`. They are kept as displacements,
-    relative to a point amid the group's rows, so that rounding them costs digits of the step that a vector takes and none
-    of where it starts, however far from the origin that is. A vector is moved in the wider of its own type and the module's, and rounded once, to its own: with the module in float32, half-precision
-    vectors come back as near as their type allows. ``module.half()`` and ``module.to(torch.bfloat16)`` make the
-    product itself one in half precision, which is faster on accelerators and errs by one rounding of the step more.
+    relative to a point amid the group's rows, so that rounding them costs digits of the step that a vector takes and
+    none of where it starts, however far from the origin that is. A vector is moved in the wider of its own type and the
+    module's, and rounded once, to its own: with the module in float32, half-precision vectors come back as near as
+    their type allows. ``module.half()`` and ``module.to(torch.bfloat16)`` make the product itself one in half
+    precision, which is faster on accelerators and errs by one rounding of the step more.
     What ``unknown_group="infer"`` needs stays in double precision wherever the module moves.
 
     **What comes back untouched.** Vectors whose map is the identity (the reference group), and all vectors at strength
@@ -342,9 +344,15 @@ class SteeringModule(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         """Take labels and settings from a state."""
-        block = json.loads(bytes(state.tolist()))
-        self.strength = block.pop("strength")
-        self._set(Settings.from_json(block))
+        try:
+            block = Fields(json.loads(bytes(state.tolist())), "state")
+            strength = block.number("strength", 0, 1)
+            settings = Settings.from_json(block, len(self.offset))
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            msg = f"This is no state of a SteeringModule: {str(error)[:200]}."
+            raise ValueError(msg) from error
+        self.strength = strength
+        self._set(settings)
 
 
 def _check_positive(hidden: Tensor) -> None:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairsteer._utils.labels import label_array, labels_from_json, labels_to_json
+from fairsteer._utils.fields import Fields
+from fairsteer._utils.labels import label_array, labels_to_json
 from fairsteer._utils.types import Doubles
-from fairsteer.baselines import LeaceTransformer
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
@@ -57,15 +57,42 @@ class Settings(NamedTuple):
             **self._asdict(),
             "groups": labels_to_json(self.groups),
             "labels": None if self.labels is None else labels_to_json(self.labels),
+            "calibration": None if self.calibration is None else self.calibration[1],
+            "calibration_slope": None if self.calibration is None else self.calibration[0],
         }
 
     @classmethod
-    def from_json(cls, block: Mapping[str, Any]) -> Settings:
-        labels = block["labels"]
+    def from_json(cls, block: Fields, n_maps: int) -> Settings:
+        """Read what `to_json` wrote, for so many maps."""
+        groups = block.labels("groups")
+        one_for_all = block.flag("one_for_all")
+        if len(groups) != n_maps and not (one_for_all and n_maps == 1):
+            msg = f"it has {n_maps} maps for {len(groups)} groups"
+            raise ValueError(msg)
+        labels, positions, column_names = None, block.positions("positions", len(groups), distinct=False), None
+        if "labels" in block:
+            labels = block.labels("labels")
+            n_columns = len(labels[0]) if isinstance(labels[0], tuple) else 1
+            column_names = block.names("column_names", n_columns)
+        if len(positions) != (1 if labels is None else len(labels)):
+            msg = f"it has {len(positions)} positions for its labels"
+            raise ValueError(msg)
+        calibration = None
+        if "calibration" in block:
+            slope, offsets = block.number("calibration_slope", 0), block.numbers("calibration", -np.inf)
+            if len(offsets) != len(groups):
+                raise ValueError("its calibration is of other groups")
+            calibration = slope, offsets
         return cls(
-            groups=labels_from_json(block["groups"]),
-            labels=None if labels is None else labels_from_json(labels),
-            **{name: block[name] for name in cls._fields if name not in ("groups", "labels")},
+            groups=groups,
+            labels=labels,
+            positions=positions,
+            column_names=column_names,
+            moving=block.positions("moving", n_maps),
+            one_for_all=one_for_all,
+            unknown_group=block.text("unknown_group", ("error", "infer", "infer_hard")),
+            calibration=calibration,
+            log=block.flag("log"),
         )
 
 
@@ -193,7 +220,7 @@ def read_source(source: Any) -> Parts:
 
 
 def _at(centre: Doubles, displacement: Doubles, offset: Doubles) -> Doubles:
-    """Steps from the centres, given those from the origin."""
+    """Take steps from the centres that are given from the origin."""
     steps: Doubles = offset + np.einsum("aij,aj->ai", displacement, centre)
     return steps
 
@@ -240,7 +267,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> Parts:
         positions=transformer._group_of_label.tolist(),
         column_names=None if encoder is None else encoder.column_names_,
         moving=moving,
-        one_for_all=isinstance(transformer, LeaceTransformer),
+        one_for_all=transformer.one_map,
         unknown_group=transformer.unknown_group,
         calibration=None if calibration is None else (calibration.slope, calibration.offsets.tolist()),
         log=coordinates.log,

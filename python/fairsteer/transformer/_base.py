@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from abc import ABCMeta, abstractmethod
 from collections.abc import Hashable
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import issparse
-from scipy.special import softmax
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-from sklearn.utils import check_array, check_consistent_length, get_tags
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
+from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.estimators import available_if, fit_context
 from fairsteer._utils.input import (
-    ROW_CHECKS,
     brief,
     check_classes,
+    check_rows,
     few,
     is_bfloat16,
-    unknown_group_message,
+    num_rows,
     warn_caller,
     widen_bfloat16,
 )
-from fairsteer._utils.types import Codes, CovarianceModel, Floats
-from fairsteer._utils.weights import check_sample_weight
-from fairsteer.groups import MISSING, GroupEncoder, renumber
+from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
+from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
-from fairsteer.transformer._calibration import N_FOLDS, GroupCalibration, held_out_folds
+from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
-from fairsteer.transformer._maps import AffineMaps, FoldedMaps, row_chunks
-from fairsteer.transformer._reading import Batch, check_as_before
+from fairsteer.transformer._maps import AffineMaps, FoldedMaps
+from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
 
@@ -88,13 +82,13 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     feature_transform: Any = None
     strength: float = 1.0
     sensitive_columns: Any = None
-    unknown_group: Literal["error", "infer", "infer_hard"] = "error"
+    unknown_group: UnknownGroup = "error"
     min_cell_size: int = 0
-    small_cells: Literal["error", "pool", "merge"] = "error"
+    small_cells: SmallCells = "error"
 
     _parameter_constraints = {
         "reference_group": [Hashable, None],
-        "covariance": [StrOptions({"tied", "full", "diagonal"})],
+        "covariance": [StrOptions(set(get_args(CovarianceModel)))],
         "shrinkage": [
             StrOptions({"ledoit_wolf", "oas"}),
             Interval(Real, 0, 1, closed="both"),
@@ -109,11 +103,17 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         ],
         "strength": [Interval(Real, 0, 1, closed="both")],
         "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
-        "unknown_group": [StrOptions({"error", "infer", "infer_hard"})],
+        "unknown_group": [StrOptions(set(get_args(UnknownGroup)))],
         "min_cell_size": [Interval(Integral, 0, None, closed="left")],
-        "small_cells": [StrOptions({"error", "pool", "merge"})],
+        "small_cells": [StrOptions(set(get_args(SmallCells)))],
     }
 
+    #: Whether one map serves all rows, whatever their groups.
+    one_map: ClassVar[bool] = False
+    #: Attributes that are known once the maps are: after ``fit``, and after the first use that follows ``partial_fit``.
+    _of_maps: ClassVar[tuple[str, ...]] = ("maps_",)
+
+    maps_: dict[Any, tuple[Doubles, Doubles]]
     _class_blind: bool
     _encoder: GroupEncoder | None
     _sensitive_positions: list[int]
@@ -172,37 +172,49 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             not discrete labels, a group has no rows, or no rows are left; or if a subgroup has fewer
             than `min_cell_size` rows and ``small_cells="error"``, or every group would have to merge.
         """
-        batch = self._read_batch(X, y, sensitive_features, sample_weight, reset=True)
+        return self._fit_batch(self._read(X, y, sensitive_features, sample_weight, reset=True).batch())
+
+    def _fit_batch(self: _Self, batch: Batch, *, infers: bool = True) -> _Self:
+        """Fit to rows that have been read; without `infers` nothing is learnt that only unknown groups need."""
         weighted = batch.sample_weight is not None and np.ptp(batch.sample_weight) > 0
         if weighted and hasattr(self.shrinkage, "fit"):
             msg = (
-                f"shrinkage={self.shrinkage!r} cannot take sample_weight. Use 'ledoit_wolf', 'oas', a number in "
+                f"shrinkage={brief(self.shrinkage)} cannot take sample_weight. Use 'ledoit_wolf', 'oas', a number in "
                 "[0, 1] or None, or leave sample_weight out."
             )
             raise ValueError(msg)
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
         self._set_moments(self._batch_moments(rows, batch), batch)
-        self._solution = self._solve(self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes))
-        self.group_calibration_ = self._calibrate(rows, batch)
+        self._set_solution(self._solve(self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)))
+        self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
+
+    def _fit_alike(self: _Self, batch: Batch) -> _Self:
+        """Fit a clone to some of the rows that this one has read; it is for rows of known groups only."""
+        other: _Self = clone(self)
+        for name in ("n_features_in_", "feature_names_in_", "_sensitive_positions"):
+            if hasattr(self, name):
+                setattr(other, name, getattr(self, name))
+        return other._fit_batch(batch, infers=False)
 
     @available_if(_takes_batches)
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
-        self: _Self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
+        self: _Self, X: Any = None, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
     ) -> _Self:
         """Add a batch of rows to the fitted distributions.
 
         Batches give the same result as one ``fit`` on all rows, in any order; new classes and
         groups may appear in any batch. (With ``shrinkage="ledoit_wolf"`` and tied covariances the
         intensity of the shrinkage is the same up to a term of relative size 1/n.) The maps are found
-        when they are next used.
+        when rows are next transformed, or when this is called without rows; until then there are no
+        attributes that follow from them (`maps_`, …).
 
         Parameters
         ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows.
+        X : array-like or dataframe of shape (n_samples, n_features), default=None
+            Rows. None: there are no more, find the maps.
         y : array-like of shape (n_samples,), default=None
             Class labels; in all batches or in none.
         sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
@@ -223,15 +235,20 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             If `shrinkage` or `feature_transform` is an estimator that needs all rows at once: there is no
             ``partial_fit`` then.
         """
+        if X is None and y is None and sensitive_features is None and sample_weight is None:
+            self._fitted()
+            return self
         first = not hasattr(self, "moments_")
-        batch = self._read_batch(X, y, sensitive_features, sample_weight, reset=first)
+        batch = self._read(X, y, sensitive_features, sample_weight, reset=first).batch()
         if first:
             self.feature_transform_ = self._fit_coordinates(batch)
         moments = self._batch_moments(self._to_model(batch.rows), batch)
         self._set_moments(moments if first else self.moments_.merge(moments), batch)
-        self._solution = self.group_calibration_ = None
+        self._set_solution(None)
+        self.group_calibration_ = None
         return self
 
+    @fit_context(prefer_skip_nested_validation=True)
     def fit_transform(self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None) -> Any:
         """Fit, then transform the same rows: equal to ``fit(…).transform(…)``.
 
@@ -252,50 +269,29 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         ndarray or dataframe of shape (n_samples, n_features_out)
             Steered rows.
         """
-        self.fit(X, y, sensitive_features=sensitive_features, sample_weight=sample_weight)
-        return self._transform(X, sensitive_features)
+        reading = self._read(X, y, sensitive_features, sample_weight, reset=True)
+        self._fit_batch(reading.batch())
+        codes = self._resolved(reading.rows, self._codes_of(reading))
+        return self._as_dtype_of(X, self._move(reading.rows, codes, self._group_maps(self._strength())))
 
-    def _read_batch(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Batch:
-        rows, labels = self._read_rows(X, sensitive_features, reset=reset)
-        if not reset:
-            check_as_before("groups", labels is not None, self._encoder is not None)
-            check_as_before("class labels", y is not None, not self._class_blind)
-        class_blind = y is None
-        y = np.zeros(len(rows), dtype=np.intp) if class_blind else check_classes(y, rows)
-        weight = check_sample_weight(sample_weight, rows)
+    def _read(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
+        return read_fit(self, X, y, sensitive_features, sample_weight, reset=reset)
 
-        encoder = None
-        codes = np.zeros(len(rows), dtype=np.intp)
-        if labels is not None:
-            encoder = GroupEncoder() if reset or self._encoder is None else copy.copy(self._encoder)
-            codes = encoder.partial_fit_encode(labels)
-            check_consistent_length(rows, codes)
-        n_missing = int((codes == MISSING).sum())
-        if labels is None:
-            warn_caller(
-                "No groups were given, so nothing is being steered: all rows form one group and keep their features. "
-                "Pass sensitive_features=… or name sensitive_columns=…."
-            )
-        elif n_missing:
-            warn_caller(f"{n_missing} of {len(rows)} rows have a missing group and are left out of the fit.")
-
-        if n_missing or (weight is not None and not weight.all()):
-            kept = (codes != MISSING) & (weight != 0)
-            if not kept.any():
-                msg = (
-                    f"No row is left to fit: {n_missing} of {len(rows)} have a missing group, the others have "
-                    "sample_weight zero."
-                )
-                raise ValueError(msg)
-            rows, y, codes = rows[kept], y[kept], codes[kept]
-            weight = None if weight is None else weight[kept]
-        classes, y_codes = np.unique(y, return_inverse=True)
-        present, codes = renumber(codes, 1 if encoder is None else len(encoder.groups_))
-        groups = present if encoder is None else encoder.groups_[present]
-        return Batch(rows, y_codes, codes, weight, classes, groups, encoder, class_blind)
+    def _codes_of(self, reading: Reading) -> Codes:
+        """Find the groups of all rows that were read for the fit, as `_known_codes` would."""
+        if self._encoder is None or self.one_map:
+            return np.zeros(len(reading.rows), dtype=np.intp)
+        codes = reading.codes_in(self.moments_.groups, infer=self.unknown_group != "error")
+        return np.where(codes < 0, codes, self._group_of_label[codes])
 
     def _fit_coordinates(self, batch: Batch) -> Any:
-        return fit_coordinates(self.feature_transform, batch.rows, self._feature_names(), batch.sample_weight)
+        return fit_coordinates(
+            self.feature_transform,
+            batch.rows,
+            self._feature_names(),
+            batch.sample_weight,
+            named=hasattr(self, "feature_names_in_"),
+        )
 
     def _batch_moments(self, rows: Floats, batch: Batch) -> SubgroupMoments:
         moments = SubgroupMoments(
@@ -304,7 +300,16 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             groups=batch.groups,
             covariance=self.covariance,
         )
-        return moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
+        moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
+        if not moments.is_finite():
+            sizes, names = np.abs(rows).max(axis=0), self._feature_names()
+            j = int(sizes.argmax())
+            name = repr(names[j]) if len(names) == len(sizes) else f"number {j}"
+            msg = (
+                f"The feature {name} is too large to be squared: it reaches {sizes[j]:.3g}. Scale it, or leave it out."
+            )
+            raise ValueError(msg)
+        return moments
 
     def _set_moments(self, moments: SubgroupMoments, batch: Batch) -> None:
         self.moments_ = moments
@@ -357,6 +362,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _solve(self, shrunk: SubgroupMoments) -> Solution:
         """Model of the subgroups, and the maps that follow from it."""
         self._check_sizes()
+        _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():
             way_out = "Lower shrinkage, or leave such features out."
             if self.feature_transform is None:
@@ -403,38 +409,49 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             )
             raise ValueError(msg)
 
-    def _calibrate(self, rows: Floats, batch: Batch) -> GroupCalibration | None:
-        """Compare the groups' probabilities with the groups of rows that were held out."""
-        if self.unknown_group == "error" or len(self.groups_) == 1:
-            return None
-        folds, sample = held_out_folds(batch.rows, batch.y_codes * len(batch.groups) + batch.group_codes)
-        parts = []
-        for fold in range(N_FOLDS):
-            part = batch._replace(y_codes=np.where(folds == fold, batch.y_codes, -1))
-            parts.append(self._batch_moments(rows, part))
-        log_proba = np.empty((len(sample), len(self.groups_)))
-        for fold in range(N_FOLDS):
-            rest = functools.reduce(SubgroupMoments.merge, (part for i, part in enumerate(parts) if i != fold))
-            y_codes = np.where(folds == fold, -1, batch.y_codes)
-            model = self._borrowed(self._shrunk(rest, rows, y_codes, batch.group_codes))
-            held_out = np.flatnonzero(folds[sample] == fold)
-            for chunk in (held_out[some] for some in row_chunks(len(held_out))):
-                log_proba[chunk] = np.logaddexp.reduce(model.log_joint(rows[sample[chunk]].astype(np.float64)), axis=1)
-        weight = np.ones(len(sample)) if batch.sample_weight is None else batch.sample_weight[sample]
-        return GroupCalibration.fit(log_proba, self._group_of_label[batch.group_codes[sample]], weight)
-
     def _fitted(self) -> Solution:
         """Model of the subgroups, and what holds the maps."""
         check_is_fitted(self, "moments_")
         if self._solution is None:  # rows have come by partial_fit since
-            self._solution = self._solve(self._shrunk(self.moments_))
+            solution = self._solve(self._shrunk(self.moments_))
+            self._set_solution(solution)
+            return solution
         return self._solution
 
-    @property
-    def maps_(self) -> dict[Any, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-        """Map ``(A, b)`` of each group at full strength."""
-        maps = self._fitted().maps
-        return {group: (maps.linear[a], maps.offset[a]) for a, group in enumerate(self.groups_.tolist())}
+    def _set_solution(self, solution: Solution | None) -> None:
+        self._solution = solution
+        for name in self._of_maps:
+            self.__dict__.pop(name, None)
+        if solution is not None:
+            self.__dict__.update(self._attributes_of(solution))
+
+    def _attributes_of(self, solution: Solution) -> dict[str, Any]:
+        """Fitted attributes that follow from the maps."""
+        linear, offset = solution.maps.linear, solution.maps.offset
+        one = len(linear) == 1
+        of_group = enumerate(self.groups_.tolist())
+        return {"maps_": {group: (linear[0 if one else a], offset[0 if one else a]) for a, group in of_group}}
+
+    if not TYPE_CHECKING:  # with it, type checkers would believe in any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self)._of_maps and "moments_" in self.__dict__:
+                msg = (
+                    f"There is no {name} yet: rows have come by partial_fit, and maps are found when rows are next "
+                    "transformed. To find them now, call partial_fit() without rows."
+                )
+                raise AttributeError(msg)
+            return object.__getattribute__(self, name)  # raises what it raised before
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Views of what is there already, which would be copied.
+        return {name: value for name, value in super().__getstate__().items() if name not in self._of_maps}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        solution = self.__dict__.get("_solution")
+        if solution is not None:
+            self.__dict__.update(self._attributes_of(solution))
 
     # ---- moving rows
 
@@ -488,7 +505,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             strength.
         """
         check_is_fitted(self, "moments_")
-        rows = check_array(widen_bfloat16(X), **ROW_CHECKS, estimator=self)
+        rows = check_rows(widen_bfloat16(X), self)
         names = self._feature_names()
         if rows.shape[1] != len(names):
             msg = (
@@ -563,15 +580,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _group_maps(self, strength: float) -> AffineMaps:
         return self._fitted().folded(strength)
 
-    def _group_proba(self, rows: Floats) -> npt.NDArray[np.float64]:
-        shrunk = self._fitted().model
-        proba = np.empty((len(rows), len(self.groups_)))
-        for chunk in row_chunks(len(rows)):
-            log_proba = np.logaddexp.reduce(shrunk.log_joint(rows[chunk].astype(np.float64)), axis=1)
-            if self.group_calibration_ is not None:
-                log_proba = self.group_calibration_.apply(log_proba)
-            proba[chunk] = softmax(log_proba, axis=1)
-        return proba
+    def _group_proba(self, rows: Floats) -> Doubles:
+        return group_proba(self._fitted().model, rows, self.group_calibration_)
 
     def _strength(self) -> float:
         # Checked here as well as in fit, since it may be set in between.
@@ -583,45 +593,30 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     # ---- reading input
 
     def _read_rows(self, X: Any, sensitive_features: Any, *, reset: bool) -> tuple[Floats, Any]:
-        """Read and validate features, and the group labels beside them (None: there are none)."""
-        X = widen_bfloat16(X)
-        if self.sensitive_columns is None:
-            if reset:
-                self._sensitive_positions = []
-            return validate_data(self, X, reset=reset, **ROW_CHECKS), sensitive_features
-        if sensitive_features is not None:
-            msg = (
-                f"Groups are given twice, by sensitive_columns={self.sensitive_columns!r} and by "
-                "sensitive_features. Leave one out."
-            )
-            raise ValueError(msg)
-        if issparse(X):
-            check_array(X, **ROW_CHECKS, estimator=self)  # raises scikit-learn's error
-        validate_data(self, X, reset=reset, skip_check_array=True)
-        if reset:
-            self._sensitive_positions = column_positions(
-                self.sensitive_columns,
-                X,
-                getattr(self, "feature_names_in_", None),
-                self.n_features_in_,
-            )
-        rest = [j for j in range(self.n_features_in_) if j not in self._sensitive_positions]
-        labels = select_columns(X, self._sensitive_positions)
-        rows = check_array(select_columns(X, rest), **ROW_CHECKS, estimator=self, input_name="X")
-        return rows, labels
+        """Features, and the group labels beside them."""
+        return read_rows(self, X, sensitive_features, reset=reset)
 
     def _read_rows_and_codes(self, X: Any, sensitive_features: Any) -> tuple[Floats, Codes]:
         """Features and groups; a negative code stands for a group to be inferred."""
         rows, labels = self._read_rows(X, sensitive_features, reset=False)
-        infer = self.unknown_group in ("infer", "infer_hard")
-        if labels is None and self._encoder is not None and infer:
-            codes = np.full(len(rows), MISSING, dtype=np.intp)
-        else:
-            codes = self._known_codes(labels, rows, "transform", infer=infer)
+        codes = self._known_codes(labels, rows, "transform", infer=self.unknown_group != "error")
+        return rows, self._resolved(rows, codes)
+
+    def _resolved(self, rows: Floats, codes: Codes) -> Codes:
+        """Codes in which the likeliest group stands for unknown ones, if `unknown_group` says so."""
         unknown = codes < 0
-        if self.unknown_group == "infer_hard" and unknown.any():
-            codes[unknown] = self._group_proba(self._to_model(rows[unknown])).argmax(axis=1)
-        return rows, codes
+        if self.unknown_group != "infer_hard" or not unknown.any():
+            return codes
+        resolved = codes.copy()
+        resolved[unknown] = self._group_proba(self._to_model(rows[unknown])).argmax(axis=1)
+        return resolved
+
+    def _known_codes(self, labels: Any, rows: Any, method: str, *, infer: bool = False) -> Codes:
+        """Positions in `groups_`; negative for a group to be inferred."""
+        if self.one_map:
+            return np.zeros(num_rows(rows), dtype=np.intp)
+        codes = read_codes(labels, rows, self._encoder, method=method, infer=infer)
+        return codes if self._encoder is None else np.where(codes < 0, codes, self._group_of_label[codes])
 
     def _encode(self, encoder: GroupEncoder, labels: Any) -> Codes:
         """Positions in `groups_`; negative for labels that are missing or new."""
@@ -632,36 +627,14 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         """Give the groups of the rows of ``fit``, negative for those that were left out."""
         return np.zeros(n_rows, dtype=np.intp) if self._encoder is None else self._encode(self._encoder, labels)
 
-    def _known_codes(self, labels: Any, rows: Any, method: str, *, infer: bool = False) -> Codes:
-        if self._encoder is None:
-            if labels is not None:
-                msg = (
-                    "sensitive_features are given, but the steering was fitted without groups. Fit "
-                    "it again with sensitive_features=… or sensitive_columns=…."
-                )
+    def _class_codes(self, y: Any, rows: Any) -> Codes:
+        """Positions in `classes_`."""
+        if y is None:
+            if not self._class_blind:
+                msg = f"y is needed: the steering was fitted on the classes {few(map(repr, self.classes_.tolist()))}."
                 raise ValueError(msg)
             return np.zeros(len(rows), dtype=np.intp)
-        ways_out = (
-            "pass sensitive_features=… with a known group in every row, fit with "
-            "sensitive_columns=… to take the groups from columns of X, or fit with "
-            "unknown_group='infer' to weight the groups by their probability given the features"
-        )
-        if method != "transform":
-            ways_out = f"pass sensitive_features=… with a known group in every row: {method} cannot infer any"
-        if labels is None:
-            msg = (
-                f"No groups are given, but the steering was fitted on the groups "
-                f"{few(map(repr, self.moments_.groups.tolist()))} and moves a row by its group. The way out: "
-                f"{ways_out}."
-            )
-            raise ValueError(msg)
-        codes = self._encode(self._encoder, labels)
-        if rows is not None:
-            check_consistent_length(rows, codes)
-        if not infer and (codes < 0).any():
-            counts = self._encoder.unknown_counts(labels)
-            raise ValueError(unknown_group_message(codes, counts, self.moments_.groups, ways_out))
-        return codes
+        return class_codes(check_classes(y, rows), self.classes_)
 
     def _feature_names(self) -> list[str]:
         """Names of the features for messages: ``x0``, ``x1``, … where the input had none."""
@@ -670,6 +643,19 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     @staticmethod
     def _as_dtype_of(X: Any, rows: Floats) -> Any:
         return rows.astype(X.dtype) if is_bfloat16(X) else rows
+
+
+def _warn_of_identifier(moments: SubgroupMoments, *, can_join: bool) -> None:
+    """Warn of groups that are no groups: with a row each, all rows would move to one point."""
+    rows = moments.group_sizes
+    alone = int((rows <= 1).sum())
+    if len(rows) > 2 and (alone > len(rows) / 2 or (len(rows) >= 20 and rows.mean() < 5)):
+        join = ", or join small ones by small_cells='merge' and min_cell_size=…" if can_join else ""
+        warn_caller(
+            f"There are {len(rows)} groups with {rows.mean():.3g} rows each on average, {alone} with a single row "
+            f"(such as {moments.groups.tolist()[int(rows.argmin())]!r}): is that an identifier of rows? A group of "
+            f"few rows loses all that tells its rows apart. Use groups of many rows{join}."
+        )
 
 
 def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[str], way_out: str) -> None:

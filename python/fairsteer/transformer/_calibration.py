@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from fairsteer._utils.types import Codes, Doubles, Floats
+from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._maps import row_chunks
+from fairsteer.transformer._reading import Batch
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -71,6 +74,55 @@ class GroupCalibration(NamedTuple):
         """Calibrated log-probabilities of rows, (n, n_groups), up to a constant a row."""
         calibrated: Doubles = self.slope * log_proba + self.offsets
         return calibrated
+
+
+def group_log_proba(model: SubgroupMoments, rows: Floats) -> Doubles:
+    """Log-probabilities of the groups of rows in the coordinates of a model, (n, n_groups), up to a constant a row."""
+    log_proba = np.empty((len(rows), model.n_groups))
+    for chunk in row_chunks(len(rows)):
+        log_proba[chunk] = np.logaddexp.reduce(model.log_joint(rows[chunk].astype(np.float64)), axis=1)
+    return log_proba
+
+
+def group_proba(model: SubgroupMoments, rows: Floats, calibration: GroupCalibration | None) -> Doubles:
+    """Probabilities of the groups of rows in the coordinates of a model, (n, n_groups), calibrated."""
+    if model.n_groups == 1:
+        return np.ones((len(rows), 1))
+    log_proba = group_log_proba(model, rows)
+    if calibration is not None:
+        log_proba = calibration.apply(log_proba)
+    proba: Doubles = softmax(log_proba, axis=1)
+    return proba
+
+
+def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> GroupCalibration | None:
+    """Compare the groups' probabilities with the groups of rows that were held out; None where nobody will ask.
+
+    Parameters
+    ----------
+    transformer : GroupMapTransformer
+        Its moments are known.
+    rows : ndarray of shape (n, d)
+        Rows of the fit in the coordinates of the model.
+    batch : Batch
+        The same rows as they were given, with their codes.
+    """
+    if transformer.unknown_group == "error" or len(transformer.groups_) == 1:
+        return None
+    folds, sample = held_out_folds(batch.rows, batch.y_codes * len(batch.groups) + batch.group_codes)
+    parts = []
+    for fold in range(N_FOLDS):
+        part = batch._replace(y_codes=np.where(folds == fold, batch.y_codes, -1))
+        parts.append(transformer._batch_moments(rows, part))
+    log_proba = np.empty((len(sample), len(transformer.groups_)))
+    for fold in range(N_FOLDS):
+        rest = functools.reduce(SubgroupMoments.merge, (part for i, part in enumerate(parts) if i != fold))
+        y_codes = np.where(folds == fold, -1, batch.y_codes)
+        model = transformer._borrowed(transformer._shrunk(rest, rows, y_codes, batch.group_codes))
+        held_out = np.flatnonzero(folds[sample] == fold)
+        log_proba[held_out] = group_log_proba(model, rows[sample[held_out]])
+    weight = np.ones(len(sample)) if batch.sample_weight is None else batch.sample_weight[sample]
+    return GroupCalibration.fit(log_proba, transformer._group_of_label[batch.group_codes[sample]], weight)
 
 
 def _most_probable(log_proba: Doubles, codes: Codes, weight: Doubles) -> Doubles:

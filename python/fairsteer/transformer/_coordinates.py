@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils import check_array, get_tags
 from sklearn.utils.validation import has_fit_parameter
 
-from fairsteer._utils.input import ROW_CHECKS, warn_caller
+from fairsteer._utils.input import ROW_CHECKS, brief, few, warn_caller
 from fairsteer._utils.types import Doubles, Floats
 
-#: Scalers that are affine maps of each feature: the parameter that centres and the centre, the parameter that scales.
-_SCALERS: dict[Any, tuple[tuple[str, str] | None, str | None]] = {
-    StandardScaler: (("with_mean", "mean_"), "with_std"),
-    RobustScaler: (("with_centering", "center_"), "with_scaling"),
-    MaxAbsScaler: (None, None),
+
+class Scaler(NamedTuple):
+    """A scaler of scikit-learn that is an affine map of each feature."""
+
+    arrays: tuple[str, ...]
+    """What ``fit`` makes, one number a feature."""
+    centred: tuple[str, str] | None = None
+    """Parameter that says whether rows are centred, and the centre."""
+    scaled: str | None = None
+    """Parameter that says whether they are scaled; None: always."""
+
+
+SCALERS: dict[Any, Scaler] = {
+    StandardScaler: Scaler(("mean_", "var_", "scale_"), ("with_mean", "mean_"), "with_std"),
+    MinMaxScaler: Scaler(("min_", "scale_", "data_min_", "data_max_", "data_range_")),
+    MaxAbsScaler: Scaler(("scale_", "max_abs_")),
+    RobustScaler: Scaler(("center_", "scale_"), ("with_centering", "center_"), "with_scaling"),
 }
 
 
@@ -43,9 +57,9 @@ class SimpleCoordinates(NamedTuple):
             return None
         if kind is MinMaxScaler:
             return cls(False, one * scaler.scale_, one * scaler.min_)
-        if kind not in _SCALERS:
+        if kind not in SCALERS:
             return None
-        centred, scaled = _SCALERS[kind]
+        _, centred, scaled = SCALERS[kind]
         scale = one / scaler.scale_ if scaled is None or getattr(scaler, scaled) else one
         centre = getattr(scaler, centred[1]) if centred is not None and getattr(scaler, centred[0]) else zero
         return cls(False, scale, -centre * scale)
@@ -88,10 +102,40 @@ def needs_all_rows(feature_transform: Any) -> bool:
     return bool(get_tags(feature_transform).requires_fit)
 
 
-def fit_coordinates(feature_transform: Any, rows: Floats, names: list[str], sample_weight: Any) -> Any:
-    """Fit a clone of `feature_transform`; raise ValueError if it cannot be undone."""
+def fit_coordinates(
+    feature_transform: Any, rows: Floats, names: list[str], sample_weight: Any, *, named: bool = False
+) -> Any:
+    """Fit a clone of `feature_transform`; raise ValueError if it cannot be undone.
+
+    Parameters
+    ----------
+    feature_transform : None, "log" or transformer
+        The parameter.
+    rows : ndarray of shape (n, d)
+        Rows.
+    names : list of str
+        Names of the features, for messages.
+    sample_weight : ndarray of shape (n,) or None
+        Weights, for a transformer that takes them.
+    named : bool, default=False
+        Whether the names were given by the user: one that was fitted beforehand must then know the same ones.
+
+    Returns
+    -------
+    transformer or None
+        Fitted; what was fitted beforehand on a table takes arrays without names from now on.
+    """
     if feature_transform is None:
         return None
+    if isinstance(feature_transform, FrozenEstimator):
+        known = getattr(feature_transform.estimator, "feature_names_in_", None)
+        if named and known is not None and list(known) != names:
+            msg = (
+                f"feature_transform={brief(feature_transform)} was fitted on the columns {few(map(repr, known))}, but "
+                f"the features are {few(map(repr, names))}. Pass the same columns in the same order."
+            )
+            raise ValueError(msg)
+        feature_transform = _without_names(feature_transform)
     if isinstance(feature_transform, str):
         return FunctionTransformer(np.log, np.exp, check_inverse=False).fit(rows)
     rows = _widened(rows)
@@ -108,6 +152,20 @@ def fit_coordinates(feature_transform: Any, rows: Floats, names: list[str], samp
         )
         raise ValueError(msg)
     return fitted
+
+
+def _without_names(fitted: Any) -> Any:
+    """Take from a fitted transformer the names of its columns, of which it would miss every array's."""
+    if isinstance(fitted, FrozenEstimator):
+        return FrozenEstimator(_without_names(fitted.estimator))
+    nameless = copy.copy(fitted)
+    if isinstance(fitted, Pipeline):
+        nameless.steps = [
+            (name, step if step is None or isinstance(step, str) else _without_names(step))
+            for name, step in fitted.steps
+        ]
+    vars(nameless).pop("feature_names_in_", None)
+    return nameless
 
 
 def _weight_params(feature_transform: Any, sample_weight: Any) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class AffineMaps:
             Whether a row was mapped by anything but the identity.
         """
         mixed = codes < 0
-        moved = np.where(mixed, self.moves.any(), self.moves[codes])
+        moved = np.where(mixed, self.moves.any(), self.moves[np.maximum(codes, 0)])
         mapped = np.empty(rows.shape, rows.dtype) if moved.all() else np.array(rows, order="C")
         single = moved & ~mixed
         if single.any():

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from fairsteer._utils.input import check_classes, few
-from fairsteer._utils.types import Codes, CovarianceModel, Floats
+from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, MapType, nearest_ideal
 from fairsteer.moments import SubgroupMoments
-from fairsteer.transformer._base import GroupMapTransformer
+from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._maps import AffineMaps
+from fairsteer.transformer._reading import Batch
 
 
 class FairSteeringTransformer(GroupMapTransformer):
@@ -160,11 +159,19 @@ class FairSteeringTransformer(GroupMapTransformer):
 
     _parameter_constraints = {
         **GroupMapTransformer._parameter_constraints,
-        "intervention": [StrOptions({"all_subgroups", "affirmative"})],
-        "map_type": [StrOptions({"affine", "symmetric"})],
+        "intervention": [StrOptions(set(get_args(Intervention)))],
+        "map_type": [StrOptions(set(get_args(MapType)))],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
     }
+
+    _of_maps = ("maps_", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
+
+    ideal_: IdealDistribution
+    kl_divergence_: float
+    certificate_: Certificate
+    n_iter_: int
+    objective_path_: Doubles
 
     def __init__(
         self,
@@ -178,9 +185,9 @@ class FairSteeringTransformer(GroupMapTransformer):
         feature_transform: Any = None,
         strength: float = 1.0,
         sensitive_columns: Any = None,
-        unknown_group: Literal["error", "infer", "infer_hard"] = "error",
+        unknown_group: UnknownGroup = "error",
         min_cell_size: int = 0,
-        small_cells: Literal["error", "pool", "merge"] = "error",
+        small_cells: SmallCells = "error",
         max_iter: int = 200,
         tol: float = 1e-6,
     ) -> None:
@@ -210,31 +217,16 @@ class FairSteeringTransformer(GroupMapTransformer):
             tol=self.tol,
         )
 
-    @property
-    def ideal_(self) -> IdealDistribution:
-        """The nearest ideal distribution."""
-        ideal: IdealDistribution = self._fitted().maps
-        return ideal
-
-    @property
-    def kl_divergence_(self) -> float:
-        """Divergence of the ideal distribution from the fitted one, in nats."""
-        return self.ideal_.kl_divergence
-
-    @property
-    def certificate_(self) -> Certificate:
-        """Bounds on unfairness and on the loss of accuracy."""
-        return self.ideal_.certificate
-
-    @property
-    def n_iter_(self) -> int:
-        """Iterations of the projection."""
-        return self.ideal_.n_iter
-
-    @property
-    def objective_path_(self) -> npt.NDArray[np.float64]:
-        """Divergence after every iteration, in nats."""
-        return self.ideal_.objective_path
+    def _attributes_of(self, solution: Solution) -> dict[str, Any]:
+        ideal: IdealDistribution = solution.maps
+        return {
+            **super()._attributes_of(solution),
+            "ideal_": ideal,
+            "kl_divergence_": ideal.kl_divergence,
+            "certificate_": ideal.certificate,
+            "n_iter_": ideal.n_iter,
+            "objective_path_": ideal.objective_path,
+        }
 
     def steer(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
         """Move rows by class and group, so that they follow the ideal distribution.
@@ -270,7 +262,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         self._check_cells(y_codes, codes)
         n_groups = len(self.groups_)
         cells, inverse = np.unique(y_codes * n_groups + codes, return_inverse=True)
-        subgroup_maps = self.ideal_.subgroup_maps
+        subgroup_maps = self._fitted().maps.subgroup_maps
         classes, groups = self.classes_.tolist(), self.groups_.tolist()
         A, b = zip(*(subgroup_maps[classes[c // n_groups], groups[c % n_groups]] for c in cells), strict=True)
         maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength())
@@ -313,49 +305,21 @@ class FairSteeringTransformer(GroupMapTransformer):
         ratio = self._weight_ratio(y_codes, codes)
         return ratio if weight is None else ratio * weight
 
-    def _model_rows(self, X: Any, sensitive_features: Any) -> tuple[Floats, Codes]:
-        """Rows in the coordinates of the model, before steering, and their groups' codes."""
-        rows, codes = self._read_rows_and_codes(X, sensitive_features)
-        return self._to_model(rows), codes
+    def _training_rows(self, batch: Batch) -> tuple[Floats, Doubles]:
+        """Steer the rows of ``fit``, and weight them.
 
-    def _training_rows(
-        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any
-    ) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[np.float64]]:
-        """Steered rows, classes and weights of the rows that took part in ``fit``.
-
-        The weights go from `sample_weight` to the ideal ones as the strength goes from 0 to 1.
+        The weights go from those of the batch to the ideal ones as the strength goes from 0 to 1.
         """
-        rows, labels = self._read_rows(X, sensitive_features, reset=False)
-        y = column_or_1d(y)
-        codes = self._training_codes(labels, len(rows))
-        weight = check_sample_weight(sample_weight, rows)
-        weight = np.ones(len(rows)) if weight is None else weight
-        kept = (codes >= 0) & (weight > 0)
-        rows, y, codes, weight = rows[kept], y[kept], codes[kept], weight[kept]
+        codes = batch.group_codes if self._encoder is None else self._group_of_label[batch.group_codes]
         strength = self._strength()
-        weight *= 1 + strength * (self._weight_ratio(self._class_codes(y, rows), codes) - 1)
-        return self._move(rows, codes, self._group_maps(strength)), y, weight
+        weight = np.ones(len(codes)) if batch.sample_weight is None else batch.sample_weight
+        weight = weight * (1 + strength * (self._weight_ratio(batch.y_codes, codes) - 1))
+        return self._move(batch.rows, codes, self._group_maps(strength)), weight
 
-    def _weight_ratio(self, y_codes: Codes, codes: Codes) -> npt.NDArray[np.float64]:
+    def _weight_ratio(self, y_codes: Codes, codes: Codes) -> Doubles:
         self._check_cells(y_codes, codes)
-        return self.ideal_.sample_weight[y_codes, codes]
-
-    def _class_codes(self, y: Any, rows: Any) -> Codes:
-        if y is None:
-            if not self._class_blind:
-                msg = f"y is needed: the steering was fitted on the classes {self.classes_}."
-                raise ValueError(msg)
-            return np.zeros(len(rows), dtype=np.intp)
-        labels, inverse = np.unique(check_classes(y, rows), return_inverse=True)
-        table = {label: k for k, label in enumerate(self.classes_.tolist())}
-        unknown = [label for label in labels.tolist() if label not in table]
-        if unknown:
-            msg = (
-                f"y holds the class labels {few(map(repr, unknown))}, which were not there at fit. Known "
-                f"classes: {few(map(repr, table))}."
-            )
-            raise ValueError(msg)
-        return np.array([table[label] for label in labels.tolist()], dtype=np.intp)[inverse]
+        ratio: Doubles = self._fitted().maps.sample_weight[y_codes, codes]
+        return ratio
 
     def _check_cells(self, y_codes: Codes, codes: Codes) -> None:
         empty = np.flatnonzero(self._fitted().model.weights[y_codes, codes] == 0)

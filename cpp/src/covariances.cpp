@@ -1,36 +1,36 @@
-#include "fairsteer/gaussian.hpp"
+#include "fairsteer/covariances.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "fairsteer/errors.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer {
 namespace {
 
-Eigen::SelfAdjointEigenSolver<Matrix> eigen_decomposition(const Matrix& symmetric) {
-  Eigen::SelfAdjointEigenSolver<Matrix> solver(symmetric);
-  if (solver.info() != Eigen::Success || !solver.eigenvalues().allFinite())
+linalg::SymmetricEigen eigen_decomposition(Matrix symmetric) {
+  linalg::SymmetricEigen eigen(std::move(symmetric));
+  if (!eigen.succeeded)
     throw NumericalError("the eigen-decomposition of a covariance did not converge", -1, -1);
-  return solver;
+  return eigen;
 }
 
 }  // namespace
 
 Matrix cholesky(const ConstMatrixRef& covariance) {
-  if (covariance.size() == 0) return covariance;  // LAPACK refuses an order of zero
-  Eigen::LLT<Matrix> factor(covariance);
-  if (factor.info() != Eigen::Success) {
+  linalg::Cholesky factor{Matrix(covariance)};
+  if (!factor.succeeded()) {
     // A covariance at the edge of double precision may come out indefinite by rounding alone.
     const Vector variance = covariance.diagonal();
     if (!(variance.minCoeff() > 0) || !covariance.allFinite())
       throw NumericalError("a covariance is not positive definite", -1, -1);
     Matrix lifted = covariance;
     floor_spectrum(lifted, variance.cwiseSqrt(), 1e-14);
-    factor.compute(lifted);
-    if (factor.info() != Eigen::Success)
+    if (!factor.compute(std::move(lifted)))
       throw NumericalError("a covariance is not positive definite", -1, -1);
   }
-  return factor.matrixL();
+  return std::move(factor).lower();
 }
 
 Index floor_spectrum(MatrixRef covariance, const ConstVectorRef& scale, double floor) {
@@ -42,56 +42,44 @@ Index floor_spectrum(MatrixRef covariance, const ConstVectorRef& scale, double f
   {
     Matrix shifted = scaled;
     shifted.diagonal().array() -= floor;
-    if (Eigen::LLT<Eigen::Ref<Matrix>>(shifted).info() == Eigen::Success) return d;
+    if (linalg::Cholesky(std::move(shifted)).succeeded()) return d;
   }
-  const auto eigen = eigen_decomposition(scaled);
-  const Index rank = (eigen.eigenvalues().array() > floor).count();
-  const Vector lifted = eigen.eigenvalues().cwiseMax(floor);
-  const Matrix half = eigen.eigenvectors() * lifted.cwiseSqrt().asDiagonal();
-  scaled.setZero();
-  scaled.selfadjointView<Eigen::Lower>().rankUpdate(half);
-  scaled.triangularView<Eigen::StrictlyUpper>() = scaled.transpose();
-  covariance = scale.asDiagonal() * scaled * scale.asDiagonal();
+  auto eigen = eigen_decomposition(std::move(scaled));
+  const Index rank = (eigen.values.array() > floor).count();
+  eigen.vectors *= eigen.values.cwiseMax(floor).cwiseSqrt().asDiagonal();
+  covariance = scale.asDiagonal() * linalg::gram(eigen.vectors) * scale.asDiagonal();
   return rank;
 }
 
 Diagonaliser diagonalise(const ConstMatrixRef& first, const ConstMatrixRef& second) {
   // With first = L L^T, the eigenvectors W of L^{-1} second L^{-T}: U = L^{-T} W.
-  const Matrix factor = cholesky(first);
-  const auto lower = factor.triangularView<Eigen::Lower>();
-  const Matrix half = lower.solve(Matrix(second));
-  const Matrix inner = lower.solve(half.transpose());
-  const auto eigen = eigen_decomposition(0.5 * (inner + inner.transpose()));
-  return {lower.transpose().solve(eigen.eigenvectors()),
-          eigen.eigenvectors().transpose() * factor.transpose(), eigen.eigenvalues()};
+  const Matrix L = cholesky(first);
+  auto eigen = eigen_decomposition(linalg::solve_congruence(L, second));
+  Matrix inverse = eigen.vectors.transpose();
+  linalg::multiply_by_lower_transposed(inverse, L);
+  linalg::solve_lower_transposed(L, eigen.vectors);
+  return {std::move(eigen.vectors), std::move(inverse), std::move(eigen.values)};
 }
 
 Matrix transport_map(const ConstMatrixRef& source, const ConstMatrixRef& target) {
   // With source = H H^T: W = H^{-T} (H^T target H)^{1/2} H^{-1}.
-  const Matrix factor = cholesky(source);
-  const auto lower = factor.triangularView<Eigen::Lower>();
-  Matrix inner = lower.transpose() * target;
-  inner = inner * lower;
-  const auto eigen = eigen_decomposition(0.5 * (inner + inner.transpose()));
-  const Vector quarter = eigen.eigenvalues().cwiseMax(0.0).cwiseSqrt().cwiseSqrt();
-  Matrix half = eigen.eigenvectors() * quarter.asDiagonal();
-  lower.transpose().solveInPlace(half);
-  Matrix map = Matrix::Zero(source.rows(), source.cols());
-  map.selfadjointView<Eigen::Lower>().rankUpdate(half);
-  map.triangularView<Eigen::StrictlyUpper>() = map.transpose();
-  return map;
+  const Matrix H = cholesky(source);
+  Matrix inner = target;
+  linalg::multiply_lower_transposed(H, inner);
+  linalg::multiply_by_lower(inner, H);
+  linalg::symmetrise(inner);
+  auto eigen = eigen_decomposition(std::move(inner));
+  Matrix& half = eigen.vectors;
+  half *= eigen.values.cwiseMax(0.0).cwiseSqrt().cwiseSqrt().asDiagonal();
+  linalg::solve_lower_transposed(H, half);
+  return linalg::gram(half);
 }
 
 SingularValues svd(const ConstMatrixRef& matrix) {
-  constexpr int kSquare = Eigen::ComputeFullU | Eigen::ComputeFullV;
-  const Eigen::BDCSVD<Matrix> solver(matrix, kSquare);
-  if (solver.info() == Eigen::Success && solver.singularValues().allFinite())
-    return {solver.matrixU(), solver.singularValues(), solver.matrixV()};
-  // Divide and conquer can fail on extreme ratios of singular values; Jacobi does not.
-  const Eigen::JacobiSVD<Matrix> slow(matrix, kSquare);
-  if (!slow.singularValues().allFinite())
+  linalg::SVD decomposition(matrix);
+  if (!decomposition.succeeded)
     throw NumericalError("a singular value decomposition did not converge", -1, -1);
-  return {slow.matrixU(), slow.singularValues(), slow.matrixV()};
+  return {std::move(decomposition.U), std::move(decomposition.values), std::move(decomposition.V)};
 }
 
 namespace {
@@ -101,16 +89,14 @@ namespace {
 double inverse_root_less_one(Matrix& D, Matrix& square) {
   // -1/2 D + 3/8 D^2 - 5/16 D^3 + 35/128 D^4 as a D + b + c (D^2 - 4/7 D + e)^2
   constexpr double c = 35.0 / 128, e = (48.0 / 35 - 16.0 / 49) / 2;
-  square.setZero();
-  square.selfadjointView<Eigen::Lower>().rankUpdate(D);
-  square.triangularView<Eigen::StrictlyUpper>() = square.transpose();
+  square = linalg::gram(D);
   const double left = 63.0 / 256 * std::pow(square.norm(), 2.5);
   square -= 4.0 / 7 * D;
   square.diagonal().array() += e;
   D *= c * 8.0 / 7 * e - 0.5;
   D.diagonal().array() -= c * e * e;
-  D.selfadjointView<Eigen::Lower>().rankUpdate(square, c);
-  D.triangularView<Eigen::StrictlyUpper>() = D.transpose();
+  linalg::syrk<double>(square, D, c);
+  linalg::mirror(D);
   return left;
 }
 
@@ -120,19 +106,20 @@ double inverse_root_less_one(Matrix& D, Matrix& square) {
 Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
   const Index d = matrix.rows();
   Matrix gram = Matrix::Zero(d, d);
-  gram.selfadjointView<Eigen::Lower>().rankUpdate(matrix.transpose());
+  linalg::syrk<double>(matrix.transpose(), gram);
   // The extreme singular values, by a few steps of power iteration from a vector that is orthogonal
   // to nothing in particular: a poor estimate costs an iteration, not accuracy.
   double largest = 0, smallest = 0;
   {
-    const Eigen::LLT<Matrix> inverse(gram);
-    if (inverse.info() != Eigen::Success) return {};
+    const linalg::Cholesky inverse(gram);
+    if (!inverse.succeeded()) return {};
     Vector up(d);
     for (Index i = 0; i < d; ++i) up[i] = 1 + 0.5 * std::sin(1.0 + 3.7 * static_cast<double>(i));
     Vector down = up;
     for (int step = 0; step < 10; ++step) {
-      up = gram.selfadjointView<Eigen::Lower>() * up.normalized();
-      down = inverse.solve(down.normalized());
+      up = linalg::symmetric_product(gram, up.normalized());
+      down.normalize();
+      inverse.solve_in_place(down);
     }
     largest = std::sqrt(up.norm());
     smallest = 1 / std::sqrt(down.norm());
@@ -146,7 +133,7 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
   for (int round = 0; round < 20; ++round) {
     if (round > 0) {
       gram.setZero();
-      gram.selfadjointView<Eigen::Lower>().rankUpdate(X.transpose());
+      linalg::syrk<double>(X.transpose(), gram);
     }
     // Twice the distance of the singular values from one, in the root of the sum of squares.
     gram.diagonal().array() -= 1;
@@ -156,9 +143,10 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
     if (distance <= 1e-12 * static_cast<double>(d)) return X;
     if (distance <= 0.25) {
       // Near the end X (I + D)^{-1/2}, with D = X^T X - I, to the fourth order: products alone.
-      gram.triangularView<Eigen::StrictlyUpper>() = gram.transpose();
+      linalg::mirror(gram);
       const double left = inverse_root_less_one(gram, before);
-      X += X * gram;
+      before = X;
+      linalg::add_product(before, gram, X);
       if (left <= 1e-15) return X;
       continue;
     }
@@ -171,11 +159,12 @@ Matrix halley_polar_factor(const ConstMatrixRef& matrix) {
     // X <- b/c X + (a - b/c) X (I + c X^T X)^{-1}
     gram *= c;
     gram.diagonal().array() += 1 + c;
-    const Eigen::LLT<Eigen::Ref<Matrix>> factor(gram);
-    if (factor.info() != Eigen::Success) return {};
+    linalg::Cholesky factor;
+    if (!factor.compute(std::move(gram))) return {};
     before = X;
-    factor.matrixU().solveInPlace<Eigen::OnTheRight>(X);
-    factor.matrixL().solveInPlace<Eigen::OnTheRight>(X);
+    linalg::solve_lower_transposed_on_the_right(X, factor.packed());
+    linalg::solve_lower_on_the_right(X, factor.packed());
+    gram = std::move(factor).packed();
     X = (b / c) * before + (a - b / c) * X;
     l = std::min(1.0, l * (a + b * l2) / (1 + c * l2));
   }
@@ -192,25 +181,20 @@ Matrix polar_factor(const ConstMatrixRef& matrix) {
   }
   if (matrix.size() == 0) return matrix;
   const SingularValues decomposition = svd(matrix);
-  return decomposition.U * decomposition.V.transpose();
+  return linalg::product(decomposition.U, decomposition.V.transpose());
 }
 
-double log_abs_det(const ConstMatrixRef& matrix) {
-  if (matrix.size() == 0) return 0;
-  const Eigen::PartialPivLU<Matrix> factor(matrix);
-  return factor.matrixLU().diagonal().array().abs().log().sum();
-}
+double log_abs_det(const ConstMatrixRef& matrix) { return linalg::LU(matrix).log_abs_det(); }
 
 SquareRoot square_root(const ConstMatrixRef& covariance) {
   const auto eigen = eigen_decomposition(covariance);
-  if (!(eigen.eigenvalues().minCoeff() > 1e-13 * eigen.eigenvalues().maxCoeff()))
+  if (!(eigen.values.minCoeff() > 1e-13 * eigen.values.maxCoeff()))
     throw NumericalError(
         "the square root of a covariance is lost to rounding (its condition number exceeds 1e13)",
         -1, -1);
-  const Vector root = eigen.eigenvalues().cwiseSqrt();
-  const Matrix& vectors = eigen.eigenvectors();
-  return {vectors * root.asDiagonal() * vectors.transpose(),
-          vectors * root.cwiseInverse().asDiagonal() * vectors.transpose()};
+  const Vector quarter = eigen.values.cwiseSqrt().cwiseSqrt();
+  return {linalg::gram(Matrix(eigen.vectors * quarter.asDiagonal())),
+          linalg::gram(Matrix(eigen.vectors * quarter.cwiseInverse().asDiagonal()))};
 }
 
 }  // namespace fairsteer

@@ -1,9 +1,9 @@
-#include "fairsteer/gaussian.hpp"
+#include "fairsteer/covariances.hpp"
 
 #include <cmath>
 
-#include "check.hpp"
 #include "problems.hpp"
+#include "testing.hpp"
 
 using namespace fairsteer;
 using fairsteer::test::Random;
@@ -24,12 +24,12 @@ void check_polar_factor(const Matrix& matrix) {
 }  // namespace
 
 // Small ones are decomposed, larger ones iterated.
-TEST(polar_factors_are_orthogonal_and_nearest) {
+TEST_CASE("polar factors are orthogonal and nearest") {
   for (const Index d : {1, 5, 48, 49, 90}) check_polar_factor(Random(7).matrix(d, d));
 }
 
 // Isometries but for a part of this size: the iteration starts where its last steps are taken.
-TEST(polar_factors_of_all_but_isometries) {
+TEST_CASE("polar factors of all but isometries") {
   Random random(3);
   const Index d = 60;
   const Matrix isometry = Eigen::HouseholderQR<Matrix>(random.matrix(d, d)).householderQ();
@@ -37,7 +37,7 @@ TEST(polar_factors_of_all_but_isometries) {
     check_polar_factor(isometry * (Matrix::Identity(d, d) + size / d * random.matrix(d, d)));
 }
 
-TEST(polar_factors_of_nearly_singular_matrices) {
+TEST_CASE("polar factors of nearly singular matrices") {
   Random random(5);
   Matrix matrix = random.matrix(70, 70);
   matrix.col(3) *= 1e-9;

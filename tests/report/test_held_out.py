@@ -45,7 +45,7 @@ def test_every_method_predicts_as_fits_by_hand_do(data):
         for name, strength in (("before", 0), ("after", 1), ("half", 0.5)):
             rows = again.set_params(strength=strength).transform(X, sensitive_features=group)
             expected[name][test] = clone(model).fit(rows[train], y[train]).predict(rows[test])
-        bayes = IdealDistributionClassifier(steer).fit(X[train], y[train], sensitive_features=group[train])
+        bayes = IdealDistributionClassifier(steering=steer).fit(X[train], y[train], sensitive_features=group[train])
         expected["bayes"][test] = bayes.predict(X[test], sensitive_features=group[test])
         aligned = ScoreAligner(model).fit(X[train], y[train], sensitive_features=group[train])
         expected["aligned"][test] = aligned.predict(X[test], sensitive_features=group[test])
@@ -86,7 +86,7 @@ def test_what_is_frozen_is_used_as_it_is(data):
     methods = {"model": FrozenEstimator(model), "steer": Method(FrozenEstimator(steer), LogisticRegression())}
     found = predict_held_out(methods, X[~half], y[~half], sensitive_features=group[~half])
     np.testing.assert_array_equal(found.y_pred["model"], model.predict(X[~half]))
-    assert all(trial.steering["steer"] is steer for trial in found.trials)
+    assert all(trial.fitted["steer"] is steer for trial in found.trials)
 
 
 def test_features_that_learn_are_made_from_the_training_rows(data):

@@ -1,0 +1,154 @@
+"""Labels, rows and columns as users pass them."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
+from fairsteer._utils.columns import column_positions, split_columns
+from fairsteer._utils.input import brief, check_classes, did_you_mean
+from fairsteer.concepts import ConceptSteering
+
+MISSING = {
+    "list with None": [None, "a", "b", "a"],
+    "list with NaN": [float("nan"), "a", "b", "a"],
+    "list with pd.NA": [pd.NA, "a", "b", "a"],
+    "list with NaT": [pd.NaT, "a", "b", "a"],
+    "numbers with None": [None, 1, 0, 1],
+    "floats": np.array([np.nan, 1.0, 0.0, 1.0]),
+    "objects": np.array([None, "a", "b", "a"], dtype=object),
+    "masked": np.ma.array([0, 1, 0, 1], mask=[True, False, False, False]),
+    "pandas": pd.Series([None, "a", "b", "a"]),
+    "pandas string": pd.Series([None, "a", "b", "a"], dtype="string"),
+    "pandas category": pd.Series([None, "a", "b", "a"], dtype="category"),
+    "pandas Int64": pd.Series([None, 1, 0, 1], dtype="Int64"),
+    "pandas boolean": pd.Series([None, True, False, True], dtype="boolean"),
+    "pandas arrow": pd.Series([None, "a", "b", "a"], dtype="string[pyarrow]"),
+    "pandas array": pd.array([None, 1, 0, 1], dtype="Int64"),
+    "polars": pl.Series([None, "a", "b", "a"]),
+    "polars numbers": pl.Series([None, 1, 0, 1]),
+    "pyarrow": pa.array([None, "a", "b", "a"]),
+    "pyarrow chunks": pa.chunked_array([[None, "a"], ["b", "a"]]),
+    "pyarrow dictionary": pa.array([None, "a", "b", "a"]).dictionary_encode(),
+    "pyarrow table": pa.table({"y": [None, "a", "b", "a"]}),
+}
+
+
+@pytest.mark.parametrize("y", MISSING.values(), ids=MISSING)
+def test_missing_classes_are_counted_in_any_container(y: Any) -> None:
+    with pytest.raises(ValueError, match=r"^y has 1 missing labels among 4; leave those rows out first\.$"):
+        check_classes(y, np.zeros((4, 1)))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        FairSteeringTransformer(),
+        IdealDistributionClassifier(),
+        IdealDistributionClassifier(score_alignment="equal_opportunity"),
+        ScoreAligner(IdealDistributionClassifier()),
+        ConceptSteering(n_probes=4),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA], ids=str)
+def test_every_estimator_says_the_same_of_missing_classes(estimator: Any, missing: Any) -> None:
+    y, group = ["yes", "no"] * 20, ["f", "f", "m", "m"] * 10
+    y[3] = missing
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    with pytest.raises(ValueError, match="y has 1 missing labels among 40"):
+        estimator.fit(X, y, sensitive_features=group)
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        ([Decimal(1), Decimal(0)], np.array([1, 0])),
+        (pa.array([Decimal(1), Decimal(0)]), np.array([1, 0])),
+        (pd.Series([Decimal(1), Decimal(0)]), np.array([1, 0])),
+        ([Fraction(2), 3], np.array([2, 3])),
+        ([True, False], np.array([True, False])),
+        (np.array([True, False], dtype=object), np.array([True, False])),
+        ([True, 9], np.array([1, 9])),
+        ([np.int8(3), 2.0], np.array([3, 2])),
+        (np.array([1, 0], dtype=object), np.array([1, 0])),
+        ((("a",), ("b",)), np.array(["a", "b"])),
+        (pl.Series(["a", "b"]), np.array(["a", "b"])),
+        (pd.Series(["a", "b"], dtype="category"), np.array(["a", "b"])),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:A column-vector")
+def test_classes_keep_their_values(y: Any, expected: np.ndarray) -> None:
+    found = check_classes(y, [0, 0])
+    assert found.tolist() == expected.tolist()
+    assert {type(label) for label in found.tolist()} == {type(label) for label in expected.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (["a", 1], "mixes numbers and other labels, such as 1 and 'a'"),
+        ([Decimal("0.5"), Decimal(1)], "continuous"),
+        ([0.3, 1], "continuous"),
+        ([np.inf, 1.0], "infinity"),
+    ],
+    ids=str,
+)
+def test_labels_that_are_no_classes_are_refused(y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_classes(y, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "suggested"),
+    [([" sex", "age"], "sex", " sex"), (["Sex", "age"], "sex", "Sex"), (["gender", "age"], "gendre", "gender")],
+)
+def test_the_nearest_column_is_suggested(columns: list[str], asked: str, suggested: str) -> None:
+    table = pd.DataFrame(np.zeros((2, 2)), columns=columns)
+    with pytest.raises(ValueError, match=rf"names '{asked}'.*Did you mean '{suggested}'\?"):
+        column_positions(asked, table, np.array(columns, dtype=object), 2)
+    assert did_you_mean("income", columns) == ""
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    assert brief("short") == "'short'"
+    text = brief({f"column {j}": j for j in range(700)})
+    assert len(text) == 80
+    assert text.startswith("{'column 0': 0")
+    with pytest.raises(ValueError, match="given twice") as error:
+        FairSteeringTransformer(sensitive_columns=[f"c{j}" for j in range(770)]).fit(
+            np.zeros((2, 2)), sensitive_features=[0, 1]
+        )
+    assert len(str(error.value)) < 200
+
+
+def test_records_are_columns() -> None:
+    records = np.array([("f", 1), ("m", 2)], dtype=[("sex", "U1"), ("old", "i4")])
+    columns, names = split_columns(records)
+    assert [column.tolist() for column in columns] == [["f", "m"], [1, 2]]
+    assert names == ["sex", "old"]
+
+
+@pytest.mark.parametrize("rows", [[[1, 2], [1]], [[1, 2], 1], [(1, 2), (1, 2, 3)], [["f"], ["m", "x"]]], ids=str)
+def test_ragged_groups_are_refused(rows: Any) -> None:
+    with pytest.raises(ValueError, match="same number of labels, but there are rows of"):
+        split_columns(rows)
+
+
+def test_a_missing_row_is_missing_in_every_column() -> None:
+    columns, _ = split_columns([("f", 1), None, ("m", 2)])
+    assert [column.tolist() for column in columns] == [["f", None, "m"], [1, None, 2]]
+
+
+def test_masked_groups_are_missing() -> None:
+    (column,), _ = split_columns(np.ma.array([1, 2, 3], mask=[False, True, False]))
+    assert column.tolist() == [1, None, 3]
