@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -54,6 +54,9 @@ class SubgroupMoments:
     covariance : {"tied", "full", "diagonal"}, default="tied"
         One covariance a group, about the means of its classes; one a subgroup; or one variance a feature and
         subgroup.
+    cell_counts : array-like of shape (n_classes, n_groups), default=None
+        With "tied", weight of the rows that every subgroup will have, known beforehand: the classes then have the same
+        weights in the covariance of every group (standardised pooling, see `tie`). Only ratios matter.
 
     Attributes
     ----------
@@ -91,7 +94,13 @@ class SubgroupMoments:
     """
 
     def __init__(
-        self, n_features: int, *, classes: Iterable[Any], groups: Iterable[Any], covariance: CovarianceModel = "tied"
+        self,
+        n_features: int,
+        *,
+        classes: Iterable[Any],
+        groups: Iterable[Any],
+        covariance: CovarianceModel = "tied",
+        cell_counts: ArrayLike | None = None,
     ) -> None:
         if covariance not in ("tied", "full", "diagonal"):
             msg = f"covariance must be 'tied', 'full' or 'diagonal', not {covariance!r}."
@@ -114,6 +123,18 @@ class SubgroupMoments:
         # Third and fourth moments, for the Ledoit-Wolf intensity.
         self._cubics: Doubles = np.zeros((K, G, d))
         self._quartics: Doubles = np.zeros((K, G, d) if diagonal else (K, G))
+        # With which weights, relative to their own, rows enter the scatter of their group, and the sums of those.
+        self._factors: Doubles | None = None
+        self._scatter_sums: tuple[Doubles, Doubles] | None = None
+        if cell_counts is not None:
+            if covariance != "tied":
+                msg = f"cell_counts is for covariance='tied': with {covariance!r} every subgroup has a scatter of its own."
+                raise ValueError(msg)
+            counts = np.asarray(cell_counts, dtype=np.float64)
+            if counts.shape != (K, G) or not np.isfinite(counts).all() or (counts < 0).any():
+                msg = f"cell_counts must be finite, not negative and of shape ({K}, {G}), got shape {counts.shape}."
+                raise ValueError(msg)
+            self._weigh_classes_alike(class_factors(counts))
 
     @classmethod
     def from_statistics(
@@ -224,7 +245,18 @@ class SubgroupMoments:
         return len(self.groups)
 
     def _sums(self) -> tuple[Doubles, ...]:
-        return tuple(getattr(self, name) for name in SUMS)
+        """Give the sums as the core takes them: of rows weighted by the factors where there are factors."""
+        own = tuple(getattr(self, name) for name in SUMS)
+        return own if self._scatter_sums is None else (*self._scatter_sums, *own[2:])
+
+    def _weigh_classes_alike(self, factors: Doubles) -> None:
+        self._factors = factors
+        self._scatter_sums = (self.weights * factors, self._weight_squares * factors**2)
+
+    @property
+    def standardized(self) -> bool:
+        """Whether the classes have the same weights in the covariance of every group, see `tie`."""
+        return self._factors is not None
 
     @property
     def sizes(self) -> Doubles:
@@ -238,7 +270,8 @@ class SubgroupMoments:
     @property
     def group_sizes(self) -> Doubles:
         """Number of rows behind every group, (n_groups,); counted as in `sizes`."""
-        return rows_behind(self.weights.sum(axis=0), self._weight_squares.sum(axis=0))
+        weights, squares = self._sums()[:2]
+        return rows_behind(weights.sum(axis=0), squares.sum(axis=0))
 
     def is_finite(self) -> bool:
         """Whether no sum is NaN or infinite: rows were finite, and not too large to be squared."""
@@ -246,16 +279,15 @@ class SubgroupMoments:
 
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
-        weights = self._pooled(self.weights)
-        if self.covariance == "tied":
-            weights = weights.sum(axis=0)
+        weights = self._sums()[0].sum(axis=0) if self.covariance == "tied" else self._pooled(self.weights)
         return weights.reshape(weights.shape + (1,) * (self._scatters.ndim - weights.ndim))
 
-    def _pooled(self, sums: Doubles) -> Doubles:
+    def _pooled(self, sums: Doubles, power: int = 1) -> Doubles:
         """Replace part of the sums of every subgroup (first two axes) by those of its group."""
         if self._pooling == 0:
             return sums
-        pooled: Doubles = (1 - self._pooling) * sums + self._pooling * sums.sum(axis=0)
+        of_group = sums if self._factors is None else broadcast_factors(self._factors**power, sums) * sums
+        pooled: Doubles = (1 - self._pooling) * sums + self._pooling * of_group.sum(axis=0)
         return pooled
 
     @property
@@ -310,6 +342,21 @@ class SubgroupMoments:
                 raise ValueError(msg)
         for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
             vars(self)[name] = _writable(vars(self)[name])
+        if self._factors is not None and self._scatter_sums is not None:
+            counted = (y >= 0) & (a >= 0)
+            own = np.ones(len(y)) if weights is None else weights
+            cell = y[counted] * self.n_groups + a[counted]
+            for sums, power in ((self.weights, 1), (self._weight_squares, 2)):
+                sums += np.bincount(cell, own[counted] ** power, sums.size).reshape(sums.shape)
+            weights = np.where(counted, own * self._factors[y, a], 0.0)
+            if (self._factors.ravel()[cell] == 0).any():
+                k, g = divmod(int(cell[self._factors.ravel()[cell] == 0][0]), self.n_groups)
+                msg = (
+                    f"There is a row of class {self.classes.tolist()[k]!r} in group {self.groups.tolist()[g]!r}, for "
+                    "which cell_counts has 0."
+                )
+                raise ValueError(msg)
+            self._scatter_sums = (_writable(self._scatter_sums[0]), _writable(self._scatter_sums[1]))
         with own_threads() as n_threads:
             _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
         return self
@@ -366,11 +413,18 @@ class SubgroupMoments:
             groups=union_of_labels(self.groups, other.groups),
             covariance=self.covariance,
         )
-        for part in (self, other):
-            k = positions_within(part.classes, merged.classes)
-            a = positions_within(part.groups, merged.groups)
-            cells = np.ascontiguousarray((k[:, None] * merged.n_groups + a).ravel())
+        places = [
+            np.ix_(positions_within(part.classes, merged.classes), positions_within(part.groups, merged.groups))
+            for part in (self, other)
+        ]
+        if self._factors is not None or other._factors is not None:
+            merged._weigh_classes_alike(_common_factors(self, other, places, merged.weights.shape))
+        for part, (k, a) in zip((self, other), places, strict=True):
+            cells = np.ascontiguousarray((k * merged.n_groups + a).ravel())
             _core.merge_moments(self.covariance, merged._sums(), tuple(map(_writable, part._sums())), cells)
+            if merged._factors is not None:
+                merged.weights[k, a] += part.weights
+                merged._weight_squares[k, a] += part._weight_squares
         return merged
 
     def __add__(self, other: Any) -> SubgroupMoments:
@@ -393,7 +447,7 @@ class SubgroupMoments:
             copy._pooling = pooling
         return copy
 
-    def pool(self, amount: float) -> SubgroupMoments:
+    def pool(self, amount: float, *, standardize: bool = False) -> SubgroupMoments:
         """Let the classes of a group share their covariances: regularised discriminant analysis.
 
         Between one covariance a subgroup and one a group [1]_: with the weight sum n, the scatter S of a subgroup and
@@ -404,6 +458,8 @@ class SubgroupMoments:
         ----------
         amount : float in [0, 1]
             0 leaves the covariances as they are, 1 makes them those of the group.
+        standardize : bool, default=False
+            Whether the classes have the same weights in the covariance of every group, see `tie`.
 
         Returns
         -------
@@ -426,7 +482,9 @@ class SubgroupMoments:
         if not 0 <= amount <= 1:
             msg = f"amount must lie in [0, 1], not {amount}."
             raise ValueError(msg)
-        return self._replace_covariances(None, float(amount))
+        moments = self._replace_covariances(None, float(amount))
+        moments._factors = class_factors(self.weights) if standardize else None
+        return moments
 
     def small_groups(self, min_size: float) -> list[Any]:
         """Find groups to merge so that no subgroup is left with few rows.
@@ -484,9 +542,20 @@ class SubgroupMoments:
             msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
             raise ValueError(msg)
         one = SubgroupMoments(self.n_features, classes=self.classes, groups=[into], covariance=self.covariance)
-        for label in labels:
-            part = self._of_groups([groups.index(label)])
+        positions = [groups.index(label) for label in labels]
+        if self._factors is not None:
+            some = self._factors[:, positions]
+            joint = some.max(axis=1, keepdims=True)
+            if not np.allclose(some, np.where(some > 0, joint, 0.0), rtol=1e-9):
+                msg = "Standardised moments can be merged if their cell_counts were those of the groups as merged."
+                raise ValueError(msg)
+            one._weigh_classes_alike(joint)
+        for position in positions:
+            part = self._of_groups([position])
             _core.merge_moments(self.covariance, one._sums(), part._sums(), np.arange(self.n_classes))
+            if self._factors is not None:
+                one.weights += part.weights
+                one._weight_squares += part._weight_squares
         kept = [a for a, label in enumerate(groups) if label not in labels]
         return self._of_groups(kept).merge(one) if kept else one
 
@@ -494,11 +563,14 @@ class SubgroupMoments:
         part = SubgroupMoments(
             self.n_features, classes=self.classes, groups=self.groups[positions], covariance=self.covariance
         )
+        if self._factors is not None:
+            part._weigh_classes_alike(self._factors[:, positions])
+            part.weights[:], part._weight_squares[:] = self.weights[:, positions], self._weight_squares[:, positions]
         for to, array in zip(part._sums(), self._sums(), strict=True):
             to[...] = array[positions] if array is self._scatters and self.covariance == "tied" else array[:, positions]
         return part
 
-    def borrow(self, min_size: float) -> SubgroupMoments:
+    def borrow(self, min_size: float, *, standardize: bool = False) -> SubgroupMoments:
         """Fill small subgroups up with rows that the other subgroups suggest.
 
         A subgroup of n < `min_size` rows gets the mean and covariance of its n rows together with ``min_size - n`` rows
@@ -511,6 +583,8 @@ class SubgroupMoments:
         ----------
         min_size : float
             Rows (see `sizes`) from which on a subgroup stands for itself.
+        standardize : bool, default=False
+            Whether the classes have the same weights in the covariance of every group, see `tie`.
 
         Returns
         -------
@@ -533,7 +607,8 @@ class SubgroupMoments:
             return self
         weights, means, covariances = self.weights, self.means, self.covariances
         group_weights = weights.sum(axis=0)
-        of_class = np.divide(weights, group_weights, out=np.zeros_like(weights), where=group_weights > 0)
+        shares = weights * class_factors(weights) if standardize else weights
+        of_class = np.divide(shares, group_weights, out=np.zeros_like(weights), where=group_weights > 0)
         class_means, offsets = additive_means(weights, means)
         offsets *= of_group[:, None]
         borrowed = class_means[:, None] + offsets
@@ -556,8 +631,16 @@ class SubgroupMoments:
         moments.weights = np.where(weights > 0, weights, independent)
         return moments
 
-    def tie(self) -> SubgroupMoments:
-        """Pool the covariances of the classes of every group, by weight.
+    def tie(self, *, standardize: bool = False) -> SubgroupMoments:
+        """Pool the covariances of the classes of every group.
+
+        Parameters
+        ----------
+        standardize : bool, default=False
+            Whether the classes have the same weights in every group, those that they have in all rows, instead of
+            their weights in the group. Else groups whose classes are distributed alike have different covariances
+            wherever classes differ in spread and groups in base rates. Moments that are tied already must have been
+            given `cell_counts` for that.
 
         Returns
         -------
@@ -567,9 +650,16 @@ class SubgroupMoments:
         Raises
         ------
         ValueError
-            For the diagonal model, which keeps no covariance between features.
+            For the diagonal model, which keeps no covariance between features; for tied moments that were not
+            standardised as they were accumulated.
         """
         if self.covariance == "tied":
+            if standardize and self._factors is None and self.n_classes > 1:
+                msg = (
+                    "Tied moments keep no scatter of single classes: to standardise them, accumulate with "
+                    "SubgroupMoments(..., cell_counts=...), or with covariance='full'."
+                )
+                raise ValueError(msg)
             return self
         if self.covariance == "diagonal":
             msg = "Diagonal moments keep no covariance between features; use covariance='diagonal'."
@@ -577,11 +667,17 @@ class SubgroupMoments:
         tied = SubgroupMoments(self.n_features, classes=self.classes, groups=self.groups, covariance="tied")
         tied.weights[:], tied._weight_squares[:] = self.weights, self._weight_squares
         tied.means[:], tied._cubics[:], tied._quartics[:] = self.means, self._cubics, self._quartics
-        tied._scatters[:] = self._scatters.sum(axis=0)
+        factors = class_factors(self.weights) if standardize else np.ones_like(self.weights)
+        tied._scatters[:] = (factors[..., None, None] * self._scatters).sum(axis=0)
+        if standardize:
+            tied._weigh_classes_alike(factors)
+            tied._cubics *= factors[..., None]
+            tied._quartics *= factors
         if self._shrunk is None:  # pooling moves scatter within a group, whose sum it leaves
             return tied
-        totals = self.weights.sum(axis=0)[:, None, None]
-        pooled = (self._shrunk * self.weights[..., None, None]).sum(axis=0)
+        weights = self.weights * factors
+        totals = weights.sum(axis=0)[:, None, None]
+        pooled = (self._shrunk * weights[..., None, None]).sum(axis=0)
         return tied._replace_covariances(np.divide(pooled, totals, out=np.zeros_like(pooled), where=totals > 0))
 
     def shrinkage_intensity(self, shrinkage: str) -> Doubles:
@@ -605,11 +701,11 @@ class SubgroupMoments:
         """
         covariances = self.covariances
         if self.covariance == "tied":
-            weights = self.weights.sum(axis=0)
-            squares = self._weight_squares.sum(axis=0)
+            weights, squares = (sums.sum(axis=0) for sums in self._sums()[:2])
             quartics = self._quartics.sum(axis=0)
         else:
-            weights, squares, quartics = map(self._pooled, (self.weights, self._weight_squares, self._quartics))
+            weights, quartics = map(self._pooled, (self.weights, self._quartics))
+            squares = self._pooled(self._weight_squares, power=2)
         with np.errstate(divide="ignore", invalid="ignore"):
             n = rows_behind(weights, squares)
             if self.covariance == "diagonal":
@@ -845,6 +941,36 @@ class SubgroupMoments:
             f"SubgroupMoments({self.n_classes} classes x {self.n_groups} groups, {self.n_features} features, "
             f"covariance={self.covariance!r}, weight={self.weights.sum():.6g})"
         )
+
+
+def class_factors(counts: Doubles) -> Doubles:
+    """Weights of the cells (K, G), relative to their own, with which every group has the classes' shares of all rows.
+
+    The weight of a group stays. A class that a group has no row of is left out there; cells without rows have 0.
+    """
+    shares = np.where(counts > 0, counts.sum(axis=1, keepdims=True), 0.0)
+    totals = shares.sum(axis=0)
+    shares = np.divide(shares, totals, out=np.zeros_like(shares), where=totals > 0)
+    factors: Doubles = np.divide(shares * counts.sum(axis=0), counts, out=np.zeros_like(shares), where=counts > 0)
+    return factors
+
+
+def _common_factors(
+    first: SubgroupMoments, second: SubgroupMoments, places: Sequence[Any], shape: tuple[int, ...]
+) -> Doubles:
+    """Factors of the union of two standardised moments, which must agree where both have rows."""
+    tables = np.zeros((2, *shape))
+    for table, part, place in zip(tables, (first, second), places, strict=True):
+        table[place] = np.zeros_like(part.weights) if part._factors is None else part._factors
+    both = (tables > 0).all(axis=0)
+    plain = [part for part in (first, second) if part._factors is None and part.weights.any()]
+    if plain or not np.allclose(tables[0][both], tables[1][both], rtol=1e-9):
+        msg = (
+            "Moments in which the classes weigh alike in every group can be merged if their weights are the same: give "
+            "the cell_counts of all rows to both, or accumulate with covariance='full' and tie the result."
+        )
+        raise ValueError(msg)
+    return np.asarray(tables.max(axis=0))
 
 
 def _writable(array: Doubles) -> Doubles:
