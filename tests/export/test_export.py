@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import clone
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
@@ -21,8 +24,10 @@ from sklearn.preprocessing import (
     RobustScaler,
     StandardScaler,
 )
+from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, persistence
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner, persistence
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
 from fairsteer.concepts import ConceptSteering
 from fairsteer.export import export_affine, export_onnx, read_affine, read_affine_file, read_onnx_codes
@@ -174,14 +179,177 @@ def test_inference_knows_subgroups_without_rows_and_no_calibration(rows, run_onn
     _assert_close(run_onnx(steer, X, np.full(len(X), -1)), expected)
 
 
-def test_logarithm_of_what_is_not_positive_is_nan(rows, run_onnx):
+STAYS = [{}, {"intervention": "affirmative", "reference_group": "b"}, {"strength": 0.0}]
+
+
+@pytest.mark.parametrize("params", STAYS, ids=str)
+@pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
+@pytest.mark.parametrize("transform", [None, "log", StandardScaler(), FrozenEstimator(StandardScaler())], ids=str)
+def test_a_row_that_transform_refuses_is_nan_whatever_its_group(rows, run_onnx, transform, unknown_group, params):
     X, y, group = rows
-    steer = FairSteeringTransformer(feature_transform="log").fit(X, y, sensitive_features=group)
-    broken = X.copy()
-    broken[0, 1], broken[1, 1] = 0.0, -1.0
-    output = run_onnx(steer, broken, _codes(group))
+    if isinstance(transform, FrozenEstimator):
+        transform.estimator.fit(X)
+    steer = FairSteeringTransformer(feature_transform=transform, unknown_group=unknown_group, **params)
+    steer.fit(X, y, sensitive_features=group)
+    wrong = [np.nan, np.inf, -np.inf, *([0.0, -0.0, -1.0] if transform == "log" else [])]
+    broken, n = np.tile(X[:12], (len(wrong), 1)), 12 * len(wrong)
+    broken[np.arange(n), np.arange(n) % 5] = np.repeat(wrong, 12)
+    codes = _codes(np.tile(NAMES, n // 3))
+    for i in range(n):
+        with pytest.raises(ValueError, match=r"NaN|infinity|needs positive"):
+            steer.transform(broken[[i]], sensitive_features=[NAMES[codes[i]]])
+    assert np.isnan(run_onnx(steer, broken, codes)).all()
+    assert np.isnan(run_onnx(steer, broken, np.full(n, -1))).all()
+    mixed, codes = np.concatenate([broken, X]), np.concatenate([codes, _codes(group)])
+    output = run_onnx(steer, mixed, codes)
+    assert np.isnan(output[:n]).all()
+    _assert_close(output[n:], steer.transform(X, sensitive_features=group))
+
+
+def test_one_map_for_all_refuses_rows_too(rows, run_onnx):
+    X, y, group = rows
+    with pytest.warns(UserWarning, match="nothing is being steered"):
+        alone = FairSteeringTransformer(feature_transform="log").fit(X, y)
+    leace = LeaceTransformer().fit(X, sensitive_features=group)
+    for transformer, value in ((alone, 0.0), (alone, np.nan), (leace, np.nan), (leace, np.inf)):
+        broken = X[:4].copy()
+        broken[1, 2] = value
+        output = run_onnx(transformer, broken)
+        assert np.isnan(output[1]).all()
+        assert np.isfinite(output[[0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"strength": 0.4},
+        {"unknown_group": "infer"},
+        {"feature_transform": StandardScaler()},
+        {"feature_transform": MinMaxScaler()},
+    ],
+    ids=str,
+)
+def test_large_means_cost_one_rounding(make_data, run_onnx, params, offset):
+    X, y, group = make_data(n=500, n_features=8, n_classes=2, n_groups=3)
+    X = (X + offset * np.array([1, -1, 2, 0.5, 1, 1, 0, 3])).astype(np.float32)
+    steer = FairSteeringTransformer(**params).fit(X, y, sensitive_features=NAMES[group])
+    exact = steer.transform(X.astype(np.float64), sensitive_features=NAMES[group])
+    unit = np.spacing(np.abs(exact).astype(np.float32)) + 1e-6
+    assert (np.abs(run_onnx(steer, X, group) - exact) / unit).max() < 1
+    if "unknown_group" in params:
+        exact = steer.transform(X.astype(np.float64))
+        assert (np.abs(run_onnx(steer, X, np.full(len(X), -1)) - exact) / unit).max() < 1
+
+
+def test_groups_far_apart_cost_no_digits_either(make_data, run_onnx):
+    X, y, group = make_data(n=500, n_features=4, n_groups=3)
+    X = (X + 1e5 * group[:, None]).astype(np.float32)
+    steer = FairSteeringTransformer().fit(X, y, sensitive_features=NAMES[group])
+    exact = steer.transform(X.astype(np.float64), sensitive_features=NAMES[group])
+    # The step itself is as long as the way between the groups, and is rounded too.
+    assert np.abs(run_onnx(steer, X, group) - exact).max() < 2 * np.spacing(np.float32(2e5))
+
+
+def test_logarithms_of_large_numbers_cost_no_digits(make_data, run_onnx):
+    X, y, group = make_data(n=500, n_features=4, n_groups=3)
+    X = np.exp(0.01 * X + 12).astype(np.float32)
+    steer = FairSteeringTransformer(feature_transform="log").fit(X, y, sensitive_features=NAMES[group])
+    exact = steer.transform(X.astype(np.float64), sensitive_features=NAMES[group])
+    np.testing.assert_allclose(run_onnx(steer, X, group), exact, rtol=2e-6)
+
+
+# ---- score alignment
+
+
+@pytest.fixture
+def run_scores(tmp_path):
+    """Export an alignment and run the graph; returns the output for scores and codes."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+
+    def run(estimator, scores, codes):
+        export_onnx(estimator, tmp_path / "scores.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "scores.onnx", providers=["CPUExecutionProvider"])
+        inputs = {"score": np.asarray(scores, dtype=np.float64), "group": np.asarray(codes, dtype=np.int64)}
+        (output,) = session.run(["probability"], inputs)
+        return output
+
+    run.path = tmp_path / "scores.onnx"
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:Gaps of up to:UserWarning")  # three classes whose rates only chance makes equal
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
+@pytest.mark.parametrize("params", [{}, {"max_gap": 0.1}, {"calibrate": True}, {"max_gap": 1.0}], ids=str)
+def test_scores_become_the_probabilities_of_the_aligner(rows, run_scores, n_classes, constraint, params):
+    X, y, group = rows
+    aligner = ScoreAligner(LogisticRegression(), constraint=constraint, **params)
+    aligner.fit(X, y % n_classes, sensitive_features=group)
+    beyond, groups = np.concatenate([X, 3 * X, -5 * X]), np.tile(group, 3)  # scores that the alignment has not seen
+    scores = aligner.estimator_.predict_proba(beyond)
+    expected = aligner.predict_proba(beyond, sensitive_features=groups)
+    output = run_scores(aligner, scores, _codes(groups))
+    assert output.dtype == np.float64
+    np.testing.assert_allclose(output, expected, atol=1e-12)
+    assert read_onnx_codes(run_scores.path) == {"a": 0, "b": 1, "c": 2}
+    for code in (-1, 3, 2**40):
+        assert np.isnan(run_scores(aligner, scores[:5], [code] * 5)).all()
+    average = run_scores(aligner.set_params(unknown_group="average"), scores, np.full(len(beyond), -1))
+    np.testing.assert_allclose(average, aligner.predict_proba(beyond), atol=1e-12)
+    scores = scores[:3].copy()
+    scores[0, 0], scores[1, 1] = np.nan, np.inf
+    output = run_scores(aligner, scores, [0, 1, 2])
     assert np.isnan(output[:2]).all()
-    assert np.isfinite(output[2:]).all()
+    assert np.isfinite(output[2]).all()
+
+
+def test_decision_functions_become_probabilities(rows, run_scores):
+    X, y, group = rows
+    aligner = ScoreAligner(LinearSVC()).fit(X, y > 0, sensitive_features=group)
+    scores = aligner.estimator_.decision_function(X)
+    output = run_scores(aligner, scores, _codes(group))
+    np.testing.assert_allclose(output, aligner.predict_proba(X, sensitive_features=group), atol=1e-12)
+    assert run_scores(aligner, scores[:0], []).shape == (0, 2)
+    tied = ScoreAligner(DecisionTreeClassifier(max_depth=1)).fit(X, y > 0, sensitive_features=group)
+    output = run_scores(tied, tied.estimator_.predict_proba(X), _codes(group))
+    np.testing.assert_allclose(output, tied.predict_proba(X, sensitive_features=group), atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [None, LogisticRegression()], ids=str)
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_an_aligned_classifier_is_exported_by_its_scores(rows, run_scores, estimator, n_classes):
+    X, y, group = rows
+    y = y % n_classes
+    plain = IdealDistributionClassifier(estimator=estimator).fit(X, y, sensitive_features=group)
+    aligned = clone(plain).set_params(score_alignment="equal_opportunity").fit(X, y, sensitive_features=group)
+    scores = plain.predict_proba(X, sensitive_features=group)
+    output = run_scores(aligned, scores, _codes(group))
+    np.testing.assert_allclose(output, aligned.predict_proba(X, sensitive_features=group), atol=1e-12)
+    with pytest.raises(TypeError, match=r"steering_.*score_alignment"):
+        export_onnx(plain, run_scores.path)
+
+
+def test_a_loaded_aligner_needs_no_classifier_to_be_exported(rows, run_scores, tmp_path):
+    pytest.importorskip("safetensors")
+    X, y, group = rows
+    aligner = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
+    persistence.save(aligner, tmp_path / "maps.safetensors")
+    export_onnx(aligner, tmp_path / "given.onnx")
+    export_onnx(persistence.load(tmp_path / "maps.safetensors"), tmp_path / "loaded.onnx")
+    assert (tmp_path / "given.onnx").read_bytes() == (tmp_path / "loaded.onnx").read_bytes()
+
+
+def test_one_class_has_no_scores(rows, tmp_path):
+    pytest.importorskip("onnx")
+    X, _, group = rows
+    aligner = ScoreAligner(DummyClassifier()).fit(X, np.zeros(len(X)), sensitive_features=group)
+    with pytest.raises(ValueError, match=r"knows one class, 0\.0"):
+        export_onnx(aligner, tmp_path / "scores.onnx")
+    with pytest.raises(NotFittedError):
+        export_onnx(ScoreAligner(DummyClassifier()), tmp_path / "scores.onnx")
 
 
 def test_labels_and_features_come_with_the_graph(rows, tmp_path):
@@ -332,7 +500,7 @@ def test_maps_of_two_transformers_do_not_mix(rows, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f8"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_arrays_of_numpys_own_pickles_are_read(protocol, dtype, order):

@@ -107,12 +107,9 @@ def _in_dict(value: bytes, name: str = "A_") -> bytes:
     return b"\x80\x04}" + _text(name) + value + b"s."
 
 
-def _nested(n: int, join: bytes = b"") -> bytes:
+def _nested(n: int) -> bytes:
     """Tuples of the tuple before, twice: 2**n of them if they are looked at one by one."""
-    parts = [b")\x94"]
-    for i in range(n):
-        parts.append(b"h" + bytes([i]) + join + b"\x86\x94")
-    return b"".join(parts)
+    return b")\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(n))
 
 
 _PICKLES = {
@@ -120,10 +117,7 @@ _PICKLES = {
     "tuples as a name": b"\x80\x04}" + _nested(60) + b"Ns.",
     "tuples by copies": _in_dict(b")" + b"2\x86" * 80),
     "tuples as a name by copies": b"\x80\x04}" + b")" + b"2\x86" * 80 + b"Ns.",
-    "tuples behind a value that goes": b"\x80\x04}"
-     b")"
-    + b"".join(b"N0q%ch%c\x86" % (i, i) for i in range(80))
-    + b"Ns.",
+    "tuples behind a value that goes": b"\x80\x04})" + b"".join(b"N0q%ch%c\x86" % (i, i) for i in range(80)) + b"Ns.",
     "tuples in a set": _in_dict(b"\x8f(" + _nested(60) + b"\x90"),
     "tuples in a frozen set": _in_dict(b"(" + _nested(60) + b"\x91"),
     "tuples by numbered places": b"(dp0\n(tp1\n"

@@ -8,14 +8,17 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
-from fairsteer.metrics._intervals import measured_gaps
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
+from fairsteer._utils.labels import label_text
+from fairsteer.metrics._intervals import Measured, measured_gaps
 from fairsteer.plotting import CertificateDisplay, GroupScoreDisplay, TPRDisplay, TradeOffDisplay, _style
 from fairsteer.report import steering_report
 
@@ -222,6 +225,63 @@ def test_certificate_draws_bounds_and_measured_gaps(fitted):
         CertificateDisplay.from_predictions(
             steer.certificate_, np.arange(len(y)) % 3, np.arange(len(y)) % 3, sensitive_features=group
         )
+
+
+LABELS = ["$x_1$", "$", "_other", "", "[/x]", r"$\frac{", "two\nlines", r"a\$b", "%_{}#"]
+
+
+@pytest.mark.parametrize("output", ["png", "svg", "pdf"])
+def test_labels_are_drawn_as_they_are_and_all_have_a_place_in_the_legend(output, tmp_path):
+    rng = np.random.default_rng(0)
+    n = 100 * len(LABELS)
+    group = np.array(LABELS, dtype=object)[rng.integers(0, len(LABELS), n)]
+    y, predicted = (np.array(LABELS, dtype=object)[rng.integers(0, 3, n)] for _ in range(2))
+    shown = sorted(map(label_text, LABELS))
+    tpr = TPRDisplay.from_predictions(y, predicted, sensitive_features=group)
+    scores = GroupScoreDisplay.from_predictions(rng.random(n), sensitive_features=group, score_name="$s_$")
+    model = LogisticRegression().fit(rng.normal(size=(n, 2)), y == "$")
+    model.classes_ = np.array(["_a", "$y$"])
+    named = GroupScoreDisplay.from_estimator(model, rng.normal(size=(n, 2)), sensitive_features=group)
+    certificate = CertificateDisplay(["$c$", "_d"], [0.5, 0.6], [Measured(0.1, 0.0, 0.2)] * 2).plot()
+    for display in (tpr, scores, named):
+        legend = display.ax_.get_legend().get_texts()
+        assert sorted(text.get_text() for text in legend) == shown
+    assert named.ax_.get_xlabel() == "score of class $y$"
+    assert [text.get_text() for text in tpr.ax_.get_yticklabels()] == [label_text(x) for x in tpr.classes_]
+    assert [text.get_text() for text in certificate.ax_.get_yticklabels()] == ["_d", "$c$"][::-1]
+    for display in (tpr, scores, named, certificate):
+        display.figure_.savefig(tmp_path / f"picture.{output}")  # as mathematics some of them would raise
+        assert not any(text.get_parse_math() for text in _texts(display.ax_) if "$" in text.get_text())
+
+
+def test_long_names_leave_room_for_the_picture():
+    group = np.array(["x" * 200, "y" * 200])[np.arange(400) % 2]
+    y, predicted = np.array([["a" * 300, "b" * 300]])[0][np.random.default_rng(0).integers(0, 2, (2, 400))]
+    display = TPRDisplay.from_predictions(y, predicted, sensitive_features=group)
+    display.figure_.canvas.draw()
+    assert display.ax_.get_window_extent().width > 0.4 * display.figure_.bbox.width
+
+
+def test_pipelines_hand_groups_to_a_classifier_that_knows_them(fitted):
+    _, X, y, group = fitted
+    pipe = make_pipeline(StandardScaler(), ScoreAligner(LogisticRegression()))
+    pipe.fit(X, y, scorealigner__sensitive_features=group)
+    tpr = TPRDisplay.from_estimator(pipe, X, y, sensitive_features=group)
+    found = measured_gaps(y, pipe.predict(X, sensitive_features=group), sensitive_features=group)
+    np.testing.assert_allclose(tpr.measured.rates.value, found.rates.value)
+    scores = GroupScoreDisplay.from_estimator(pipe, X, sensitive_features=group).scores[""]
+    np.testing.assert_allclose(scores, pipe[1].decision_function(pipe[0].transform(X), sensitive_features=group))
+
+
+def test_bounds_of_a_classifier_that_steers_and_of_none(fitted):
+    _, X, y, group = fitted
+    quick = {"sensitive_features": group, "n_resamples": 20, "cv": 2}
+    model = IdealDistributionClassifier().fit(X, y, sensitive_features=group)
+    display = CertificateDisplay.from_estimator(model, X, y, **quick)
+    np.testing.assert_allclose(display.model[:2], model.steering_.certificate_.equal_opportunity)
+    aligner = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=group)
+    with pytest.raises(ValueError, match="There is no steering in what the report is about"):
+        CertificateDisplay.from_estimator(aligner, X, y, **quick)
 
 
 def test_axes_that_are_given_are_drawn_on(fitted):

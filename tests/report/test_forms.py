@@ -166,17 +166,19 @@ def test_repr_is_one_line(hostile):
     assert len(repr(hostile)) < 250
 
 
-def test_the_page_says_what_it_is_about(make_data, tmp_path):
-    report = _report(make_data, ["a", "b"])
-    page = report.to_html(
-        tmp_path / "page.html", title="Audit of <jobs>", facts={"File": "jobs & co.csv", "Rows left out": 7}
-    )
+def test_every_form_says_what_it_is_about(make_data, tmp_path):
+    context = {"File": "jobs & co.csv", "Rows without a class": 7}
+    report = _report(make_data, ["a", "b"], context=context)
+    page = report.to_html(tmp_path / "page.html", title="Audit of <jobs>")
     assert "<title>Audit of &lt;jobs&gt;</title>" in page
     assert "<dt>File</dt><dd>jobs &amp; co.csv</dd>" in page
-    assert "<dt>Rows left out</dt><dd>7</dd>" in page
+    assert "<dt>Rows without a class</dt><dd>7</dd>" in page
     assert "<dt>Positive class</dt><dd>1</dd>" in page
     assert re.search(rf"Made with fairsteer {re.escape(version('fairsteer'))} on \d{{4}}-\d\d-\d\d\.", page)
-    assert "Positive class: 1" in str(report)
+    for text in (str(report), _in_rich(report, 80)):
+        assert re.search(r"File:? +jobs & co\.csv", text)
+        assert re.search(r"Rows without a class:? +7", text)
+        assert re.search(r"Positive class:? +1", text)
 
 
 def test_the_first_finding_says_of_every_gap_whether_it_grew(make_data):

@@ -6,6 +6,7 @@ import copy
 import gc
 import importlib
 import io
+import json
 import re
 import weakref
 from collections import OrderedDict, namedtuple
@@ -127,6 +128,70 @@ def test_logarithms_are_taken_and_undone(make_data):
     rows[0, 0] = 0
     with pytest.raises(ValueError, match=r"'log' needs positive features, but 1 of 2400 values"):
         module(rows, group)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("groups", ["m", "f", ["m", "f"]])
+def test_vectors_without_logarithms_are_refused_whatever_their_group(strength, groups, make_data):
+    X, y, group = make_data(n_features=D)
+    names = np.array(["f", "m"])[group]
+    steer = FairSteeringTransformer(feature_transform="log", intervention="affirmative", reference_group="m")
+    module = SteeringModule(steer.fit(np.exp(X), y, sensitive_features=names), strength=strength)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    good = torch.tensor(np.exp(X[:2]), dtype=torch.float32)
+    labels = [groups] * 2 if isinstance(groups, str) else groups
+    positions = torch.tensor([module.groups.index(label) for label in labels])
+    for wrong in (0.0, -1.0, torch.nan):
+        rows = good.clone()
+        rows[0, 1] = wrong
+        with pytest.raises(ValueError, match="'log' needs positive features, but 1 of 8 values"):
+            module(rows, groups)
+        output = compiled(rows, positions)
+        assert output[0].isnan().all()
+        torch.testing.assert_close(output[1], module(good, groups)[1])
+
+
+def test_a_compiled_call_knows_unknown_groups_at_strength_zero_too():
+    module = SteeringModule(_maps(), strength=0.0)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    output = compiled(TOKENS, torch.tensor([1, 7, -1]))
+    torch.testing.assert_close(output[0], TOKENS[0], rtol=0, atol=0)
+    assert output[1:].isnan().all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        FairSteeringTransformer(),
+        FairSteeringTransformer(feature_transform=StandardScaler(), unknown_group="infer"),
+        LeaceTransformer(strength=0.7),
+        MeanMatchingTransformer(),
+        "ideal",
+    ],
+    ids=str,
+)
+def test_large_means_cost_one_rounding(make_data, transformer, offset):
+    X, y, group = make_data(n_features=D, n_groups=3)
+    X = (X + offset * np.array([1, -1, 2, 0])).astype(np.float32)
+    source = steer = FairSteeringTransformer(shrinkage=None) if transformer == "ideal" else transformer
+    steer.fit(X, y, sensitive_features=group)
+    if transformer == "ideal":
+        source = steer.ideal_
+    exact = steer.transform(X.astype(np.float64), sensitive_features=group)
+    unit = np.spacing(np.abs(exact).astype(np.float32)) + 4e-6  # of the vector, and of the step
+    module = SteeringModule(source)
+    rows = torch.tensor(X)
+    assert (np.abs(module(rows, group).numpy() - exact) / unit).max() < 1
+    again = SteeringModule.from_state_dict(module.state_dict())
+    torch.testing.assert_close(again(rows, group), module(rows, group), rtol=0, atol=0)
+    # What half precision costs, it costs of the step: vectors keep the digits they have.
+    half = module.to(torch.bfloat16)(rows, group).numpy()
+    moved = np.abs(exact - X).max()
+    assert np.abs(half - exact).max() <= 0.05 * moved + unit.max()
+    if getattr(steer, "unknown_group", "error") == "infer":
+        exact = steer.transform(X.astype(np.float64))
+        assert (np.abs(SteeringModule(source)(rows).numpy() - exact) / unit).max() < 2
 
 
 @pytest.mark.parametrize("unknown_group", ["infer", "infer_hard"])
@@ -503,6 +568,41 @@ def test_the_state_of_something_else_is_refused():
         ValueError, match=r"has no 'displacement', 'offset', '_centre.points', '_extra_state', only weight, bias"
     ):
         SteeringModule.from_state_dict(nn.Linear(2, 2).state_dict())
+
+
+def _changed(**changes):
+    """A state whose settings hold other values."""
+    state = SteeringModule(_maps()).state_dict()
+    block = json.loads(bytes(state["_extra_state"].tolist()))
+    block.update(changes)
+    state["_extra_state"] = torch.frombuffer(bytearray(json.dumps(block).encode()), dtype=torch.uint8)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strength": "1"}, "not a number from 0 to 1"),
+        ({"strength": 3.0}, "not a number from 0 to 1"),
+        ({"groups": {"dtype": "<U1000000000", "labels": [{"str": "f"}] * 3}}, "labels is none"),
+        ({"groups": {"dtype": "text", "labels": [{"str": "f"}]}}, "3 maps for 1 groups"),
+        ({"groups": {"dtype": "object", "labels": [{"tuple": []}] * 3}}, "label is none"),
+        ({"labels": {"dtype": "text", "labels": [{"str": "f"}]}}, "3 positions for its labels"),
+        ({"positions": [0, 1, 9]}, "positions below 3"),
+        ({"positions": "012"}, "positions below 3"),
+        ({"moving": [7]}, "positions below 3"),
+        ({"log": "yes"}, "not true or false"),
+        ({"one_for_all": None}, "not true or false"),
+        ({"unknown_group": "guess"}, "not one of error, infer, infer_hard"),
+        ({"calibration": ["a"], "calibration_slope": 1.0}, "not a list of numbers"),
+        ({"calibration": [1.0], "calibration_slope": 1.0}, "calibration is of other groups"),
+        ({"column_names": [1]}, "not a list of 1 names"),
+    ],
+)
+def test_a_state_that_does_not_fit_together_is_refused(changes, message):
+    assert SteeringModule.from_state_dict(_changed()).groups == ["f", "m", "x"]
+    with pytest.raises(ValueError, match=f"no state of a SteeringModule.*{message}"):
+        SteeringModule.from_state_dict(_changed(**changes))
 
 
 # ---- torch.compile

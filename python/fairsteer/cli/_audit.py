@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
-from typing import Any
 
-import fairsteer
-from fairsteer.report import Measured, steering_report
+from fairsteer.report import steering_report
 
 from . import UsageError, count
-from ._comparison import verdict
 from ._fitting import library_problems, quoting_warnings, read_problem, tell_of_fit
 from ._options import Settings
 from ._printing import Reporter
@@ -67,8 +63,6 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
             "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} lack class or group",
             "Target": settings.target + ("" if result.positive is None else f", positive class {result.positive}"),
             "Sensitive": ", ".join(settings.sensitive),
-            "Verdict": _verdict(result.tables["gaps"]),
-            "Made": f"{date.today().isoformat()} by fairsteer {fairsteer.__version__}",
         },
     )
     report.say(result)
@@ -77,14 +71,3 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
             output.file.write(result.to_html().encode("utf-8", "backslashreplace"))
             output.commit()
         report.say(f"\nWrote the report to {'standard output' if is_standard_output(html) else html.name}.")
-
-
-def _verdict(gaps: dict[str, list[Any]]) -> str:
-    before, after = (dict(zip(gaps["measure"], gaps[when], strict=True)) for when in ("before", "after"))
-    change = {
-        name: Measured(*parts)
-        for name, *parts in zip(
-            gaps["measure"], gaps["change"], gaps["change_lower"], gaps["change_upper"], strict=True
-        )
-    }
-    return verdict(before, after, change)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairsteer.classifier import IdealDistributionClassifier
-from fairsteer.metrics._intervals import GAPS, Measured, MeasuredGaps
+from fairsteer.metrics._intervals import Measured, MeasuredGaps
 from fairsteer.report._held_out import Method, Prepare, codes_in, default_classifier, predict_held_out, read_rows
-from fairsteer.report._tables import SteeredRows, movement_table
+from fairsteer.report._tables import movement_table
 from fairsteer.transformer import FairSteeringTransformer
 
 from ._options import Alignment
 
-__all__ = ["Comparison", "compare", "verdict"]
+__all__ = ["Comparison", "compare"]
 
 _LEVEL, _RESAMPLES, _SEED = 0.95, 1000, 0
 
@@ -145,44 +145,10 @@ def compare(
     )
 
 
-def verdict(before: Mapping[str, float], after: Mapping[str, float], change: Mapping[str, Measured]) -> str:
-    """Say in one sentence what became of gaps and accuracy.
-
-    Parameters
-    ----------
-    before, after : mapping of str to float
-        Accuracy and gaps.
-    change : mapping of str to Measured
-        What lies between them, with intervals.
-
-    Returns
-    -------
-    str
-        The gaps that grew come first.
-    """
-    parts: dict[str, list[str]] = {"grew": [], "fell": [], "stayed": []}
-    for name in GAPS:
-        gap = f"the {name.replace('_', ' ')} gap"
-        old, new = f"{before[name]:.3f}", f"{after[name]:.3f}"
-        chance = " (no more than chance)" if change[name].lower <= 0 <= change[name].upper else ""
-        if np.isnan(before[name]) or np.isnan(after[name]):
-            parts["stayed"].append(f"{gap} is not known")
-        elif old == new:
-            parts["stayed"].append(f"{gap} stayed at {new}")
-        else:
-            way = "grew" if after[name] > before[name] else "fell"
-            parts[way].append(f"{gap} {way} from {old} to {new}{chance}")
-    old, new = f"{before['accuracy']:.3f}", f"{after['accuracy']:.3f}"
-    way = "grew" if after["accuracy"] > before["accuracy"] else "fell"
-    accuracy = f"accuracy stayed at {new}" if old == new else f"accuracy {way} from {old} to {new}"
-    sentence = ", ".join([*parts["grew"], *parts["fell"], *parts["stayed"], accuracy])
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
 def _displacement(steering: FairSteeringTransformer, X: Any, y: NDArray[Any], groups: Any) -> list[tuple[Any, float]]:
     rows = read_rows({}, X, y, groups, None, known=steering)
     assert rows.values is not None
     codes = codes_in(steering, rows)
     moved = steering._move(rows.values, codes, steering._group_maps(steering._strength()))
-    per_group, _ = movement_table(steering, SteeredRows(rows.values, moved, codes, codes, rows.weight))
+    per_group, _ = movement_table(steering, rows.values, moved, codes, rows.weight)
     return list(zip(steering.groups_.tolist(), per_group.tolist(), strict=True))

@@ -11,20 +11,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from fairsteer.report._tables import criterion_text, verdict
 from fairsteer.report._text import fitting_table
 from fairsteer.transformer import FairSteeringTransformer
 
 from . import mute
 from ._columns import label_text
-from ._comparison import Comparison, verdict
+from ._comparison import Comparison
 
 __all__ = ["Reporter"]
 
-_GAPS = {
-    "demographic_parity": "demographic parity gap",
-    "equal_opportunity": "equal opportunity gap",
-    "equalized_odds": "equalized odds gap",
-}
 _MAX_GROUPS = 12
 
 
@@ -113,18 +109,17 @@ def _print(console: Console, what: Any, **how: Any) -> None:
 
 
 def _values(result: Comparison, which: str) -> dict[str, float]:
-    measured = vars(result.scores[which])
-    return {name: float(measured[name].value) for name in ("accuracy", *_GAPS)}
+    return {name: float(measured.value) for name, measured in result.scores[which].measures.items()}
 
 
 def _comparison_table(result: Comparison) -> Any:
     others = [name for name in result.scores if name not in ("before", "steered")]
     rows = []
-    for key, name in {"accuracy": "accuracy", **_GAPS}.items():
+    for key in result.scores["before"].measures:
         change = result.change[key]
         cells = [_number(_values(result, which)[key]) for which in ("before", "steered")]
         moved = "-" if math.isnan(change.value) else f"{change.value:+.3f}\n[{change.lower:+.3f}, {change.upper:+.3f}]"
-        rows.append([name, *cells, moved, *(_number(_values(result, which)[key]) for which in others)])
+        rows.append([criterion_text(key), *cells, moved, *(_number(_values(result, which)[key]) for which in others)])
     header = ["", "before", "steered", "change", *others]
     return fitting_table(header, [False, *[True] * (len(header) - 1)], rows)
 

@@ -56,11 +56,12 @@ def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:
 def _simple_coordinates(transformer: Any) -> SimpleCoordinates:
     """Coordinates of a fitted transformer's maps, if they can be folded into these."""
     if not isinstance(transformer, GroupMapTransformer):
-        way_out = (
-            " Export its steering_, which moves rows; the rule that classifies them is no map."
-            if hasattr(transformer, "steering_")
-            else ""
-        )
+        way_out = ""
+        if hasattr(transformer, "steering_"):
+            way_out = (
+                " Export its steering_, which moves rows; the rule that classifies them is no map. With a "
+                "score_alignment, export_onnx writes the maps of its scores."
+            )
         msg = f"{type(transformer).__name__} is no transformer that moves rows by affine maps of their groups.{way_out}"
         raise TypeError(msg)
     check_is_fitted(transformer, "moments_")

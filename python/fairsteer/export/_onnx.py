@@ -7,21 +7,30 @@ code.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.estimators import asked_method
 from fairsteer._utils.files import write_file
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer._utils.types import PathLike
+from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.export._maps import group_codes, group_steps
 from fairsteer.export._onnx_graph import Posterior, build_model
+from fairsteer.export._onnx_scores import build_score_model
+from fairsteer.score_alignment import ScoreAligner
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._coordinates import SimpleCoordinates
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+#: What has a graph.
+Exportable = GroupMapTransformer | ScoreAligner | IdealDistributionClassifier
 
 #: Entry of a file's metadata.
 _KEY = "fairsteer"
@@ -31,19 +40,27 @@ _KEY = "fairsteer"
 _ONNX_LIMIT = 2**31 - 1
 
 
-def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
-    """Write a fitted transformer as an ONNX graph that does what ``transform`` does.
+def export_onnx(transformer: Exportable, path: PathLike) -> None:
+    """Write a fitted transformer or score alignment as an ONNX graph.
 
-    The graph has standard operators of opset 18 only. Its inputs are ``X`` (n, d), float32, the features without
+    The graph has standard operators of opset 18 only. That of a *transformer* does what ``transform`` does: its inputs
+    are ``X`` (n, d), float32, the features without
     sensitive columns, and ``group`` (n,), int64, positions in ``groups_`` (`read_onnx_codes` reads which label has
     which); its output is ``Y`` (n, d), float32. There is no input ``group`` where one map moves all rows:
     :class:`~fairsteer.baselines.LeaceTransformer`, and a transformer fitted without groups.
 
+    That of a *score alignment* does what ``predict_proba`` does with the scores of the classifier, which is exported by
+    whoever made it: its inputs are ``score``, the classifier's probabilities (n, n_classes), or (n,) what its
+    ``decision_function`` says if it has no ``predict_proba``, and ``group`` (n,); its output is ``probability``
+    (n, n_classes). All but the groups is float64.
+
     Parameters
     ----------
-    transformer : FairSteeringTransformer or transformer of :mod:`fairsteer.baselines`
-        Fitted. Its present strength is written, and a `feature_transform` that is a standard, min-max, max-abs or
-        robust scaler is folded into the maps; ``"log"`` becomes operators.
+    transformer : transformer, ScoreAligner or IdealDistributionClassifier
+        Fitted. Of a :class:`~fairsteer.FairSteeringTransformer` or a transformer of :mod:`fairsteer.baselines` the
+        present strength is written, and a `feature_transform` that is a standard, min-max, max-abs or robust scaler is
+        folded into the maps; ``"log"`` becomes operators. Of a :class:`~fairsteer.ScoreAligner`, or a classifier with a
+        `score_alignment`, the maps of its scores.
     path : path-like
         File to create or replace, usually ``*.onnx``.
 
@@ -52,12 +69,12 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
     ImportError
         If onnx is not installed.
     TypeError
-        If the estimator is no such transformer.
+        If the estimator is no such one.
     sklearn.exceptions.NotFittedError
-        If the transformer is not fitted.
+        If it is not fitted.
     ValueError
-        If the `feature_transform` is another one, a label cannot be written as JSON, or the maps take more than the
-        2 GiB that an ONNX file may hold.
+        If the `feature_transform` is another one, there is one class and nothing to align, a label cannot be written
+        as JSON, or the maps take more than the 2 GiB that an ONNX file may hold.
     OSError
         If the file cannot be written.
 
@@ -76,7 +93,9 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
     * under ``"infer"`` and ``"infer_hard"`` a negative code stands for an unknown group, which the graph infers from
       the features like ``transform`` (in double precision; such graphs run where MatMul takes doubles);
     * a row that ``transform`` refuses becomes NaN, whatever its code and the strength: one that holds a number that is
-      not finite or, under ``feature_transform="log"``, not positive.
+      not finite or, under ``feature_transform="log"``, not positive; so does a row of scores that are not finite;
+    * an alignment gives NaN for a negative code, or the average of what the groups would get under a ScoreAligner's
+      ``unknown_group="average"``.
 
     Examples
     --------
@@ -92,6 +111,19 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
     {'a': 0, 'b': 1}
     """
     onnx = _onnx()
+    if isinstance(transformer, ScoreAligner) or getattr(transformer, "_alignment", None) is not None:
+        model, codes, description = _score_model(onnx, transformer)
+    else:
+        model, codes, description = _row_model(onnx, transformer)
+    entry = model.metadata_props.add()
+    entry.key = _KEY
+    entry.value = json.dumps({"codes": [[label_to_json(label), code] for label, code in codes.items()], **description})
+    onnx.checker.check_model(model, full_check=True)
+    write_file(Path(path), model.SerializeToString())
+
+
+def _row_model(onnx: ModuleType, transformer: Any) -> tuple[Any, Mapping[Any, int], dict[str, Any]]:
+    """Graph of a transformer, codes of its groups, and what else is to be known."""
     steps, coordinates = group_steps(transformer)
     by_group = transformer._encoder is not None and not transformer.one_map
     size = steps.displacement.size * np.dtype(np.float32).itemsize
@@ -109,16 +141,36 @@ def export_onnx(transformer: GroupMapTransformer, path: PathLike) -> None:
         posterior=_posterior(transformer, coordinates) if by_group else None,
     )
     codes = group_codes(transformer) if by_group else {}
-    entry = model.metadata_props.add()
-    entry.key = _KEY
-    entry.value = json.dumps(
-        {
-            "codes": [[label_to_json(label), code] for label, code in codes.items()],
-            "features": [str(name) for name in transformer.get_feature_names_out()],
-        }
+    return model, codes, {"features": [str(name) for name in transformer.get_feature_names_out()]}
+
+
+def _score_model(onnx: ModuleType, estimator: Any) -> tuple[Any, Mapping[Any, int], dict[str, Any]]:
+    """Graph of a score alignment, codes of its groups, and what else is to be known."""
+    average = None
+    if isinstance(estimator, ScoreAligner):
+        check_is_fitted(estimator, "estimator_")
+        asked = asked_method(estimator.estimator_)
+        codes = {label: code for code, label in enumerate(estimator.groups_.tolist())}
+        if estimator.unknown_group == "average":
+            average = estimator._shares
+    else:
+        check_is_fitted(estimator, "steering_")
+        steered = estimator.estimator_
+        asked = "predict_proba" if steered is None else asked_method(steered)
+        codes = dict(group_codes(estimator.steering_))
+    alignment = estimator._alignment
+    if alignment is None:
+        msg = f"{type(estimator).__name__} knows one class, {estimator.classes_.tolist()[0]!r}: there are no scores."
+        raise ValueError(msg)
+    model = build_score_model(
+        onnx,
+        alignment,
+        n_classes=len(estimator.classes_),
+        by_proba=asked == "predict_proba",
+        average=average,
+        n_groups=len(set(codes.values())),
     )
-    onnx.checker.check_model(model, full_check=True)
-    write_file(Path(path), model.SerializeToString())
+    return model, codes, {"classes": [label_to_json(label) for label in estimator.classes_.tolist()], "score": asked}
 
 
 def read_onnx_codes(path: PathLike) -> dict[Any, int]:

@@ -56,6 +56,12 @@ class Graph:
         self.nodes.append(self.onnx.helper.make_node(operator, list(inputs), [name], **attributes))
         return name
 
+    def add_pair(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Add an operator of two outputs, and give the first."""
+        names = [self._new_name(), self._new_name()]
+        self.nodes.append(self.onnx.helper.make_node(operator, list(inputs), names, **attributes))
+        return names[0]
+
     def add_if(self, condition: str, then: Callable[[], str], otherwise: str, element_type: int) -> str:
         """Compute `then` where the condition holds, and where not, spend no time on it."""
         branches = []
@@ -132,7 +138,8 @@ class Rows:
         self.coordinates = "X"
         if logarithmic:
             positive = graph.add("Greater", "X", graph.constant(0.0))
-            self.coordinates = graph.add("Log", graph.add("Where", positive, "X", graph.constant(np.nan)))
+            self._positive = graph.add("Where", positive, "X", graph.constant(np.nan))
+            self.coordinates = graph.add("Log", self._positive)
         # Nothing times 0 is NaN but what is no number or infinite.
         nothing = graph.add("ReduceSum", graph.add("Mul", self.coordinates, graph.constant(0.0)), axis, keepdims=1)
         self.refused = graph.add("IsNaN", nothing)
@@ -140,8 +147,12 @@ class Rows:
 
     def step(self, displacement: Doubles, centre: Doubles, offset: Doubles) -> str:
         """Step of every row, in the coordinates of the maps."""
-        centred = self._graph.add("Sub", self.coordinates, self._graph.constant(centre))
-        return self._graph.add("Gemm", centred, self._graph.constant(displacement.T), self._graph.constant(offset))
+        add, constant = self._graph.add, self._graph.constant
+        if self._logarithmic:  # of numbers near 1, which has all its digits
+            centred = add("Log", add("Mul", self._positive, constant(np.exp(-centre))))
+        else:
+            centred = add("Sub", "X", constant(centre))
+        return add("Gemm", centred, constant(displacement.T), constant(offset))
 
     def moved(self, step: str) -> str:
         """Rows after a step: rounded once, however far from the origin they are."""

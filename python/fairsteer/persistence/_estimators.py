@@ -23,7 +23,7 @@ from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceT
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import IdealDistribution
+from fairsteer.ideal import Certificate, IdealDistribution
 from fairsteer.moments import SubgroupMoments
 from fairsteer.persistence._alignment import pack_alignment, unpack_alignment
 from fairsteer.persistence._checks import check_finite_number, listed_names, shares
@@ -69,6 +69,7 @@ SKOPS_TYPES = [
         GroupEncoder,
         SubgroupMoments,
         IdealDistribution,
+        Certificate,
         GroupMaps,
         Solution,
         FoldedMaps,
@@ -562,7 +563,7 @@ def _check_sensitive(estimator: Any) -> None:
     listed = columns if isinstance(columns, list) else [columns]
     if (columns is None) != (not positions) or (positions and estimator._encoder is None):
         raise ValueError("its sensitive columns are those of another estimator")
-    if columns is not None and not all(type(column) in (str, int) for column in listed):
+    if columns is not None and any(isinstance(c, bool) or not isinstance(c, (str, Integral)) for c in listed):
         raise ValueError("its sensitive columns are neither names nor positions")
 
 

@@ -13,7 +13,6 @@ from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import Measured, measured_gaps
 from fairsteer.plotting._style import draw_legend, error_bars, name_rows, new_axes, palette, theme_colour
 from fairsteer.report import SteeringReport, steering_report
-from fairsteer.transformer import FairSteeringTransformer
 
 
 class CertificateDisplay:
@@ -53,7 +52,7 @@ class CertificateDisplay:
     @classmethod
     def from_estimator(
         cls,
-        transformer: FairSteeringTransformer | SteeringReport,
+        transformer: Any,
         X: Any = None,
         y: Any = None,
         *,
@@ -64,7 +63,7 @@ class CertificateDisplay:
 
         Parameters
         ----------
-        transformer : FairSteeringTransformer or SteeringReport
+        transformer : FairSteeringTransformer, classifier or pipeline with one, or SteeringReport
             Fitted; or a report, which holds all that is needed.
         X, y : array-like
             As for :func:`fairsteer.report.steering_report`.
@@ -77,10 +76,18 @@ class CertificateDisplay:
         -------
         CertificateDisplay
             The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If there is no steering in what is reported on; as :func:`fairsteer.report.steering_report` raises.
         """
         report = (
             transformer if isinstance(transformer, SteeringReport) else steering_report(transformer, X, y, **params)
         )
+        if "certificate" not in report.tables:
+            msg = "There is no steering in what the report is about, so there are no bounds to draw."
+            raise ValueError(msg)
         table = report.tables["certificate"]
         lines = [i for i, group in enumerate(table["group"]) if group is None]
         ends = ("measured", "measured_lower", "measured_upper")

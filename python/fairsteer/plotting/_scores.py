@@ -15,12 +15,13 @@ from scipy.stats import gaussian_kde
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from fairsteer._utils.estimators import class_scores, takes_parameter
+from fairsteer._utils.estimators import asked_method, class_scores
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupEncoder
 from fairsteer.plotting._style import AS_IT_IS, LINES, draw_legend, new_axes, palette, theme_colour
+from fairsteer.report._held_out import group_params
 from fairsteer.transformer import FairSteeringTransformer
 
 
@@ -122,13 +123,13 @@ class GroupScoreDisplay:
             The display, drawn.
         """
         if not isinstance(estimator, FairSteeringTransformer):
-            params = {"sensitive_features": sensitive_features}
-            asked = getattr(estimator, "predict_proba", None) or estimator.decision_function
             classes = np.asarray(estimator.classes_)
             if len(classes) != 2:
                 msg = f"A score needs two classes, not {len(classes)}. Draw TPRDisplay, or the steering's discriminant."
                 raise ValueError(msg)
-            scores = class_scores(estimator, X, classes, params if takes_parameter(asked, "sensitive_features") else {})
+            scores = class_scores(
+                estimator, X, classes, group_params(estimator, asked_method(estimator), sensitive_features)
+            )
             return cls.from_predictions(
                 scores,
                 sensitive_features=sensitive_features,

@@ -23,6 +23,10 @@ MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
 
 
+# Characters of a label that a picture has room for.
+_LONGEST = 30
+
+
 #: How labels of users are set: dollars are dollars, and neither mathematics nor commands of TeX.
 AS_IT_IS: dict[str, Any] = {"parse_math": False, "usetex": False}
 
@@ -64,7 +68,7 @@ def draw_legend(ax: Any, entries: Sequence[tuple[Any, str]]) -> None:
     if not entries:
         return
     handles = [handle for handle, _ in entries]
-    labels = [shorten(label, 30) for _, label in entries]
+    labels = [shorten(label, _LONGEST) for _, label in entries]
     columns = next(column_counts(labels))
     # matplotlib leaves out entries whose label is empty or begins with an underscore, so texts come afterwards.
     legend = ax.legend(
@@ -82,7 +86,7 @@ def draw_legend(ax: Any, entries: Sequence[tuple[Any, str]]) -> None:
 
 def name_rows(ax: Any, places: Any, labels: Sequence[str]) -> None:
     """Write labels at the rows of a picture."""
-    ax.set_yticks(places, [shorten(label, 40) for label in labels], **AS_IT_IS)
+    ax.set_yticks(places, [shorten(label, _LONGEST) for label in labels], **AS_IT_IS)
 
 
 def shorten(text: str, most: int) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairsteer._utils.estimators import takes_parameter
 from fairsteer._utils.labels import label_text
 from fairsteer.metrics._intervals import MeasuredGaps, measured_gaps
 from fairsteer.plotting._style import MARKERS, draw_legend, name_rows, new_axes, palette, theme_colour
+from fairsteer.report._held_out import group_params
 
 
 class TPRDisplay:
@@ -78,8 +78,7 @@ class TPRDisplay:
         TPRDisplay
             The display, drawn.
         """
-        asked = {"sensitive_features": sensitive_features}
-        predicted = estimator.predict(X, **(asked if takes_parameter(estimator.predict, "sensitive_features") else {}))
+        predicted = estimator.predict(X, **group_params(estimator, "predict", sensitive_features))
         return cls.from_predictions(
             y, predicted, sensitive_features=sensitive_features, sample_weight=sample_weight, ax=ax, **params
         )

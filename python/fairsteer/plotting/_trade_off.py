@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fairsteer._utils.types import Doubles
-from fairsteer.metrics._intervals import GAPS, Measured, measured_gaps
+from fairsteer.metrics._intervals import Measured, measured_gaps
+from fairsteer.metrics._rates import CRITERIA
 from fairsteer.plotting._style import error_bars, new_axes, palette
 from fairsteer.report._held_out import measure_strengths
 from fairsteer.transformer import FairSteeringTransformer
@@ -81,8 +82,8 @@ class TradeOffDisplay:
             As for :func:`fairsteer.report.steering_report`.
         strengths : sequence of float in [0, 1]
             Strengths to compare.
-        gap : {"demographic_parity", "equal_opportunity", "equalized_odds"}, default="equal_opportunity"
-            Which gap.
+        gap : str, default="equal_opportunity"
+            Which gap: a name in :func:`fairsteer.metrics.gaps`.
         ax : matplotlib Axes, default=None
             Where to draw; None: a new figure.
         **params
@@ -131,8 +132,8 @@ class TradeOffDisplay:
             Predictions of each strength.
         sensitive_features : array-like of shape (n_samples,) or (n_samples, n_columns)
             Groups.
-        gap : {"demographic_parity", "equal_opportunity", "equalized_odds"}, default="equal_opportunity"
-            Which gap.
+        gap : str, default="equal_opportunity"
+            Which gap: a name in :func:`fairsteer.metrics.gaps`.
         ax : matplotlib Axes, default=None
             Where to draw; None: a new figure.
         **params
@@ -203,8 +204,8 @@ class TradeOffDisplay:
 
 
 def check_gap(gap: str) -> None:
-    if gap not in GAPS:
-        msg = f"gap must be one of {GAPS}, not {gap!r}."
+    if gap not in CRITERIA:
+        msg = f"gap must be one of {', '.join(map(repr, CRITERIA))}, not {gap!r}."
         raise ValueError(msg)
 
 

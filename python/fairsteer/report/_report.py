@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,6 +109,9 @@ class SteeringReport:
         Level of all intervals.
     before, after : MeasuredGaps or None
         What was measured on held-out rows, with exact intervals; None without `y`.
+    context : mapping of str to object
+        What the reader should know beside what the report knows itself, such as the file and the names of its columns:
+        shown above all else, in every form.
     """
 
     tables: dict[str, Table]
@@ -130,6 +133,7 @@ class SteeringReport:
     confidence_level: float
     before: MeasuredGaps | None
     after: MeasuredGaps | None
+    context: Mapping[str, Any] = field(default_factory=dict)
 
     def to_frame(self, table: str = "gaps") -> Any:
         """Give one of `tables` as a pandas DataFrame.
@@ -158,13 +162,7 @@ class SteeringReport:
         columns = self.tables[table]
         return pd.DataFrame({name: pd.Series(x, dtype=object if None in x else None) for name, x in columns.items()})
 
-    def to_html(
-        self,
-        path: str | Path | None = None,
-        *,
-        title: str = "Steering report",
-        facts: Mapping[str, Any] | None = None,
-    ) -> str:
+    def to_html(self, path: str | Path | None = None, *, title: str = "Steering report") -> str:
         """Give the report as one HTML page that needs nothing else: no network, no scripts, light and dark.
 
         The page says below with which version of the package and on which day it was made.
@@ -175,19 +173,14 @@ class SteeringReport:
             File to write it to.
         title : str, default="Steering report"
             Title of the page.
-        facts : mapping of str to object, default=None
-            What the reader should know beside what the report knows itself, such as the file and the names of the
-            columns: listed above, before the facts of the report.
 
         Returns
         -------
         str
             The page.
         """
-        document = self._document(_MOST_ON_A_PAGE)
-        more = [(label_text(name), label_text(value)) for name, value in (facts or {}).items()]
         made = f"Made with fairsteer {version('fairsteer')} on {dt.datetime.now().astimezone():%Y-%m-%d}."
-        text = page(document._replace(facts=[*more, *document.facts]), title, made)
+        text = page(self._document(_MOST_ON_A_PAGE), title, made)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -237,7 +230,7 @@ class SteeringReport:
         return Document(self._facts(), self.findings, make_views(self.tables, setting, most))
 
     def _facts(self) -> list[tuple[str, str]]:
-        facts = []
+        facts = [(label_text(name), label_text(value)) for name, value in self.context.items()]
         if self.steering:
             facts.append(("Steering", self.steering))
         if self.classifier:
@@ -275,6 +268,7 @@ def steering_report(
     confidence_level: float = 0.95,
     n_resamples: int = 1000,
     random_state: int = 0,
+    context: Mapping[str, Any] | None = None,
 ) -> SteeringReport:
     """Report what steering, or any fair classifier, does to rows and gaps, beside a classifier without it.
 
@@ -321,6 +315,8 @@ def steering_report(
         Resamples of the bootstrap.
     random_state : int, default=0
         Seed of the bootstrap. Nothing else is random.
+    context : mapping of str to object, default=None
+        What readers should know of the rows, such as the file and the names of its columns; shown above all else.
 
     Returns
     -------
@@ -442,6 +438,7 @@ def steering_report(
         confidence_level=confidence_level,
         before=measured[0] if measured else None,
         after=measured[1] if measured else None,
+        context=dict(context or {}),
     )
 
 

@@ -207,33 +207,63 @@ def _largest_of_other_groups(values: Doubles) -> Doubles:
 
 def find_sentences(tables: Mapping[str, Table], transformer: FairSteeringTransformer | None) -> list[str]:
     """Say what to know first: how gaps changed, and what makes the numbers say less than they seem to."""
-    one_group = len(tables["groups"]["group"]) == 1
-    findings = [_verdict(tables["gaps"], one_group=one_group)] if "gaps" in tables else []
+    findings = []
+    if "gaps" in tables:
+        gaps = tables["gaps"]
+        before, after = (dict(zip(gaps["measure"], gaps[when], strict=True)) for when in ("before", "after"))
+        parts = zip(gaps["change"], gaps["change_lower"], gaps["change_upper"], strict=True)
+        change = dict(zip(gaps["measure"], map(Measured._make, parts), strict=True))
+        findings.append(verdict(before, after, change, one_group=len(tables["groups"]["group"]) == 1))
     if transformer is not None:
         findings += [_movement_finding(tables["groups"], transformer)]
         findings += [_certificate_finding(tables["certificate"], transformer)]
     return [text for text in findings if text]
 
 
-def _verdict(gaps: Table, *, one_group: bool) -> str:
-    """Say of every gap whether it grew, and whether that is more than chance."""
-    parts = []
-    for i, measure in enumerate(gaps["measure"]):
-        if one_group and measure != "accuracy":
-            continue  # there is none
-        before, after = gaps["before"][i], gaps["after"][i]
-        what = measure.replace("_", " ") if measure == "accuracy" else f"the {measure.replace('_', ' ')} gap"
-        if math.isnan(before) or math.isnan(after):
-            parts.append(f"{what} is not known")
-            continue
-        if f"{before:.3f}" == f"{after:.3f}":
-            parts.append(f"{what} stayed at {after:.3f}")
-            continue
-        chance = " (within chance)" if gaps["change_lower"][i] <= 0 <= gaps["change_upper"][i] else ""
-        grew = ("rose", "fell") if measure == "accuracy" else ("grew", "shrank")
-        parts.append(f"{what} {grew[after < before]} from {before:.3f} to {after:.3f}{chance}")
-    sentence = "; ".join([*parts[1:], parts[0]])
+def verdict(
+    before: Mapping[str, float], after: Mapping[str, float], change: Mapping[str, Measured], *, one_group: bool = False
+) -> str:
+    """Say in one sentence of every gap whether it grew, those that did first, and whether that is more than chance.
+
+    Parameters
+    ----------
+    before, after : mapping of str to float
+        Accuracy and gaps.
+    change : mapping of str to Measured
+        What lies between them, with intervals.
+    one_group : bool, default=False
+        Whether there is one group, and so no gap.
+
+    Returns
+    -------
+    str
+        A sentence.
+    """
+    parts: dict[str, list[str]] = {"grew": [], "shrank": [], "stayed": []}
+    for name in () if one_group else CRITERIA:
+        way, clause = _clause(
+            f"the {criterion_text(name)}", before[name], after[name], change[name], ("grew", "shrank")
+        )
+        parts[way].append(clause)
+    _, accuracy = _clause("accuracy", before["accuracy"], after["accuracy"], change["accuracy"], ("rose", "fell"))
+    sentence = "; ".join([*parts["grew"], *parts["shrank"], *parts["stayed"], accuracy])
     return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _clause(what: str, before: float, after: float, change: Measured, words: tuple[str, str]) -> tuple[str, str]:
+    if math.isnan(before) or math.isnan(after):
+        return "stayed", f"{what} is not known"
+    if f"{before:.3f}" == f"{after:.3f}":
+        return "stayed", f"{what} stayed at {after:.3f}"
+    chance = " (within chance)" if change.lower <= 0 <= change.upper else ""
+    word = words[after < before]
+    return word, f"{what} {word} from {before:.3f} to {after:.3f}{chance}"
+
+
+def criterion_text(measure: str) -> str:
+    """Name of a gap, or of accuracy, in words."""
+    text = measure.replace("_", " ")
+    return f"{text} gap" if measure in CRITERIA else text
 
 
 def _movement_finding(groups: Table, transformer: FairSteeringTransformer) -> str:

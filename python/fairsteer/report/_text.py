@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fairsteer.report._view import Document, View
@@ -32,6 +32,11 @@ def as_text(document: Document, width: int = _WIDTH) -> str:
 def as_rich(document: Document) -> Any:
     """Make tables and paragraphs for a rich console, of the width that it has."""
     return _RichDocument(document)
+
+
+def fitting_table(header: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[str]]) -> Any:
+    """Make a table for a rich console, in parts where it is too wide; columns that are not numeric name the rows."""
+    return _RichTable(View("", "", list(header), list(numeric), [list(row) for row in rows], 0))
 
 
 def _filled(text: str, width: int, indent: str = "") -> str:
@@ -134,7 +139,6 @@ class _RichDocument:
         self.document = document
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from rich import box
         from rich.table import Table
         from rich.text import Text
 
@@ -150,21 +154,33 @@ class _RichDocument:
         for view in self.document.views:
             yield Text()
             yield Text(view.title, style="bold underline")
-            for n, block in enumerate(_blocks(view, options.max_width, gap=3)):
-                if n:
-                    yield Text()
-                table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-                header, *rows = block.grid
-                for lines, width, right in zip(header, block.widths, block.numeric, strict=True):
-                    table.add_column(
-                        Text("\n".join(lines)), justify="right" if right else "left", no_wrap=True, min_width=width
-                    )
-                for row in rows:
-                    table.add_row(*(_cell(lines, below=right) for lines, right in zip(row, block.numeric, strict=True)))
-                yield table
+            yield _RichTable(view)
             if view.hidden:
                 yield Text(f"({view.hidden} more)")
             yield Text(view.note, style="dim")
+
+
+class _RichTable:
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        for n, block in enumerate(_blocks(self.view, options.max_width, gap=3)):
+            if n:
+                yield Text()
+            table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+            header, *rows = block.grid
+            for lines, width, right in zip(header, block.widths, block.numeric, strict=True):
+                table.add_column(
+                    Text("\n".join(lines)), justify="right" if right else "left", no_wrap=True, min_width=width
+                )
+            for row in rows:
+                table.add_row(*(_cell(lines, below=right) for lines, right in zip(row, block.numeric, strict=True)))
+            yield table
 
 
 def _cell(lines: list[str], *, below: bool) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from fairsteer._utils.labels import label_text
 from fairsteer.metrics._rates import CRITERIA
-from fairsteer.report._tables import Table
+from fairsteer.report._tables import Table, criterion_text
 
 # Bars that a figure has room for.
 _MOST_BARS = 12
@@ -284,12 +284,6 @@ def _features(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
 
 
 # ---- words
-
-
-def criterion_text(measure: str) -> str:
-    """Name of a gap, or of accuracy, in words."""
-    text = measure.replace("_", " ")
-    return f"{text} gap" if measure in CRITERIA else text
 
 
 def number(value: float) -> str:

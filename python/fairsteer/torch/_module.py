@@ -110,7 +110,7 @@ class SteeringModule(nn.Module):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.register_buffer("displacement", torch.tensor(displacement, dtype=dtype, device=device))
         self.register_buffer("offset", torch.tensor(offset, dtype=dtype, device=device))
-        self._centre = Centre(torch.tensor(centre, device=self.offset.device))
+        self._centre = Centre(torch.tensor(centre, device=self.offset.device), settings.log)
         self._posterior = None if posterior is None else posterior.to(self.displacement.device)
         own = source._strength() if isinstance(source, GroupMapTransformer) else 1.0
         self.strength = own if strength is None else strength
@@ -143,7 +143,7 @@ class SteeringModule(nn.Module):
         nn.Module.__init__(module)
         for name in ("displacement", "offset"):
             module.register_buffer(name, torch.empty_like(state[name]))
-        module._centre = Centre(state["_centre.points"])
+        module._centre = Centre(torch.empty_like(state["_centre.points"]), log=False)  # the state says what it is
         own = {name: value for name, value in state.items() if name.startswith("_posterior.")}
         module._posterior = GroupPosterior(own, prefix="_posterior.") if own else None
         module.load_state_dict(state)
@@ -151,6 +151,7 @@ class SteeringModule(nn.Module):
 
     def _set(self, settings: Settings) -> None:
         self._settings = settings
+        self._centre.log = settings.log
         encoder = settings.encoder()
         self._positions = None
         if encoder is not None:
@@ -318,18 +319,17 @@ class SteeringModule(nn.Module):
         if self._settings.log:
             dtype = torch.promote_types(dtype, torch.float32)  # a logarithm's error is a relative one of its argument
         start = hidden.to(dtype)
-        coordinates = self._coordinates(start)
         if isinstance(by, int):
-            step = self._step(coordinates, by)
+            step = self._step(start, by)
         else:
-            parts = [by[..., [a]].to(dtype) * self._step(coordinates, a) for a in self._settings.moving]
+            parts = [by[..., [a]].to(dtype) * self._step(start, a) for a in self._settings.moving]
             step = torch.stack(parts).sum(0) if parts else torch.zeros_like(start)
         if self._settings.log:
             return (start * (self.strength * step).exp()).to(hidden.dtype)
         return torch.add(start, step, alpha=self.strength).to(hidden.dtype)
 
-    def _step(self, coordinates: Tensor, a: int) -> Tensor:
-        centred = self._centre(coordinates, a)
+    def _step(self, start: Tensor, a: int) -> Tensor:
+        centred = self._centre(start, a)
         return functional.linear(centred, self.displacement[a].to(centred.dtype), self.offset[a].to(centred.dtype))
 
     def _coordinates(self, hidden: Tensor) -> Tensor:

@@ -110,19 +110,29 @@ class FixedType(nn.Module):
 
 
 class Centre(FixedType):
-    """Points amid the vectors of every map: exact ones, so that all types subtract the same."""
+    """Points amid the vectors of every map: exact ones, so that all types subtract the same.
+
+    Parameters
+    ----------
+    points : Tensor of shape (n_maps, d)
+        In the coordinates of the maps.
+    log : bool
+        Whether these are logarithms: vectors are then divided by what has them.
+    """
 
     points: Tensor
-    """(n_maps, d), single precision."""
+    """Single precision; for logarithms what vectors are multiplied by."""
 
-    def __init__(self, points: Tensor) -> None:
+    def __init__(self, points: Tensor, log: bool) -> None:
         super().__init__()
-        self.register_buffer("points", points.float())
+        self.log = log
+        self.register_buffer("points", ((-points).exp() if log else points).float())
 
     def forward(self, hidden: Tensor, a: int) -> Tensor:
-        """Vectors relative to the point of a map, in their own type."""
+        """Coordinates of vectors relative to the point of a map, in their own type."""
         point = self.points[a]
-        return (hidden.to(torch.promote_types(hidden.dtype, point.dtype)) - point).to(hidden.dtype)
+        wide = hidden.to(torch.promote_types(hidden.dtype, point.dtype))
+        return ((wide * point).log() if self.log else wide - point).to(hidden.dtype)
 
 
 class GroupPosterior(FixedType):

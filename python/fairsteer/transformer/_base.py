@@ -111,9 +111,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     #: Whether one map serves all rows, whatever their groups.
     one_map: ClassVar[bool] = False
     #: Attributes that are known once the maps are: after ``fit``, and after the first use that follows ``partial_fit``.
-    _of_maps: ClassVar[tuple[str, ...]] = ("maps_",)
+    _of_maps: ClassVar[tuple[str, ...]] = ()
 
-    maps_: dict[Any, tuple[Doubles, Doubles]]
     _class_blind: bool
     _encoder: GroupEncoder | None
     _sensitive_positions: list[int]
@@ -427,31 +426,28 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
 
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         """Fitted attributes that follow from the maps."""
-        linear, offset = solution.maps.linear, solution.maps.offset
-        one = len(linear) == 1
+        return {}
+
+    @property
+    def maps_(self) -> dict[Any, tuple[Doubles, Doubles]]:
+        """Map ``(A, b)`` of each group at full strength."""
+        check_is_fitted(self, "moments_")
+        if self._solution is None:
+            raise AttributeError("maps_")  # to be explained by __getattr__
+        linear, offset = self._solution.maps.linear, self._solution.maps.offset
         of_group = enumerate(self.groups_.tolist())
-        return {"maps_": {group: (linear[0 if one else a], offset[0 if one else a]) for a, group in of_group}}
+        return {group: (linear[a % len(linear)], offset[a % len(linear)]) for a, group in of_group}
 
     if not TYPE_CHECKING:  # with it, type checkers would believe in any attribute
 
         def __getattr__(self, name: str) -> Any:
-            if name in type(self)._of_maps and "moments_" in self.__dict__:
+            if name in ("maps_", *type(self)._of_maps) and "moments_" in self.__dict__:
                 msg = (
                     f"There is no {name} yet: rows have come by partial_fit, and maps are found when rows are next "
                     "transformed. To find them now, call partial_fit() without rows."
                 )
                 raise AttributeError(msg)
             return object.__getattribute__(self, name)  # raises what it raised before
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Views of what is there already, which would be copied.
-        return {name: value for name, value in super().__getstate__().items() if name not in self._of_maps}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        solution = self.__dict__.get("_solution")
-        if solution is not None:
-            self.__dict__.update(self._attributes_of(solution))
 
     # ---- moving rows
 

@@ -79,11 +79,15 @@ class SimpleCoordinates(NamedTuple):
         Returns
         -------
         ndarray of shape (n_maps, d)
-            Numbers of single precision, so that rows of any type subtract the same ones.
+            Numbers of single precision, so that rows of any type subtract the same ones; of logarithms those of such
+            numbers.
         """
         if n_maps == 1:
             weights, means = weights.reshape(-1, 1), means.reshape(-1, 1, means.shape[-1])
         points = np.einsum("ka,kaj->aj", weights / weights.sum(axis=0), means)
+        if self.log:  # of numbers that rows are multiplied by before their logarithms are taken
+            factors = np.exp(-np.clip(points, -80, 80)).astype(np.float32)
+            return np.asarray(-np.log(factors.astype(np.float64)))
         with np.errstate(over="ignore"):
             centres = ((points - self.shift) / self.scale).astype(np.float32)
         return np.where(np.isfinite(centres), centres, 0).astype(np.float64)

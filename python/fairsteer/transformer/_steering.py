@@ -165,7 +165,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         "tol": [Interval(Real, 0, None, closed="left")],
     }
 
-    _of_maps = ("maps_", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
+    _of_maps = ("ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
 
     ideal_: IdealDistribution
     kl_divergence_: float
@@ -220,7 +220,6 @@ class FairSteeringTransformer(GroupMapTransformer):
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
         return {
-            **super()._attributes_of(solution),
             "ideal_": ideal,
             "kl_divergence_": ideal.kl_divergence,
             "certificate_": ideal.certificate,
