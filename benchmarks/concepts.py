@@ -76,7 +76,7 @@ def judge(H: Doubles, shown: Codes, rng: np.random.Generator, cells: dict[int, C
     X = H[drawn] - H[drawn].mean(axis=0)
     X /= np.sqrt(np.square(X).mean())
     weights = LogisticRegression(class_weight="balanced", max_iter=1000).fit(X, shown[drawn]).coef_[0]
-    return weights / np.linalg.norm(weights)
+    return np.asarray(weights / np.linalg.norm(weights))
 
 
 def judged(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def load() -> tuple[SentenceEncoder, Any]:
     return SentenceEncoder(transformer), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def encoded(tokenizer: Any, texts: list[str], batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+def encoded(tokenizer: Any, texts: list[str], batch_size: int) -> Iterator[tuple[npt.NDArray[Any], dict[str, Tensor]]]:
     """Batches of texts of like length: their positions, and the inputs of the model."""
     order = np.argsort([len(text) for text in texts], kind="stable")
     for start in range(0, len(order), batch_size):

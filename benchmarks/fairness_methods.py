@@ -121,9 +121,9 @@ def _one_hot(group: NDArray[np.int64], train: Table) -> Floats:
 
 def classified(preprocessing: Preprocessing, classifier: Any) -> Model:
     def model(train: Table, *others: Table) -> list[Floats]:
-        train, *others = preprocessing(train, *others)
-        fitted = clone(classifier).fit(train.X, train.y, sample_weight=train.weight)
-        return [fitted.predict_proba(t.X)[:, 1] for t in others]
+        changed, *new = preprocessing(train, *others)
+        fitted = clone(classifier).fit(changed.X, changed.y, sample_weight=changed.weight)
+        return [fitted.predict_proba(t.X)[:, 1] for t in new]
 
     return model
 
@@ -207,7 +207,7 @@ def threshold_optimizer(constraint: str) -> Rule:
         optimizer.fit(scores[:, None], train.y, sensitive_features=train.group)
         # The exact probabilities; predict draws from them.
         positive = np.asarray(optimizer._pmf_predict(new_scores[:, None], sensitive_features=new.group))[:, 1]
-        return np.clip(positive, 0, 1)
+        return np.asarray(np.clip(positive, 0, 1))
 
     return rule
 
@@ -238,6 +238,6 @@ def linear_post(constraint: Parity) -> Rule:
         multiplier = solution.eqlin.marginals
         new_mass = new_scores if constraint == "equal_opportunity" else np.ones(len(new_scores))
         cost = (1 - 2 * new_scores) / n - multiplier[new.group] * new_mass / total[new.group]
-        return (cost < 0).astype(np.float64)
+        return np.asarray(cost < 0, dtype=np.float64)
 
     return rule

@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def acs(folder: Path) -> None:
     train = (table["part"] == "validation").to_numpy()
     print(f"{len(y):,} rows, {X.shape[1]} features; {train.sum():,} to fit, {(~train).sum():,} to measure\n")
 
-    cutoff = [
+    cutoff: list[tuple[str, dict[str, Any]]] = [
         ("as they are", {}),
         *((f"{how}, 500 rows", {"min_cell_size": 500, "small_cells": how}) for how in ("pool", "merge")),
     ]
@@ -67,7 +68,7 @@ def acs(folder: Path) -> None:
     row("fit of the steering, transform", "groups", "fit s", "MB", "transf. s", "KL nats")
     for name, steer in named.items():
         start = time.perf_counter()
-        memory = extra_peak_memory(lambda steer=steer: steer.fit(X[train], y[train], sensitive_features=groups[train]))
+        memory = extra_peak_memory(partial(steer.fit, X[train], y[train], sensitive_features=groups[train]))
         fitted = time.perf_counter()
         steer.transform(X[~train], sensitive_features=groups[~train])
         moved = time.perf_counter() - fitted

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import threadpoolctl
 import torch
@@ -56,7 +57,7 @@ def environment() -> None:
 # ---- overhead
 
 
-def _maps(d: int, n_moving: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _maps(d: int, n_moving: int) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     rng = np.random.default_rng(0)
     still = (np.eye(d), np.zeros(d))
     moving = {g: (np.eye(d) + 0.01 * rng.normal(size=(d, d)), 0.01 * rng.normal(size=d)) for g in "ab"[:n_moving]}
@@ -163,7 +164,7 @@ def peaks() -> None:
 
     run(1)  # what loads on first use
     tokens = int(encoder.random_ids(16, 64, 30000)["attention_mask"].sum())
-    measured = [(n, timing.extra_peak_memory(lambda n=n: run(n)), n * 6 * tokens * 384 * 4) for n in BATCHES]
+    measured = [(n, timing.extra_peak_memory(partial(run, n)), n * 6 * tokens * 384 * 4) for n in BATCHES]
     json.dump(measured, sys.stdout)
 
 
@@ -191,19 +192,19 @@ class Comparison:
         self.agrees = True
         print(f"  {'largest difference':<66} {'absolute':>9} {'of bound':>9}")
 
-    def __call__(self, what: str, difference: np.ndarray, bound: np.ndarray) -> None:
+    def __call__(self, what: str, difference: npt.NDArray[Any], bound: npt.NDArray[Any]) -> None:
         share = float((np.abs(difference) / bound).max())
         self.agrees &= bool(share <= 1)
         print(f"  {what:<66} {np.abs(difference).max():>9.1e} {share:>9.1%}", flush=True)
 
 
-def _storing(stored: np.ndarray) -> np.ndarray:
+def _storing(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Bound on what rounding to float16, after a model in single precision, does to stored values."""
     values = np.abs(stored.astype(np.float64))
-    return HALF_UNIT * values + HALF_TINY + FLOAT_TOLERANCE * values.max(axis=1, keepdims=True)
+    return np.asarray(HALF_UNIT * values + HALF_TINY + FLOAT_TOLERANCE * values.max(axis=1, keepdims=True))
 
 
-def _through(steer: FairSteeringTransformer, groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _through(steer: FairSteeringTransformer, groups: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Bounds of rows after the maps of their groups, which weigh them by absolute values."""
     out = np.empty_like(rows)
     for group, (A, _) in steer.maps_.items():
@@ -211,7 +212,7 @@ def _through(steer: FairSteeringTransformer, groups: np.ndarray, rows: np.ndarra
     return out
 
 
-def _in_single(steer: FairSteeringTransformer, groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _in_single(steer: FairSteeringTransformer, groups: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Bound on what the maps in single precision add."""
     wide = np.abs(rows.astype(np.float64))
     return FLOAT_TOLERANCE * (_through(steer, groups, wide) + 1e-3)
@@ -248,9 +249,9 @@ def _compare(
     layer: str,
     model: encoder.SentenceEncoder,
     tokenizer: Any,
-    train: np.ndarray,
+    train: npt.NDArray[Any],
     train_labels: pd.DataFrame,
-    stored: np.ndarray,
+    stored: npt.NDArray[Any],
     table: pd.DataFrame,
     batch_size: int,
 ) -> bool:

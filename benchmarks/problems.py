@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,9 +82,10 @@ def rows_of_cells(
     shift = (1 + rng.standard_normal((n_classes, n_groups, n_features))).astype(dtype)
     scale = rng.uniform(0.5, 2, (n_groups, n_features)).astype(dtype)
     X = np.empty((n_rows, n_features), dtype)
+    fill: Any = rng.standard_normal  # whose types know no dtype that varies
     for start in range(0, n_rows, 8192):
         block = slice(start, start + 8192)
-        rng.standard_normal(out=X[block], dtype=dtype)
+        fill(out=X[block], dtype=dtype)
         X[block] *= scale[a[block]]
         X[block] += shift[y[block], a[block]]
     return X, y, a

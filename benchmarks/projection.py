@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -266,7 +267,7 @@ def affine(arguments: argparse.Namespace) -> None:
 
         ends = {start: descent(x) for start, x in beginnings.items()}
         best = min(ends, key=lambda start: ends[start].value)
-        own, other = timing.measured([ours, lambda x=beginnings[best], run=descent: run(x)], budget=arguments.budget)
+        own, other = timing.measured([ours, partial(descent, beginnings[best])], budget=arguments.budget)
         value, theirs = of_moved_group(own.answer), other.answer
         near = theirs.seconds_to(1.01 * value)
         others = ", ".join(f"{start} {end.value:.5f}" for start, end in ends.items() if start != best)

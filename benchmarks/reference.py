@@ -37,13 +37,13 @@ RANK_TOLERANCE = 1e-10
 # Matrices
 # ------------------------------------------------------------------------------------------------------------------
 def symmetrised(A: Array) -> Array:
-    return (A + np.swapaxes(A, -1, -2)) / 2
+    return np.asarray((A + np.swapaxes(A, -1, -2)) / 2)
 
 
 def spectral(A: Array, function: Callable[[Array], Array]) -> Array:
     """``function`` of the symmetric matrix ``A``, through its eigenvalues."""
     values, vectors = np.linalg.eigh(symmetrised(A))
-    return (vectors * function(values)) @ vectors.T
+    return np.asarray((vectors * function(values)) @ vectors.T)
 
 
 def square_root(A: Array) -> Array:
@@ -193,7 +193,7 @@ def shrunk(covariances: Array, intensity: Array | float) -> Array:
     d = covariances.shape[-1]
     s = np.asarray(intensity)[..., None, None]
     trace = np.trace(covariances, axis1=-2, axis2=-1)[..., None, None]
-    return (1 - s) * covariances + s * trace / d * np.eye(d)
+    return np.asarray((1 - s) * covariances + s * trace / d * np.eye(d))
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def gaussian_log_density(X: Array, mean: Array, cov: Array) -> Array:
 
 
 def cell_covariance(covariances: Array, covariance: str, k: int, a: int) -> Array:
-    return covariances[a] if covariance == "tied" else covariances[k, a]
+    return np.asarray(covariances[a] if covariance == "tied" else covariances[k, a])
 
 
 def usable_weights(weights: Array) -> Array:
@@ -652,7 +652,7 @@ class _State:
             if w[k].sum() > 0:
                 self.nu[k] = np.linalg.solve(precision, pulled_k)
                 if k != self.pinned:
-                    self.C[k] = symmetrised(np.linalg.inv(precision)) * w[k].sum()
+                    self.C[k] = symmetrised(np.asarray(np.linalg.inv(precision))) * w[k].sum()
 
     def ideal_means(self) -> Array:
         if self.kind == "diagonal":
@@ -698,7 +698,7 @@ def frame(state: _State) -> tuple[Array, Array]:
         xz += group * (V @ backward.T + np.outer(mean, z))
     zz -= np.outer(z_mean, z_mean)
     xz -= np.outer(x_mean, z_mean)
-    F = np.diag(np.diag(xz) / np.diag(zz)) if diagonal else np.linalg.solve(zz, xz.T).T
+    F = np.diag(np.diag(xz) / np.diag(zz)) if diagonal else np.asarray(np.linalg.solve(zz, xz.T).T, dtype=np.float64)
     return F, x_mean - F @ z_mean
 
 
@@ -715,7 +715,7 @@ def alternate(
         step, converged = np.inf, False
         for _ in range(max_iter):
             state.p, state.r = product_prior(state.q, state.value()[1], state.p, state.r)
-            state.update_family(state.present.any(axis=1))
+            state.update_family(np.asarray(state.present.any(axis=1)))
             for a in range(state.G):
                 state.update_map(a)
             path.append(state.value()[0])
@@ -879,7 +879,7 @@ def divergence_with_maps(data: Moments, B: Array, m: Array, *, fit_priors: bool 
     state.B, state.m = np.array(B), np.array(m)
     before = np.inf
     while True:
-        state.update_family(state.present.any(axis=1))
+        state.update_family(np.asarray(state.present.any(axis=1)))
         value, cells = state.value()
         if not fit_priors or before - value <= 1e-10:
             return value

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import fairsteer
 from benchmarks import timing
@@ -62,7 +63,9 @@ class Clocks:
         self.cpu += time.process_time() - self._start[1]
 
 
-def batches(d: int, n_classes: int, n_rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def batches(
+    d: int, n_classes: int, n_rows: int, size: int
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]:
     """Rows with a decaying spectrum, class means on a few directions, and groups that differ in mean and scale."""
     rng = np.random.default_rng(0)
     scales = (1 / np.sqrt(1 + np.arange(d) / 64)).astype(np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,7 @@ class Distribution:
     def log_joint(self, x: Array) -> Array:
         """log q[k, a] + log p[k, a](x), of shape (K, G, n)."""
         density = np.array([[cell.logpdf(x) for cell in row] for row in self.cells])
-        return np.log(self.weights)[:, :, None] + density
+        return np.asarray(np.log(self.weights)[:, :, None] + density)
 
     def score_of_group(self, a: int) -> Score:
         """Log-odds of class 1 given the feature and the group."""
@@ -158,7 +158,9 @@ def figures(distribution: Distribution, scores: list[Score]) -> dict[str, float]
     }
 
 
-def steering(problem: Problem, family: Family, intervention: str) -> FairSteeringTransformer:
+def steering(
+    problem: Problem, family: Family, intervention: Literal["all_subgroups", "affirmative"]
+) -> FairSteeringTransformer:
     points = problem.two_points()
     points["X"] = family.to_rows(points["X"])
     steer = FairSteeringTransformer(

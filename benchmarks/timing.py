@@ -81,8 +81,12 @@ def measured(runs: Sequence[Callable[[], Any]], *, budget: float) -> list[Measur
     first = []
     for run in runs:
         answers: list[Any] = []
+
+        def keep(run: Callable[[], Any] = run, answers: list[Any] = answers) -> None:
+            answers.append(run())
+
         start = time.perf_counter()
-        peak = extra_peak_memory(lambda run=run, answers=answers: answers.append(run()))
+        peak = extra_peak_memory(keep)
         first.append((answers[0], time.perf_counter() - start, peak))
     seconds, rounds = [spent for _, spent, _ in first], 0
     if sum(seconds) <= budget:

@@ -394,7 +394,7 @@ def aligned_classes(aligner: ScoreAligner, proba: NDArray[np.float64], gender_pr
     for a in (0, 1):
         of_all = np.full(len(proba), a)
         total += gender_proba[:, [a]] * aligner.predict_proba(proba, sensitive_features=of_all)
-    return total.argmax(axis=1)
+    return np.asarray(total.argmax(axis=1))
 
 
 def _gender_proba(data: Biographies, measured: int) -> NDArray[np.float64]:

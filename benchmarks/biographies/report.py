@@ -132,8 +132,11 @@ def _lines(own: pd.DataFrame) -> list[str]:
         "RMS gap",
         "floor",
         "true gap",
+        "RMS gap - original",
+        "accuracy - original",
+        "RMS gap - best baseline",
+        "correlation",
     )
-    head += ("RMS gap - original", "accuracy - original", "RMS gap - best baseline", "correlation")
     text = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for _, line in own.iterrows():
         within = line["accuracy - original"] >= -TOLERANCE

@@ -89,11 +89,12 @@ def split(rows: Rows, seed: int, at_most: int) -> tuple[Table, Table]:
         chosen, _ = train_test_split(chosen, train_size=at_most, stratify=cell, random_state=seed)
     train, test = train_test_split(chosen, test_size=0.3, stratify=cell[chosen], random_state=seed)
     features = rows.features.fit(rows.X.iloc[train])
-    return tuple(
-        Table(np.asarray(features.transform(rows.X.iloc[part]), dtype=np.float64), rows.y[part], rows.group[part],
-              rows.n_numeric)
-        for part in (train, test)
-    )  # fmt: skip
+
+    def table(part: Any) -> Table:
+        X = np.asarray(features.transform(rows.X.iloc[part]), dtype=np.float64)
+        return Table(X, rows.y[part], rows.group[part], rows.n_numeric)
+
+    return table(train), table(test)
 
 
 def folds_of(train: Table) -> list[Any]:
@@ -107,7 +108,7 @@ def models(kind: str, classifier: Any) -> dict[str, Model]:
     quantile = QuantileTransformer(n_quantiles=200, output_distribution="normal")
     steer[NUMERIC] = fm.on_numeric_columns(steer[TIED])
     steer[QUANTILE] = fm.on_numeric_columns(fm.transformed(FairSteeringTransformer(feature_transform=quantile)))
-    changes = {
+    changes: dict[str, fm.Preprocessing] = {
         NOTHING: fm.unchanged,
         WITH_GROUP: fm.with_group,
         "mean matching": fm.transformed(MeanMatchingTransformer()),
@@ -221,13 +222,15 @@ def evaluate(train: Table, test: Table, kind: str) -> Iterator[dict[str, Any]]:
     for name, positive in decided.items():
         yield line(name, positive, best if name == NOTHING else "")
     for name, reduction in reductions(kind, classifier).items():
-        yield line(name, *reduction(train, test))
+        (positive,) = reduction(train, test)
+        yield line(name, positive)
     in_sample, new = scores(NOTHING)
     for short, constraint in THRESHOLD_OPTIMIZERS.items():
         rule = fm.threshold_optimizer(constraint)
         yield line(f"ThresholdOptimizer, {short}", rule(in_sample, train, new, test))
         yield by_rule(f"ThresholdOptimizer, {short}, out-of-fold", NOTHING, rule)
-    for short, parity in {"DP": "demographic_parity", "EO": "equal_opportunity"}.items():
+    parities: dict[str, fm.Parity] = {"DP": "demographic_parity", "EO": "equal_opportunity"}
+    for short, parity in parities.items():
         yield by_rule(f"LinearPost, {short}", WITH_GROUP, fm.linear_post(parity))
     yield by_rule(f"{NOTHING}{ALIGNMENT}, DP", NOTHING, fm.aligned("demographic_parity"))
 

@@ -42,7 +42,7 @@ FAMILIES = {
 def write(folder: Path, results: Path, record: Path) -> None:
     lines, about = pd.read_csv(results, keep_default_na=False), json.loads(record.read_text())
     for column, order in {"classifier": list(q.CLASSIFIERS), "data": list(about["data"])}.items():
-        lines = lines.sort_values(column, key=lambda values, order=order: values.map(order.index), kind="stable")
+        lines = lines.iloc[np.argsort(lines[column].map(order.index), kind="stable")]
     text = "\n".join([*_header(lines, about), *_optimizer(lines), *_dominance(lines), *_choices(lines), *_all(lines)])
     (folder / "README.md").write_text(text + "\n")
     for data, own in lines.groupby("data", sort=False):
@@ -70,8 +70,11 @@ def _shown(values: Any, sign: bool = False) -> str:
 
 def _by_split(lines: pd.DataFrame) -> Iterator[tuple[tuple[str, str], dict[str, pd.DataFrame]]]:
     """For each data set and classifier the lines of each method, a row a split."""
-    for key, own in lines.groupby(["data", "classifier"], sort=False):
-        yield key, {str(m): table.set_index("split").sort_index() for m, table in own.groupby("method", sort=False)}
+    for (data, classifier), own in lines.groupby(["data", "classifier"], sort=False):
+        yield (
+            (str(data), str(classifier)),
+            {str(m): table.set_index("split").sort_index() for m, table in own.groupby("method", sort=False)},
+        )
 
 
 def _header(lines: pd.DataFrame, about: dict[str, Any]) -> list[str]:

@@ -12,11 +12,12 @@ import numpy.typing as npt
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.utils import check_array, get_tags, indexable
-from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import (
     GroupAwareClassifierMixin,
+    HasMethods,
+    StrOptions,
     as_scores,
     asked_method,
     available_if,

@@ -11,11 +11,10 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
-from fairsteer._utils.estimators import fit_context
+from fairsteer._utils.estimators import Interval, StrOptions, fit_context
 from fairsteer._utils.input import check_classes, check_rows, few, is_bfloat16, widen_bfloat16
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.groups import GroupedRows, GroupEncoder, known_codes

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.preprocessing import StandardScaler
 
+import fairsteer
 from fairsteer.report import steering_report
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -41,9 +44,17 @@ def test_prints_the_report_of_the_library_and_writes_the_page(run, table, file):
     steering = FairSteeringTransformer(feature_transform=StandardScaler())
     steering.fit(features, table["ill"], sensitive_features=table[["sex"]])
     expected = steering_report(steering, features, table["ill"], sensitive_features=table[["sex"]])
-    assert html.read_text(encoding="utf-8").replace("rows.csv", "") == expected.to_html()
     for value in expected.tables["gaps"]["after"]:
         assert f"{value:.3f}" in out
+    page = html.read_text(encoding="utf-8")
+    assert page.count("<section>") == expected.to_html().count("<section>")
+    for fact in (
+        "rows.csv, 400 rows; 0 lack class or group",
+        "ill, positive class yes",
+        "<dt>Sensitive</dt><dd>sex</dd>",
+        f"{date.today().isoformat()} by fairsteer {fairsteer.__version__}",
+    ):
+        assert fact in page
 
 
 def test_without_html_nothing_is_written_and_every_run_prints_the_same(run, file):
@@ -56,7 +67,7 @@ def test_without_html_nothing_is_written_and_every_run_prints_the_same(run, file
     ("options", "shown"),
     [
         (("--intervention", "affirmative", "--reference-group", "m"), "reference_group='m'"),
-        (("--alignment", "symmetric", "--covariance", "full", "--shrinkage", "oas"), "shrinkage='oas'"),
+        (("--map-type", "symmetric", "--covariance", "full", "--shrinkage", "oas"), "shrinkage='oas'"),
         (("--strength", "0.5", "--positive", "no", "--folds", "3"), "Positive class: no."),
         (("--confidence", "0.9", "--min-rows", "5", "--max-categories", "3"), "90 % bootstrap"),
     ],
@@ -75,8 +86,10 @@ def test_gaps_in_the_data_are_counted_and_left_out(run, table, file):
     code, out, err = run(*_audit(file))
     assert code == 0
     notes = " ".join(err.split())
-    assert "5 of 400 rows lack a value of the target or of a group and are left out" in notes
-    assert "5 missing values in numeric columns" in notes
+    assert "3 rows without 'ill': left out of the fit" in notes
+    assert "3 rows without 'sex': left out of the fit" in notes
+    assert "10 missing values in numeric columns" in notes
+    assert "400 rows; 5 lack class or group" in out
     assert "395 (the rows of the fit)" in out
 
 
@@ -84,10 +97,11 @@ def test_gaps_in_the_data_are_counted_and_left_out(run, table, file):
     ("options", "message"),
     [
         (("--html", "report.pdf"), "must end in .html"),
+        (("--html", "rows.csv"), "must end in .html"),
         (("--html", "nowhere/report.html"), "does not exist"),
         (("--confidence", "1"), "--confidence must be a number between 0 and 1, not 1"),
         (("--folds", "1"), "--folds must be at least 2, not 1"),
-        (("--strength", "2"), "--strength must be a number in [0, 1], not 2"),
+        (("--strength", "2"), "--strength must be at most 1, not 2"),
         (("--positive", "maybe"), "there are: no; yes"),
         (("--drop", "shoe"), "there is no column 'shoe'"),
     ],

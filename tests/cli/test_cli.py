@@ -9,14 +9,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from fairsteer.cli._errors import UsageError
-from fairsteer.cli._evaluate import deal_folds
-from fairsteer.cli._tabular import TableEncoder
 from sklearn.preprocessing import StandardScaler
 
 from fairsteer import persistence
 from fairsteer.baselines import MeanMatchingTransformer
-from fairsteer.cli import _jobs
+from fairsteer.cli import _fitting, _writing
 from fairsteer.transformer import FairSteeringTransformer
 
 N_ROWS = 240
@@ -90,7 +87,7 @@ def test_many_classes_and_intersections(run, table, tmp_path):
     "options",
     [
         ("--intervention", "affirmative", "--reference-group", "m"),
-        ("--alignment", "symmetric", "--covariance", "full"),
+        ("--map-type", "symmetric", "--covariance", "full"),
         ("--covariance", "diagonal", "--shrinkage", "none"),
         ("--shrinkage", "0.1", "--strength", "0.5", "--folds", "2", "--min-rows", "1"),
         ("--shrinkage", "oas", "--positive", "no", "--max-categories", "1"),
@@ -111,7 +108,7 @@ def test_small_cells_and_inference_are_those_of_the_estimator(run, table, file, 
     options = ("--min-cell-size", 20, "--small-cells", small_cells, "--unknown-group", "infer_hard")
     code, _, err = run(*_steer(file, *options, "--model", model, "--out", out))
     assert code == 0
-    assert "10 rows have no 'sex'" in _one_line(err)
+    assert "10 rows without 'sex'" in _one_line(err)
     assert "by the map of the group that is likeliest" in _one_line(err)
 
     X, known = table[["height", "income"]], table["sex"].notna()
@@ -126,7 +123,7 @@ def test_small_cells_and_inference_are_those_of_the_estimator(run, table, file, 
     code, _, err = run("apply", model, file, "--out", again)
     assert code == 0, err
     assert again.read_bytes() == out.read_bytes()
-    assert run("apply", model, file, "--out", again, "--unknown-group", "infer")[0] == 0
+    assert run("apply", model, file, "--out", again, "--unknown-group", "infer", "--force")[0] == 0
     steering.set_params(unknown_group="infer")
     np.testing.assert_allclose(
         pd.read_csv(again)[["height", "income"]],
@@ -141,7 +138,7 @@ def test_min_cell_size_is_asked_of_the_whole_file_not_of_its_folds(run, table, f
     assert run(*_steer(file, "--min-cell-size", least))[0] == 0
     code, _, err = run(*_steer(file, "--min-cell-size", least + 1))
     assert code == 2
-    assert f"1 subgroups have fewer than {least + 1} rows" in err
+    assert f"1 subgroup has fewer than {least + 1} rows" in err
     assert f"({least}). --small-cells pool" in err
 
 
@@ -159,6 +156,7 @@ def test_steered_file_holds_encoded_steered_features_and_untouched_labels(run, t
     out = file.with_name(f"steered.{extension}")
     assert run(*_steer(file, "--out", out))[0] == 0
     written = pd.read_csv(out) if extension == "csv" else pd.read_parquet(out)
+    assert written.columns[-2:].tolist() == ["sex", "ill"]
     features = ["height", "income", "colour=red", "colour=green", "colour=blue", "one"]
     assert set(written.columns) == {*features, "sex", "ill"}
     assert written["sex"].tolist() == table["sex"].tolist()
@@ -179,8 +177,9 @@ def test_output_is_the_same_bytes_every_time_and_in_any_pieces(run, file, monkey
     run(*_steer(file, "--out", first))
     run(*_steer(file, "--out", second))
     assert first.read_bytes() == second.read_bytes()
-    monkeypatch.setattr(_jobs, "_MIN_PIECE", 7)
-    monkeypatch.setattr(_jobs, "_CELLS_IN_A_PIECE", 7)
+    monkeypatch.setattr(
+        "fairsteer.cli._steer.pieces", lambda n_rows, _: (slice(i, min(i + 7, n_rows)) for i in range(0, n_rows, 7))
+    )
     run(*_steer(file, "--out", pieces))
     np.testing.assert_allclose(
         pd.read_csv(pieces).select_dtypes("number"), pd.read_csv(first).select_dtypes("number"), rtol=1e-12, atol=1e-12
@@ -201,8 +200,9 @@ def test_index_and_types_survive_in_parquet(run, table, tmp_path):
 
 
 def test_plain_row_numbers_survive_in_pieces(run, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(_jobs, "_MIN_PIECE", 50)
-    monkeypatch.setattr(_jobs, "_CELLS_IN_A_PIECE", 50)
+    monkeypatch.setattr(
+        "fairsteer.cli._steer.pieces", lambda n_rows, _: (slice(i, min(i + 50, n_rows)) for i in range(0, n_rows, 50))
+    )
     table.to_parquet(tmp_path / "rows.parquet")
     run(*_steer(tmp_path / "rows.parquet", "--out", tmp_path / "steered.parquet"))
     pd.testing.assert_index_equal(pd.read_parquet(tmp_path / "steered.parquet").index, pd.RangeIndex(N_ROWS))
@@ -216,13 +216,13 @@ def test_map_steers_the_same_rows_alike_and_new_rows_without_target(run, table, 
 
     new = file.with_name("new.csv")
     table.drop(columns="ill").tail(5).to_csv(new, index=False)
-    code, printed, _ = run("apply", model, new, "--out", again)
+    code, printed, _ = run("apply", model, new, "--out", again, "-f")
     assert (code, printed) == (0, "Wrote 5 steered rows to again.parquet.\n")
     np.testing.assert_allclose(pd.read_parquet(again)["income"], pd.read_parquet(out)["income"].tail(5), rtol=1e-12)
 
 
-def test_input_file_may_be_replaced_with_overwrite(run, file):
-    assert run(*_steer(file, "--out", file, "--overwrite"))[0] == 0
+def test_input_file_may_be_replaced_with_force(run, file):
+    assert run(*_steer(file, "--out", file, "--force"))[0] == 0
     assert "colour=red" in pd.read_csv(file).columns
 
 
@@ -250,13 +250,13 @@ def test_real_data(run, real_data, tmp_path, file, target, sensitive, drop):
     path, out = real_data / "tabular" / f"{file}.parquet", tmp_path / "steered.parquet"
     arguments = ["steer", path, "--target", target, "--sensitive", sensitive, "--folds", 2]
     arguments += [word for name in drop for word in ("--drop", name)]
-    code, printed, notes = run(*arguments, "--out", out)
+    code, printed, notes = run(*arguments, "--out", out, "--force")
     assert code == 0
     assert max(map(len, printed.splitlines())) <= 80
     table, written = pd.read_parquet(path), pd.read_parquet(out)
     pd.testing.assert_frame_equal(written[[sensitive, target]], table[[sensitive, target]])
     assert np.isfinite(written.select_dtypes("float")).all(axis=None)
-    assert run(*arguments, "--out", out) == (code, printed, notes)
+    assert run(*arguments, "--out", out, "--force") == (code, printed, notes)
 
 
 # ---- gaps in the data
@@ -274,12 +274,12 @@ def test_missing_values_are_counted_filled_and_kept(run, table, file):
     notes = _one_line(err)
     assert "10 missing values in numeric columns, filled with the column's median (height 10)" in notes
     assert "5 missing values in categorical columns, a category of their own (colour 5)" in notes
-    assert "3 rows have no 'ill': left out of the fit and the table, steered in the output" in notes
-    assert "2 rows have no 'sex': left out of the fit and the table; in the output they are steered by" in notes
+    assert "3 rows without 'ill': left out of the fit and the table, steered in the output" in notes
+    assert "2 rows without 'sex': left out of the fit and the table; in the output they are steered by" in notes
     written = pd.read_parquet(out)
     assert len(written) == N_ROWS
-    assert written["ill"].isna().sum() == 3
-    assert written["sex"].isna().sum() == 2
+    assert (written["ill"] == "").sum() == 3
+    assert (written["sex"] == "").sum() == 2
     assert "colour=(missing)" in written.columns
     assert written.select_dtypes("number").notna().all(axis=None)
 
@@ -296,13 +296,13 @@ def test_new_categories_are_counted_and_new_groups_refused_unless_inferred(run, 
     table.loc[0, "sex"] = "x"
     table.to_csv(file, index=False)
     out.write_text("old")
-    code, _, err = run("apply", model, file, "--out", out)
+    code, _, err = run("apply", model, file, "--out", out, "-f")
     assert code == 2
-    assert "the map does not know the groups x of sex (it knows f; m)" in err
+    assert "the map does not know the group x of 'sex' (it knows f; m)" in err
     assert out.read_text() == "old"
-    code, _, err = run("apply", model, file, "--out", out, "--unknown-group", "infer")
+    code, _, err = run("apply", model, file, "--out", out, "--unknown-group", "infer", "-f")
     assert code == 0
-    assert "1 groups are new" in _one_line(err)
+    assert "1 group that the map does not know (x)" in err
     assert len(pd.read_csv(out)) == N_ROWS
 
 
@@ -322,7 +322,7 @@ def test_text_codes_stay_text_in_csv(run, table, file, tmp_path):
 BAD_INPUT = {
     "no such file": (["steer", "none.csv", "--target", "ill", "--sensitive", "sex"], "there is no file none.csv"),
     "a directory": (["steer", "folder.csv", "--target", "ill", "--sensitive", "sex"], "is a directory"),
-    "wrong extension": (["steer", "rows.txt", "--target", "ill", "--sensitive", "sex"], "must end in .csv or .parquet"),
+    "wrong extension": (["steer", "rows.txt", "--target", "ill", "--sensitive", "sex"], "must end in .csv, .tsv"),
     "unreadable": (["steer", "bad.parquet", "--target", "ill", "--sensitive", "sex"], "cannot be read as parquet"),
     "empty": (["steer", "empty.csv", "--target", "ill", "--sensitive", "sex"], "cannot be read as csv"),
     "header only": (["steer", "header.csv", "--target", "ill", "--sensitive", "sex"], "header.csv has no rows"),
@@ -343,7 +343,7 @@ BAD_INPUT = {
     "group of one": (["steer", "lonely.csv", "--target", "ill", "--sensitive", "sex"], "'x' of 'sex' has one row"),
     "class of one": (["steer", "single.csv", "--target", "ill", "--sensitive", "sex"], "'maybe' of 'ill' has one row"),
     "infinite": (["steer", "infinite.csv", "--target", "ill", "--sensitive", "sex"], "'height' has 1 infinite"),
-    "dates": (["steer", "dates.parquet", "--target", "ill", "--sensitive", "sex"], "leave it out with --drop when"),
+    "dates": (["steer", "dates.parquet", "--target", "ill", "--sensitive", "sex"], "--drop when leaves it out"),
     "unknown class": ([*_steer("rows.csv"), "--positive", "maybe"], "there are: no; yes"),
     "unknown reference": (
         [*_steer("rows.csv"), "--intervention", "affirmative", "--reference-group", "x"],
@@ -355,18 +355,25 @@ BAD_INPUT = {
     "cell size": ([*_steer("rows.csv"), "--min-cell-size", "-1"], "--min-cell-size must be at least 0, not -1"),
     "small cells": ([*_steer("rows.csv"), "--min-cell-size", "200"], "4 subgroups have fewer than 200 rows: no in f"),
     "no small cells": ([*_steer("rows.csv"), "--small-cells", "pool"], "--small-cells pool needs --min-cell-size"),
-    "no inference": ([*_steer("rows.csv"), "--unknown-group", "error"], "--unknown-group"),
-    "strength": ([*_steer("rows.csv"), "--strength", "-1"], "--strength must be a number in [0, 1], not -1"),
+    "no inference": ([*_steer("gaps.csv"), "--unknown-group", "error"], "--unknown-group error refuses them"),
+    "strength": ([*_steer("rows.csv"), "--strength", "-1"], "--strength must be at least 0, not -1"),
     "folds": ([*_steer("rows.csv"), "--folds", "1"], "--folds must be at least 2, not 1"),
     "categories": ([*_steer("rows.csv"), "--max-categories", "0"], "--max-categories must be at least 1, not 0"),
-    "no such intervention": ([*_steer("rows.csv"), "--intervention", "none"], "--intervention"),
+    "no such intervention": (
+        [*_steer("rows.csv"), "--intervention", "none"],
+        "--intervention must be 'all_subgroups' or 'affirmative', not none",
+    ),
+    "no number": ([*_steer("rows.csv"), "--folds=many"], "--folds must be a valid integer, not many"),
     "no option": (["steer", "rows.csv", "--target", "ill"], "--sensitive"),
     "no command": (["steal"], "steal"),
-    "out is input": ([*_steer("rows.csv"), "--out", "rows.csv"], "pass --overwrite"),
-    "out is input by a link": ([*_steer("rows.csv"), "--out", "link.csv"], "pass --overwrite"),
+    "out is input": ([*_steer("rows.csv"), "--out", "rows.csv"], "is the input file itself; --force replaces it"),
+    "out is input by a link": (
+        [*_steer("rows.csv"), "--out", "link.csv"],
+        "is the input file itself; --force replaces it",
+    ),
     "out is a folder": ([*_steer("rows.csv"), "--out", "folder.csv"], "is a directory"),
     "out has no folder": ([*_steer("rows.csv"), "--out", "nowhere/out.csv"], "does not exist"),
-    "out extension": ([*_steer("rows.csv"), "--out", "out.xlsx"], "must end in .csv or .parquet"),
+    "out extension": ([*_steer("rows.csv"), "--out", "out.xlsx"], "must end in .csv, .tsv"),
     "map extension": ([*_steer("rows.csv"), "--model", "map.csv"], "must end in .safetensors"),
     "map has no folder": ([*_steer("rows.csv"), "--model", "nowhere/map.safetensors"], "does not exist"),
     "no map": (["apply", "none.safetensors", "rows.csv", "--out", "out.csv"], "none.safetensors"),
@@ -378,9 +385,26 @@ BAD_INPUT = {
     "no map at all": (["apply", "rows.csv", "rows.csv", "--out", "out.csv"], "rows.csv"),
     "missing columns": (
         ["apply", "map.safetensors", "few.csv", "--out", "out.csv"],
-        "lacks 2 columns that the map needs: income, one",
+        "lacks 2 columns that the map needs: 'income', 'one'",
     ),
     "text in numbers": (["apply", "map.safetensors", "text.csv", "--out", "out.csv"], "'height' must be numeric"),
+    "out exists": ([*_steer("rows.csv"), "--out", "old.csv"], "old.csv exists; --force replaces it"),
+    "model exists": (
+        [*_steer("rows.csv"), "--model", "mean.safetensors", "--out", "-"],
+        "mean.safetensors exists; --force replaces",
+    ),
+    "two outputs in one": ([*_steer("rows.csv"), "--model", "/dev/stdout", "--out", "-"], "are both /dev/stdout"),
+    "a name nearby": (["steer", "rows.csv", "--target", "ill", "--sensitive", "Sex"], "did you mean 'sex'?"),
+    "an option nearby": ([*_steer("rows.csv"), "--foldz", "3"], "--folds"),
+    "export exists": (["export", "map.safetensors", "--to", "onnx", "--out", "old.onnx"], "old.onnx exists; --force"),
+    "export of a table": (
+        ["export", "rows.csv", "--to", "onnx", "--out", "a.onnx"],
+        "--target is needed, as for steer",
+    ),
+    "export with an option of a fit": (
+        ["export", "map.safetensors", "--to", "onnx", "--out", "a.onnx", "--keep", "one"],
+        "--keep belongs to a fit, and map.safetensors is fitted already",
+    ),
 }
 
 
@@ -395,6 +419,9 @@ def folder(table, file, tmp_path, monkeypatch, run):
     (tmp_path / "header.csv").write_text("height,sex,ill\n")
     (tmp_path / "bytes.csv").write_bytes(bytes(range(256)))
     (tmp_path / "link.csv").symlink_to(file)
+    (tmp_path / "old.csv").write_text("old")
+    (tmp_path / "old.onnx").write_text("old")
+    table.assign(sex=[None, *table["sex"][1:]]).to_csv("gaps.csv", index=False)
     table.assign(sex=["x", *table["sex"][1:]]).to_csv("lonely.csv", index=False)
     table.assign(ill=["maybe", *table["ill"][1:]]).to_csv("single.csv", index=False)
     table.assign(height=[np.inf, *table["height"][1:]]).to_csv("infinite.csv", index=False)
@@ -415,9 +442,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, folder, arguments, messa
     out = folder / "out.csv"
     out.write_text("old")
     before = sorted(folder.iterdir())
-    code, printed, err = run(
-        *arguments, *(() if "--out" in arguments or arguments[0] != "steer" else ("--out", "out.csv"))
-    )
+    options = () if "--out" in arguments or arguments[0] != "steer" else ("--out", "out.csv", "--force")
+    if arguments[0] == "apply":
+        options = ("--force",)
+    code, printed, err = run(*arguments, *options)
     assert code == 2, err
     assert printed == ""
     assert message in err
@@ -444,8 +472,8 @@ def test_failure_while_writing_leaves_the_old_files(run, file, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", fail)
-    code, _, err = run(*_steer(file, "--out", out, "--model", model))
+    monkeypatch.setattr(_writing._CsvWriter, "write", fail)
+    code, _, err = run(*_steer(file, "--out", out, "--model", model, "--force"))
     assert code == 2
     assert "No space left on device" in err
     assert out.read_text() == "old rows"
@@ -455,14 +483,14 @@ def test_failure_while_writing_leaves_the_old_files(run, file, monkeypatch):
 
 def test_defect_is_exit_code_1_without_a_traceback(run, file, monkeypatch):
     monkeypatch.delenv("FAIRSTEER_TRACEBACK", raising=False)
-    monkeypatch.setattr(_jobs, "read_table", lambda *_: 1 / 0)
+    monkeypatch.setattr(_fitting, "read_table", lambda *_: 1 / 0)
     code, _, err = run(*_steer(file))
     assert code == 1
     assert "unexpected ZeroDivisionError" in err
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "pandas"])
+@pytest.mark.parametrize("missing", ["typer", "rich", "pandas", "pyarrow"])
 def test_missing_extra_is_one_sentence(missing):
     program = f"import sys; sys.modules[{missing!r}] = None\nfrom fairsteer.cli import main\nmain(['demo'])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -476,72 +504,3 @@ def test_module_runs_as_a_program():
     )
     assert result.returncode == 0
     assert "demo" in result.stdout
-
-
-# ---- parts
-
-
-@pytest.mark.parametrize("n_folds", [2, 3, 10])
-def test_folds_spread_every_cell_and_separate_the_rows_of_a_tiny_group(n_folds):
-    cells = np.random.default_rng(1).permutation(np.repeat([0, 1, 2, 3], [1, 1, 30, 500]))
-    folds = deal_folds(cells, n_folds)
-    sizes = np.array([[np.sum(folds[cells == c] == f) for f in range(n_folds)] for c in (2, 3)])
-    assert (np.ptp(sizes, axis=1) <= 1).all()
-    assert np.ptp(np.bincount(folds)) <= 1
-    assert folds[cells == 0] != folds[cells == 1]  # the two rows of the group whose cells are 0 and 1
-
-
-def _encode(frame, **options):
-    notes = []
-    encoder = TableEncoder.fit(frame, exclude=(), tell=notes.append, **{"max_categories": 50, **options})
-    return encoder, encoder.encode(frame), notes
-
-
-def test_encoder_takes_every_kind_of_column():
-    frame = pd.DataFrame(
-        {
-            "flag": [True, False, True],
-            "whole": pd.array([1, None, 4], dtype="Int64"),
-            "object": np.array([1, 2.5, None], dtype=object),
-            "category": pd.Categorical(["b", "a", "b"]),
-            "coded": pd.Categorical([3, 3, 1]),
-            "empty": [np.nan] * 3,
-            "nothing": [None] * 3,
-        }
-    )
-    _, encoded, notes = _encode(frame)
-    expected = {
-        "flag": [1, 0, 1],
-        "whole": [1, 2.5, 4],
-        "object": [1, 2.5, 1.75],
-        "category=b": [1, 0, 1],
-        "category=a": [0, 1, 0],
-        "coded=3": [1, 1, 0],
-        "coded=1": [0, 0, 1],
-        "empty": [0, 0, 0],
-        "nothing=(missing)": [1, 1, 1],
-    }
-    assert encoded.to_dict("list") == expected
-    assert notes == ["column 'empty' has no value at all; it is filled with 0."]
-
-
-def test_rare_categories_get_no_column_and_are_counted():
-    _, encoded, notes = _encode(pd.DataFrame({"c": list("aaabbc")}), max_categories=2)
-    assert list(encoded.columns) == ["c=a", "c=b"]
-    assert encoded.iloc[-1].tolist() == [0, 0]
-    assert "has 3 categories; the 2 most frequent get a 0/1 column, the others (1 rows)" in notes[0]
-
-
-@pytest.mark.parametrize(
-    ("frame", "message"),
-    [
-        (pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])}), "neither numeric nor categorical"),
-        (pd.DataFrame({"list": [[1], [2]]}), "of type list, which are no categories"),
-        (pd.DataFrame({"z": [1 + 2j]}), "neither numeric nor categorical"),
-        (pd.DataFrame({"a": ["x"], "a=x": [1]}), "would both be named 'a=x'"),
-        (pd.DataFrame({"a": [np.inf]}), "infinite"),
-    ],
-)
-def test_encoder_refuses_what_is_no_feature(frame, message):
-    with pytest.raises(UsageError, match=message):
-        _encode(frame)

@@ -13,6 +13,8 @@ import codecs
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import pairwise
 from typing import TextIO
 
 __all__ = ["UsageError", "count", "main", "mute"]
@@ -68,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.getcwd()
     except OSError:
         _fail("the working directory no longer exists; cd to another.")
-    try:
-        from ._app import app
-    except ModuleNotFoundError as missing:
-        _fail_on_missing(missing)
+    for package in _NEEDED:
+        if _is_absent(package):
+            _fail(f'the command line needs {package}: pip install "fairsteer[cli]" brings it.')
+    from ._app import app
+
     try:
         code = app(
             args=None if arguments is None else list(arguments),
@@ -86,27 +89,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 0
     except KeyboardInterrupt:
         sys.exit(130)
-    except ModuleNotFoundError as missing:
-        _fail_on_missing(missing)
     except Exception as error:
-        _fail_on(error)
+        _fail_on(error, sys.argv[1:] if arguments is None else list(arguments))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail_on_missing(missing: ModuleNotFoundError) -> None:
-    package = (missing.name or "").partition(".")[0]
-    if package not in _NEEDED:
-        raise missing
-    _fail(f'the command line needs {package}: pip install "fairsteer[cli]" brings it.')
+def _is_absent(package: str) -> bool:
+    try:
+        return find_spec(package) is None
+    except ValueError:  # of a module that somebody took out of reach
+        return True
 
 
-def _fail_on(error: Exception) -> None:
+def _fail_on(error: Exception, arguments: list[str]) -> None:
     """Report what no job expected: a wrong option (typer's exceptions), a system that refuses, or a defect."""
     explain = getattr(error, "format_message", None)
     if explain is not None:
-        sentence = " ".join(explain().split())  # choices come on lines of their own
         command = getattr(getattr(error, "ctx", None), "command_path", None) or "fairsteer"
-        _fail(f"{sentence.rstrip('.')}. Try: {command} --help", getattr(error, "exit_code", 2))
+        sentence = _about_option(error, " ".join(explain().split()), arguments)  # choices come on lines of their own
+        end = "" if sentence.endswith("?") else "."
+        _fail(f"{sentence.rstrip('.')}{end} Try: {command} --help", getattr(error, "exit_code", 2))
     if type(error).__name__ == "Abort":  # typer's answer to an interrupt
         sys.exit(130)
     if os.environ.get("FAIRSTEER_TRACEBACK"):
@@ -121,6 +123,19 @@ def _fail_on(error: Exception) -> None:
         "FAIRSTEER_TRACEBACK=1 shows where it happened)",
         1,
     )
+
+
+def _about_option(error: Exception, text: str, arguments: list[str]) -> str:
+    """Say what an option must be and what it was given, which the validation leaves out."""
+    rule = text.partition(": Input should be ")[2].partition(", unable")[0].rstrip(".")
+    rule = rule or text.partition(" is not one of ")[2].rstrip(".").replace("', '", "' or '")
+    names = getattr(getattr(error, "param", None), "opts", None) or []
+    if not rule or not names:
+        return text
+    rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    given = [after for before, after in pairwise(arguments) if before in names]
+    given += [one.partition("=")[2] for one in arguments if one.partition("=")[0] in names and "=" in one]
+    return f"{max(names, key=len)} must be {rule}" + (f", not {given[-1]}" if given else "")
 
 
 def _fail(sentence: str, code: int = 2) -> None:

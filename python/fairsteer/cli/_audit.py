@@ -11,7 +11,7 @@ from . import UsageError, count
 from ._fitting import library_problems, quoting_warnings, read_problem, tell_of_fit
 from ._options import Settings
 from ._printing import Reporter
-from ._writing import check_outputs, is_standard_output, writing
+from ._writing import check_outputs, is_standard_output, is_stream, writing
 
 __all__ = ["audit_file"]
 
@@ -38,6 +38,8 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence must be a number between 0 and 1, not {confidence:g}.")
     report = Reporter(to_stderr=is_standard_output(html))
+    if html is not None and html.suffix.lower() not in (".html", ".htm") and not is_stream(html):
+        raise UsageError(f"{html} must end in .html, which is its format.")
     check_outputs([("--html", html)], sources=[settings.file], force=force)
     problem = read_problem(settings, report, steers_all=False)
     settings = problem.settings

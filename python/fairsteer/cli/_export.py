@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fairsteer import persistence
-from fairsteer._utils.files import descriptor_of, is_special
 from fairsteer.export import export_affine, export_onnx
 
 from . import UsageError, count
@@ -15,7 +14,7 @@ from ._fitting import library_problems, read_problem
 from ._options import Settings
 from ._printing import Reporter
 from ._reading import format_of
-from ._writing import check_output, is_standard_output
+from ._writing import check_output, is_standard_output, is_stream
 
 __all__ = ["export_map"]
 
@@ -43,7 +42,7 @@ def export_map(settings: Settings, given: list[str], *, to: str, out: Path, forc
     """
     report = Reporter(to_stderr=is_standard_output(out))
     if to == "onnx":
-        if out.suffix != ".onnx" and descriptor_of(out) is None and not is_special(out):
+        if out.suffix != ".onnx" and not is_stream(out):
             raise UsageError(f"{out} must end in .onnx, which is its format.")
         check_output(out, sources=[settings.file], force=force)
     steering = _steering(settings, given, report)

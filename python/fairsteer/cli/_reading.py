@@ -282,8 +282,8 @@ def _decode(shown: str, content: bytes, encoding: str) -> str:
     except UnicodeDecodeError as error:
         where = content.count(b"\n", 0, error.start) + 1
         raise UsageError(
-            f"{shown} is not {_SHOWN.get(encoding, encoding)} text: line {where} holds the byte "
-            f"0x{content[error.start]:02x}; --encoding names another."
+            f"{shown} cannot be read as csv: it is no {_SHOWN.get(encoding, encoding)} text, for line {where} holds "
+            f"the byte 0x{content[error.start]:02x}; --encoding names another encoding."
         ) from None
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from fairsteer import persistence
-from fairsteer._utils.files import Output, descriptor_of, is_special
+from fairsteer._utils.files import Output
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -24,7 +24,7 @@ from ._options import Alignment, Settings
 from ._printing import Reporter
 from ._reading import Table, format_of
 from ._table import TableDescription, pieces
-from ._writing import check_outputs, is_standard_output, open_writer, writing
+from ._writing import check_outputs, is_standard_output, is_stream, open_writer, writing
 
 __all__ = ["NOISE", "check_table_path", "steer_file", "write_files"]
 
@@ -58,7 +58,7 @@ def steer_file(
     report = Reporter(to_stderr=is_standard_output(out) or is_standard_output(model))
     if out is not None:
         check_table_path(out)
-    if model is not None and model.suffix != ".safetensors" and descriptor_of(model) is None and not is_special(model):
+    if model is not None and model.suffix != ".safetensors" and not is_stream(model):
         raise UsageError(f"the map {model} must end in .safetensors, which is its format.")
     check_outputs([("--out", out), ("--model", model)], sources=[settings.file], force=force)
     problem = read_problem(settings, report, steers_all=out is not None)
@@ -100,7 +100,7 @@ def steer_file(
 
 def check_table_path(path: Path) -> None:
     """Refuse a name that does not say which format the table is to have; a pipe is csv unless its name says more."""
-    if format_of(path) is None and descriptor_of(path) is None and not is_special(path):
+    if format_of(path) is None and not is_stream(path):
         raise UsageError(f"{path} must end in .csv, .tsv (or either with .gz) or .parquet, which names its format.")
 
 

@@ -338,7 +338,7 @@ def _bins(described: FeatureColumn, column: Column) -> NDArray[Any]:
     values = column.numbers()
     values = np.where(np.isnan(values), described.fill, values)
     distinct = np.unique(values)
-    n_bins = max(2, min(64, len(values) // 10))
+    n_bins = max(2, min(64, len(values) // 5))
     if len(distinct) <= n_bins:
         return values
     edges = np.unique(np.quantile(values, np.linspace(0, 1, n_bins + 1)[1:-1]))

@@ -22,7 +22,7 @@ from fairsteer._utils.files import Output, descriptor_of, is_special
 from . import UsageError
 from ._reading import Dialect, Table, first_line, format_of
 
-__all__ = ["TableWriter", "check_output", "check_outputs", "is_standard_output", "open_writer", "writing"]
+__all__ = ["TableWriter", "check_output", "check_outputs", "is_standard_output", "is_stream", "open_writer", "writing"]
 
 
 # ---- what may be written
@@ -31,6 +31,11 @@ __all__ = ["TableWriter", "check_output", "check_outputs", "is_standard_output",
 def is_standard_output(path: Path | None) -> bool:
     """Whether a path is standard output, where nothing else may be printed then."""
     return path is not None and descriptor_of(path) == 1
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is no file, so that its name need not say what is written to it."""
+    return descriptor_of(path) is not None or is_special(path)
 
 
 def check_outputs(outputs: Iterable[tuple[str, Path | None]], *, sources: Iterable[Path], force: bool) -> None:
@@ -100,6 +105,8 @@ def check_output(path: Path, *, sources: Iterable[Path] = (), force: bool) -> No
 
 
 def _same(path: Path, other: Path) -> bool:
+    if descriptor_of(path) is not None:
+        return descriptor_of(path) == descriptor_of(other)
     try:
         return path == other or path.samefile(other)
     except OSError:
@@ -244,7 +251,7 @@ class _CsvWriter:
         return [text.replace(".", ",") for text in texts] if self._dialect.decimal == "," else texts
 
     def _texts(self, values: Any, *, always: bool = False) -> list[str]:
-        return [self._quoted(text, always=always and text != "") for text in _as_text(values)]
+        return [self._quoted(text, always=always) for text in _as_text(values)]
 
     def _quoted(self, text: str, *, always: bool) -> str:
         if always or self._unsafe.search(text):

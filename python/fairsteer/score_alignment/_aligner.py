@@ -10,18 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import issparse
 from sklearn import get_config
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags, indexable
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.estimators import (
     GroupAwareClassifierMixin,
+    HasMethods,
+    Interval,
+    StrOptions,
     asked_method,
     class_scores,
+    fit_context,
     takes_parameter,
     unfrozen,
     weight_params,
@@ -232,7 +235,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         router = MetadataRouter(owner=type(self).__name__).add_self_request(self)
         return router.add(estimator=unfrozen(self.estimator), method_mapping=mapping)
 
-    @_fit_context(prefer_skip_nested_validation=False)
+    @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> ScoreAligner:
         """Train the classifier, and fit the alignment on its out-of-fold scores.
 

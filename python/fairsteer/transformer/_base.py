@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
 from sklearn.utils import get_tags
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from fairsteer._utils.estimators import available_if, fit_context
+from fairsteer._utils.estimators import HasMethods, Interval, StrOptions, available_if, fit_context
 from fairsteer._utils.input import (
     brief,
     check_classes,

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.estimators import Interval, StrOptions
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, MapType, nearest_ideal
