@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from fairsteer import _core
-from fairsteer._utils.input import brief, with_whole_strides
+from fairsteer._utils.input import brief, few, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
@@ -128,7 +128,7 @@ class SubgroupMoments:
         self._scatter_sums: tuple[Doubles, Doubles] | None = None
         if cell_counts is not None:
             if covariance != "tied":
-                msg = f"cell_counts is for covariance='tied': with {covariance!r} every subgroup has a scatter of its own."
+                msg = f"cell_counts is for covariance='tied': with {covariance!r} subgroups have scatters of their own."
                 raise ValueError(msg)
             counts = np.asarray(cell_counts, dtype=np.float64)
             if counts.shape != (K, G) or not np.isfinite(counts).all() or (counts < 0).any():
@@ -250,6 +250,7 @@ class SubgroupMoments:
         return own if self._scatter_sums is None else (*self._scatter_sums, *own[2:])
 
     def _weigh_classes_alike(self, factors: Doubles) -> None:
+        """Let the rows of a cell enter the scatter of their group with these weights (K, G) relative to their own."""
         self._factors = factors
         self._scatter_sums = (self.weights * factors, self._weight_squares * factors**2)
 
@@ -500,16 +501,8 @@ class SubgroupMoments:
             The groups that have fewer in some class. Where these together have too few as well, the next smallest
             groups join them. Every group, if nothing less will do; empty, if nothing is small.
         """
-        smallest = self.sizes.min(axis=0)
-        order = np.argsort(smallest, kind="stable")
-        n = int((smallest < min_size).sum())
-        while 0 < n < self.n_groups:
-            some = order[:n]
-            joined = rows_behind(self.weights[:, some].sum(axis=1), self._weight_squares[:, some].sum(axis=1))
-            if joined.min() >= min_size:
-                break
-            n += 1
-        return [self.groups.tolist()[a] for a in sorted(order[:n].tolist())]
+        groups = self.groups.tolist()
+        return [groups[a] for a in small_columns(self.weights, self._weight_squares, min_size)]
 
     def merge_groups(self, labels: Iterable[Any], into: Any) -> SubgroupMoments:
         """Take several groups as one.
@@ -568,6 +561,45 @@ class SubgroupMoments:
             part.weights[:], part._weight_squares[:] = self.weights[:, positions], self._weight_squares[:, positions]
         for to, array in zip(part._sums(), self._sums(), strict=True):
             to[...] = array[positions] if array is self._scatters and self.covariance == "tied" else array[:, positions]
+        return part
+
+    def of_classes(self, labels: Iterable[Any]) -> SubgroupMoments:
+        """Keep some of the classes.
+
+        Parameters
+        ----------
+        labels : iterable
+            Labels of the classes to keep.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            A new object with these classes, in their present order; `self` if that is all of them.
+
+        Raises
+        ------
+        ValueError
+            When a label is no class, or the moments are tied: their covariances are of all classes.
+        """
+        labels, classes = list(labels), self.classes.tolist()
+        unknown = [label for label in labels if label not in classes]
+        if unknown or not labels:
+            what = f"{unknown[0]!r} is no class" if unknown else "no class is asked for"
+            msg = f"{what}; the classes are {few(map(repr, classes))}."
+            raise ValueError(msg)
+        kept = [k for k, label in enumerate(classes) if label in labels]
+        if len(kept) == len(classes):
+            return self
+        if self.covariance == "tied":
+            msg = "Tied moments keep no covariance of single classes; accumulate with covariance='full'."
+            raise ValueError(msg)
+        part = SubgroupMoments(
+            self.n_features, classes=self.classes[kept], groups=self.groups, covariance=self.covariance
+        )
+        for to, array in zip(part._sums(), self._sums(), strict=True):
+            to[...] = array[kept]
+        part._pooling, part._factors = self._pooling, None if self._factors is None else self._factors[kept]
+        part._shrunk = None if self._shrunk is None else self._shrunk[kept]
         return part
 
     def borrow(self, min_size: float, *, standardize: bool = False) -> SubgroupMoments:
@@ -941,6 +973,19 @@ class SubgroupMoments:
             f"SubgroupMoments({self.n_classes} classes x {self.n_groups} groups, {self.n_features} features, "
             f"covariance={self.covariance!r}, weight={self.weights.sum():.6g})"
         )
+
+
+def small_columns(weights: Doubles, squares: Doubles, min_size: float) -> list[int]:
+    """Positions of the groups that `SubgroupMoments.small_groups` names, from sums of weights and of their squares."""
+    smallest = rows_behind(weights, squares).min(axis=0)
+    order = np.argsort(smallest, kind="stable")
+    n = int((smallest < min_size).sum())
+    while 0 < n < weights.shape[1]:
+        some = order[:n]
+        if rows_behind(weights[:, some].sum(axis=1), squares[:, some].sum(axis=1)).min() >= min_size:
+            break
+        n += 1
+    return sorted(order[:n].tolist())
 
 
 def class_factors(counts: Doubles) -> Doubles:

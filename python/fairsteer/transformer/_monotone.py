@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairsteer._utils.types import Codes, Doubles, Floats
+from fairsteer._utils.weights import rows_behind
 from fairsteer.transformer._maps import row_chunks
 
 #: Values of a feature that are kept one by one; of a feature with more, as many quantiles.
@@ -49,6 +50,7 @@ class MonotoneMaps:
         *,
         class_weights: Doubles,
         group_shares: Doubles,
+        standardize: bool = True,
         reference: int | None = None,
     ) -> MonotoneMaps:
         """Match the groups' distributions, feature by feature.
@@ -66,28 +68,31 @@ class MonotoneMaps:
             does not count.
         group_shares : ndarray of shape (n_groups,)
             Weights of the groups in the common distribution; they sum to 1.
+        standardize : bool, default=True
+            Whether the classes weigh alike in every group; else as they do in the group, those that count.
         reference : int, default=None
             Group whose distribution is the common one. None: the average of the groups' quantile functions.
         """
         K, G = len(class_weights), len(group_shares)
         weight = np.ones(len(rows)) if weight is None else weight
         cell = codes * K + y_codes
-        totals = np.bincount(cell, weight, G * K).reshape(G, K)
-        squares = np.bincount(cell, weight**2, G * K).reshape(G, K)
+        totals, squares = (np.bincount(cell, w, G * K).astype(np.float64).reshape(G, K) for w in (weight, weight**2))
         # A class that a group has no row of does not count there.
-        shares = np.where(totals > 0, class_weights, 0.0)
+        shares = np.where(totals > 0, class_weights if standardize else totals * (class_weights > 0), 0.0)
         shares = shares / shares.sum(axis=1, keepdims=True)
         per_row = weight * np.divide(shares, totals, out=np.zeros_like(shares), where=totals > 0).ravel()[cell]
         counted = per_row > 0
         # Variance of a standardised distribution function, but for the factor F (1 - F).
-        noise = np.sum(np.divide(shares**2 * squares, totals**2, out=np.zeros_like(shares), where=totals > 0), axis=1)
+        behind = rows_behind(totals, squares)
+        noise = np.sum(np.divide(shares**2, behind, out=np.zeros_like(shares), where=totals > 0), axis=1)
         noise = (1 - 2 * group_shares) * noise + group_shares**2 @ noise
 
+        n_rows = float(rows_behind(totals.sum(), squares.sum()))
         values, images, discrete, starts = [], [], [], [0]
         for j in range(rows.shape[1]):
             column = rows[:, j].astype(np.float64)
             found, inverse = np.unique(column[counted], return_inverse=True)
-            repeats = len(found) <= min(MAX_VALUES, counted.sum() / 2)
+            repeats = len(found) <= min(MAX_VALUES, n_rows / 2)
             if len(found) > MAX_VALUES:
                 found, inverse = _quantiles(column[counted], per_row[counted])
             table = np.zeros((G, len(found)))
@@ -103,7 +108,7 @@ class MonotoneMaps:
         """Whether a group moves at all, (n_groups,)."""
         return np.asarray((self.images != self.values).any(axis=1)) & (self.strength > 0)
 
-    def at_strength(self, strength: float) -> MonotoneMaps:
+    def __call__(self, strength: float) -> MonotoneMaps:
         """Go that part of the way."""
         return MonotoneMaps(self.values, self.starts, self.images, self.discrete, strength)
 
