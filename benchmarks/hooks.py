@@ -109,7 +109,7 @@ def overhead(budget: float) -> None:
                 hooked = copy.deepcopy(model)
                 with torch.no_grad(), ExitStack() as stack:
                     source = SteeringModule(_maps(d, n_moving))
-                    stack.enter_context(steering_hooks(hooked, {pattern: source}, groups=groups))
+                    stack.enter_context(steering_hooks(hooked, {pattern: source}, sensitive_features=groups))
                     sides = [Side(partial(run, which, inputs)) for which in (model, hooked)]
                     for side in sides:
                         side()
@@ -277,7 +277,7 @@ def _compare(
             record = model.get_submodule(layer).register_forward_hook(lambda *args: recorded.append(args[-1]))
             stack.callback(record.remove)
             classifier(**inputs)
-            with steering_hooks(classifier, {f"encoder.{layer}": source}, groups=groups[rows]):
+            with steering_hooks(classifier, {f"encoder.{layer}": source}, sensitive_features=groups[rows]):
                 outputs = classifier(**inputs)
         without, steered = recorded
         recorded.clear()

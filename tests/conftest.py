@@ -3,10 +3,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
@@ -17,9 +18,9 @@ from fairsteer.cli import main
 class Data(NamedTuple):
     """Rows with their classes and groups."""
 
-    X: np.ndarray
-    y: np.ndarray
-    group: np.ndarray
+    X: npt.NDArray[Any]
+    y: npt.NDArray[Any]
+    group: npt.NDArray[Any]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import sklearn
@@ -31,11 +32,11 @@ def fitted(transformer: Any, data: Any, **more: Any) -> Any:
     return clone(transformer).fit(data.X, sensitive_features=data.group, **more)
 
 
-def group_means(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
+def group_means(rows: npt.NDArray[Any], group: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.array([rows[group == a].mean(axis=0) for a in np.unique(group)])
 
 
-def group_covariances(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
+def group_covariances(rows: npt.NDArray[Any], group: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.array([np.cov(rows[group == a].T, bias=True) for a in np.unique(group)])
 
 
@@ -125,13 +126,13 @@ def test_mean_matching_warns_of_them_only_where_it_infers_groups(three_groups: A
 # ---- LEACE
 
 
-def cross_covariance(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
+def cross_covariance(rows: npt.NDArray[Any], group: npt.NDArray[Any]) -> npt.NDArray[Any]:
     one_hot = (group[:, None] == np.unique(group)).astype(float)
     centred = rows - rows.mean(axis=0)
-    return centred.T @ (one_hot - one_hot.mean(axis=0)) / len(rows)
+    return np.asarray(centred.T @ (one_hot - one_hot.mean(axis=0)) / len(rows))
 
 
-def collinear(X: np.ndarray, group: np.ndarray) -> np.ndarray:
+def collinear(X: npt.NDArray[Any], group: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Add a sum of columns, a constant, and a copy that differs from its original in one group by little."""
     return np.column_stack([X, X[:, 0] + X[:, 1], np.full(len(X), 7.0), X[:, 2] + 1e-3 * (group == 1)])
 
@@ -228,7 +229,7 @@ def test_leace_keeps_rows_of_groups_that_do_not_differ() -> None:
 
 @pytest.mark.parametrize("transformer", [MATCHING[1], MATCHING[3]])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_rows_of_the_reference_group_come_back_bit_for_bit(data: Any, transformer: Any, dtype: type) -> None:
+def test_rows_of_the_reference_group_come_back_bit_for_bit(data: Any, transformer: Any, dtype: type[Any]) -> None:
     X = data.X.astype(dtype)
     moved = clone(transformer).fit_transform(X, sensitive_features=data.group)
     assert moved[data.group == 1].tobytes() == X[data.group == 1].tobytes()
@@ -237,7 +238,7 @@ def test_rows_of_the_reference_group_come_back_bit_for_bit(data: Any, transforme
 
 @pytest.mark.parametrize("transformer", BASELINES)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_floating_types_are_kept(data: Any, transformer: Any, dtype: type) -> None:
+def test_floating_types_are_kept(data: Any, transformer: Any, dtype: type[Any]) -> None:
     expected = fitted(transformer, data).transform(data.X, sensitive_features=data.group)
     moved = clone(transformer).fit_transform(data.X.astype(dtype), sensitive_features=data.group)
     assert moved.dtype == dtype
@@ -246,7 +247,7 @@ def test_floating_types_are_kept(data: Any, transformer: Any, dtype: type) -> No
 
 @pytest.mark.parametrize("transformer", BASELINES)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_fewer_rows_than_features_are_enough(make_data: Any, transformer: Any, dtype: type) -> None:
+def test_fewer_rows_than_features_are_enough(make_data: Any, transformer: Any, dtype: type[Any]) -> None:
     X, _, group = make_data(n=30, n_features=80)
     X[:, 3], X[:, 4] = 2.0, X[:, 5]
     X = X.astype(dtype)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +17,7 @@ from benchmarks import concepts
 from fairsteer.concepts import ConceptSteering
 
 
-def _gaussians(n, d, *, scales=(1.0, 3.0), signals=(2.0, 1.2), seed=0):
+def _gaussians(n: Any, d: Any, *, scales: Any = (1.0, 3.0), signals: Any = (2.0, 1.2), seed: int = 0) -> Any:
     """Two groups of one covariance each, in which a concept shifts the mean; and each group's Bayes direction."""
     rng = np.random.default_rng(seed)
     y, group = rng.integers(2, size=(2, n))
@@ -35,12 +38,12 @@ def _gaussians(n, d, *, scales=(1.0, 3.0), signals=(2.0, 1.2), seed=0):
 
 
 @pytest.fixture(scope="module")
-def gaussians():
+def gaussians() -> Any:
     return _gaussians(3000, 6)
 
 
 @pytest.fixture(scope="module")
-def fitted(gaussians):
+def fitted(gaussians: Any) -> Any:
     X, y, group, _ = gaussians
     return ConceptSteering(n_probes=20, C=100.0).fit(X, y, sensitive_features=np.array(["f", "m"])[group])
 
@@ -50,7 +53,9 @@ def fitted(gaussians):
 
 @pytest.mark.parametrize("covariance", ["diagonal", "tied"])
 @pytest.mark.parametrize("towards_ideal", [0.0, 1.0])
-def test_shift_is_one_deviation_of_the_bayes_score_in_every_group(gaussians, covariance, towards_ideal):
+def test_shift_is_one_deviation_of_the_bayes_score_in_every_group(
+    gaussians: Any, covariance: Any, towards_ideal: Any
+) -> None:
     X, y, group, bayes = gaussians
     steering = ConceptSteering(n_probes=20, C=100.0, covariance=covariance, towards_ideal=towards_ideal)
     steering.fit(X, y, sensitive_features=group)
@@ -60,7 +65,7 @@ def test_shift_is_one_deviation_of_the_bayes_score_in_every_group(gaussians, cov
     assert 2 < np.linalg.norm(steering.direction(1)) / np.linalg.norm(steering.direction(0)) < 4.5
 
 
-def test_own_directions_are_the_bayes_directions(gaussians):
+def test_own_directions_are_the_bayes_directions(gaussians: Any) -> None:
     X, y, group, bayes = gaussians
     steering = ConceptSteering(n_probes=20, C=100.0, towards_ideal=0.0).fit(X, y, sensitive_features=group)
     for a in (0, 1):
@@ -69,7 +74,7 @@ def test_own_directions_are_the_bayes_directions(gaussians):
         assert cosine > 0.98
 
 
-def test_shift_stays_equal_where_probes_are_mostly_noise():
+def test_shift_stays_equal_where_probes_are_mostly_noise() -> None:
     """Half a group's signal, few rows and many features: uncorrected, the noisier group would be pushed too far."""
     ratios, uncorrected = [], []
     for seed in range(6):
@@ -88,7 +93,7 @@ def test_shift_stays_equal_where_probes_are_mostly_noise():
     assert abs(np.mean(uncorrected) - 1) > 2 * abs(np.mean(ratios) - 1)
 
 
-def test_ideal_directions_are_as_certain_in_every_group(fitted):
+def test_ideal_directions_are_as_certain_in_every_group(fitted: Any) -> None:
     ideal = fitted.ideal_
     length = np.linalg.norm((ideal.means[1] - ideal.means[0]) / np.sqrt(ideal.covariances[1]), axis=1)
     np.testing.assert_allclose(length[1], length[0], rtol=1e-9)
@@ -97,7 +102,7 @@ def test_ideal_directions_are_as_certain_in_every_group(fitted):
     assert abs(spread[1] / spread[0] - 1) > 0.05
 
 
-def test_the_group_that_tells_the_concept_best_is_the_reference(gaussians, fitted):
+def test_the_group_that_tells_the_concept_best_is_the_reference(gaussians: Any, fitted: Any) -> None:
     X, y, group, _ = gaussians
     assert fitted.ideal_.reference_group == "f"
     assert fitted.separation_[1, 0] > fitted.separation_[1, 1] + 0.4
@@ -110,11 +115,11 @@ def test_the_group_that_tells_the_concept_best_is_the_reference(gaussians, fitte
     assert not np.allclose(named.direction(0), own.direction(0), rtol=1e-3)
 
 
-def test_two_classes_pull_in_opposite_directions(fitted):
+def test_two_classes_pull_in_opposite_directions(fitted: Any) -> None:
     np.testing.assert_allclose(fitted.directions_[0], -fitted.directions_[1], rtol=1e-6)
 
 
-def test_several_classes_have_a_direction_each():
+def test_several_classes_have_a_direction_each() -> None:
     rng = np.random.default_rng(0)
     y, group = rng.integers(3, size=3000), rng.integers(2, size=3000)
     X = (1 + group)[:, None] * (rng.normal(size=(3000, 5)) + 2 * np.eye(5)[y])
@@ -134,7 +139,7 @@ def test_several_classes_have_a_direction_each():
 # ---- how rows move
 
 
-def test_steer_adds_the_directions_of_the_groups(gaussians, fitted):
+def test_steer_adds_the_directions_of_the_groups(gaussians: Any, fitted: Any) -> None:
     X, _, group, _ = gaussians
     labels = np.array(["f", "m"])[group]
     steered = fitted.steer(X, sensitive_features=labels, strength=-1.5)
@@ -146,7 +151,7 @@ def test_steer_adds_the_directions_of_the_groups(gaussians, fitted):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, "bfloat16"])
-def test_half_precision_comes_back_as_it_came(gaussians, fitted, dtype):
+def test_half_precision_comes_back_as_it_came(gaussians: Any, fitted: Any, dtype: Any) -> None:
     if dtype == "bfloat16":
         dtype = pytest.importorskip("ml_dtypes").bfloat16
     X, y, group, _ = gaussians
@@ -161,13 +166,13 @@ def test_half_precision_comes_back_as_it_came(gaussians, fitted, dtype):
     np.testing.assert_allclose(again.direction("f"), fitted.direction("f"), atol=0.15)
 
 
-def test_directions_follow_the_unit_and_ignore_the_origin(gaussians):
+def test_directions_follow_the_unit_and_ignore_the_origin(gaussians: Any) -> None:
     X, y, group, _ = gaussians
     a, b = (ConceptSteering(n_probes=8).fit(rows, y, sensitive_features=group) for rows in (X, 1000 * X + 1e4))
     np.testing.assert_allclose(b.directions_, 1000 * a.directions_, rtol=1e-3)
 
 
-def test_the_same_seed_gives_the_same_directions(gaussians):
+def test_the_same_seed_gives_the_same_directions(gaussians: Any) -> None:
     X, y, group, _ = gaussians
     first, second, other = (
         ConceptSteering(n_probes=4, random_state=seed).fit(X, y, sensitive_features=group).directions_
@@ -177,7 +182,7 @@ def test_the_same_seed_gives_the_same_directions(gaussians):
     assert not np.allclose(first, other, rtol=1e-6)
 
 
-def test_groups_may_be_intersections_and_missing(gaussians):
+def test_groups_may_be_intersections_and_missing(gaussians: Any) -> None:
     X, y, group, _ = gaussians
     table = pd.DataFrame({"sex": group, "old": np.arange(len(X)) % 2 == 0})
     steering = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=table)
@@ -191,14 +196,14 @@ def test_groups_may_be_intersections_and_missing(gaussians):
     np.testing.assert_array_equal(left_out.directions_, rest.directions_)
 
 
-def test_one_group_has_a_direction_too(gaussians):
+def test_one_group_has_a_direction_too(gaussians: Any) -> None:
     X, y, group, bayes = gaussians
     own = group == 0
     steering = ConceptSteering(n_probes=12, C=100.0).fit(X[own], y[own], sensitive_features=group[own])
     assert abs(bayes[0] @ steering.direction(0) - 1) < 0.06
 
 
-def test_parameters_are_those_of_an_estimator():
+def test_parameters_are_those_of_an_estimator() -> None:
     steering = ConceptSteering(n_probes=6, towards_ideal=0.5)
     assert clone(steering).get_params() == steering.get_params()
     with pytest.raises(NotFittedError):
@@ -219,13 +224,13 @@ def test_parameters_are_those_of_an_estimator():
     ],
     ids=str,
 )
-def test_parameters_out_of_range(gaussians, params, words):
+def test_parameters_out_of_range(gaussians: Any, params: Any, words: Any) -> None:
     X, y, group, _ = gaussians
     with pytest.raises(ValueError, match=words):
         ConceptSteering(**params).fit(X, y, sensitive_features=group)
 
 
-def test_rows_that_make_no_probe(gaussians):
+def test_rows_that_make_no_probe(gaussians: Any) -> None:
     X, y, group, _ = gaussians
     with pytest.raises(ValueError, match="one label 1"):
         ConceptSteering().fit(X[y == 1], y[y == 1], sensitive_features=group[y == 1])
@@ -242,21 +247,21 @@ def test_rows_that_make_no_probe(gaussians):
         ConceptSteering().fit(X, X[:, 0], sensitive_features=group)
 
 
-def test_six_rows_of_every_class_and_group_are_enough(gaussians):
+def test_six_rows_of_every_class_and_group_are_enough(gaussians: Any) -> None:
     X, y, group, _ = gaussians
     kept = np.concatenate([np.flatnonzero((y == k) & (group == a))[:6] for k in (0, 1) for a in (0, 1)])
     steering = ConceptSteering(n_probes=8).fit(100 * y[kept, None] + X[kept], y[kept], sensitive_features=group[kept])
     assert np.isfinite(steering.directions_).all()
 
 
-def test_a_concept_that_is_not_there_is_refused(gaussians):
+def test_a_concept_that_is_not_there_is_refused(gaussians: Any) -> None:
     X, _, group, _ = gaussians
     y = np.random.default_rng(5).integers(2, size=len(X))
     with pytest.raises(ValueError, match="do not confirm"):
         ConceptSteering(n_probes=8, towards_ideal=0.0, random_state=0).fit(X, y, sensitive_features=group)
 
 
-def test_rows_that_cannot_be_steered(gaussians, fitted):
+def test_rows_that_cannot_be_steered(gaussians: Any, fitted: Any) -> None:
     X, _, group, _ = gaussians
     labels = np.array(["f", "m"])[group]
     with pytest.raises(ValueError, match="'x' is none of the groups 'f', 'm'"):
@@ -272,7 +277,7 @@ def test_rows_that_cannot_be_steered(gaussians, fitted):
 # ---- a real encoder
 
 
-def test_judges_on_other_rows_of_a_real_encoder_see_the_same_shift(real_data):
+def test_judges_on_other_rows_of_a_real_encoder_see_the_same_shift(real_data: Path) -> None:
     """Singers of Wikipedia in a middle layer of MiniLM: probes of rows that the steering has never seen."""
     folder = real_data / "biographies"
     table = pd.read_parquet(folder / "labels.parquet")
@@ -302,7 +307,7 @@ def test_judges_on_other_rows_of_a_real_encoder_see_the_same_shift(real_data):
     assert 0.6 < shifts[0] / shifts[1] < 1.6
 
 
-def test_the_benchmark_sees_what_is_equal_and_what_is_not():
+def test_the_benchmark_sees_what_is_equal_and_what_is_not() -> None:
     X, y, group, _ = _gaussians(1600, 5)
     names, seen = concepts.run(X, {"concept": y}, group, divisions=2, samples=6, n_probes=8)
     assert names[0] == "one direction for both"
@@ -324,7 +329,7 @@ def test_the_benchmark_sees_what_is_equal_and_what_is_not():
 
 
 @pytest.fixture
-def module(fitted):
+def module(fitted: Any) -> Any:
     pytest.importorskip("torch")
     from fairsteer.torch import ConceptSteeringModule
 
@@ -332,7 +337,7 @@ def module(fitted):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-def test_module_does_what_steer_does(gaussians, fitted, dtype):
+def test_module_does_what_steer_does(gaussians: Any, fitted: Any, dtype: Any) -> None:
     torch = pytest.importorskip("torch")
     from fairsteer.torch import ConceptSteeringModule
 
@@ -340,29 +345,29 @@ def test_module_does_what_steer_does(gaussians, fitted, dtype):
     labels = np.array(["f", "m"])[group[:50]]
     module = ConceptSteeringModule(fitted, strength=2.0, dtype=torch.float64)
     hidden = torch.tensor(X[:50], dtype=getattr(torch, dtype))
-    steered = module(hidden, labels)
+    steered = module(hidden, sensitive_features=labels)
     expected = torch.tensor(fitted.steer(hidden.double().numpy(), sensitive_features=labels, strength=2.0))
     torch.testing.assert_close(steered, expected.to(hidden.dtype))
-    assert torch.equal(steered, module(hidden, torch.tensor(group[:50])))
+    assert torch.equal(steered, module(hidden, sensitive_features=torch.tensor(group[:50])))
 
 
-def test_module_takes_groups_of_sequences_and_of_tokens(fitted, module):
+def test_module_takes_groups_of_sequences_and_of_tokens(fitted: Any, module: Any) -> None:
     torch = pytest.importorskip("torch")
     hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
-    by_sequence = module(hidden, ["m", "f"])
-    by_token = module(hidden, [["m"] * 3, ["f"] * 3])
+    by_sequence = module(hidden, sensitive_features=["m", "f"])
+    by_token = module(hidden, sensitive_features=[["m"] * 3, ["f"] * 3])
     assert torch.equal(by_sequence, by_token)
-    assert torch.equal(module(hidden, "m")[0], by_sequence[0])
-    assert torch.equal(module(hidden, torch.tensor([1, 0])), by_sequence)
+    assert torch.equal(module(hidden, sensitive_features="m")[0], by_sequence[0])
+    assert torch.equal(module(hidden, sensitive_features=torch.tensor([1, 0])), by_sequence)
     module.strength = 0.0
-    assert module(hidden, "m") is hidden
+    assert module(hidden, sensitive_features="m") is hidden
     module.strength = -1.0
     np.testing.assert_allclose(
-        module(hidden, "m") - hidden, np.broadcast_to(-fitted.direction("m"), (2, 3, 6)), atol=1e-5
+        module(hidden, sensitive_features="m") - hidden, np.broadcast_to(-fitted.direction("m"), (2, 3, 6)), atol=1e-5
     )
 
 
-def test_a_tensor_of_integers_holds_labels_where_these_are_integers(gaussians):
+def test_a_tensor_of_integers_holds_labels_where_these_are_integers(gaussians: Any) -> None:
     torch = pytest.importorskip("torch")
     from fairsteer.torch import ConceptSteeringModule
 
@@ -370,12 +375,14 @@ def test_a_tensor_of_integers_holds_labels_where_these_are_integers(gaussians):
     steering = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=7 - group)
     module = ConceptSteeringModule(steering)
     hidden = torch.zeros(2, 6)
-    assert torch.equal(module(hidden, torch.tensor([7, 6])), module(hidden, [7, 6]))
+    assert torch.equal(
+        module(hidden, sensitive_features=torch.tensor([7, 6])), module(hidden, sensitive_features=[7, 6])
+    )
     with pytest.raises(ValueError, match=r"1 of 2 groups are unknown: 0\. Known groups: 6, 7"):
-        module(hidden, torch.tensor([0, 6]))
+        module(hidden, sensitive_features=torch.tensor([0, 6]))
 
 
-def test_module_refuses_what_it_does_not_know(module):
+def test_module_refuses_what_it_does_not_know(module: Any) -> None:
     torch = pytest.importorskip("torch")
     hidden = torch.zeros(2, 3, 6)
     for groups, words in (
@@ -387,28 +394,28 @@ def test_module_refuses_what_it_does_not_know(module):
         (["f", "m", "m"], r"Groups of shape \(3,\)"),
     ):
         with pytest.raises(ValueError, match=words):
-            module(hidden, groups)
+            module(hidden, sensitive_features=groups)
     with pytest.raises(ValueError, match="directions of 6 features"):
-        module(hidden[..., :4], ["f", "m"])
+        module(hidden[..., :4], sensitive_features=["f", "m"])
     with pytest.raises(ValueError, match=r"torch.int64 .*: floating-point numbers are needed"):
-        module(hidden.long(), ["f", "m"])
+        module(hidden.long(), sensitive_features=["f", "m"])
     with pytest.raises(ValueError, match="strength must be a finite number, got inf"):
         module.strength = float("inf")
 
 
-def test_module_is_differentiable_and_compiles(module):
+def test_module_is_differentiable_and_compiles(module: Any) -> None:
     torch = pytest.importorskip("torch")
     hidden = torch.zeros(2, 3, 6, requires_grad=True)
-    module(hidden, ["f", "m"]).sum().backward()
+    module(hidden, sensitive_features=["f", "m"]).sum().backward()
     assert torch.equal(hidden.grad, torch.ones_like(hidden))
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     codes = torch.tensor([1, 0])
-    assert torch.equal(compiled(hidden, codes), module(hidden, codes))
-    assert torch.isnan(compiled(hidden, torch.tensor([1, -1]))[1]).all()
+    assert torch.equal(compiled(hidden, sensitive_features=codes), module(hidden, sensitive_features=codes))
+    assert torch.isnan(compiled(hidden, sensitive_features=torch.tensor([1, -1]))[1]).all()
 
 
 @pytest.fixture(scope="module")
-def language_model():
+def language_model() -> Any:
     """A small causal model with random weights."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -419,7 +426,7 @@ def language_model():
     return transformers.GPT2LMHeadModel(config).eval()
 
 
-def _generate(model, **options):
+def _generate(model: Any, **options: Any) -> Any:
     torch = pytest.importorskip("torch")
     prompts = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     with torch.no_grad():
@@ -428,7 +435,7 @@ def _generate(model, **options):
         )
 
 
-def test_generation_with_a_cache_runs_through_it(language_model):
+def test_generation_with_a_cache_runs_through_it(language_model: Any) -> None:
     torch = pytest.importorskip("torch")
     from fairsteer.torch import ConceptSteeringModule
 
@@ -439,10 +446,10 @@ def test_generation_with_a_cache_runs_through_it(language_model):
     module = ConceptSteeringModule(steering, strength=8.0)
     seen = []
 
-    def hook(layer, args, output):
+    def hook(layer: Any, args: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
         seen.append(hidden.shape[1])
-        steered = module(hidden, ["f", "m"])
+        steered = module(hidden, sensitive_features=["f", "m"])
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     plain = _generate(language_model)
@@ -460,7 +467,7 @@ def test_generation_with_a_cache_runs_through_it(language_model):
     assert torch.equal(_generate(language_model), plain)
 
 
-def test_steering_hooks_take_the_module(language_model):
+def test_steering_hooks_take_the_module(language_model: Any) -> None:
     torch = pytest.importorskip("torch")
     from fairsteer.torch import ConceptSteeringModule, steering_hooks
 
@@ -469,13 +476,13 @@ def test_steering_hooks_take_the_module(language_model):
     X = rng.normal(size=(400, 16)) + 2 * np.outer(y, np.eye(16)[0])
     module = ConceptSteeringModule(ConceptSteering(n_probes=4).fit(X, y, sensitive_features=group), strength=8.0)
     plain = _generate(language_model)
-    with steering_hooks(language_model, {"transformer.h.1": module}, groups=[0, 1]):
+    with steering_hooks(language_model, {"transformer.h.1": module}, sensitive_features=[0, 1]):
         cached, whole = (_generate(language_model, use_cache=cache) for cache in (True, False))
     assert torch.equal(cached, whole)
     assert not torch.equal(cached, plain)
 
 
-def test_hooks_set_groups_tokens_and_strength_of_the_module(fitted, module):
+def test_hooks_set_groups_tokens_and_strength_of_the_module(fitted: Any, module: Any) -> None:
     torch = pytest.importorskip("torch")
     from fairsteer.torch import SteeringModule, steering_hooks
 
@@ -483,24 +490,26 @@ def test_hooks_set_groups_tokens_and_strength_of_the_module(fitted, module):
     hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     push = torch.tensor(np.stack([fitted.direction("m"), fitted.direction("f")]), dtype=torch.float32)[:, None]
     mask = torch.tensor([[True, False, True], [False, True, True]])
-    with steering_hooks(model, {"0": module}, groups=["m", "f"], token_mask=mask, strength=-3.0) as steering:
+    with steering_hooks(
+        model, {"0": module}, sensitive_features=["m", "f"], token_mask=mask, strength=-3.0
+    ) as steering:
         torch.testing.assert_close(model(hidden), hidden - 3 * push * mask[..., None])
         assert torch.equal(model(hidden)[~mask], hidden[~mask])
-        steering.strength, steering.token_mask, steering.groups = 0.5, None, torch.tensor([1, 0])
+        steering.strength, steering.token_mask, steering.sensitive_features = 0.5, None, torch.tensor([1, 0])
         torch.testing.assert_close(model(hidden), hidden + 0.5 * push)
         steering.strength = None
         torch.testing.assert_close(model(hidden), hidden + 2 * push)
         with pytest.raises(ValueError, match="'x'"):
-            steering.groups = ["m", "x"]
+            steering.sensitive_features = ["m", "x"]
         torch.testing.assert_close(model(hidden), hidden + 2 * push)
-        steering.groups = None
+        steering.sensitive_features = None
         with pytest.raises(ValueError, match="No groups are given"):
             model(hidden)
     assert module.strength == 2.0
     maps = SteeringModule({"f": (2 * np.eye(6), np.ones(6)), "m": (np.eye(6), np.zeros(6))}, strength=0.25)
     # A strength that one of two modules refuses changes neither.
     for layers in ({"0": module, "1": maps}, {"0": maps, "1": module}):
-        with steering_hooks(model, layers, groups="f", strength=1.0) as steering:
+        with steering_hooks(model, layers, sensitive_features="f", strength=1.0) as steering:
             with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got 4.0"):
                 steering.strength = 4.0
             assert (steering.strength, module.strength, maps.strength) == (None, 2.0, 0.25)

@@ -37,7 +37,7 @@ MODULES = [
 #: Packages that the code of a page needs.
 PAGE_NEEDS = {
     "concepts.md": ("torch",),
-    "export.md": ("onnx", "onnxruntime"),
+    "export.md": ("onnx", "onnxruntime", "safetensors", "skops"),
     "language-models.md": ("torch", "transformers"),
     "report.md": ("matplotlib",),
 }
@@ -51,7 +51,7 @@ def _blocks(page: Path, languages: str) -> list[tuple[str, str]]:
     return found
 
 
-def _anchors(page):
+def _anchors(page: Any) -> Any:
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
 
@@ -123,13 +123,13 @@ def test_the_two_commands_are_there(command: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of_docstrings_are_true(name):
+def test_examples_of_docstrings_are_true(name: Any) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-def test_every_public_name_is_there_without_an_optional_package():
+def test_every_public_name_is_there_without_an_optional_package() -> None:
     optional = ["cvxpy", "fairlearn", "matplotlib", "onnx", "onnxruntime", "pandas", "polars", "pyarrow", "rich"]
     optional += ["safetensors", "torch", "transformers", "typer"]
     # Not by None in sys.modules, in which SciPy looks for torch.
@@ -149,7 +149,7 @@ print(fairness_scorer("tpr_gap_rms"), LeaceTransformer(), sorted(sys.modules.key
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_lead_somewhere(page: Any) -> None:
     text = page.read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("https://")]
     for target in targets:
@@ -159,7 +159,7 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in _anchors(linked), target
 
 
-def test_every_parameter_of_the_transformer_has_a_row():
+def test_every_parameter_of_the_transformer_has_a_row() -> None:
     from fairsteer.transformer import FairSteeringTransformer
 
     table = README[README.index("## Parameters of") : README.index("**When to standardise.**")]
@@ -168,13 +168,14 @@ def test_every_parameter_of_the_transformer_has_a_row():
         assert str(default).strip("'") in row
 
 
-def test_every_option_of_the_command_line_is_documented():
+def test_every_option_of_the_command_line_is_documented() -> None:
     from typer.main import get_command
 
     from fairsteer.cli._app import app
 
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    for command in get_command(app).commands.values():
+    commands: Any = get_command(app)
+    for command in commands.commands.values():
         assert f"fairsteer {command.name}" in text
         for parameter in command.params:
             for option in parameter.opts:

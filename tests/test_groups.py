@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 
 from fairsteer import groups
 from fairsteer._utils.columns import select_columns
+from fairsteer._utils.labels import is_missing
 from fairsteer.groups import MISSING, UNSEEN, GroupEncoder
 
 STRINGS = ["b", "a", "b", "c"]
@@ -40,7 +42,7 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("labels", [STRINGS, INTEGERS, [True, False, True, True]])
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_every_container_gives_the_same_labels_and_codes(container: str, labels: list) -> None:
+def test_every_container_gives_the_same_labels_and_codes(container: str, labels: list[Any]) -> None:
     plain = GroupEncoder().fit(labels)
     encoder = GroupEncoder().fit(CONTAINERS[container](labels))
     assert encoder.groups_.tolist() == sorted(set(labels))
@@ -187,14 +189,14 @@ def test_labels_of_another_type_are_named_with_their_types(fitted: Any, given: A
 
 
 @pytest.mark.parametrize("precision", [np.float16, np.float32, np.float64])
-def test_fractions_are_the_same_label_in_every_precision(precision: type) -> None:
+def test_fractions_are_the_same_label_in_every_precision(precision: type[Any]) -> None:
     labels = np.array([0.1, 0.7, 2.5, 70000.1])
     assert GroupEncoder().fit(labels).encode(labels[:3].astype(precision)).tolist() == [0, 1, 2]
     assert GroupEncoder().fit(labels.astype(np.float32)).encode(labels).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame, pa.table])
-def test_several_columns_are_intersections(frame: type) -> None:
+def test_several_columns_are_intersections(frame: type[Any]) -> None:
     columns = {"sex": ["f", "m", "m", None, "f"], "age": [1, 2, 1, 1, 1]}
     encoder = GroupEncoder().fit(frame(columns))
     assert encoder.groups_.tolist() == [("f", 1), ("m", 1), ("m", 2)]
@@ -285,20 +287,19 @@ def test_whole_and_few_fractional_floats_are_labels() -> None:
 
 
 def test_work_in_python_grows_with_labels_not_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    original = groups.is_missing
-    monkeypatch.setattr(groups, "is_missing", lambda value: calls.append(value) or original(value))
+    asked = Mock(wraps=is_missing)
+    monkeypatch.setattr(groups, "is_missing", asked)
     labels = np.random.default_rng(0).integers(0, 5, 100_000)
     encoder = GroupEncoder().fit(labels)
     assert np.array_equal(encoder.encode(labels), labels)
-    assert len(calls) == 10
+    assert asked.call_count == 10
     missing = np.where(labels == 0, np.nan, labels)
     assert np.array_equal(GroupEncoder().fit(missing).encode(pl.Series(missing)), labels - 1)
-    assert len(calls) == 20
+    assert asked.call_count == 20
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame, pa.table])
-def test_select_columns_keeps_the_container(frame: type) -> None:
+def test_select_columns_keeps_the_container(frame: type[Any]) -> None:
     selected = select_columns(frame({"a": [1, 2], "b": ["x", "y"], "c": [3, 4]}), [2, 0])
     assert type(selected) is type(frame({"a": [1]}))
     assert np.asarray(selected).tolist() == [[3, 1], [4, 2]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import cvxpy
 import numpy as np
@@ -22,23 +23,23 @@ from fairsteer.moments import SubgroupMoments
 KINDS = ["tied", "full", "diagonal"]
 MAP_TYPES = ["affine", "symmetric"]
 INTERVENTIONS = ["all_subgroups", "affirmative"]
-TIGHT = {"tol": 1e-13, "max_iter": 10_000}
+TIGHT: dict[str, Any] = {"tol": 1e-13, "max_iter": 10_000}
 
 
-def solve(data, **options):
+def solve(data: Any, **options: Any) -> Any:
     moments = SubgroupMoments.from_statistics(data.weights, data.means, data.covariances)
     return nearest_ideal(moments, covariance=data.covariance, **TIGHT, **options)
 
 
-def matrix(covariance):
+def matrix(covariance: Any) -> Any:
     return np.diag(covariance) if np.ndim(covariance) == 1 else covariance
 
 
-def covariance_of(owner, k, a):
+def covariance_of(owner: Any, k: Any, a: Any) -> Any:
     return matrix(reference.cell_covariance(owner.covariances, owner.covariance, k, a))
 
 
-def group_problem(data, ideal, a):
+def group_problem(data: Any, ideal: Any, a: Any) -> Any:
     """The problem of moved group ``a`` of an affirmative solution, from the reference's side."""
     of_group = data.covariances[a] if data.covariance == "tied" else data.covariances[:, a]
     C = ideal.canonical_covariances
@@ -49,7 +50,7 @@ def group_problem(data, ideal, a):
 # The oracle itself: f and its gradient are what section 4 says
 # ---
 @pytest.mark.parametrize("kind", ["tied", "full"])
-def test_oracle_objective_is_the_divergence_and_its_gradient_is_right(kind):
+def test_oracle_objective_is_the_divergence_and_its_gradient_is_right(kind: Any) -> None:
     d = 3
     data = problems.statistics(3, 2, d, covariance=kind, seed=1)
     w = np.array([0.5, 0.3, 0.2])
@@ -61,7 +62,7 @@ def test_oracle_objective_is_the_divergence_and_its_gradient_is_right(kind):
     problem = reference.GroupProblem(w, data.means[:, 0], C, data.means[:, 1], Sigma)
     B = np.eye(d) + np.random.default_rng(0).standard_normal((d, d)) / 3
 
-    def explicit(B, m):
+    def explicit(B: Any, m: Any) -> Any:
         return sum(
             w[k]
             * reference.gaussian_kl(
@@ -88,7 +89,7 @@ def test_oracle_objective_is_the_divergence_and_its_gradient_is_right(kind):
 # 1. Tied covariances: the closed form is the global optimum
 # ---
 @pytest.mark.parametrize(("n_classes", "d"), [(2, 3), (3, 4), (6, 3), (2, 1)])
-def test_tied_closed_form_is_stationary_and_no_start_of_a_generic_optimiser_beats_it(n_classes, d):
+def test_tied_closed_form_is_stationary_and_no_start_of_a_generic_optimiser_beats_it(n_classes: Any, d: Any) -> None:
     data = problems.statistics(n_classes, 2, d, seed=10 * n_classes + d, difference=1.0)
     ideal = solve(data, intervention="affirmative", reference_group=0)
     problem = group_problem(data, ideal, 1)
@@ -102,7 +103,7 @@ def test_tied_closed_form_is_stationary_and_no_start_of_a_generic_optimiser_beat
 
 
 @pytest.mark.parametrize(("n_classes", "d"), [(2, 3), (2, 8), (3, 4), (4, 3)])
-def test_full_affine_optimum_is_stationary(n_classes, d):
+def test_full_affine_optimum_is_stationary(n_classes: Any, d: Any) -> None:
     # Not convex: no promise of the global optimum, but a promise of a stationary point that is no worse than symmetric.
     data = problems.statistics(n_classes, 2, d, covariance="full", seed=d, difference=1.0)
     ideal = solve(data, intervention="affirmative", reference_group=0)
@@ -115,7 +116,7 @@ def test_full_affine_optimum_is_stationary(n_classes, d):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_two_classes_with_equal_means_are_the_best_of_all_pairings_at_once(seed):
+def test_two_classes_with_equal_means_are_the_best_of_all_pairings_at_once(seed: Any) -> None:
     """Section 6: a scaled permutation of the two eigenbases, found here by trying every one."""
     d = 5
     data = problems.statistics(2, 2, d, covariance="full", seed=seed, degrees=d + 2)
@@ -139,7 +140,7 @@ def test_two_classes_with_equal_means_are_the_best_of_all_pairings_at_once(seed)
 
 
 @pytest.mark.parametrize(("n_classes", "d", "separation"), [(2, 12, 0.1), (2, 12, 5.0), (2, 60, 1.0), (3, 12, 1.0)])
-def test_affine_is_never_farther_than_lbfgs_from_the_pairing(n_classes, d, separation):
+def test_affine_is_never_farther_than_lbfgs_from_the_pairing(n_classes: Any, d: Any, separation: Any) -> None:
     data = problems.statistics(n_classes, 2, d, covariance="full", separation=separation, seed=d)
     ideal = solve(data, intervention="affirmative", reference_group=0)
     problem = group_problem(data, ideal, 1)
@@ -150,7 +151,7 @@ def test_affine_is_never_farther_than_lbfgs_from_the_pairing(n_classes, d, separ
 # ---
 # 2. Symmetric: the optimum of a convex program
 # ---
-def symmetric_coordinates(data, ideal):
+def symmetric_coordinates(data: Any, ideal: Any) -> Any:
     """Canonical means and covariances (K, d, d) in which the map of *symmetric* is symmetric: R taken out."""
     K = len(ideal.class_prior)
     C = ideal.canonical_covariances
@@ -159,7 +160,7 @@ def symmetric_coordinates(data, ideal):
     return ideal.canonical_means @ R, R @ C @ R, R
 
 
-def symmetric_case(kind, n_classes, d):
+def symmetric_case(kind: Any, n_classes: Any, d: Any) -> Any:
     data = problems.statistics(n_classes, 2, d, covariance=kind, seed=d, difference=1.0)
     ideal = solve(data, intervention="affirmative", reference_group=0, map_type="symmetric")
     nu, C, R = symmetric_coordinates(data, ideal)
@@ -174,7 +175,7 @@ SYMMETRIC_CASES = [
 
 
 @pytest.mark.parametrize(("kind", "n_classes", "d"), SYMMETRIC_CASES)
-def test_symmetric_equals_a_conic_solver(kind, n_classes, d):
+def test_symmetric_equals_a_conic_solver(kind: Any, n_classes: Any, d: Any) -> None:
     data, ideal, nu, C, _, Sigma, offset = symmetric_case(kind, n_classes, d)
     S, m = cvxpy.Variable((d, d), PSD=True), cvxpy.Variable(d)
     quadratic = 0
@@ -189,13 +190,13 @@ def test_symmetric_equals_a_conic_solver(kind, n_classes, d):
 
 
 @pytest.mark.parametrize(("kind", "n_classes", "d"), SYMMETRIC_CASES)
-def test_symmetric_equals_lbfgs_on_a_cholesky_factor(kind, n_classes, d):
+def test_symmetric_equals_lbfgs_on_a_cholesky_factor(kind: Any, n_classes: Any, d: Any) -> None:
     data, ideal, nu, C, R, Sigma, offset = symmetric_case(kind, n_classes, d)
     problem = reference.GroupProblem(ideal.class_prior, nu, C, data.means[:, 1], Sigma)
     lower = np.tril_indices(d)
     on_diagonal = lower[0] == lower[1]
 
-    def value_and_slope(theta):
+    def value_and_slope(theta: Any) -> Any:
         L = np.zeros((d, d))
         L[lower] = np.where(on_diagonal, np.exp(theta), theta)
         S = L @ L.T
@@ -226,7 +227,7 @@ def test_symmetric_equals_lbfgs_on_a_cholesky_factor(kind, n_classes, d):
 @pytest.mark.filterwarnings("ignore:The nearest ideal distribution all but leaves out")
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_affine_is_never_farther_than_symmetric(kind, intervention):
+def test_affine_is_never_farther_than_symmetric(kind: Any, intervention: Any) -> None:
     for seed, shape in enumerate([(2, 2, 1), (2, 2, 3), (3, 3, 4), (4, 2, 2), *[(3, 2, 4)] * 8]):
         data = problems.statistics(*shape, covariance=kind, seed=seed, difference=1.0)
         affine = solve(data, intervention=intervention).kl_divergence
@@ -236,7 +237,7 @@ def test_affine_is_never_farther_than_symmetric(kind, intervention):
 
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_subgroups_is_never_farther_than_affirmative(kind, map_type):
+def test_all_subgroups_is_never_farther_than_affirmative(kind: Any, map_type: Any) -> None:
     for seed, shape in enumerate([(2, 2, 1), (2, 2, 3), (3, 3, 4), (4, 2, 2)]):
         data = problems.statistics(*shape, covariance=kind, seed=seed, difference=1.0)
         free = solve(data, map_type=map_type).kl_divergence
@@ -245,7 +246,7 @@ def test_all_subgroups_is_never_farther_than_affirmative(kind, map_type):
             assert free <= held.kl_divergence + 1e-9
 
 
-def ideal_input(kind, map_type, shape=(3, 3, 4), seed=0):
+def ideal_input(kind: Any, map_type: Any, shape: Any = (3, 3, 4), seed: int = 0) -> Any:
     """Statistics that meet the conditions, and group 0's coordinates as the canonical ones."""
     K, G, d = shape
     rng = np.random.default_rng(seed)
@@ -277,7 +278,7 @@ def ideal_input(kind, map_type, shape=(3, 3, 4), seed=0):
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", ["tied", "diagonal", "full"])
-def test_an_ideal_input_has_divergence_zero_and_stays(kind, map_type, intervention):
+def test_an_ideal_input_has_divergence_zero_and_stays(kind: Any, map_type: Any, intervention: Any) -> None:
     for seed in range(5):
         data = ideal_input(kind, map_type, seed=seed)
         options = {"reference_group": 0} if intervention == "affirmative" else {}
@@ -291,7 +292,7 @@ def test_an_ideal_input_has_divergence_zero_and_stays(kind, map_type, interventi
 
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("kind", ["tied", "full"])
-def test_symmetric_meets_the_papers_conditions_literally(kind, intervention):
+def test_symmetric_meets_the_papers_conditions_literally(kind: Any, intervention: Any) -> None:
     data = problems.statistics(3, 3, 4, covariance=kind, seed=2, difference=1.0)
     ideal = solve(data, map_type="symmetric", intervention=intervention)
     share = ideal.class_prior if intervention == "affirmative" else data.weights.sum(axis=1)
@@ -310,7 +311,7 @@ def test_symmetric_meets_the_papers_conditions_literally(kind, intervention):
 
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_affine_meets_them_up_to_a_rotation(kind, intervention):
+def test_affine_meets_them_up_to_a_rotation(kind: Any, intervention: Any) -> None:
     data = problems.statistics(3, 3, 4, covariance=kind, seed=2, difference=1.0)
     ideal = solve(data, intervention=intervention)
     for i, j, k in itertools.product(range(3), repeat=3):
@@ -327,7 +328,7 @@ def test_affine_meets_them_up_to_a_rotation(kind, intervention):
 # ---
 # All subgroups: brute force in one dimension, and no nearer ideal distribution nearby in several
 # ---
-def brute_force(data, signs):
+def brute_force(data: Any, signs: Any) -> Any:
     """The nearest ideal distribution of two classes, two groups, one feature: all parameters at once.
 
     The canonical family is group 0's; group 1 is seen through z -> m + b z. Quasi-Newton with numerical
@@ -339,7 +340,7 @@ def brute_force(data, signs):
     variance = np.squeeze(data.covariances).reshape((2,) if tied else (2, 2))
     variance = np.broadcast_to(variance, (2, 2))
 
-    def objective(theta, sign):
+    def objective(theta: Any, sign: Any) -> Any:
         nu, log_c, m = theta[:2], theta[2:4], theta[4]
         b = sign * np.exp(theta[5])
         if tied:
@@ -366,7 +367,7 @@ def brute_force(data, signs):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(20))
-def test_all_subgroups_in_one_dimension_equals_brute_force(kind, seed):
+def test_all_subgroups_in_one_dimension_equals_brute_force(kind: Any, seed: Any) -> None:
     # "full" and "diagonal" are the same model here, so they share the oracle's answer.
     data = problems.statistics(2, 2, 1, covariance=kind, seed=seed, difference=1.0)
     best = one_dimension("diagonal" if kind == "full" else kind, seed)
@@ -378,13 +379,13 @@ def test_all_subgroups_in_one_dimension_equals_brute_force(kind, seed):
 
 
 @functools.cache
-def one_dimension(kind, seed):
+def one_dimension(kind: Any, seed: Any) -> Any:
     return brute_force(problems.statistics(2, 2, 1, covariance=kind, seed=seed, difference=1.0), signs=(1, -1))
 
 
 @pytest.mark.parametrize("kind", ["tied", "diagonal"])
 @pytest.mark.parametrize("seed", range(4))
-def test_symmetric_all_subgroups_in_one_dimension_keeps_the_order_of_points(kind, seed):
+def test_symmetric_all_subgroups_in_one_dimension_keeps_the_order_of_points(kind: Any, seed: Any) -> None:
     data = problems.statistics(2, 2, 1, covariance=kind, seed=seed, difference=1.0)
     ideal = solve(data, map_type="symmetric")
     assert ideal.kl_divergence == pytest.approx(brute_force(data, signs=(1,)), abs=1e-6)
@@ -392,7 +393,7 @@ def test_symmetric_all_subgroups_in_one_dimension_keeps_the_order_of_points(kind
 
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_ideal_distribution_nearby_is_nearer(kind, map_type):
+def test_no_ideal_distribution_nearby_is_nearer(kind: Any, map_type: Any) -> None:
     K, G, d = 3, 3, 4
     data = problems.statistics(K, G, d, covariance=kind, seed=7)
     ideal = solve(data, map_type=map_type)
@@ -405,7 +406,7 @@ def test_no_ideal_distribution_nearby_is_nearer(kind, map_type):
     restricted = map_type == "symmetric" and kind != "diagonal"
     pinned = int(np.argmax(data.weights.sum(axis=1)))
 
-    def direction():
+    def direction() -> Any:
         D = rng.standard_normal((d, d))
         return D * np.eye(d) if kind == "diagonal" else D
 
@@ -445,7 +446,7 @@ def test_no_ideal_distribution_nearby_is_nearer(kind, map_type):
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", ["tied", "full"])
-def test_orthogonal_equivariance(kind, map_type, intervention):
+def test_orthogonal_equivariance(kind: Any, map_type: Any, intervention: Any) -> None:
     d = 4
     data = problems.statistics(3, 3, d, covariance=kind, seed=3)
     Q = stats.ortho_group.rvs(d, random_state=0)
@@ -466,7 +467,7 @@ def test_orthogonal_equivariance(kind, map_type, intervention):
 
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_divergence_is_invariant_under_every_map_that_keeps_the_model(kind, intervention):
+def test_the_divergence_is_invariant_under_every_map_that_keeps_the_model(kind: Any, intervention: Any) -> None:
     d = 4
     data = problems.statistics(3, 2, d, covariance=kind, seed=3)
     M = np.eye(d) + np.random.default_rng(0).standard_normal((d, d)) / 2
@@ -501,7 +502,7 @@ COSTS = [
         ("diagonal", "all_subgroups", "affine"),
     ],
 )
-def test_bayes_classifiers_on_the_ideal_have_no_gap(kind, intervention, map_type):
+def test_bayes_classifiers_on_the_ideal_have_no_gap(kind: Any, intervention: Any, map_type: Any) -> None:
     K, G, d, n = 3, 3, 4, 1_000_000
     data = problems.statistics(K, G, d, covariance=kind, seed=4, separation=0.7)
     ideal = solve(data, intervention=intervention, map_type=map_type)
@@ -538,7 +539,7 @@ def test_bayes_classifiers_on_the_ideal_have_no_gap(kind, intervention, map_type
         assert abs(selected[0] - selected[1]) <= 5 * error + 1e-12
 
 
-def test_bayes_classifiers_on_the_data_do_have_gaps():
+def test_bayes_classifiers_on_the_data_do_have_gaps() -> None:
     # The same measurement must fail on the distribution before the steering, or it shows nothing.
     K, G, d, n = 3, 3, 4, 100_000
     data = problems.statistics(K, G, d, covariance="full", seed=4, separation=0.7)
@@ -561,7 +562,7 @@ def test_bayes_classifiers_on_the_data_do_have_gaps():
 # ---
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_label_aware_rows_have_exactly_the_target_moments(kind, intervention):
+def test_label_aware_rows_have_exactly_the_target_moments(kind: Any, intervention: Any) -> None:
     K, G, d = 3, 2, 4
     X, y, a = problems.rows(900, K, G, d, seed=2)
     moments = SubgroupMoments(d, classes=range(K), groups=range(G), covariance=kind)
@@ -585,10 +586,10 @@ def test_label_aware_rows_have_exactly_the_target_moments(kind, intervention):
 # 7. Moments merge
 # ---
 @pytest.mark.parametrize("kind", KINDS)
-def test_steering_from_merged_moments_equals_steering_from_all_rows(kind):
+def test_steering_from_merged_moments_equals_steering_from_all_rows(kind: Any) -> None:
     X, y, a = problems.rows(600, 2, 2, 3, seed=6)
 
-    def part(rows, dtype=np.float64):
+    def part(rows: Any, dtype: Any = np.float64) -> Any:
         moments = SubgroupMoments(3, classes=range(2), groups=range(2), covariance=kind)
         return moments.update(X[rows].astype(dtype), y[rows], a[rows])
 
@@ -607,7 +608,7 @@ def test_steering_from_merged_moments_equals_steering_from_all_rows(kind):
 # ---
 @pytest.mark.parametrize("d", [1, 2, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_class_is_gaussian_optimal_transport(kind, d):
+def test_one_class_is_gaussian_optimal_transport(kind: Any, d: Any) -> None:
     data = problems.statistics(1, 3, d, covariance=kind, seed=d)
     ideal = solve(data, intervention="affirmative", reference_group=1)
     for a in range(3):
@@ -620,7 +621,7 @@ def test_one_class_is_gaussian_optimal_transport(kind, d):
     assert ideal.kl_divergence < 1e-12
 
 
-def test_equal_class_means_are_gaussian_optimal_transport_too():
+def test_equal_class_means_are_gaussian_optimal_transport_too() -> None:
     data = problems.statistics(3, 2, 4, seed=0)
     data.means[:] = data.means[:1]
     ideal = solve(data, intervention="affirmative", reference_group=0)
@@ -632,7 +633,7 @@ def test_equal_class_means_are_gaussian_optimal_transport_too():
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_group_is_the_identity(kind, map_type, intervention):
+def test_one_group_is_the_identity(kind: Any, map_type: Any, intervention: Any) -> None:
     data = problems.statistics(3, 1, 4, covariance=kind, seed=0)
     ideal = solve(data, map_type=map_type, intervention=intervention)
     A, b = ideal.maps[0]
@@ -644,7 +645,7 @@ def test_one_group_is_the_identity(kind, map_type, intervention):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_one_dimension_equals_the_closed_form(seed):
+def test_one_dimension_equals_the_closed_form(seed: Any) -> None:
     data = problems.statistics(3, 2, 1, covariance="diagonal", seed=seed, difference=1.0)
     p = data.weights[:, 0] / data.weights[:, 0].sum()
     (nu, mu), (var_nu, var_mu) = data.means[:, :, 0].T, data.covariances[:, :, 0].T
@@ -655,7 +656,7 @@ def test_one_dimension_equals_the_closed_form(seed):
     positive = (b + np.sqrt(b**2 + 4 * A)) / (2 * A)
     negative = (b - np.sqrt(b**2 + 4 * A)) / (2 * A)
 
-    def f(gamma):
+    def f(gamma: Any) -> Any:
         return A * gamma**2 / 2 - b * gamma - np.log(abs(gamma))
 
     nearest = positive if f(positive) <= f(negative) else negative
@@ -677,7 +678,7 @@ def test_one_dimension_equals_the_closed_form(seed):
 # ---
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
-def test_the_certificate_holds_for_threshold_classifiers(kind, map_type, intervention):
+def test_the_certificate_holds_for_threshold_classifiers(kind: Any, map_type: Any, intervention: Any) -> None:
     K, G, d, n = 2, 2, 3, 20_000
     rng = np.random.default_rng(0)
     for seed in range(3):
@@ -711,7 +712,7 @@ def test_the_certificate_holds_for_threshold_classifiers(kind, map_type, interve
             assert abs(wrong["D"] - wrong["ideal"]) <= ideal.certificate.accuracy + noise
 
 
-def test_the_bounds_on_total_variation_are_bounds_and_not_vacuous():
+def test_the_bounds_on_total_variation_are_bounds_and_not_vacuous() -> None:
     for mean, scale in itertools.product([0, 0.3, 1, 3], [0.3, 1, 2]):
         kl = reference.gaussian_kl(np.array([mean]), np.array([scale**2]), np.zeros(1), np.ones(1))
         x = np.linspace(-30, 30, 400_001)
@@ -719,4 +720,4 @@ def test_the_bounds_on_total_variation_are_bounds_and_not_vacuous():
         exact = np.trapezoid(density, x) / 2
         bound = float(reference.total_variation_bound(kl))
         assert exact <= bound + 1e-9
-        assert bound <= min(1.0, np.sqrt(kl / 2) + 1e-12)
+        assert bound <= min(1.0, float(np.sqrt(kl / 2)) + 1e-12)

@@ -34,10 +34,10 @@ def stripes(X: Any) -> npt.NDArray[np.float64] | None:
     except (TypeError, ValueError):
         return None
     last = (rows.toarray() if issparse(rows) else rows)[:, -1]
-    return np.floor(5 * last) % 2
+    return np.asarray(np.floor(5 * last) % 2)
 
 
-def of_stripes(estimator: type) -> type:
+def of_stripes(estimator: type[Any]) -> type[Any]:
     """Subclass whose groups are stripes of the last feature, so that every check steers at least two of them.
 
     Row by row, as the checks on subsets and orders of rows demand.
@@ -74,11 +74,11 @@ PLAIN = [
     LeaceTransformer(),
 ]
 
-INFER = {"unknown_group": "infer"}  # some checks transform stripes that they did not fit
+INFER: dict[str, Any] = {"unknown_group": "infer"}  # some checks transform stripes that they did not fit
 # Symmetric maps are unique; affine ones are not where rows repeat and are fewer than features.
-UNIQUE = {"covariance": "full", "intervention": "affirmative", "map_type": "symmetric"}
-AVERAGE = {"unknown_group": "average"}
-CONFIGURATIONS: dict[type, list[dict[str, Any]]] = {
+UNIQUE: dict[str, Any] = {"covariance": "full", "intervention": "affirmative", "map_type": "symmetric"}
+AVERAGE: dict[str, Any] = {"unknown_group": "average"}
+CONFIGURATIONS: dict[type[Any], list[dict[str, Any]]] = {
     FairSteeringTransformerOfStripes: [
         INFER,
         INFER | UNIQUE,
@@ -120,7 +120,7 @@ def test_the_stripes_are_steered(estimator: Any) -> None:
     """Without this, the checks above could pass because there is one group."""
     X = np.random.default_rng(0).normal(size=(200, 2))
     y = X.sum(axis=1) > 0
-    plain = type(estimator).__base__(**estimator.get_params(deep=False))
+    plain = type(estimator).mro()[1](**estimator.get_params(deep=False))
     answer = "transform" if hasattr(estimator, "transform") else "predict_proba"
     change = getattr(estimator.fit(X, y), answer)(X) - getattr(plain.fit(X, y), answer)(X)
     assert np.abs(change).max() > 0.01

@@ -13,6 +13,7 @@
 #include <string>
 #include <utility>
 
+#include "fairsteer/moments.hpp"
 #include "fairsteer/types.hpp"
 
 namespace fairsteer::bindings {
@@ -37,6 +38,19 @@ inline void check_shape(const char* name, const py::array& array,
     throw std::invalid_argument(std::string(name) + " must have shape " +
                                 shape_text(shape.begin(), static_cast<Index>(shape.size())) +
                                 ", not " + shape_text(array.shape(), array.ndim()));
+}
+
+/// The same for the covariances, or the scatters, of a model.
+inline void check_covariances(const char* name, const py::array& array, const MomentShape& shape) {
+  const Index K = shape.n_classes, G = shape.n_groups, d = shape.n_features;
+  switch (shape.model) {
+    case CovarianceModel::tied:
+      return check_shape(name, array, {G, d, d});
+    case CovarianceModel::full:
+      return check_shape(name, array, {K, G, d, d});
+    case CovarianceModel::diagonal:
+      return check_shape(name, array, {K, G, d});
+  }
 }
 
 /// A view of the rows of a two-dimensional float array in any layout.

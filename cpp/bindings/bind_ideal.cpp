@@ -1,3 +1,4 @@
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -44,24 +45,6 @@ DoubleArray to_array(const Vector& vector) {
   return array;
 }
 
-CovarianceModel model_of(const DoubleArray& covariances, Index K, Index G, Index d,
-                         const std::string& name) {
-  if (name == "tied") {
-    check_shape("covariances", covariances, {G, d, d});
-    return CovarianceModel::tied;
-  }
-  if (name == "full") {
-    check_shape("covariances", covariances, {K, G, d, d});
-    return CovarianceModel::full;
-  }
-  if (name == "diagonal") {
-    check_shape("covariances", covariances, {K, G, d});
-    return CovarianceModel::diagonal;
-  }
-  throw std::invalid_argument("covariance must be 'tied', 'full' or 'diagonal', not '" + name +
-                              "'");
-}
-
 py::dict project(const std::string& covariance, const DoubleArray& weights,
                  const DoubleArray& means, const DoubleArray& covariances,
                  const std::string& intervention, Index reference, const std::string& alignment,
@@ -74,7 +57,11 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
     throw std::invalid_argument("means must have no empty dimension, not shape " +
                                 shape_text(means.shape(), 3));
   check_shape("weights", weights, {K, G});
-  Subgroups subgroups{model_of(covariances, K, G, d, covariance),
+  check_covariances("covariances", covariances, {covariance_model(covariance), K, G, d});
+  for (const auto& [name, array] : {std::pair{"weights", &weights}, std::pair{"means", &means},
+                                    std::pair{"covariances", &covariances}})
+    check_aligned(name, *array);
+  Subgroups subgroups{covariance_model(covariance),
                       K,
                       G,
                       d,
@@ -84,9 +71,8 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
   for (Index k = 0; k < K; ++k)
     for (Index a = 0; a < G; ++a) subgroups.weight(k, a) = weights.at(k, a);
   check_not_negative("nearest_ideal", "weight", subgroups.weight.data(), K * G);
-  const double total = subgroups.weight.maxCoeff();
-  if (total > 0) subgroups.weight /= total;  // their sum may be too large
-  subgroups.weight /= subgroups.weight.sum();
+  if (std::isinf(subgroups.weight.sum())) subgroups.weight /= subgroups.weight.maxCoeff();
+  if (subgroups.weight.sum() > 0) subgroups.weight /= subgroups.weight.sum();
 
   IdealOptions options;
   if (intervention == "affirmative") {
@@ -104,6 +90,9 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
   else if (alignment != "affine")
     throw std::invalid_argument("alignment must be 'affine' or 'symmetric', not '" + alignment +
                                 "'");
+  check_at_least("nearest_ideal", "max_iter", max_iter, 1);
+  check_not_negative("nearest_ideal", "tol", &tol, 1);
+  if (!(max_time >= 0)) refuse("nearest_ideal", "max_time", "not be negative", max_time);
   options.max_iter = max_iter;
   options.tol = tol;
 
@@ -119,7 +108,13 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
   out["group_prior"] = to_array(result.group_prior);
   out["cell_divergence"] = to_array(result.cell_divergence);
   out["kl_divergence"] = result.divergence;
-  out["linear"] = to_array(std::move(result.linear));
+  if (subgroups.model == CovarianceModel::diagonal) {
+    std::vector<Vector> scales;
+    for (const Matrix& scale : result.linear) scales.emplace_back(scale.col(0));
+    out["linear"] = to_array(scales);
+  } else {
+    out["linear"] = to_array(std::move(result.linear));
+  }
   out["offset"] = to_array(result.offset);
   out["canonical_means"] = to_array(Matrix(result.canonical_mean.transpose()));
   if (subgroups.model == CovarianceModel::diagonal)
@@ -140,13 +135,22 @@ py::array_t<Index> floor_spectra(DoubleArray& covariances, const DoubleArray& sc
   const Index n = covariances.shape(0), d = covariances.shape(1);
   check_shape("covariances", covariances, {n, d, d});
   check_shape("scale", scale, {d});
+  check_aligned("covariances", covariances);
+  check_aligned("scale", scale);
+  check_at_least("floor_spectra", "the order of a covariance", d, 1);
+  check_finite("floor_spectra", "covariances", covariances.data(), n * d * d);
+  check_finite("floor_spectra", "scale", scale.data(), d);
+  for (Index j = 0; j < d; ++j)
+    if (!(scale.data()[j] > 0)) refuse("floor_spectra", "scale", "be positive", scale.data()[j]);
+  check_not_negative("floor_spectra", "floor", &floor, 1);
   py::array_t<Index> ranks(n);
   double* data = covariances.mutable_data();
   Index* rank = ranks.mutable_data();
   const VectorView scales(scale.data(), d);
   {
     const py::gil_scoped_release release;
-    for (Index i = 0; i < n; ++i)
+    const Watch watch(handle_signals);
+    for (Index i = 0; i < n && !watch.stop(); ++i)
       rank[i] = floor_spectrum(Eigen::Map<Matrix>(data + i * d * d, d, d), scales, floor);
   }
   return ranks;
@@ -159,6 +163,11 @@ DoubleArray transport(const DoubleArray& source, const DoubleArray& target) {
   const Index d = source.shape(0);
   check_shape("source", source, {d, d});
   check_shape("target", target, {d, d});
+  check_aligned("source", source);
+  check_aligned("target", target);
+  check_at_least("transport_map", "the order of source", d, 1);
+  check_finite("transport_map", "source", source.data(), d * d);
+  check_finite("transport_map", "target", target.data(), d * d);
   Matrix map;
   {
     const py::gil_scoped_release release;

@@ -9,61 +9,43 @@
 namespace fairsteer::bindings {
 namespace {
 
-CovarianceModel parse_model(const std::string& name) {
-  if (name == "tied") return CovarianceModel::tied;
-  if (name == "full") return CovarianceModel::full;
-  if (name == "diagonal") return CovarianceModel::diagonal;
-  throw std::invalid_argument("covariance must be 'tied', 'full' or 'diagonal', not '" + name +
-                              "'");
-}
-
 // Keeps the arrays of one accumulator alive and checked, and lends them to the core.
 struct SumsArrays {
   SumsArrays(const std::string& covariance, const py::tuple& arrays) {
     if (arrays.size() != 6)
       throw std::invalid_argument("sums must hold 6 arrays, not " + std::to_string(arrays.size()));
     for (std::size_t i = 0; i < 6; ++i) {
+      const std::string name = "sums[" + std::to_string(i) + "]";
       if (!py::isinstance<DoubleArray>(arrays[i]))
-        throw py::type_error("sums[" + std::to_string(i) +
-                             "] must be a C-contiguous float64 array");
+        throw py::type_error(name + " must be a C-contiguous float64 array");
       array[i] = py::reinterpret_borrow<DoubleArray>(arrays[i]);
-      if (!array[i].writeable())
-        throw std::invalid_argument("sums[" + std::to_string(i) + "] is read-only");
+      check_aligned(name.c_str(), array[i]);
+      if (!array[i].writeable()) throw std::invalid_argument(name + " is read-only");
+      for (std::size_t j = 0; j < i; ++j) check_apart(name.c_str(), array[i], "another", array[j]);
     }
     if (array[2].ndim() != 3)
       throw std::invalid_argument("means must have 3 dimensions, not " +
                                   std::to_string(array[2].ndim()));
-    sums.model = parse_model(covariance);
-    sums.n_classes = array[2].shape(0);
-    sums.n_groups = array[2].shape(1);
-    sums.n_features = array[2].shape(2);
-    const Index K = sums.n_classes, G = sums.n_groups, d = sums.n_features;
+    const Index K = array[2].shape(0), G = array[2].shape(1), d = array[2].shape(2);
     if (K < 1 || G < 1 || d < 1)
       throw std::invalid_argument("means must have no empty dimension, not shape " +
                                   shape_text(array[2].shape(), 3));
+    const MomentShape shape{covariance_model(covariance), K, G, d};
     check_shape("weights", array[0], {K, G});
     check_shape("weight squares", array[1], {K, G});
+    check_covariances("scatters", array[3], shape);
     check_shape("cubics", array[4], {K, G, d});
-    switch (sums.model) {
-      case CovarianceModel::tied:
-        check_shape("scatters", array[3], {G, d, d});
-        check_shape("quartics", array[5], {K, G});
-        break;
-      case CovarianceModel::full:
-        check_shape("scatters", array[3], {K, G, d, d});
-        check_shape("quartics", array[5], {K, G});
-        break;
-      case CovarianceModel::diagonal:
-        check_shape("scatters", array[3], {K, G, d});
-        check_shape("quartics", array[5], {K, G, d});
-        break;
-    }
-    sums.weight = array[0].mutable_data();
-    sums.weight_square = array[1].mutable_data();
-    sums.mean = array[2].mutable_data();
-    sums.scatter = array[3].mutable_data();
-    sums.cubic = array[4].mutable_data();
-    sums.quartic = array[5].mutable_data();
+    if (shape.model == CovarianceModel::diagonal)
+      check_shape("quartics", array[5], {K, G, d});
+    else
+      check_shape("quartics", array[5], {K, G});
+    sums = {shape,
+            array[0].mutable_data(),
+            array[1].mutable_data(),
+            array[2].mutable_data(),
+            array[3].mutable_data(),
+            array[4].mutable_data(),
+            array[5].mutable_data()};
   }
 
   DoubleArray array[6];
@@ -77,17 +59,21 @@ void update(const std::string& covariance, const py::tuple& arrays, const py::ar
   dispatch_rows(X, [&](auto type, const py::array& readable) {
     using T = decltype(type);
     const RowsView<T> rows = rows_view<T>(readable);
-    if (rows.cols != into.sums.n_features)
-      throw std::invalid_argument("X must have " + std::to_string(into.sums.n_features) +
-                                  " columns, not " + std::to_string(rows.cols));
     check_shape("class codes", classes, {rows.rows});
     check_shape("group codes", groups, {rows.rows});
-    if (weights) check_shape("weights", *weights, {rows.rows});
+    check_aligned("class codes", classes);
+    check_aligned("group codes", groups);
+    if (weights) {
+      check_shape("weights", *weights, {rows.rows});
+      check_aligned("weights", *weights);
+    }
+    for (const DoubleArray& array : into.array) check_apart("sums", array, "X", readable);
     const std::int64_t* k = classes.data();
     const std::int64_t* a = groups.data();
     const double* weight = weights ? weights->data() : nullptr;
     const py::gil_scoped_release release;  // plain buffers from here on
-    update_moments<T>(into.sums, rows, k, a, weight, n_threads);
+    const Watch watch(handle_signals);
+    update_moments<T>(into.sums, rows, k, a, weight, n_threads, &watch);
   });
 }
 
@@ -95,17 +81,8 @@ void merge(const std::string& covariance, const py::tuple& arrays, const py::tup
            const CodeArray& cells) {
   const SumsArrays into(covariance, arrays);
   const SumsArrays from(covariance, other_arrays);
-  if (into.sums.n_features != from.sums.n_features)
-    throw std::invalid_argument("moments of " + std::to_string(from.sums.n_features) +
-                                " features cannot be merged into " +
-                                std::to_string(into.sums.n_features));
   check_shape("cells", cells, {from.sums.n_cells()});
-  for (Index c = 0; c < from.sums.n_cells(); ++c) {
-    const std::int64_t cell = cells.data()[c];
-    if (cell < 0 || cell >= into.sums.n_cells())
-      throw std::invalid_argument("cells must lie in [0, " + std::to_string(into.sums.n_cells()) +
-                                  "), not " + std::to_string(cell));
-  }
+  check_aligned("cells", cells);
   const std::int64_t* cell = cells.data();
   const py::gil_scoped_release release;
   merge_moments(into.sums, from.sums, cell);

@@ -172,7 +172,7 @@ void DiagonalModel::lift(const Solution<State>& solution, Index reference,
     const Eigen::ArrayXd linear = still ? Eigen::ArrayXd::Ones(d).eval() : (F / scale[a]).eval();
     const Eigen::ArrayXd offset =
         still ? Eigen::ArrayXd::Zero(d).eval() : (f - linear * shift[a]).eval();
-    result.linear.push_back(linear.matrix().asDiagonal());
+    result.linear.push_back(linear.matrix());
     result.offset.push_back(offset.matrix());
   }
   result.canonical_mean = ((state.nu.array().colwise() * F).colwise() + f).matrix();

@@ -251,17 +251,18 @@ class Rescaled {
     if (means_.empty()) return;
     const Vector& scale = units_.scale;
     const Vector inverse = scale.cwiseInverse();
+    const bool diagonal = subgroups_.model == CovarianceModel::diagonal;
     for (std::size_t a = 0; a < result.linear.size(); ++a) {
       Matrix& linear = result.linear[a];
-      linear = scale.asDiagonal() * linear * inverse.asDiagonal();
-      // Exactly where it was for a group that stays.
-      const Vector shift = units_.centre - linear * units_.centre;
-      result.offset[a] = result.offset[a].cwiseProduct(scale) + shift;
+      if (!diagonal) linear = scale.asDiagonal() * linear * inverse.asDiagonal();
+      const Vector& c = units_.centre;
+      const Vector moved = diagonal ? Vector(linear.col(0).cwiseProduct(c)) : Vector(linear * c);
+      result.offset[a] = result.offset[a].cwiseProduct(scale) + (c - moved);
     }
     result.canonical_mean = (scale.asDiagonal() * result.canonical_mean).colwise() + units_.centre;
     for (Matrix& covariance : result.canonical_covariance) {
       covariance = scale.asDiagonal() * covariance;
-      if (subgroups_.model == CovarianceModel::diagonal)
+      if (diagonal)
         covariance = scale.asDiagonal() * covariance;
       else
         covariance = covariance * scale.asDiagonal();

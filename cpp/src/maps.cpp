@@ -163,12 +163,12 @@ class Application {
       S* row = scratch.block.data() + i * d;
       if constexpr (std::is_same_v<T, S>) {
         if (rows_.col_stride == 1) {
-          detail::add(rows_.row(which[i]), away, d, row);
+          detail::add_vectors(rows_.row(which[i]), away, d, row);
           continue;
         }
       }
       read_row(rows_, which[i], row);
-      detail::add(row, away, d, row);
+      detail::add_vectors(row, away, d, row);
     }
     if (n <= kFewRows) {
       for (Index i = 0; i < n; ++i)
@@ -182,10 +182,10 @@ class Application {
     for (Index i = 0; i < n; ++i) {
       S* mapped = scratch.mapped.data() + i * d;
       if constexpr (std::is_same_v<T, Eigen::half>) {
-        detail::add(mapped, b, d, mapped);
+        detail::add_vectors(mapped, b, d, mapped);
         detail::narrow(mapped, d, out_ + which[i] * d);
       } else {
-        detail::add(mapped, b, d, out_ + which[i] * d);
+        detail::add_vectors(mapped, b, d, out_ + which[i] * d);
       }
     }
   }

@@ -161,7 +161,8 @@ class Batch {
             const Index cell = plan_.cell(task, s);
             sums.weight[cell] += scratch.squares(0, s);
             sums.weight_square[cell] += scratch.squares(1, s);
-            sums.mean.col(cell) += VectorView(scratch.vectors.col(s).data(), d);
+            // Vectors of d numbers, whatever the size of the table's columns.
+            sums.mean.col(cell) += VectorView(scratch.vectors.data() + s * d, d);
           }
         });
     for (Index c = 0; c < shape_.n_cells(); ++c) {
@@ -495,7 +496,7 @@ struct Addition {
 
 /// Adds rows to the sums, which are spoilt when it throws. Returns the weights of the rows by cell.
 template <class T>
-Vector add(const MomentSums& sums, const Addition<T>& addition) {
+Vector add_batch(const MomentSums& sums, const Addition<T>& addition) {
   const auto& [rows, cells, n_threads, watch] = addition;
   const bool diagonal = sums.model == CovarianceModel::diagonal;
   const bool small = !diagonal && RowBlocks<T>::fits(sums);
@@ -656,7 +657,7 @@ void add_out_of_range(const MomentSums& sums, const Addition<T>& addition,
     const RowsView<double> view{block.data(), count, d, d, 1};
     const RowCells some{cells.classes + begin, cells.groups + begin,
                         cells.weights ? weights.data() : nullptr, cells.n_groups};
-    add<double>(own_sums, {view, some, addition.n_threads, addition.watch});
+    add_batch<double>(own_sums, {view, some, addition.n_threads, addition.watch});
   }
   const auto scale = [](double* values, Index n, int power) {
     for (Index i = 0; i < n; ++i) values[i] = std::ldexp(values[i], power);
@@ -729,7 +730,7 @@ void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::
   try {
     bool in_range = detail::ordinary_weights<T>(largest);
     if (in_range) {
-      const Vector added = detail::add(sums, addition);
+      const Vector added = detail::add_batch(sums, addition);
       in_range = !detail::left_range(sums, before, added, addition);
       if (!in_range) before.restore();
     }

@@ -35,9 +35,16 @@ def nearest_ideal(
     alignment: str,
     max_iter: int,
     tol: float,
+    max_time: float = ...,
 ) -> dict[str, Any]: ...
 def floor_spectra(covariances: DoubleArray, scale: DoubleArray, floor: float) -> NDArray[np.int64]: ...
 def transport_map(source: DoubleArray, target: DoubleArray) -> DoubleArray: ...
 def apply_maps(
-    X: NDArray[Any], codes: CodeArray, A: NDArray[Any], b: NDArray[Any], out: NDArray[Any], n_threads: int = 1
+    X: NDArray[Any],
+    codes: CodeArray,
+    A: NDArray[Any] | None,
+    c: NDArray[Any] | None,
+    b: NDArray[Any],
+    out: NDArray[Any],
+    n_threads: int = 1,
 ) -> None: ...

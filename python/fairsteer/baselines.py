@@ -16,7 +16,7 @@ from fairsteer import _core
 from fairsteer._utils.types import CovarianceModel, Doubles, Floats, UnknownGroup
 from fairsteer.ideal import reference_code
 from fairsteer.moments import SubgroupMoments
-from fairsteer.moments._moments import class_factors
+from fairsteer.moments._standardizing import class_factors
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._reading import Batch, Reading
 
@@ -39,6 +39,7 @@ class GroupMaps(NamedTuple):
     """Maps at full strength, one a group or one for all."""
 
     linear: Doubles
+    """Matrices, (n_maps, d, d), or scales of the features, (n_maps, d)."""
     offset: Doubles
 
 
@@ -164,7 +165,7 @@ class MeanMatchingTransformer(_MatchingTransformer):
         weights, means = _shares(model), model.means[0]
         reference = self._reference()
         target = weights @ means if reference is None else means[reference]
-        return GroupMaps(np.tile(np.eye(model.n_features), (len(means), 1, 1)), target - means)
+        return GroupMaps(np.ones_like(means), target - means)
 
     def _uses_covariances(self) -> bool:
         return self.unknown_group != "error"

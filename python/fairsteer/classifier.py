@@ -18,22 +18,19 @@ from fairsteer._utils.estimators import (
     GroupAwareClassifierMixin,
     HasMethods,
     StrOptions,
-    as_scores,
     asked_method,
     available_if,
     fit_context,
     weight_params,
 )
 from fairsteer._utils.folds import check_fold_classes
+from fairsteer._utils.input import brief
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.groups import MISSING
-from fairsteer.score_alignment._cells import Alignment, Constraint
-from fairsteer.score_alignment._cross_fitting import (
-    aligned_proba,
-    class_decision,
-    cross_fitted_alignment,
-    log_zero_allowed,
-)
+from fairsteer.score_alignment._alignment import aligned_proba, class_decision, log_zero_allowed
+from fairsteer.score_alignment._cells import Constraint, Maps
+from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment
+from fairsteer.score_alignment._scores import Scores, as_scores
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import row_chunks
 from fairsteer.transformer._reading import Batch, Reading
@@ -127,7 +124,7 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
     True
     """
 
-    _alignment: Alignment | None
+    _alignment: Maps | None
 
     _parameter_constraints = {
         "estimator": [HasMethods(["fit", "predict"]), None],
@@ -419,7 +416,7 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             out -= logsumexp(out, axis=1, keepdims=True)
         return result
 
-    def _fit_alignment(self, constraint: Constraint, X: Any, reading: Reading, batch: Batch) -> Alignment:
+    def _fit_alignment(self, constraint: Constraint, X: Any, reading: Reading, batch: Batch) -> Maps:
         """Align the scores of this classifier trained without the rows that it scores."""
         steering, grouped = self.steering_, reading.grouped
         n_rows = len(reading.rows)
@@ -430,12 +427,12 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         )
         place = np.cumsum(grouped.kept) - 1  # among the rows of the batch
 
-        def held_out_scores(train: Codes | None, test: Codes) -> Doubles:
+        def held_out_scores(train: Codes | None, test: Codes) -> Scores:
             some = batch if train is None else batch.take(place[train])
             check_fold_classes(some.classes, self.classes_)
             plain: IdealDistributionClassifier = clone(self).set_params(score_alignment=None, cost_matrix=None)
             plain._fit_batch(steering._fit_alike(some), some)
-            return plain._scores(batch.rows[place[test]], plain._codes_of_labels(batch, place[test]))
+            return plain._scores(batch.rows[place[test]], plain._codes_of_labels(batch, place[test]), test)
 
         weight = np.ones(n_rows) if reading.sample_weight is None else reading.sample_weight
         alignment, _ = cross_fitted_alignment(
@@ -463,13 +460,13 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         codes: Codes = of_label[batch.group_codes[positions]]
         return codes
 
-    def _scores(self, rows: Floats, codes: Codes) -> Doubles:
+    def _scores(self, rows: Floats, codes: Codes, positions: Codes | None = None) -> Scores:
         """Score rows as an alignment takes them."""
         asked = "predict_proba" if self.estimator_ is None else asked_method(self.estimator_)
         answer = self._proba(rows, codes) if asked == "predict_proba" else self._ask_estimator(asked, rows, codes)
-        return as_scores(answer, asked, len(self.classes_), self.estimator_)
+        return as_scores(answer, asked, len(rows), self.classes_, brief(self.estimator_ or self), positions)
 
-    def _aligned_proba(self, alignment: Alignment, rows: Floats, codes: Codes) -> Doubles:
+    def _aligned_proba(self, alignment: Maps, rows: Floats, codes: Codes) -> Doubles:
         plain = copy.copy(self)
         plain.score_alignment = plain._alignment = None
         steering = self.steering_

@@ -3,9 +3,12 @@
 What the core computes with them is compared with its definition in tests/cpp/test_linalg.cpp.
 """
 
+from __future__ import annotations
+
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -57,7 +60,7 @@ _IMPORT_WITH = """
     ],
     ids=["missing", "64-bit", "other type", "other routine", "ILP64", "no capsules", "no capsule"],
 )
-def test_another_blas_is_refused_with_a_way_out(change, found):
+def test_another_blas_is_refused_with_a_way_out(change: Any, found: Any) -> None:
     script = textwrap.dedent(_IMPORT_WITH).format(change=change)
     done = subprocess.run([sys.executable, "-c", script, _core.__file__], capture_output=True, text=True, check=True)
     assert found in done.stdout

@@ -6,8 +6,11 @@ Nothing outside the package should call ``fairsteer._core``; the arrays it accep
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from threadpoolctl import threadpool_limits
 
@@ -18,17 +21,17 @@ N, G, D = 257, 3, 6
 TOLERANCE = {"float16": 2e-2, "float32": 1e-5, "float64": 1e-12}
 
 
-def maps(seed=0):
+def maps(seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     return np.eye(D) + rng.standard_normal((G, D, D)) / 4, rng.standard_normal((G, D))
 
 
-def rows(dtype="float64"):
+def rows(dtype: str = "float64") -> Any:
     X, _, codes = problems.rows(N, 1, G, D, seed=1, dtype=dtype)
     return X, codes.astype(np.int64)
 
 
-def laid_out(X, order):
+def laid_out(X: Any, order: Any) -> Any:
     if order == "F":
         return np.asfortranarray(X)
     if order == "strided":
@@ -42,15 +45,15 @@ def laid_out(X, order):
     return np.ascontiguousarray(X)
 
 
-def in_precision_of(X, *maps):
+def in_precision_of(X: Any, A: Any, b: Any) -> list[npt.NDArray[Any]]:
     """Maps as they go with rows: double for double ones, single for the others."""
-    return [array.astype(np.float64 if X.dtype == np.float64 else np.float32) for array in maps]
+    return [array.astype(np.float64 if X.dtype == np.float64 else np.float32) for array in (A, np.zeros_like(b), b)]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("order", ["C", "F", "strided", "negative", "one row for all"])
 @pytest.mark.parametrize("writeable", [True, False])
-def test_apply_maps_on_every_dtype_and_order(dtype, order, writeable):
+def test_apply_maps_on_every_dtype_and_order(dtype: Any, order: Any, writeable: Any) -> None:
     A, b = maps()
     X, codes = rows(dtype)
     X = laid_out(X, order)
@@ -63,7 +66,7 @@ def test_apply_maps_on_every_dtype_and_order(dtype, order, writeable):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_rows_with_a_negative_code_are_not_written(dtype):
+def test_rows_with_a_negative_code_are_not_written(dtype: Any) -> None:
     A, b = maps()
     X, codes = rows(dtype)
     codes[::4] = -1
@@ -74,7 +77,7 @@ def test_rows_with_a_negative_code_are_not_written(dtype):
     assert (out[codes >= 0] != 7).any(axis=1).all()
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it():
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     A, b = maps()
     for dtype, tolerance in [("float32", 1e-6), ("float64", 1e-14)]:
         X, codes = rows(dtype)
@@ -86,72 +89,87 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
             np.testing.assert_allclose(alone[i], out[i], rtol=tolerance, atol=tolerance)
 
 
-def test_no_rows_and_wide_rows():
+def test_no_rows_and_wide_rows() -> None:
     A, b = maps()
     out = np.zeros((0, D))
-    _core.apply_maps(np.zeros((0, D)), np.empty(0, np.int64), A, b, out)
+    _core.apply_maps(np.zeros((0, D)), np.empty(0, np.int64), A, np.zeros_like(b), b, out)
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((2, 300, 300)), rng.standard_normal((2, 300))
     X, codes = rng.standard_normal((70, 300)), rng.integers(2, size=70)
     out = np.zeros_like(X)
-    _core.apply_maps(X, codes, A, b, out)
+    _core.apply_maps(X, codes, A, np.zeros_like(b), b, out)
     np.testing.assert_allclose(out, reference.apply_maps(X, codes, A, b), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("code", [G, G + 1, 2**40])
-def test_a_code_beyond_the_groups_is_refused(code):
+def test_a_code_beyond_the_groups_is_refused(code: Any) -> None:
     A, b = maps()
     X, codes = rows()
     codes[11] = code
     with pytest.raises(ValueError, match=str(code)):
-        _core.apply_maps(X, codes, A, b, np.zeros_like(X))
+        _core.apply_maps(X, codes, A, np.zeros_like(b), b, np.zeros_like(X))
 
 
-def refusals():
+def misaligned(array):
+    """The same numbers one byte off where a processor wants them."""
+    space = np.zeros(array.nbytes + 1, dtype=np.uint8)
+    shifted = space[1:].view(array.dtype).reshape(array.shape)
+    shifted[...] = array
+    return shifted
+
+
+def refusals() -> Iterator[Any]:
     A, b = maps()
     X, codes = rows()
-    out = np.zeros_like(X)
-    yield "X with a column too many", (np.ones((N, D + 1)), codes, A, b, out)
-    yield "X with one dimension", (X[0], codes, A, b, out)
-    yield "X of integers", (np.ones((N, D), np.int64), codes, A, b, out)
-    yield "X in foreign byte order", (X.astype(X.dtype.newbyteorder()), codes, A, b, out)
-    yield "X of complex numbers", (X.astype(complex), codes, A, b, out)
-    yield "X of objects", (X.astype(object), codes, A, b, out)
-    yield "X as a list", (X.tolist(), codes, A, b, out)
-    yield "codes too short", (X, codes[:-1], A, b, out)
-    yield "codes too long", (X, np.append(codes, 0), A, b, out)
-    yield "codes of int32", (X, codes.astype(np.int32), A, b, out)
-    yield "codes of floats", (X, codes.astype(float), A, b, out)
-    yield "codes with two dimensions", (X, codes[:, None], A, b, out)
-    yield "codes strided", (X, np.repeat(codes, 2)[::2], A, b, out)
-    yield "A of float32", (X, codes, A.astype(np.float32), b, out)
-    yield "maps of float64 with rows of float32", (X.astype(np.float32), codes, A, b, out.astype(np.float32))
-    yield "A in Fortran order", (X, codes, np.asfortranarray(A), b, out)
-    yield "A not square", (X, codes, np.ascontiguousarray(A[:, :, :-1]), b, out)
-    yield "A with two dimensions", (X, codes, A[0], b, out)
-    yield "b of another length", (X, codes, A, np.ascontiguousarray(b[:, :-1]), out)
-    yield "b of fewer groups", (X, codes, A, b[:-1], out)
-    yield "out of another dtype", (X, codes, A, b, out.astype(np.float32))
-    yield "out of another shape", (X, codes, A, b, out[:-1])
-    yield "out in Fortran order", (X, codes, A, b, np.asfortranarray(out))
+    c, out = np.zeros_like(b), np.zeros_like(X)
+    yield "X with a column too many", (np.ones((N, D + 1)), codes, A, c, b, out)
+    yield "X with one dimension", (X[0], codes, A, c, b, out)
+    yield "X of integers", (np.ones((N, D), np.int64), codes, A, c, b, out)
+    yield "X in foreign byte order", (X.astype(X.dtype.newbyteorder()), codes, A, c, b, out)
+    yield "X of complex numbers", (X.astype(complex), codes, A, c, b, out)
+    yield "X of objects", (X.astype(object), codes, A, c, b, out)
+    yield "X as a list", (X.tolist(), codes, A, c, b, out)
+    yield "codes too short", (X, codes[:-1], A, c, b, out)
+    yield "codes too long", (X, np.append(codes, 0), A, c, b, out)
+    yield "codes of int32", (X, codes.astype(np.int32), A, c, b, out)
+    yield "codes of floats", (X, codes.astype(float), A, c, b, out)
+    yield "codes with two dimensions", (X, codes[:, None], A, c, b, out)
+    yield "codes strided", (X, np.repeat(codes, 2)[::2], A, c, b, out)
+    yield "A of float32", (X, codes, A.astype(np.float32), c, b, out)
+    yield "maps of float64 with rows of float32", (X.astype(np.float32), codes, A, c, b, out.astype(np.float32))
+    yield "A in Fortran order", (X, codes, np.asfortranarray(A), c, b, out)
+    yield "A not square", (X, codes, np.ascontiguousarray(A[:, :, :-1]), c, b, out)
+    yield "A with two dimensions", (X, codes, A[0], c, b, out)
+    yield "b of another length", (X, codes, A, c, np.ascontiguousarray(b[:, :-1]), out)
+    yield "b of fewer groups", (X, codes, A, c, b[:-1], out)
+    yield "out of another dtype", (X, codes, A, c, b, out.astype(np.float32))
+    yield "out of another shape", (X, codes, A, c, b, out[:-1])
+    yield "out in Fortran order", (X, codes, A, c, b, np.asfortranarray(out))
+    yield "c missing", (X, codes, A, None, b, out)
+    yield "c of another length", (X, codes, A, np.ascontiguousarray(c[:, :-1]), b, out)
+    yield "c of float32", (X, codes, A, c.astype(np.float32), b, out)
+    yield "out within X", (X, codes, A, c, b, X)
+    yield "codes at odd addresses", (X, misaligned(codes), A, c, b, out)
+    yield "A at odd addresses", (X, codes, misaligned(A), c, b, out)
+    yield "maps of no features", (X[:, :0], codes, A[:, :0, :0], c[:, :0], b[:, :0], out[:, :0])
     locked = out.copy()
     locked.setflags(write=False)
-    yield "out read-only", (X, codes, A, b, locked)
+    yield "out read-only", (X, codes, A, c, b, locked)
 
 
 @pytest.mark.parametrize("arguments", [pytest.param(a, id=i) for i, a in refusals()])
-def test_apply_maps_refuses(arguments):
+def test_apply_maps_refuses(arguments: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         _core.apply_maps(*arguments)
 
 
-def test_the_gil_is_released_and_calls_from_many_threads_agree():
+def test_the_gil_is_released_and_calls_from_many_threads_agree() -> None:
     A, b = maps()
     X, codes = rows()
     X, codes = np.tile(X, (40, 1)), np.tile(codes, 40)
     expected = reference.apply_maps(X, codes, A, b)
     outs = [np.zeros_like(X) for _ in range(8)]
-    threads = [threading.Thread(target=_core.apply_maps, args=(X, codes, A, b, out)) for out in outs]
+    threads = [threading.Thread(target=_core.apply_maps, args=(X, codes, A, np.zeros_like(b), b, out)) for out in outs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,14 +182,14 @@ def test_the_gil_is_released_and_calls_from_many_threads_agree():
 # ---
 # The accumulators behind SubgroupMoments: (weights, squares, means, scatters, cubics, quartics)
 # ---
-def sums(kind, K=2, G=2, d=D):
+def sums(kind: Any, K: int = 2, G: int = 2, d: Any = D) -> Any:
     scatter = {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[kind]
     quartic = (K, G, d) if kind == "diagonal" else (K, G)
     shapes = [(K, G), (K, G), (K, G, d), scatter, (K, G, d), quartic]
     return tuple(np.zeros(shape) for shape in shapes)
 
 
-def data():
+def data() -> Any:
     X, y, a = problems.rows(N, 2, 2, D, seed=2)
     return X, y.astype(np.int64), a.astype(np.int64), np.random.default_rng(0).uniform(0.1, 2, N)
 
@@ -179,7 +197,7 @@ def data():
 @pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("order", ["C", "F", "strided", "negative"])
-def test_the_sums_are_the_central_moments(kind, dtype, order):
+def test_the_sums_are_the_central_moments(kind: Any, dtype: Any, order: Any) -> None:
     X, y, a, weights = data()
     X = X.astype(dtype)
     into = sums(kind)
@@ -209,7 +227,7 @@ def test_the_sums_are_the_central_moments(kind, dtype, order):
 
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
-def test_merged_sums_equal_those_of_one_pass(kind):
+def test_merged_sums_equal_those_of_one_pass(kind: Any) -> None:
     X, y, a, weights = data()
     whole, left, right = sums(kind), sums(kind), sums(kind)
     _core.update_moments(kind, whole, X, y, a, weights)
@@ -220,7 +238,7 @@ def test_merged_sums_equal_those_of_one_pass(kind):
         np.testing.assert_allclose(merged, once, rtol=1e-9, atol=1e-9)
 
 
-def test_sums_refuse_what_does_not_fit():
+def test_sums_refuse_what_does_not_fit() -> None:
     X, y, a, weights = data()
     good = sums("full")
     bad = {
@@ -252,7 +270,7 @@ def test_sums_refuse_what_does_not_fit():
     assert not any(array.any() for array in good)
 
 
-def test_merging_sums_refuses_cells_out_of_range():
+def test_merging_sums_refuses_cells_out_of_range() -> None:
     left, right = sums("full"), sums("full")
     for cells in [np.arange(1, 5), np.array([-1, 0, 1, 2]), np.arange(3), np.arange(4.0)]:
         with pytest.raises((ValueError, TypeError)):
@@ -264,7 +282,7 @@ def test_merging_sums_refuses_cells_out_of_range():
 @pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("d", [5, 80])
-def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind, dtype, d):
+def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind: Any, dtype: Any, d: Any) -> None:
     X, y, a = problems.rows(20_000, 3, 2, d, seed=5, dtype=dtype)
     y, a = y.astype(np.int64), a.astype(np.int64)
     weights = np.random.default_rng(0).uniform(0.1, 2, len(X))
@@ -275,8 +293,8 @@ def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind, dtype, d
             _core.update_moments(kind, other, X, y, a, weights, n_threads)
             assert all(np.array_equal(x, z) for x, z in zip(one, other, strict=True))
         rng = np.random.default_rng(1)
-        A, b = in_precision_of(X, rng.standard_normal((2, d, d)), rng.standard_normal((2, d)))
+        A, c, b = in_precision_of(X, rng.standard_normal((2, d, d)), rng.standard_normal((2, d)))
         mapped = [np.empty_like(X) for _ in range(3)]
         for n_threads, out in zip((1, 2, 5), mapped, strict=True):
-            _core.apply_maps(X, a, A, b, out, n_threads)
+            _core.apply_maps(X, a, A, c, b, out, n_threads)
             assert np.array_equal(out, mapped[0])

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from fairsteer._utils.files import Output, write_file
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 
 
-def test_write_creates_and_replaces_and_leaves_nothing_else(tmp_path):
+def test_write_creates_and_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_file(path, "old")
     write_file(path, "grün".encode("latin-1"))
@@ -22,7 +24,7 @@ def test_write_creates_and_replaces_and_leaves_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_without_commit_nothing_has_happened(tmp_path):
+def test_without_commit_nothing_has_happened(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with Output(path) as output:
@@ -33,7 +35,7 @@ def test_without_commit_nothing_has_happened(tmp_path):
 
 
 @posix
-def test_permissions_and_links_stay(tmp_path):
+def test_permissions_and_links_stay(tmp_path: Path) -> None:
     path, link = tmp_path / "a.txt", tmp_path / "link.txt"
     path.write_text("old")
     path.chmod(0o640)
@@ -45,20 +47,20 @@ def test_permissions_and_links_stay(tmp_path):
 
 
 @posix
-def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
+def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     write_file(tmp_path / "ours", b"")
     (tmp_path / "other").touch()
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 250)
     write_file(path, b"new")
     assert path.read_bytes() == b"new"
 
 
 @posix
-def test_a_pipe_and_a_link_to_a_device_are_written_through(tmp_path):
+def test_a_pipe_and_a_link_to_a_device_are_written_through(tmp_path: Path) -> None:
     fifo, device = tmp_path / "fifo", tmp_path / "null"
     os.mkfifo(fifo)
     device.symlink_to(os.devnull)
@@ -77,7 +79,7 @@ def test_a_pipe_and_a_link_to_a_device_are_written_through(tmp_path):
 @posix
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 @pytest.mark.parametrize("to", ["pipe", "file"])
-def test_standard_output_is_appended_to_whatever_it_is(tmp_path, name, to):
+def test_standard_output_is_appended_to_whatever_it_is(tmp_path: Path, name: Any, to: Any) -> None:
     if name.startswith("/proc") and not os.path.exists(name):
         pytest.skip("this system has no /proc")
     program = (
@@ -94,7 +96,7 @@ def test_standard_output_is_appended_to_whatever_it_is(tmp_path, name, to):
 
 
 @posix
-def test_what_a_killed_run_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path):
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     program = (
         "import os, signal; from fairsteer._utils.files import Output\n"
@@ -110,6 +112,6 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_holds_is_not(tm
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.txt": b"whole", "b.txt": b"later"}
 
 
-def test_a_folder_that_is_absent_is_an_error_of_the_system(tmp_path):
+def test_a_folder_that_is_absent_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_file(tmp_path / "absent" / "a.txt", b"")

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -87,7 +88,7 @@ def test_every_estimator_says_the_same_of_missing_classes(estimator: Any, missin
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:A column-vector")
-def test_classes_keep_their_values(y: Any, expected: np.ndarray) -> None:
+def test_classes_keep_their_values(y: Any, expected: npt.NDArray[Any]) -> None:
     found = check_classes(y, [0, 0])
     assert found.tolist() == expected.tolist()
     assert {type(label) for label in found.tolist()} == {type(label) for label in expected.tolist()}

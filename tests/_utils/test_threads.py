@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import joblib
 import numpy as np
@@ -17,17 +18,17 @@ from fairsteer import FairSteeringTransformer
 from fairsteer._utils.threads import own_threads
 
 
-def blas_threads():
+def blas_threads() -> Any:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
 @pytest.fixture(autouse=True)
-def no_limit_from_outside(monkeypatch):
+def no_limit_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_no_more_threads_than_blas_may_have_and_one_of_blas_in_each(limit):
+def test_no_more_threads_than_blas_may_have_and_one_of_blas_in_each(limit: Any) -> None:
     with threadpool_limits(limit, "blas"):
         before = blas_threads()
         with own_threads() as n_threads:
@@ -36,7 +37,7 @@ def test_no_more_threads_than_blas_may_have_and_one_of_blas_in_each(limit):
         assert blas_threads() == before
 
 
-def test_threads_are_given_back_after_an_error():
+def test_threads_are_given_back_after_an_error() -> None:
     with threadpool_limits(2, "blas"):
         before = blas_threads()
         with pytest.raises(ZeroDivisionError), own_threads():
@@ -44,7 +45,7 @@ def test_threads_are_given_back_after_an_error():
         assert blas_threads() == before
 
 
-def test_calls_at_the_same_time_share_what_is_allowed():
+def test_calls_at_the_same_time_share_what_is_allowed() -> None:
     with threadpool_limits(2, "blas"):
         before = blas_threads()
         with own_threads() as first, own_threads() as second, own_threads() as third:
@@ -53,10 +54,10 @@ def test_calls_at_the_same_time_share_what_is_allowed():
         assert blas_threads() == before
 
 
-def test_a_thread_that_cannot_limit_blas_leaves_the_threads_to_it():
+def test_a_thread_that_cannot_limit_blas_leaves_the_threads_to_it() -> None:
     found = []
 
-    def call():
+    def call() -> None:
         with own_threads() as n_threads:
             found.append((n_threads, max(blas_threads())))
 
@@ -70,7 +71,7 @@ def test_a_thread_that_cannot_limit_blas_leaves_the_threads_to_it():
 
 
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT"])
-def test_the_environment_limits_threads(variable, monkeypatch):
+def test_the_environment_limits_threads(variable: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "1")
     program = "from fairsteer._utils.threads import own_threads\nwith own_threads() as n: print(n)"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -80,17 +81,17 @@ def test_the_environment_limits_threads(variable, monkeypatch):
 class CountsThreads(FairSteeringTransformer):
     """Scores by the threads that the core may run."""
 
-    def fit(self, X, y=None, *, sensitive_features=None, sample_weight=None):
+    def fit(self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None) -> Any:
         with own_threads() as n_threads:
             self.n_threads_ = n_threads
         return super().fit(X, y, sensitive_features=sensitive_features, sample_weight=sample_weight)
 
 
-def most_threads(estimator, X, y):
+def most_threads(estimator: Any, X: Any, y: Any) -> Any:
     return -estimator[0].n_threads_
 
 
-def test_a_search_with_one_job_a_core_runs_one_thread_a_job(data):
+def test_a_search_with_one_job_a_core_runs_one_thread_a_job(data: Any) -> None:
     X = np.column_stack([data.X, data.group])
     pipe = make_pipeline(CountsThreads(sensitive_columns=[-1]))
     n_jobs = joblib.cpu_count()
@@ -102,7 +103,7 @@ def test_a_search_with_one_job_a_core_runs_one_thread_a_job(data):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_fit_and_its_rows_do_not_depend_on_the_number_of_threads(dtype, make_data):
+def test_a_fit_and_its_rows_do_not_depend_on_the_number_of_threads(dtype: Any, make_data: Any) -> None:
     X, y, group = make_data(5000, n_features=40, n_classes=3)
     X = X.astype(dtype)
     results = []

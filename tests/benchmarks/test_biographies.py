@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import datasets
 from benchmarks.biographies import methods as bios
 from benchmarks.biographies import report
 from benchmarks.biographies.methods import TEST, Biographies, Method
-from fairsteer import FairSteeringTransformer
+from fairsteer import FairSteeringTransformer, ScoreAligner
 from fairsteer.baselines import LeaceTransformer
 from fairsteer.metrics import tpr_gap_rms
 
@@ -46,7 +49,9 @@ def lines(data: Biographies) -> list[bios.Line]:
     return list(bios.predictions(data, METHODS))
 
 
-def drawn(rates: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
+def drawn(
+    rates: npt.NDArray[Any], seed: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Labels, groups, folds and predictions that are right at given rates of class and group."""
     rng = np.random.default_rng(seed)
     y, group = LABELS[0], LABELS[1].astype(np.int64)
@@ -131,7 +136,12 @@ def test_every_method_is_there_with_and_without_alignment(lines: list[bios.Line]
 def test_slow_maps_are_fitted_once_for_all_folds(data: Biographies, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     fit = FairSteeringTransformer._fit_maps
-    monkeypatch.setattr(FairSteeringTransformer, "_fit_maps", lambda self, model: fits.append(0) or fit(self, model))
+
+    def counted(self: FairSteeringTransformer, model: Any) -> Any:
+        fits.append(0)
+        return fit(self, model)
+
+    monkeypatch.setattr(FairSteeringTransformer, "_fit_maps", counted)
     slow = [method for method in bios.methods() if method.slow]
     assert len(slow) == 6
     scores = bios.Scores(slow[0], data)
@@ -190,7 +200,7 @@ def test_pools_are_likelier_than_their_members() -> None:
     ]
     rows = np.ones(2000, dtype=bool)
 
-    def likelihood(log_proba: np.ndarray) -> float:
+    def likelihood(log_proba: npt.NDArray[Any]) -> float:
         np.testing.assert_allclose(np.exp(log_proba).sum(axis=1), 1, rtol=1e-4)
         return float(log_proba[np.arange(2000), y].mean())
 
@@ -207,8 +217,8 @@ def test_the_alignment_takes_the_smallest_budget_that_is_accurate_enough(data: B
     assert budgets[0] == bios.BUDGETS[0]
     accuracy = {
         b: np.mean(
-            bios.ScoreAligner(
-                bios.FrozenEstimator(bios.GivenProbabilities(3)), max_gap=b, aggregate="rms", calibrate=True
+            ScoreAligner(
+                FrozenEstimator(bios.GivenProbabilities(3)), max_gap=b, aggregate="rms", calibrate=True
             )
             .fit(proba, data.y, sensitive_features=data.group)
             .predict(proba, sensitive_features=data.group)

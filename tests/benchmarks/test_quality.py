@@ -24,7 +24,7 @@ def table() -> Table:
 
 @pytest.fixture(scope="module")
 def scores(table: Table) -> fm.Floats:
-    return LogisticRegression().fit(table.X, table.y).predict_proba(table.X)[:, 1]
+    return np.asarray(LogisticRegression().fit(table.X, table.y).predict_proba(table.X)[:, 1])
 
 
 def test_alignment_of_out_of_fold_scores_is_the_score_aligner(table: Table) -> None:
@@ -38,6 +38,7 @@ def test_alignment_of_out_of_fold_scores_is_the_score_aligner(table: Table) -> N
 
 def test_reweighing_makes_class_and_group_independent(table: Table) -> None:
     weight = fm.reweighed(table)[0].weight
+    assert weight is not None
     joint = np.zeros((2, 3))
     np.add.at(joint, (table.y, table.group), weight)
     joint /= joint.sum()

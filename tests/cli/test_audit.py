@@ -50,9 +50,10 @@ def test_prints_the_report_of_the_library_and_writes_the_page(run, table, file):
     assert page.count("<section>") == expected.to_html().count("<section>")
     for fact in (
         "rows.csv, 400 rows; 0 lack class or group",
-        "ill, positive class yes",
+        "<dt>Target</dt><dd>ill</dd>",
+        "<dt>Positive class</dt><dd>yes</dd>",
         "<dt>Sensitive</dt><dd>sex</dd>",
-        f"{date.today().isoformat()} by fairsteer {fairsteer.__version__}",
+        f"Made with fairsteer {fairsteer.__version__} on {date.today().isoformat()}",
     ):
         assert fact in page
 

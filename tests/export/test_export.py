@@ -338,6 +338,8 @@ def test_a_loaded_aligner_needs_no_classifier_to_be_exported(rows, run_scores, t
     aligner = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
     persistence.save(aligner, tmp_path / "maps.safetensors")
     export_onnx(aligner, tmp_path / "given.onnx")
+    export_onnx(aligner.alignment_, tmp_path / "alone.onnx")
+    assert (tmp_path / "given.onnx").read_bytes() == (tmp_path / "alone.onnx").read_bytes()
     export_onnx(persistence.load(tmp_path / "maps.safetensors"), tmp_path / "loaded.onnx")
     assert (tmp_path / "given.onnx").read_bytes() == (tmp_path / "loaded.onnx").read_bytes()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,22 +19,24 @@ K, G, D = 3, 2, 5
 
 
 @functools.cache
-def sample(n_rows=400, n_features=D, seed=0):
+def sample(n_rows: int = 400, n_features: Any = D, seed: int = 0) -> Any:
     return problems.rows(n_rows, K, G, n_features, seed=seed)
 
 
-def accumulate(X, y, a, covariance="tied", sample_weight=None, n_classes=K, n_groups=G):
+def accumulate(
+    X: Any, y: Any, a: Any, covariance: Any = "tied", sample_weight: Any = None, n_classes: Any = K, n_groups: Any = G
+) -> Any:
     moments = SubgroupMoments(X.shape[1], classes=range(n_classes), groups=range(n_groups), covariance=covariance)
     return moments.update(X, y, a, sample_weight=sample_weight)
 
 
-def assert_same(actual, expected, *, rtol=1e-10, atol=1e-10):
+def assert_same(actual: Any, expected: Any, *, rtol: float = 1e-10, atol: float = 1e-10) -> None:
     np.testing.assert_allclose(actual.weights, expected.weights, rtol=rtol)
     np.testing.assert_allclose(actual.means, expected.means, rtol=rtol, atol=atol)
     np.testing.assert_allclose(actual.covariances, expected.covariances, rtol=rtol, atol=atol)
 
 
-def relaid(X, layout, tmp_path):
+def relaid(X: Any, layout: Any, tmp_path: Path) -> Any:
     """The values of X, laid out otherwise."""
     n, d = X.shape
     if layout == "C":
@@ -62,7 +66,7 @@ LAYOUTS = ["C", "F", "strided", "strided columns first", "negative strides", "re
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_and_dtype_gives_the_reference(layout, dtype, tmp_path):
+def test_every_layout_and_dtype_gives_the_reference(layout: Any, dtype: Any, tmp_path: Path) -> None:
     X, y, a = sample()
     X = relaid(X.astype(dtype), layout, tmp_path)
     tolerance = 1e-10 if dtype == "float64" else 1e-5
@@ -72,14 +76,14 @@ def test_every_layout_and_dtype_gives_the_reference(layout, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_feature_one_row_and_one_wide_block(kind):
+def test_one_feature_one_row_and_one_wide_block(kind: Any) -> None:
     for n, d in [(1, 1), (1, 4), (7, 1), (3000, 2), (40, 300)]:
         X, y, a = problems.rows(n, K, G, d, seed=n)
         assert_same(accumulate(X, y, a, kind), reference.moments(X, y, a, K, G, covariance=kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_rows_at_all(kind):
+def test_no_rows_at_all(kind: Any) -> None:
     moments = accumulate(np.empty((0, D)), np.empty(0, np.intp), np.empty(0, np.intp), kind)
     assert moments.weights.shape == (K, G)
     assert not moments.weights.any()
@@ -88,14 +92,14 @@ def test_no_rows_at_all(kind):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8"])
-def test_codes_of_any_integer_type(dtype):
+def test_codes_of_any_integer_type(dtype: Any) -> None:
     X, y, a = sample()
     expected = reference.moments(X, y, a, K, G)
     assert_same(accumulate(X, y.astype(dtype), a.astype(dtype)), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_negative_code_leaves_the_row_out(kind):
+def test_a_negative_code_leaves_the_row_out(kind: Any) -> None:
     X, y, a = sample()
     y, a = y.copy(), a.copy()
     y[::7] = -1
@@ -106,7 +110,7 @@ def test_a_negative_code_leaves_the_row_out(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_integer_weights_equal_repetition(kind):
+def test_integer_weights_equal_repetition(kind: Any) -> None:
     X, y, a = sample()
     count = np.random.default_rng(1).integers(0, 4, len(X))
     repeated = accumulate(np.repeat(X, count, axis=0), np.repeat(y, count), np.repeat(a, count), kind)
@@ -116,7 +120,7 @@ def test_integer_weights_equal_repetition(kind):
 
 @pytest.mark.parametrize("method", ["ledoit_wolf", "oas"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_shrinkage_under_integer_weights_equals_repetition(kind, method):
+def test_shrinkage_under_integer_weights_equals_repetition(kind: Any, method: Any) -> None:
     X, y, a = problems.rows(60, K, G, D, seed=3)
     count = np.random.default_rng(1).integers(1, 4, len(X))
     repeated = accumulate(np.repeat(X, count, axis=0), np.repeat(y, count), np.repeat(a, count), kind)
@@ -125,7 +129,7 @@ def test_shrinkage_under_integer_weights_equals_repetition(kind, method):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_zero_weight_equals_removal(kind):
+def test_zero_weight_equals_removal(kind: Any) -> None:
     X, y, a = sample()
     X = X.copy()
     weight = np.random.default_rng(2).uniform(0.1, 2, len(X))
@@ -140,7 +144,7 @@ def test_zero_weight_equals_removal(kind):
 
 @pytest.mark.parametrize("n_features", [D, 80])  # short rows are added one by one, long ones several at a time
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_are_frequencies_in_means_and_covariances(kind, n_features):
+def test_weights_are_frequencies_in_means_and_covariances(kind: Any, n_features: Any) -> None:
     X, y, a = sample(n_features=n_features)
     weight = np.random.default_rng(2).uniform(0.1, 2, len(X))
     expected = reference.moments(X, y, a, K, G, sample_weight=weight, covariance=kind)
@@ -151,7 +155,7 @@ def test_weights_are_frequencies_in_means_and_covariances(kind, n_features):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_float32_is_within_1e_5_of_float64(kind):
+def test_float32_is_within_1e_5_of_float64(kind: Any) -> None:
     X, y, a = sample(3000, 24)
     X = X * 10.0 ** np.linspace(-2, 2, 24) + 30
     double = accumulate(X, y, a, kind)
@@ -165,7 +169,7 @@ def test_float32_is_within_1e_5_of_float64(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_offset_of_1e8_costs_no_digits(kind):
+def test_an_offset_of_1e8_costs_no_digits(kind: Any) -> None:
     X, y, a = sample()
     X = X + 1e8
     exact = reference.moments(X - 1e8, y, a, K, G, covariance=kind)
@@ -184,7 +188,7 @@ def test_an_offset_of_1e8_costs_no_digits(kind):
 # ---
 # Merging
 # ---
-def fold(parts, shape):
+def fold(parts: Any, shape: Any) -> Any:
     if shape == "left":
         return functools.reduce(lambda one, two: one.merge(two), parts)
     if shape == "right":
@@ -194,7 +198,7 @@ def fold(parts, shape):
 
 @pytest.mark.parametrize("shape", ["left", "right", "balanced"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_merging_in_any_order_and_shape_equals_one_pass(kind, shape):
+def test_merging_in_any_order_and_shape_equals_one_pass(kind: Any, shape: Any) -> None:
     X, y, a = sample()
     weight = np.random.default_rng(2).uniform(0.1, 2, len(X))
     bounds = [0, 3, 90, 91, 400]
@@ -205,7 +209,7 @@ def test_merging_in_any_order_and_shape_equals_one_pass(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_update_equals_merge_and_merge_changes_neither_side(kind):
+def test_update_equals_merge_and_merge_changes_neither_side(kind: Any) -> None:
     X, y, a = sample()
     left, right = (
         accumulate(X[:100], y[:100], a[:100], kind),
@@ -220,14 +224,14 @@ def test_update_equals_merge_and_merge_changes_neither_side(kind):
 
 @pytest.mark.parametrize("method", ["ledoit_wolf", "oas"])
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
-def test_shrinkage_of_merged_moments_equals_that_of_one_pass(kind, method):
+def test_shrinkage_of_merged_moments_equals_that_of_one_pass(kind: Any, method: Any) -> None:
     X, y, a = problems.rows(90, K, G, D, seed=3)
     parts = [accumulate(X[i::3], y[i::3], a[i::3], kind) for i in range(3)]
     merged = parts[2].merge(parts[0]).merge(parts[1])
     assert_same(merged.shrink(method), accumulate(X, y, a, kind).shrink(method))
 
 
-def test_tied_ledoit_wolf_of_many_merged_batches_stays_near_that_of_one_pass():
+def test_tied_ledoit_wolf_of_many_merged_batches_stays_near_that_of_one_pass() -> None:
     X, y, a = problems.rows(2000, K, G, 20, seed=3)
     whole = accumulate(X, y, a)
     parts = [accumulate(X[i::10], y[i::10], a[i::10]) for i in range(10)]
@@ -239,11 +243,11 @@ def test_tied_ledoit_wolf_of_many_merged_batches_stays_near_that_of_one_pass():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_merging_unites_labels(kind):
+def test_merging_unites_labels(kind: Any) -> None:
     X, y, a = sample()
     classes, groups = np.array(["no", "yes", "maybe"]), [("f", 1), ("m", 2)]
 
-    def part(rows, class_codes, group_codes):
+    def part(rows: Any, class_codes: Any, group_codes: Any) -> Any:
         moments = SubgroupMoments(
             D,
             classes=[classes[k] for k in class_codes],
@@ -269,7 +273,7 @@ def test_merging_unites_labels(kind):
     np.testing.assert_allclose(own, expected.covariances, atol=1e-10)
 
 
-def test_merging_needs_the_same_features_and_model():
+def test_merging_needs_the_same_features_and_model() -> None:
     X, y, a = sample()
     with pytest.raises(ValueError, match=r"tied.*full|full.*tied"):
         accumulate(X, y, a, "tied").merge(accumulate(X, y, a, "full"))
@@ -285,7 +289,7 @@ ESTIMATORS = {"ledoit_wolf": sk.ledoit_wolf, "oas": sk.oas}
 
 @pytest.mark.parametrize("method", list(ESTIMATORS))
 @pytest.mark.parametrize(("n", "d"), [(12, 5), (6, 20), (300, 3), (40, 1)])
-def test_shrinkage_of_one_cell_equals_sklearn(method, n, d):
+def test_shrinkage_of_one_cell_equals_sklearn(method: Any, n: Any, d: Any) -> None:
     X = np.random.default_rng(n).standard_normal((n, d)) * np.linspace(1, 3, d) + 5
     zeros = np.zeros(n, np.intp)
     expected, _ = ESTIMATORS[method](X)
@@ -295,7 +299,7 @@ def test_shrinkage_of_one_cell_equals_sklearn(method, n, d):
 
 
 @pytest.mark.parametrize("method", list(ESTIMATORS))
-def test_shrinkage_of_full_cells_equals_sklearn_cell_by_cell(method):
+def test_shrinkage_of_full_cells_equals_sklearn_cell_by_cell(method: Any) -> None:
     X, y, a = problems.rows(90, K, G, D, seed=3)
     shrunk = accumulate(X, y, a, "full").shrink(method)
     for k, g in itertools.product(range(K), range(G)):
@@ -304,7 +308,7 @@ def test_shrinkage_of_full_cells_equals_sklearn_cell_by_cell(method):
 
 
 @pytest.mark.parametrize("method", list(ESTIMATORS))
-def test_shrinkage_of_tied_groups_equals_sklearn_on_centred_rows(method):
+def test_shrinkage_of_tied_groups_equals_sklearn_on_centred_rows(method: Any) -> None:
     X, y, a = problems.rows(90, K, G, D, seed=3)
     moments = accumulate(X, y, a, "tied")
     shrunk = moments.shrink(method)
@@ -317,7 +321,7 @@ def test_shrinkage_of_tied_groups_equals_sklearn_on_centred_rows(method):
 @pytest.mark.parametrize("scale", [0.3, 5.0])
 @pytest.mark.parametrize("method", list(ESTIMATORS))
 @pytest.mark.parametrize("kind", ["tied", "full"])
-def test_shrinkage_with_fractional_weights_equals_the_reference(kind, method, scale):
+def test_shrinkage_with_fractional_weights_equals_the_reference(kind: Any, method: Any, scale: Any) -> None:
     X, y, a = problems.rows(90, K, G, D, seed=3)
     weight = scale * np.random.default_rng(5).uniform(0.2, 1, len(X))
     moments = accumulate(X, y, a, kind, sample_weight=weight)
@@ -327,7 +331,7 @@ def test_shrinkage_with_fractional_weights_equals_the_reference(kind, method, sc
 
 
 @pytest.mark.parametrize("intensity", [0, 0.0, 0.25, 1, 1.0])
-def test_constant_shrinkage(intensity):
+def test_constant_shrinkage(intensity: Any) -> None:
     X, y, a = sample()
     for kind in ["tied", "full"]:
         moments = accumulate(X, y, a, kind)
@@ -340,7 +344,7 @@ def test_constant_shrinkage(intensity):
 
 
 @pytest.mark.parametrize("method", list(ESTIMATORS))
-def test_diagonal_shrinkage_draws_variances_together_and_keeps_their_sum(method):
+def test_diagonal_shrinkage_draws_variances_together_and_keeps_their_sum(method: Any) -> None:
     X, y, a = problems.rows(60, K, G, D, seed=3)
     moments = accumulate(X, y, a, "diagonal")
     shrunk = moments.shrink(method).covariances
@@ -350,7 +354,7 @@ def test_diagonal_shrinkage_draws_variances_together_and_keeps_their_sum(method)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shrink_none_changes_nothing_and_shrink_never_changes_its_object(kind):
+def test_shrink_none_changes_nothing_and_shrink_never_changes_its_object(kind: Any) -> None:
     X, y, a = sample()
     moments = accumulate(X, y, a, kind)
     before = moments.covariances.copy()
@@ -361,7 +365,7 @@ def test_shrink_none_changes_nothing_and_shrink_never_changes_its_object(kind):
 
 
 @pytest.mark.parametrize("estimator", [sk.EmpiricalCovariance(), sk.ShrunkCovariance(shrinkage=0.3), sk.LedoitWolf()])
-def test_an_sklearn_covariance_estimator(estimator):
+def test_an_sklearn_covariance_estimator(estimator: Any) -> None:
     X, y, a = problems.rows(90, K, G, D, seed=3)
     moments = accumulate(X, y, a, "full")
     shrunk = moments.shrink(estimator, X=X, y_codes=y, group_codes=a)
@@ -375,14 +379,14 @@ def test_an_sklearn_covariance_estimator(estimator):
         np.testing.assert_allclose(shrunk.covariances[g], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_an_estimator_needs_the_rows():
+def test_an_estimator_needs_the_rows() -> None:
     X, y, a = sample()
     with pytest.raises(ValueError, match="rows"):
         accumulate(X, y, a).shrink(sk.LedoitWolf())
 
 
 @pytest.mark.parametrize("shrinkage", [-0.1, 1.5, "ledoit-wolf", float("nan"), object()])
-def test_shrinkage_outside_the_contract_is_refused(shrinkage):
+def test_shrinkage_outside_the_contract_is_refused(shrinkage: Any) -> None:
     X, y, a = sample()
     with pytest.raises((ValueError, TypeError), match="shrinkage"):
         accumulate(X, y, a).shrink(shrinkage)
@@ -392,7 +396,7 @@ def test_shrinkage_outside_the_contract_is_refused(shrinkage):
 # Statistics in, densities out
 # ---
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_statistics_holds_what_it_was_given(kind):
+def test_from_statistics_holds_what_it_was_given(kind: Any) -> None:
     data = problems.statistics(K, G, D, covariance=kind, seed=1)
     moments = SubgroupMoments.from_statistics(
         data.weights,
@@ -412,14 +416,14 @@ def test_from_statistics_holds_what_it_was_given(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_statistics_labels_default_to_positions(kind):
+def test_from_statistics_labels_default_to_positions(kind: Any) -> None:
     data = problems.statistics(K, G, D, covariance=kind, seed=1)
     moments = SubgroupMoments.from_statistics(data.weights, data.means, data.covariances)
     assert list(moments.classes) == [0, 1, 2]
     assert list(moments.groups) == [0, 1]
 
 
-def test_symmetry_tells_ambiguous_shapes_apart():
+def test_symmetry_tells_ambiguous_shapes_apart() -> None:
     # (K, G, d) = (2, 2, 2) variances and (G, d, d) = (2, 2, 2) matrices look alike but for symmetry.
     matrices = np.array([[[1.0, 0.5], [0.5, 1.0]], [[2.0, 0.1], [0.1, 3.0]]])
     moments = SubgroupMoments.from_statistics(np.ones((2, 2)), np.zeros((2, 2, 2)), matrices)
@@ -430,7 +434,7 @@ def test_symmetry_tells_ambiguous_shapes_apart():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_log_joint_is_log_weight_plus_log_density(kind):
+def test_log_joint_is_log_weight_plus_log_density(kind: Any) -> None:
     data = problems.statistics(K, G, D, covariance=kind, seed=1)
     data.weights[1, 1] = 0
     moments = SubgroupMoments.from_statistics(data.weights, data.means, data.covariances)
@@ -448,7 +452,7 @@ def test_log_joint_is_log_weight_plus_log_density(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_empty_cells_are_zeros(kind):
+def test_empty_cells_are_zeros(kind: Any) -> None:
     X, y, a = sample()
     keep = ~((y == 1) & (a == 0))
     moments = accumulate(X[keep], y[keep], a[keep], kind)
@@ -462,7 +466,7 @@ def test_empty_cells_are_zeros(kind):
         assert np.isfinite(moments.shrink(method).covariances).all()
 
 
-def test_effective_rank_counts_the_directions_that_were_seen():
+def test_effective_rank_counts_the_directions_that_were_seen() -> None:
     X, y, a = sample(400, 6)
     X = X.copy()
     X[:, 3] = 2.0
@@ -471,7 +475,7 @@ def test_effective_rank_counts_the_directions_that_were_seen():
     assert (rank == 4).all()
 
 
-def test_cell_table_names_every_label_and_weight():
+def test_cell_table_names_every_label_and_weight() -> None:
     data = problems.statistics(K, G, D, seed=1)
     weights = np.array([[1200, 0], [3, 45], [678, 9]], float)
     moments = SubgroupMoments.from_statistics(
@@ -488,7 +492,7 @@ def test_cell_table_names_every_label_and_weight():
 # ---
 # Refusals
 # ---
-def test_update_refuses_what_does_not_fit():
+def test_update_refuses_what_does_not_fit() -> None:
     X, y, a = sample()
     moments = SubgroupMoments(D, classes=range(K), groups=range(G))
     with pytest.raises(ValueError, match=r"4.*5|5.*4"):
@@ -512,7 +516,7 @@ def test_update_refuses_what_does_not_fit():
     assert not moments.weights.any()
 
 
-def test_from_statistics_refuses_what_does_not_fit():
+def test_from_statistics_refuses_what_does_not_fit() -> None:
     data = problems.statistics(K, G, D, covariance="full", seed=1)
     make = SubgroupMoments.from_statistics
     with pytest.raises(ValueError, match="weights"):
@@ -535,9 +539,9 @@ def test_from_statistics_refuses_what_does_not_fit():
         make(data.weights, data.means, lopsided)
 
 
-def test_the_accumulator_refuses_what_does_not_fit():
+def test_the_accumulator_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="covariance"):
-        SubgroupMoments(D, classes=[0, 1], groups=[0], covariance="spherical")
+        accumulate(*sample(), covariance="spherical")
     with pytest.raises(ValueError, match="n_features"):
         SubgroupMoments(0, classes=[0, 1], groups=[0])
     with pytest.raises(ValueError, match="classes"):

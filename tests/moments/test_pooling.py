@@ -1,5 +1,9 @@
 """Between one covariance a subgroup and one a group, and the divergence from moments of other rows."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,20 +11,20 @@ from benchmarks import problems
 from fairsteer import FairSteeringTransformer, SubgroupMoments, nearest_ideal
 
 
-def rows(n=900, d=3, seed=0):
+def rows(n: int = 900, d: int = 3, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     y, a = rng.integers(0, 3, n), rng.integers(0, 2, n)
     X = rng.normal(size=(n, d)) * (1 + 0.3 * y[:, None]) + y[:, None] + 0.5 * a[:, None]
     return X, y, a
 
 
-def full_moments(n=900, seed=0):
+def full_moments(n: int = 900, seed: int = 0) -> Any:
     X, y, a = rows(n, seed=seed)
     moments = SubgroupMoments(X.shape[1], classes=[0, 1, 2], groups=["F", "M"], covariance="full")
     return moments.update(X, y, a)
 
 
-def test_pooling_is_friedmans_formula():
+def test_pooling_is_friedmans_formula() -> None:
     moments = full_moments()
     scatters = moments.covariances * moments.weights[..., None, None]
     pooled = moments.pool(0.3)
@@ -32,7 +36,7 @@ def test_pooling_is_friedmans_formula():
 
 
 @pytest.mark.parametrize("shrinkage", [None, "ledoit_wolf", "oas", 0.2])
-def test_pooling_ends_at_full_and_at_tied_covariances(shrinkage):
+def test_pooling_ends_at_full_and_at_tied_covariances(shrinkage: Any) -> None:
     moments = full_moments(60)
     full, tied = moments.shrink(shrinkage).covariances, moments.tie().shrink(shrinkage).covariances
     np.testing.assert_allclose(moments.pool(0).shrink(shrinkage).covariances, full, rtol=1e-12)
@@ -40,7 +44,7 @@ def test_pooling_ends_at_full_and_at_tied_covariances(shrinkage):
     np.testing.assert_allclose(pooled, np.broadcast_to(tied, pooled.shape), rtol=1e-9)
 
 
-def test_pooled_moments_take_no_more_rows():
+def test_pooled_moments_take_no_more_rows() -> None:
     X, y, a = rows()
     pooled = full_moments().pool(0.5)
     with pytest.raises(ValueError, match="accept no more rows"):
@@ -53,7 +57,7 @@ def test_pooled_moments_take_no_more_rows():
         full_moments().pool(2)
 
 
-def test_the_transformer_pools_before_it_shrinks():
+def test_the_transformer_pools_before_it_shrinks() -> None:
     X, y, a = rows()
     steer = FairSteeringTransformer(covariance="full", pooling=0.4).fit(X, y, sensitive_features=a)
     moments = SubgroupMoments(3, classes=[0, 1, 2], groups=[0, 1], covariance="full").update(X, y, a)
@@ -69,7 +73,7 @@ def test_the_transformer_pools_before_it_shrinks():
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_the_divergence_from_its_own_moments_is_the_divergence(covariance):
+def test_the_divergence_from_its_own_moments_is_the_divergence(covariance: Any) -> None:
     data = problems.statistics(3, 2, 4, covariance=covariance, seed=3)
     moments = SubgroupMoments.from_statistics(data.weights, data.means, data.covariances, groups=["F", "M"])
     ideal = nearest_ideal(moments, covariance=covariance)
@@ -87,7 +91,7 @@ def test_the_divergence_from_its_own_moments_is_the_divergence(covariance):
         ideal.divergence_from(SubgroupMoments.from_statistics(data.weights, data.means, data.covariances))
 
 
-def test_full_covariances_of_few_rows_fit_noise():
+def test_full_covariances_of_few_rows_fit_noise() -> None:
     # All subgroups have the same covariance in truth: tied is right, and full learns noise.
     rng = np.random.default_rng(0)
     d, y, a = 8, np.tile([0, 1], 60), np.repeat([0, 1], 60)
@@ -99,7 +103,7 @@ def test_full_covariances_of_few_rows_fit_noise():
     assert full.divergence_from(held_out) > 3 * full.kl_divergence
 
 
-def test_an_empty_cell_of_the_other_moments_adds_nothing_but_its_weight():
+def test_an_empty_cell_of_the_other_moments_adds_nothing_but_its_weight() -> None:
     data = problems.statistics(2, 2, 3, covariance="full", seed=5)
     moments = SubgroupMoments.from_statistics(data.weights, data.means, data.covariances)
     ideal = nearest_ideal(moments, covariance="full")

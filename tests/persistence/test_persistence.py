@@ -414,6 +414,20 @@ def test_loaded_aligner_predicts_as_the_saved_one_did(rows, path, n_classes, con
     assert set(refitted.predict(X, sensitive_features=groups[:150])) <= set(y)
 
 
+@pytest.mark.parametrize("n_classes", [1, 2, 3])
+def test_the_alignment_alone_comes_back(rows, path, n_classes):
+    X, y, group = rows
+    classifier = LogisticRegression() if n_classes > 1 else DummyClassifier()
+    aligner = ScoreAligner(classifier, max_gap=0.3).fit(X, y % n_classes, sensitive_features=group)
+    loaded, scores = _round_trip(aligner.alignment_, path), aligner.estimator_.predict_proba(X)
+    np.testing.assert_array_equal(
+        loaded.predict_proba(scores, sensitive_features=group), aligner.predict_proba(X, sensitive_features=group)
+    )
+    assert repr(loaded) == repr(aligner.alignment_)
+    for found, expected in zip(loaded.gap_band(), aligner.gap_band(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_aligner_of_columns_and_of_scores_without_probabilities(rows, path):
     X, y, group = rows
     frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group, old=np.arange(150) % 2)

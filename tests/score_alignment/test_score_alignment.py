@@ -31,7 +31,7 @@ from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, Scor
 from fairsteer.metrics import equal_opportunity_difference
 from fairsteer.score_alignment._cells import Cells
 from fairsteer.score_alignment._monotone import MonotoneAlignment, ScoreDistribution
-from fairsteer.score_alignment._offsets import OffsetAlignment, VectorScaling
+from fairsteer.score_alignment._offsets import GroupScalings, OffsetAlignment
 from fairsteer.score_alignment._rate_program import RateProgram
 
 CONSTRAINTS = ["equal_opportunity", "demographic_parity"]
@@ -368,7 +368,7 @@ def distorted(proba: np.ndarray, cells: Cells) -> np.ndarray:
 def test_calibration_undoes_what_a_slope_and_offsets_did_to_the_probabilities() -> None:
     proba, cells = class_proba(n=30_000)
     off = distorted(proba, cells)
-    calibrated = VectorScaling.fit(off, cells)(off, cells.group_codes)
+    calibrated = GroupScalings.fit(off, cells)(off, cells.group_codes)
     np.testing.assert_allclose(calibrated.sum(axis=1), 1)
     assert np.abs(off - proba).mean() > 0.05
     assert np.abs(calibrated - proba).mean() < 0.01
@@ -380,9 +380,9 @@ def test_calibration_counts_integer_weights_as_repetitions_and_stays_finite() ->
     kept = (cells.y_codes != 2) | (cells.group_codes != 1)
     some = Cells(cells.y_codes[kept], cells.group_codes[kept], np.ones(kept.sum()), 4, 2, cells.constraint)
     times = np.random.default_rng(0).integers(1, 4, kept.sum())
-    weighted = VectorScaling.fit(proba[kept], some._replace(weight=times.astype(float)))
+    weighted = GroupScalings.fit(proba[kept], some._replace(weight=times.astype(float)))
     repeated = Cells(*(np.repeat(v, times) for v in some[:3]), 4, 2, cells.constraint)
-    again = VectorScaling.fit(np.repeat(proba[kept], times, axis=0), repeated)
+    again = GroupScalings.fit(np.repeat(proba[kept], times, axis=0), repeated)
     np.testing.assert_allclose(weighted.offsets, again.offsets, atol=1e-3)
     assert np.isfinite(weighted.offsets).all()
     assert np.isfinite(weighted(proba, cells.group_codes)).all()
@@ -463,10 +463,10 @@ def test_the_band_holds_at_every_threshold_as_often_as_it_says() -> None:
         aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, [0, 1])), constraint="demographic_parity")
         proba = np.column_stack([expit(-scores), expit(scores)])
         aligner.fit(proba, rng.integers(0, 2, 2 * n), sensitive_features=group)
-        band = aligner.gap_band(confidence=0.8)
+        band = aligner.gap_band(confidence_level=0.8)
         widths.append(band.upper[0, 0, 1])
         # P(mapped > t) in group a is that of the score above the only score that is mapped to t.
-        mapped = [aligner._alignment.mapped(grid, np.full(400, a)) for a in (0, 1)]
+        mapped = [aligner.alignment_.maps.mapped(grid, np.full(400, a)) for a in (0, 1)]
         above = [np.interp(mapped[0], m, np.exp(-grid / scale)) for m, scale in zip(mapped, (1, 2), strict=True)]
         failures += np.abs(above[0] - above[1]).max() > band.upper[0, 0, 1]
     assert failures / 200 <= 0.2
@@ -480,7 +480,7 @@ def test_the_band_of_several_classes_holds_on_fresh_rows() -> None:
         aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, [0, 1, 2])))
         aligner.fit(proba[:500], cells.y_codes[:500], sensitive_features=cells.group_codes[:500])
         chosen = aligner.predict(proba[500:], sensitive_features=cells.group_codes[500:])
-        upper = aligner.gap_band(confidence=0.5).upper
+        upper = aligner.gap_band(confidence_level=0.5).upper
         for k in range(3):
             rate = [(chosen == k)[(cells.y_codes[500:] == k) & (cells.group_codes[500:] == a)].mean() for a in (0, 1)]
             failures += abs(rate[0] - rate[1]) > upper[k, 0, 1]
@@ -490,7 +490,7 @@ def test_the_band_of_several_classes_holds_on_fresh_rows() -> None:
 def test_the_band_is_the_measured_gap_and_two_radii() -> None:
     X, y, group = class_data(n_classes=2)
     aligner = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=group)
-    band = aligner.gap_band(confidence=0.9)
+    band = aligner.gap_band(confidence_level=0.9)
     rows = [((y == 1) & (group == a)).sum() for a in (0, 1)]
     radius = [np.sqrt(np.log(2 * 2 / 0.1) / (2 * n)) for n in rows]
     assert band.rows.tolist() == [rows]
@@ -499,8 +499,8 @@ def test_the_band_is_the_measured_gap_and_two_radii() -> None:
     assert band.classes.tolist() == [1]
     assert band.groups.tolist() == [0, 1]
     for confidence in (0, 1, 1.5):
-        with pytest.raises(ValueError, match="confidence must be in"):
-            aligner.gap_band(confidence=confidence)
+        with pytest.raises(ValueError, match="confidence_level must be in"):
+            aligner.gap_band(confidence_level=confidence)
 
 
 # ---- cross-fitting
@@ -771,7 +771,7 @@ def test_groups_reach_a_classifier_that_takes_them(routing: bool, frozen: bool) 
         assert aligner.score(X, y, sensitive_features=group) > 0.6
     scores = aligner.estimator_.decision_function(X, sensitive_features=group)
     assert aligner.estimator_.steering_.groups_.tolist() == [0, 1]
-    np.testing.assert_allclose(proba, aligner._alignment.proba(scores, group), atol=1e-9)
+    np.testing.assert_allclose(proba, aligner.alignment_.predict_proba(scores, sensitive_features=group), atol=1e-9)
 
 
 def test_groups_reach_the_steering_of_a_pipeline_by_routing() -> None:

@@ -108,9 +108,9 @@ def test_the_module_does_what_transform_does(transformer, make_data):
     names = _names(group)
     transformer.fit(X, y, sensitive_features=names)
     expected = transformer.transform(X, sensitive_features=names)
-    wide = SteeringModule(transformer, dtype=torch.float64)(torch.tensor(X), names)
+    wide = SteeringModule(transformer, dtype=torch.float64)(torch.tensor(X), sensitive_features=names)
     np.testing.assert_allclose(wide, expected, rtol=1e-11, atol=1e-11)
-    single = SteeringModule(transformer)(torch.tensor(X, dtype=torch.float32), names)
+    single = SteeringModule(transformer)(torch.tensor(X, dtype=torch.float32), sensitive_features=names)
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single, expected, rtol=1e-5, atol=1e-5)
 
@@ -122,12 +122,14 @@ def test_logarithms_are_taken_and_undone(make_data):
     expected = steer.transform(X, sensitive_features=group)
     module = SteeringModule(steer)
     rows = torch.tensor(X, dtype=torch.float32)
-    np.testing.assert_allclose(module(rows, group), expected, rtol=1e-5)
+    np.testing.assert_allclose(module(rows, sensitive_features=group), expected, rtol=1e-5)
     # A logarithm in half precision would cost digits that its result has.
-    np.testing.assert_allclose(module.bfloat16()(rows.bfloat16(), group).float(), expected, rtol=0.05)
+    np.testing.assert_allclose(
+        module.bfloat16()(rows.bfloat16(), sensitive_features=group).float(), expected, rtol=0.05
+    )
     rows[0, 0] = 0
     with pytest.raises(ValueError, match=r"'log' needs positive features, but 1 of 2400 values"):
-        module(rows, group)
+        module(rows, sensitive_features=group)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
@@ -145,16 +147,16 @@ def test_vectors_without_logarithms_are_refused_whatever_their_group(strength, g
         rows = good.clone()
         rows[0, 1] = wrong
         with pytest.raises(ValueError, match="'log' needs positive features, but 1 of 8 values"):
-            module(rows, groups)
-        output = compiled(rows, positions)
+            module(rows, sensitive_features=groups)
+        output = compiled(rows, sensitive_features=positions)
         assert output[0].isnan().all()
-        torch.testing.assert_close(output[1], module(good, groups)[1])
+        torch.testing.assert_close(output[1], module(good, sensitive_features=groups)[1])
 
 
 def test_a_compiled_call_knows_unknown_groups_at_strength_zero_too():
     module = SteeringModule(_maps(), strength=0.0)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
-    output = compiled(TOKENS, torch.tensor([1, 7, -1]))
+    output = compiled(TOKENS, sensitive_features=torch.tensor([1, 7, -1]))
     torch.testing.assert_close(output[0], TOKENS[0], rtol=0, atol=0)
     assert output[1:].isnan().all()
 
@@ -182,11 +184,13 @@ def test_large_means_cost_one_rounding(make_data, transformer, offset):
     unit = np.spacing(np.abs(exact).astype(np.float32)) + 4e-6  # of the vector, and of the step
     module = SteeringModule(source)
     rows = torch.tensor(X)
-    assert (np.abs(module(rows, group).numpy() - exact) / unit).max() < 1
+    assert (np.abs(module(rows, sensitive_features=group).numpy() - exact) / unit).max() < 1
     again = SteeringModule.from_state_dict(module.state_dict())
-    torch.testing.assert_close(again(rows, group), module(rows, group), rtol=0, atol=0)
+    torch.testing.assert_close(
+        again(rows, sensitive_features=group), module(rows, sensitive_features=group), rtol=0, atol=0
+    )
     # What half precision costs, it costs of the step: vectors keep the digits they have.
-    half = module.to(torch.bfloat16)(rows, group).numpy()
+    half = module.to(torch.bfloat16)(rows, sensitive_features=group).numpy()
     moved = np.abs(exact - X).max()
     assert np.abs(half - exact).max() <= 0.05 * moved + unit.max()
     if getattr(steer, "unknown_group", "error") == "infer":
@@ -209,10 +213,10 @@ def test_groups_are_inferred_as_transform_infers_them(unknown_group, covariance,
     names[::3] = None
     names[1::3] = "never seen"
     expected = steer.transform(X, sensitive_features=names)
-    np.testing.assert_allclose(module(rows, names), expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(module(rows, sensitive_features=names), expected, rtol=1e-10, atol=1e-10)
     # Tokens one by one, and the probabilities in double precision whatever type the module is moved to.
     tokens = rows.reshape(100, 6, D).half()
-    inferred = module.half()(tokens, torch.tensor(-1))
+    inferred = module.half()(tokens, sensitive_features=torch.tensor(-1))
     assert module._posterior.means.dtype == torch.float64
     expected = steer.transform(tokens.reshape(-1, D).numpy()).reshape(tokens.shape)
     np.testing.assert_allclose(inferred, expected, rtol=0.02, atol=0.02)
@@ -232,7 +236,7 @@ def test_an_ideal_distribution_and_plain_maps_steer_like_the_transformer(data):
     tensors = {a: (torch.tensor(A), torch.tensor(b)) for a, (A, b) in steer.maps_.items()}
     for source in (steer.ideal_, steer.maps_, tensors):
         module = SteeringModule(source, dtype=torch.float64)
-        np.testing.assert_allclose(module(rows, data.group), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(module(rows, sensitive_features=data.group), expected, rtol=1e-12, atol=1e-12)
 
 
 # ---- groups
@@ -254,13 +258,13 @@ def test_an_ideal_distribution_and_plain_maps_steer_like_the_transformer(data):
 )
 def test_groups_may_come_as_labels_or_positions_for_sequences_or_tokens(groups):
     maps = _maps()
-    steered = SteeringModule(maps, dtype=torch.float64)(TOKENS.double(), groups)
+    steered = SteeringModule(maps, dtype=torch.float64)(TOKENS.double(), sensitive_features=groups)
     torch.testing.assert_close(steered, _by_hand(maps, TOKENS, ["x", "f", "m"]))
 
 
 def test_one_label_stands_for_all():
     maps = _maps()
-    steered = SteeringModule(maps)(TOKENS, "x")
+    steered = SteeringModule(maps)(TOKENS, sensitive_features="x")
     torch.testing.assert_close(steered.double(), _by_hand(maps, TOKENS, ["x"] * 3), rtol=1e-6, atol=1e-6)
 
 
@@ -271,16 +275,18 @@ def test_a_tensor_of_numbers_holds_labels_where_the_labels_are_numbers(labels):
     groups = [labels[2], labels[0], labels[1]]
     expected = _by_hand(maps, TOKENS, groups)
     for given in (groups, torch.tensor(groups), torch.tensor(groups).long()):
-        torch.testing.assert_close(module(TOKENS, given).double(), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(module(TOKENS, sensitive_features=given).double(), expected, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match=r"1 of 3 groups are unknown: 3\. Known groups: .*The way out"):
-        module(TOKENS, torch.tensor([3, int(labels[0]), int(labels[1])]))
+        module(TOKENS, sensitive_features=torch.tensor([3, int(labels[0]), int(labels[1])]))
 
 
 def test_fractions_are_labels_too():
     maps = _maps(labels=(0.1, 0.5), still=0.5)
     expected = _by_hand(maps, TOKENS, [0.1, 0.5, 0.1])
     for groups in ([0.1, 0.5, 0.1], torch.tensor([0.1, 0.5, 0.1])):
-        torch.testing.assert_close(SteeringModule(maps)(TOKENS, groups).double(), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            SteeringModule(maps)(TOKENS, sensitive_features=groups).double(), expected, rtol=1e-6, atol=1e-6
+        )
 
 
 def test_intersections_are_labels_in_two_columns(make_data):
@@ -292,11 +298,13 @@ def test_intersections_are_labels_in_two_columns(make_data):
     for source in (steer, steer.ideal_):
         module = SteeringModule(source, dtype=torch.float64)
         for groups in (columns, list(map(tuple, columns)), pd.DataFrame(columns)):
-            np.testing.assert_allclose(module(rows, groups), expected, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(module(rows, sensitive_features=groups), expected, rtol=1e-12, atol=1e-12)
         with pytest.raises(ValueError, match=r"intersections of 2 labels, but groups has shape \(600,\)"):
-            module(rows, columns[:, 0])
+            module(rows, sensitive_features=columns[:, 0])
     tokens, of_tokens = rows.reshape(100, 6, D), columns.reshape(100, 6, 2)
-    np.testing.assert_allclose(module(tokens, of_tokens).reshape(X.shape), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        module(tokens, sensitive_features=of_tokens).reshape(X.shape), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_columns_in_another_order_are_refused_as_transform_refuses_them(make_data):
@@ -304,9 +312,9 @@ def test_columns_in_another_order_are_refused_as_transform_refuses_them(make_dat
     table = pd.DataFrame({"sex": np.array(["f", "m"])[group % 2], "race": np.array(["a", "b"])[group // 2]})
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=table)
     module = SteeringModule(steer)
-    module(torch.tensor(X), table)
+    module(torch.tensor(X), sensitive_features=table)
     with pytest.raises(ValueError, match="Pass the same columns in the same order"):
-        module(torch.tensor(X), table[["race", "sex"]])
+        module(torch.tensor(X), sensitive_features=table[["race", "sex"]])
 
 
 @pytest.mark.parametrize("labels", [np.array(["a", "b", "c", "d"]), np.arange(4)], ids=["names", "numbers"])
@@ -318,9 +326,9 @@ def test_merged_groups_are_steered_by_their_own_labels(labels, make_data):
     assert "(small groups)" in steer.groups_.tolist()
     module = SteeringModule(steer, dtype=torch.float64)
     expected = steer.transform(X, sensitive_features=group)
-    np.testing.assert_allclose(module(torch.tensor(X), group), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(module(torch.tensor(X), sensitive_features=group), expected, rtol=1e-12, atol=1e-12)
     if labels.dtype.kind == "i":
-        by_tensor = module(torch.tensor(X), torch.tensor(group))
+        by_tensor = module(torch.tensor(X), sensitive_features=torch.tensor(group))
         np.testing.assert_allclose(by_tensor, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -329,28 +337,28 @@ def test_unknown_groups_are_refused_with_the_ways_out():
     with pytest.raises(ValueError, match=r"No groups are given, .*'f', 'm', 'x'.*way out.*unknown_group='infer'"):
         module(TOKENS)
     with pytest.raises(ValueError, match=r"2 of 3 rows have a group .*: missing \(1 rows\), 'q' \(1 rows\).*way out"):
-        module(TOKENS, ["f", None, "q"])
+        module(TOKENS, sensitive_features=["f", None, "q"])
     with pytest.raises(ValueError, match="of another type than at fit"):
-        module(TOKENS, [0, 1, 1])
+        module(TOKENS, sensitive_features=[0, 1, 1])
     with pytest.raises(ValueError, match=r"positions in 'f', 'm', 'x', so by 0 to 2, but 2 of 3 are -1, 3.*as a list"):
-        module(TOKENS, torch.tensor([0, 3, -1]))
+        module(TOKENS, sensitive_features=torch.tensor([0, 3, -1]))
 
 
 def test_positions_beyond_the_maps_are_refused_even_where_groups_are_inferred(data):
     steer = FairSteeringTransformer(unknown_group="infer")
     steer.fit(data.X, data.y, sensitive_features=_names(data.group))
     with pytest.raises(ValueError, match=r"so by 0 to 1, but 1 of 2 are 2"):
-        SteeringModule(steer)(torch.zeros(2, 3), torch.tensor([2, -1]))
+        SteeringModule(steer)(torch.zeros(2, 3), sensitive_features=torch.tensor([2, -1]))
 
 
 def test_shapes_that_do_not_go_together_are_refused():
     module = SteeringModule(_maps())
     with pytest.raises(ValueError, match=r"Groups of shape \(2,\) do not go with .* \(3, 5, 4\).*repeat their groups"):
-        module(TOKENS, ["f", "m"])
+        module(TOKENS, sensitive_features=["f", "m"])
     with pytest.raises(ValueError, match=r"maps are of 4 features, .* not torch.float32 of shape \(3, 5, 3\)"):
-        module(TOKENS[..., :3], "f")
+        module(TOKENS[..., :3], sensitive_features="f")
     with pytest.raises(ValueError, match=r"not torch.int64"):
-        module(TOKENS.long(), "f")
+        module(TOKENS.long(), sensitive_features="f")
 
 
 def test_a_transformer_without_groups_leaves_everything(data):
@@ -359,21 +367,23 @@ def test_a_transformer_without_groups_leaves_everything(data):
     module, rows = SteeringModule(steer), torch.tensor(data.X)
     assert module(rows) is rows
     with pytest.raises(ValueError, match="fitted without groups"):
-        module(rows, data.group)
+        module(rows, sensitive_features=data.group)
 
 
 def test_leace_needs_no_groups(data):
     steer = LeaceTransformer().fit(data.X, sensitive_features=data.group)
     module = SteeringModule(steer, dtype=torch.float64)
     for groups in (None, data.group, "anybody"):
-        np.testing.assert_allclose(module(torch.tensor(data.X), groups), steer.transform(data.X), atol=1e-12)
+        np.testing.assert_allclose(
+            module(torch.tensor(data.X), sensitive_features=groups), steer.transform(data.X), atol=1e-12
+        )
 
 
 def test_groups_need_not_be_known_to_torch_when_they_came_in_columns(data):
     table = pd.DataFrame(data.X).assign(sex=_names(data.group))
     table.columns = table.columns.astype(str)
     steer = FairSteeringTransformer(sensitive_columns=["sex"]).fit(table, data.y)
-    steered = SteeringModule(steer, dtype=torch.float64)(torch.tensor(data.X), table["sex"])
+    steered = SteeringModule(steer, dtype=torch.float64)(torch.tensor(data.X), sensitive_features=table["sex"])
     np.testing.assert_allclose(steered, steer.transform(table), rtol=1e-12, atol=1e-12)
 
 
@@ -395,7 +405,7 @@ def test_transforms_that_are_no_affine_maps_are_refused(feature_transform, data)
 def test_a_frozen_scaler_is_folded_in(data):
     scaler = FrozenEstimator(StandardScaler().fit(data.X))
     steer = FairSteeringTransformer(feature_transform=scaler).fit(data.X, data.y, sensitive_features=data.group)
-    steered = SteeringModule(steer, dtype=torch.float64)(torch.tensor(data.X), data.group)
+    steered = SteeringModule(steer, dtype=torch.float64)(torch.tensor(data.X), sensitive_features=data.group)
     expected = steer.transform(data.X, sensitive_features=data.group)
     np.testing.assert_allclose(steered, expected, rtol=1e-12, atol=1e-12)
 
@@ -425,10 +435,10 @@ def test_what_does_not_move_comes_back_bit_for_bit(dtype, module_dtype):
     def bits(tensor):
         return tensor.contiguous().view(torch.uint8).tolist()
 
-    assert bits(module(values, "m")) == bits(values)
-    assert bits(module(torch.stack([values, values]), ["f", "m"])[1]) == bits(values)
+    assert bits(module(values, sensitive_features="m")) == bits(values)
+    assert bits(module(torch.stack([values, values]), sensitive_features=["f", "m"])[1]) == bits(values)
     module.strength = 0
-    assert bits(module(values, "f")) == bits(values)
+    assert bits(module(values, sensitive_features="f")) == bits(values)
 
 
 def test_half_precision_vectors_come_back_as_near_as_their_type_allows():
@@ -438,7 +448,7 @@ def test_half_precision_vectors_come_back_as_near_as_their_type_allows():
     for dtype in (torch.float16, torch.bfloat16):
         x = torch.tensor(rng.normal(size=(500, 64))).to(dtype)
         exact = x.double() @ torch.tensor(A).T + torch.tensor(b)
-        steered = SteeringModule(maps)(x, "f")
+        steered = SteeringModule(maps)(x, sensitive_features="f")
         assert steered.dtype == dtype
         # Half a unit in the last place, and what single precision adds to it.
         half_unit = torch.finfo(dtype).eps / 2
@@ -454,7 +464,7 @@ def test_maps_in_half_precision_cost_digits_of_the_step_alone():
     exact = (x.double() @ torch.tensor(A).T + torch.tensor(b)).numpy()
     step = np.abs(x.double().numpy()) @ np.abs(A - np.eye(d)).T + np.abs(b)
     unit = torch.finfo(torch.bfloat16).eps
-    steered = SteeringModule({"f": (A, b)}).bfloat16()(x, "f")
+    steered = SteeringModule({"f": (A, b)}).bfloat16()(x, sensitive_features="f")
     error = np.abs(steered.double().numpy() - exact)
     assert (error <= unit * (np.abs(exact) / 2 + 2 * step)).all()
     # The matrix itself in half precision is another matter: its diagonal would be rounded to one.
@@ -467,7 +477,7 @@ def test_types_and_devices_move_with_the_module():
     assert module.displacement.dtype == torch.float64
     for move, dtype in ((module.half, torch.float16), (module.bfloat16, torch.bfloat16), (module.float, torch.float32)):
         assert move().offset.dtype == dtype
-        assert module(TOKENS.half(), "f").dtype == torch.float16
+        assert module(TOKENS.half(), sensitive_features="f").dtype == torch.float16
     assert module.to("meta").displacement.device.type == "meta"
     assert not list(module.parameters())
     assert nn.Sequential(SteeringModule(_maps())).to(torch.float16)[0].offset.dtype == torch.float16
@@ -476,13 +486,13 @@ def test_types_and_devices_move_with_the_module():
 def test_single_precision_vectors_are_not_narrowed_by_maps_in_half_precision():
     module = SteeringModule(_maps()).half()
     exact = TOKENS.double() + TOKENS.double() @ module.displacement[0].double().T + module.offset[0].double()
-    torch.testing.assert_close(module(TOKENS, "f").double(), exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(module(TOKENS, sensitive_features="f").double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_autocast_costs_digits_of_the_step_alone():
     maps = _maps()
     with torch.autocast("cpu", torch.bfloat16):
-        steered = SteeringModule(maps)(TOKENS, GROUPS)
+        steered = SteeringModule(maps)(TOKENS, sensitive_features=GROUPS)
     assert steered.dtype == torch.float32
     assert torch.equal(steered[1], TOKENS[1])  # the reference group
     exact = _by_hand(maps, TOKENS, GROUPS)
@@ -503,8 +513,8 @@ def test_strength_may_change_without_a_new_fit(strength, data):
     module.strength = steer.strength = strength
     rows = torch.tensor(data.X, dtype=torch.float32)
     expected = steer.transform(data.X, sensitive_features=data.group)
-    np.testing.assert_allclose(module(rows, data.group), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(module(rows, data.group), given(rows, data.group))
+    np.testing.assert_allclose(module(rows, sensitive_features=data.group), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(module(rows, sensitive_features=data.group), given(rows, sensitive_features=data.group))
     for wrong in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"strength must be in \[0, 1\]"):
             module.strength = wrong
@@ -514,7 +524,7 @@ def test_gradients_are_those_of_the_maps():
     maps = _maps()
     module = SteeringModule(maps, strength=0.5, dtype=torch.float64)
     x = torch.randn(3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    jacobian = torch.autograd.functional.jacobian(lambda x: module(x, ["x", "m", "f"]), x)
+    jacobian = torch.autograd.functional.jacobian(lambda x: module(x, sensitive_features=["x", "m", "f"]), x)
     for i, group in enumerate(["x", "m", "f"]):
         np.testing.assert_allclose(jacobian[i, :, i], 0.5 * np.eye(D) + 0.5 * maps[group][0], atol=1e-12)
         assert not jacobian[i, :, (i + 1) % 3].any()
@@ -545,22 +555,26 @@ def test_a_state_that_runs_no_code_rebuilds_the_module(covariance, make_data):
     module = SteeringModule(steer.fit(X, y, sensitive_features=columns))
     again = SteeringModule.from_state_dict(_saved(module.state_dict()))
     rows = torch.tensor(X, dtype=torch.float32)
-    assert torch.equal(again(rows, columns), module(rows, columns))
+    assert torch.equal(again(rows, sensitive_features=columns), module(rows, sensitive_features=columns))
     assert torch.equal(again(rows), module(rows))
     assert again.strength == 0.4
     assert again.groups == module.groups
     with pytest.raises(ValueError, match="same columns in the same order"):
-        again(rows, columns[["old", "sex"]])
+        again(rows, sensitive_features=columns[["old", "sex"]])
 
 
 def test_loading_a_state_brings_its_labels_along():
     module, other = SteeringModule(_maps()), SteeringModule(_maps(labels=(3, 1, 2), still=3, seed=1))
     other.load_state_dict(_saved(module.state_dict()))
     assert other.groups == ["f", "m", "x"]
-    assert torch.equal(other(TOKENS, ["x", "f", "m"]), module(TOKENS, ["x", "f", "m"]))
-    assert torch.equal(other(TOKENS, torch.tensor([0, 1, 2])), module(TOKENS, ["f", "m", "x"]))
+    assert torch.equal(
+        other(TOKENS, sensitive_features=["x", "f", "m"]), module(TOKENS, sensitive_features=["x", "f", "m"])
+    )
+    assert torch.equal(
+        other(TOKENS, sensitive_features=torch.tensor([0, 1, 2])), module(TOKENS, sensitive_features=["f", "m", "x"])
+    )
     copied = copy.deepcopy(module).half()
-    assert torch.equal(copied.float()(TOKENS, "m"), TOKENS)
+    assert torch.equal(copied.float()(TOKENS, sensitive_features="m"), TOKENS)
 
 
 def test_the_state_of_something_else_is_refused():
@@ -612,19 +626,24 @@ def test_the_module_compiles_into_one_graph(data):
     maps = _maps()
     module = SteeringModule(maps)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(TOKENS, torch.tensor([0, 1, 2])), module(TOKENS, ["f", "m", "x"]))
+    torch.testing.assert_close(
+        compiled(TOKENS, sensitive_features=torch.tensor([0, 1, 2])), module(TOKENS, sensitive_features=["f", "m", "x"])
+    )
     # Nothing can raise in there: what is not known is no number.
-    steered = compiled(TOKENS, torch.tensor([5, 1, -1]))
+    steered = compiled(TOKENS, sensitive_features=torch.tensor([5, 1, -1]))
     assert steered[[0, 2]].isnan().all()
     assert torch.equal(steered[1], TOKENS[1])
-    exported = torch.export.export(module, (TOKENS, torch.tensor([0, 1, 2]))).module()
-    assert torch.equal(exported(TOKENS, torch.tensor([2, 1, 0])), compiled(TOKENS, torch.tensor([2, 1, 0])))
+    exported = torch.export.export(module, (TOKENS,), {"sensitive_features": torch.tensor([0, 1, 2])}).module()
+    assert torch.equal(
+        exported(TOKENS, sensitive_features=torch.tensor([2, 1, 0])),
+        compiled(TOKENS, sensitive_features=torch.tensor([2, 1, 0])),
+    )
     rows, groups = torch.tensor(data.X[:4]), torch.tensor([0, -1, 1, -1])
     for unknown_group in ("infer", "infer_hard"):
         steer = FairSteeringTransformer(unknown_group=unknown_group)
         module = SteeringModule(steer.fit(data.X, data.y, sensitive_features=data.group), dtype=torch.float64)
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(rows, groups), module(rows, groups))
+        torch.testing.assert_close(compiled(rows, sensitive_features=groups), module(rows, sensitive_features=groups))
 
 
 # ---- hooks
@@ -701,7 +720,7 @@ def tower():
 def test_hidden_states_are_steered_before_the_next_layer_sees_them(tower):
     maps, name = _maps(), "body.blocks.1"
     before = tower(TOKENS)
-    with steering_hooks(tower, {name: maps}, groups=GROUPS) as steering:
+    with steering_hooks(tower, {name: maps}, sensitive_features=GROUPS) as steering:
         assert steering.layers == [name]
         steered = tower(TOKENS)
     expected = _with_built_in(tower, name, maps, GROUPS)(TOKENS)
@@ -718,10 +737,10 @@ def test_a_pattern_names_several_layers_and_no_parts_of_them(tower):
         expected = tower
         for number in numbers:
             expected = _with_built_in(expected, f"body.blocks.{number}", maps, GROUPS)
-        with steering_hooks(tower, {pattern: maps}, groups=GROUPS) as steering:
+        with steering_hooks(tower, {pattern: maps}, sensitive_features=GROUPS) as steering:
             assert steering.layers == [f"body.blocks.{number}" for number in numbers]
             torch.testing.assert_close(tower(TOKENS), expected(TOKENS), rtol=1e-5, atol=1e-5)
-    with steering_hooks(tower, {"": {"m": (np.eye(2), np.ones(2))}}, groups="m"):
+    with steering_hooks(tower, {"": {"m": (np.eye(2), np.ones(2))}}, sensitive_features="m"):
         steered = tower(TOKENS)
     torch.testing.assert_close(steered, tower(TOKENS) + 1)
 
@@ -733,11 +752,14 @@ def test_every_kind_of_source_steers(tower, make_data):
     with torch.no_grad():
         outputs = []
         for source in (steer, steer.ideal_, steer.maps_, SteeringModule(steer)):
-            with steering_hooks(tower, {"body.blocks.0": source}, groups=GROUPS):
+            with steering_hooks(tower, {"body.blocks.0": source}, sensitive_features=GROUPS):
                 outputs.append(tower(TOKENS))
     for output in outputs:
         torch.testing.assert_close(output, outputs[0])
-    with pytest.raises(TypeError, match="not from str"), steering_hooks(tower, {"body.blocks.0": "maps"}, groups="f"):
+    with (
+        pytest.raises(TypeError, match="not from str"),
+        steering_hooks(tower, {"body.blocks.0": "maps"}, sensitive_features="f"),
+    ):
         pass
 
 
@@ -768,11 +790,11 @@ def test_outputs_of_several_parts_keep_their_form(form, take):
     maps, tower, plain = _maps(), Tower(form, take), Tower()
     plain.load_state_dict(tower.state_dict())
     seen = []
-    with steering_hooks(tower, {"body.blocks.*": maps}, groups=GROUPS):
+    with steering_hooks(tower, {"body.blocks.*": maps}, sensitive_features=GROUPS):
         handle = tower.body["blocks"][1].register_forward_hook(lambda module, args, output: seen.append(output))
         steered = tower(TOKENS)
         handle.remove()
-    with steering_hooks(plain, {"body.blocks.*": maps}, groups=GROUPS):
+    with steering_hooks(plain, {"body.blocks.*": maps}, sensitive_features=GROUPS):
         assert torch.equal(plain(TOKENS), steered)
     [output], fresh = seen, form(TOKENS)
     assert type(output) is type(fresh)
@@ -794,7 +816,7 @@ def test_an_output_without_hidden_states_is_refused(form, message):
     tower = Tower(form)
     with (
         pytest.raises(TypeError, match=rf"output of 'body.blocks.0' holds no hidden states: it is {message}"),
-        steering_hooks(tower, {"body.blocks.0": _maps()}, groups=GROUPS),
+        steering_hooks(tower, {"body.blocks.0": _maps()}, sensitive_features=GROUPS),
     ):
         tower(TOKENS)
     assert not _n_hooks(tower)
@@ -811,7 +833,7 @@ def test_an_output_without_hidden_states_is_refused(form, message):
 )
 def test_a_name_that_no_layer_has_is_refused_with_names_near_it(tower, name, near):
     message = rf"No layer of Tower is called '{re.escape(name)}'\. Names near it: .*{near}"
-    with pytest.raises(ValueError, match=message), steering_hooks(tower, {name: _maps()}, groups=GROUPS):
+    with pytest.raises(ValueError, match=message), steering_hooks(tower, {name: _maps()}, sensitive_features=GROUPS):
         pass
     assert not _n_hooks(tower)
 
@@ -820,34 +842,34 @@ def test_a_layer_is_named_once(tower):
     maps = _maps()
     twice = {"body.blocks.*": maps, "body.blocks.1": maps}
     message = r"'body.blocks.1' is named twice, by 'body.blocks.\*' and by 'body.blocks.1'"
-    with pytest.raises(ValueError, match=message), steering_hooks(tower, twice, groups=GROUPS):
+    with pytest.raises(ValueError, match=message), steering_hooks(tower, twice, sensitive_features=GROUPS):
         pass
     tower.alias = tower.head
     twice = {"head": maps, "alias": maps}
-    with pytest.raises(ValueError, match="named twice"), steering_hooks(tower, twice, groups=GROUPS):
+    with pytest.raises(ValueError, match="named twice"), steering_hooks(tower, twice, sensitive_features=GROUPS):
         pass
     assert not _n_hooks(tower)
 
 
 def test_hooks_are_removed_whatever_happens(tower):
     maps, layers = _maps(), {"body.blocks.*": _maps()}
-    with steering_hooks(tower, layers, groups=GROUPS):
+    with steering_hooks(tower, layers, sensitive_features=GROUPS):
         assert _n_hooks(tower) > 3
         tower(TOKENS)
     assert not _n_hooks(tower)
-    with pytest.raises(KeyError), steering_hooks(tower, layers, groups=GROUPS):
+    with pytest.raises(KeyError), steering_hooks(tower, layers, sensitive_features=GROUPS):
         raise KeyError
     assert not _n_hooks(tower)
     # In the forward pass: more sequences than groups.
-    with pytest.raises(ValueError, match="do not go with"), steering_hooks(tower, layers, groups=GROUPS):
+    with pytest.raises(ValueError, match="do not go with"), steering_hooks(tower, layers, sensitive_features=GROUPS):
         tower(torch.cat([TOKENS, TOKENS]))
     assert not _n_hooks(tower)
     # While entering: an unknown group, no such layer, a wrong mask, a wrong strength, a hook that cannot be registered.
     wrong = [
-        (layers, {"groups": "q"}),
-        ({**layers, "nowhere": maps}, {"groups": GROUPS}),
-        (layers, {"groups": GROUPS, "token_mask": [1, 0]}),
-        (layers, {"groups": GROUPS, "strength": 2}),
+        (layers, {"sensitive_features": "q"}),
+        ({**layers, "nowhere": maps}, {"sensitive_features": GROUPS}),
+        (layers, {"sensitive_features": GROUPS, "token_mask": [1, 0]}),
+        (layers, {"sensitive_features": GROUPS, "strength": 2}),
     ]
     for some, keywords in wrong:
         with pytest.raises(ValueError, match=r"."), steering_hooks(tower, some, **keywords):
@@ -858,7 +880,7 @@ def test_hooks_are_removed_whatever_happens(tower):
         raise RuntimeError("no hook here")
 
     tower.body["blocks"][2].register_forward_hook = fail
-    with pytest.raises(RuntimeError, match="no hook here"), steering_hooks(tower, layers, groups=GROUPS):
+    with pytest.raises(RuntimeError, match="no hook here"), steering_hooks(tower, layers, sensitive_features=GROUPS):
         pass
     assert not _n_hooks(tower)
 
@@ -866,7 +888,7 @@ def test_hooks_are_removed_whatever_happens(tower):
 def test_a_layer_that_was_not_run_is_reported(tower):
     with (
         pytest.warns(UserWarning, match=r"No hidden state of 'body.blocks.1' was steered: the layer was not run"),
-        steering_hooks(tower, {"body.blocks.[01]": _maps()}, groups=GROUPS),
+        steering_hooks(tower, {"body.blocks.[01]": _maps()}, sensitive_features=GROUPS),
     ):
         tower.body["blocks"][0](TOKENS)
 
@@ -887,7 +909,7 @@ def test_padding_comes_through_bit_for_bit(tower):
         ({}, lambda: nn.Sequential(OrderedDict(tower=tower))[0](TOKENS, attention_mask=MASK)),
     ]
     for keywords, call in calls:
-        with steering_hooks(tower, {name: maps}, groups=GROUPS, **keywords):
+        with steering_hooks(tower, {name: maps}, sensitive_features=GROUPS, **keywords):
             torch.testing.assert_close(call(), expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(seen[-1][MASK == 0], seen[0][MASK == 0])
         assert not (seen[-1] == seen[0])[MASK.bool()].reshape(-1, D).all()
@@ -903,13 +925,13 @@ def test_padding_is_not_even_looked_at(unknown_group, make_data):
     groups = GROUPS if unknown_group == "error" else ["x", None, "f"]
     layer = nn.Identity()
     padded = torch.where(MASK[..., None] == 1, hidden, -1)
-    with steering_hooks(layer, {"": steer}, groups=groups, token_mask=MASK):
+    with steering_hooks(layer, {"": steer}, sensitive_features=groups, token_mask=MASK):
         steered = layer(padded)
     expected = steer.transform(hidden.reshape(-1, D).numpy(), sensitive_features=np.repeat(groups, 5)).reshape(3, 5, D)
     torch.testing.assert_close(steered, torch.where(MASK[..., None] == 1, torch.tensor(expected), -1))
     with (
         pytest.raises(ValueError, match="'log' needs positive features"),
-        steering_hooks(layer, {"": steer}, groups=groups),
+        steering_hooks(layer, {"": steer}, sensitive_features=groups),
     ):
         layer(padded)
 
@@ -926,14 +948,14 @@ def test_the_mask_of_a_model_inside_another_is_found(tower):
 
     maps = _maps()
     expected = _with_built_in(tower, "body.blocks.0", maps, GROUPS, MASK)(TOKENS)
-    with steering_hooks(Pipeline(), {"tower.body.blocks.0": maps}, groups=GROUPS) as steering:
+    with steering_hooks(Pipeline(), {"tower.body.blocks.0": maps}, sensitive_features=GROUPS) as steering:
         torch.testing.assert_close(Pipeline()(TOKENS), expected, rtol=1e-5, atol=1e-5)
         steering.token_mask = MASK
         torch.testing.assert_close(tower(TOKENS), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_masks_that_say_nothing_of_padding_are_refused(tower):
-    with steering_hooks(tower, {"head": _maps(2)}, groups=GROUPS) as steering:
+    with steering_hooks(tower, {"head": _maps(2)}, sensitive_features=GROUPS) as steering:
         with pytest.raises(
             ValueError, match=r"mask of shape \(3, 1, 5, 5\) does not say which of 5 tokens .*token_mask="
         ):
@@ -942,7 +964,7 @@ def test_masks_that_say_nothing_of_padding_are_refused(tower):
             tower(TOKENS, attention_mask={"full": None})
         steering.token_mask = MASK
         tower(TOKENS, attention_mask=torch.ones(3, 1, 5, 5))
-        steering.groups = "f"
+        steering.sensitive_features = "f"
         with pytest.raises(ValueError, match=r"mask of shape \(3, 5\) does not go with .*'head', of shape \(2, 5, 2\)"):
             tower(TOKENS[:2])
         with pytest.raises(ValueError, match=r"token_mask has 5 tokens, this forward pass 2, and neither a cache"):
@@ -952,7 +974,7 @@ def test_masks_that_say_nothing_of_padding_are_refused(tower):
 @torch.no_grad()
 def test_outputs_without_an_axis_of_tokens_are_steered_whole(tower):
     maps = _maps()
-    with steering_hooks(tower, {"body.blocks.0": maps}, groups=GROUPS, token_mask=MASK):
+    with steering_hooks(tower, {"body.blocks.0": maps}, sensitive_features=GROUPS, token_mask=MASK):
         steered = tower(TOKENS[:, 0])
     expected = _with_built_in(tower, "body.blocks.0", maps, GROUPS)(TOKENS[:, 0])
     torch.testing.assert_close(steered, expected, rtol=1e-5, atol=1e-5)
@@ -963,21 +985,21 @@ def test_groups_may_be_set_when_the_hooks_are_there(tower):
     with steering_hooks(tower, {"body.blocks.0": _maps()}) as steering:
         with pytest.raises(ValueError, match="No groups are given, but the module moves vectors by the groups"):
             tower(TOKENS)
-        steering.groups = "m"
+        steering.sensitive_features = "m"
         assert torch.equal(tower(TOKENS), before)
         with pytest.raises(ValueError, match="'q'"):
-            steering.groups = "q"
-        assert steering.groups == "m"
+            steering.sensitive_features = "q"
+        assert steering.sensitive_features == "m"
 
 
 @torch.no_grad()
 def test_groups_and_strength_may_change_between_batches(tower):
     maps, name = _maps(), "body.blocks.0"
-    with steering_hooks(tower, {name: maps}, groups=GROUPS) as steering:
-        assert steering.groups is GROUPS
+    with steering_hooks(tower, {name: maps}, sensitive_features=GROUPS) as steering:
+        assert steering.sensitive_features is GROUPS
         assert steering.strength is None
         for groups, strength in ((["f", "f", "x"], None), (torch.tensor([2, 1, 0]), 0.25), ("x", 0.0)):
-            steering.groups, steering.strength = groups, strength
+            steering.sensitive_features, steering.strength = groups, strength
             names = ["x", "m", "f"] if isinstance(groups, torch.Tensor) else list(groups) * (3 // len(groups))
             built_in = _with_built_in(tower, name, maps, names, strength=1.0 if strength is None else strength)
             torch.testing.assert_close(tower(TOKENS), built_in(TOKENS), rtol=1e-5, atol=1e-5)
@@ -985,7 +1007,7 @@ def test_groups_and_strength_may_change_between_batches(tower):
 
 def test_the_strength_of_a_module_of_yours_comes_back(tower):
     module = SteeringModule(_maps(), strength=0.3)
-    with steering_hooks(tower, {"body.blocks.0": module}, groups=GROUPS, strength=0.9) as steering:
+    with steering_hooks(tower, {"body.blocks.0": module}, sensitive_features=GROUPS, strength=0.9) as steering:
         assert module.strength == 0.9
         steering.strength = None
         assert module.strength == 0.3
@@ -993,7 +1015,7 @@ def test_the_strength_of_a_module_of_yours_comes_back(tower):
         steering.strength = 1
         tower(TOKENS)
     assert module.strength == 0.4
-    with steering_hooks(tower, {"body.blocks.0": module}, groups=GROUPS):
+    with steering_hooks(tower, {"body.blocks.0": module}, sensitive_features=GROUPS):
         module.strength = 0.5  # yours to change where the context is not asked to
         tower(TOKENS)
     assert module.strength == 0.5
@@ -1011,16 +1033,16 @@ class Shift(nn.Module):
         super().__init__()
         self.shift, self.seen = nn.Parameter(torch.ones(D)), []
 
-    def forward(self, hidden, groups):
-        self.seen.append(groups)
+    def forward(self, hidden, sensitive_features):
+        self.seen.append(sensitive_features)
         return hidden + self.shift.to(hidden.dtype)
 
 
 def test_any_module_of_hidden_states_and_groups_may_steer(tower):
     module = Shift()
-    with steering_hooks(tower, {"body.blocks.2": module}, groups=["anything"], token_mask=MASK) as steering:
+    with steering_hooks(tower, {"body.blocks.2": module}, sensitive_features=["anything"], token_mask=MASK) as steering:
         steered = tower(TOKENS)
-        steering.groups = torch.tensor([7])
+        steering.sensitive_features = torch.tensor([7])
         tower(TOKENS)
     difference = steered - tower(TOKENS)
     expected = MASK[..., None] * (tower.head.weight @ module.shift)
@@ -1032,10 +1054,15 @@ def test_any_module_of_hidden_states_and_groups_may_steer(tower):
     message = "strength=0.5 has no meaning for the module at 'body.blocks.2'"
     with pytest.raises(ValueError, match=message), steering_hooks(tower, {"body.blocks.2": module}, strength=0.5):
         pass
-    narrow = nn.Bilinear(D, 1, 2)
+
+    class Narrow(nn.Linear):
+        def forward(self, hidden, sensitive_features):
+            return super().forward(hidden)
+
+    narrow = Narrow(D, 2)
     with (
-        pytest.raises(ValueError, match=r"Bilinear returned torch.float32 of shape \(3, 5, 2\) for hidden states"),
-        steering_hooks(tower, {"body.blocks.2": narrow}, groups=torch.ones(3, 5, 1)),
+        pytest.raises(ValueError, match=r"Narrow returned torch.float32 of shape \(3, 5, 2\) for hidden states"),
+        steering_hooks(tower, {"body.blocks.2": narrow}, sensitive_features=torch.ones(3, 5)),
     ):
         tower(TOKENS)
 
@@ -1046,14 +1073,17 @@ def test_the_hooks_of_an_inner_context_come_before_those_of_an_outer_one(tower):
     seen = []
     tower.body["blocks"][1].register_forward_hook(lambda module, args, output: seen.append(output))
     tower(TOKENS)
-    with steering_hooks(tower, {name: double}, groups="m"), steering_hooks(tower, {name: shift}, groups="m"):
+    with (
+        steering_hooks(tower, {name: double}, sensitive_features="m"),
+        steering_hooks(tower, {name: shift}, sensitive_features="m"),
+    ):
         tower(TOKENS)
     torch.testing.assert_close(seen[1], 2 * (seen[0] + 1))
 
 
 def test_gradients_flow_through_the_hooks(tower):
     maps, hidden = _maps(), TOKENS.clone().requires_grad_()
-    with steering_hooks(tower, {"body.blocks.1": maps}, groups=GROUPS):
+    with steering_hooks(tower, {"body.blocks.1": maps}, sensitive_features=GROUPS):
         [steered] = torch.autograd.grad(tower(hidden).square().sum(), hidden)
     first, second, third = tower.body["blocks"]
     A, b = (torch.tensor(np.stack(part), dtype=torch.float32) for part in zip(*map(maps.get, GROUPS), strict=True))
@@ -1070,9 +1100,9 @@ def test_each_layer_is_steered_in_its_own_precision():
     model = nn.Sequential(single, Cast(), double)
     maps = _maps()
     with torch.no_grad():
-        with steering_hooks(model, {"0": maps, "2": maps}, groups=GROUPS):
+        with steering_hooks(model, {"0": maps, "2": maps}, sensitive_features=GROUPS):
             steered = model(TOKENS)
-        first = SteeringModule(maps)(single(TOKENS), GROUPS)
+        first = SteeringModule(maps)(single(TOKENS), sensitive_features=GROUPS)
         expected = _by_hand(maps, double(first.double()), GROUPS)
     torch.testing.assert_close(steered, expected, rtol=1e-12, atol=1e-12)
 
@@ -1082,7 +1112,7 @@ def test_each_layer_is_steered_in_its_own_precision():
 def test_models_in_other_types_stay_in_them(tower, dtype):
     maps, name = _maps(), "body.blocks.1"
     tower, tokens = tower.to(dtype), TOKENS.to(dtype)
-    with steering_hooks(tower, {name: maps}, groups=GROUPS):
+    with steering_hooks(tower, {name: maps}, sensitive_features=GROUPS):
         steered = tower(tokens)
     assert steered.dtype == dtype
     # Maps no narrower than single precision: the same rounding as of the exact result.
@@ -1095,10 +1125,10 @@ def test_models_in_other_types_stay_in_them(tower, dtype):
 def test_a_compiled_model_is_steered_when_it_first_runs_in_the_context(tower):
     maps, name = _maps(), "body.blocks.1"
     compiled = torch.compile(tower, fullgraph=True, backend="aot_eager")
-    with steering_hooks(compiled, {name: maps}, groups=GROUPS) as steering:
+    with steering_hooks(compiled, {name: maps}, sensitive_features=GROUPS) as steering:
         steered = compiled(TOKENS, attention_mask=MASK)
         torch.testing.assert_close(steered, _with_built_in(tower, name, maps, GROUPS, MASK)(TOKENS))
-        steering.groups = ["f", "x", "m"]
+        steering.sensitive_features = ["f", "x", "m"]
         with torch.compiler.set_stance("fail_on_recompile"):
             steered = compiled(TOKENS, attention_mask=MASK)
         torch.testing.assert_close(steered, _with_built_in(tower, name, maps, "fxm", MASK)(TOKENS))
@@ -1106,7 +1136,7 @@ def test_a_compiled_model_is_steered_when_it_first_runs_in_the_context(tower):
     # Once it has run without hooks it goes on without, and says so.
     with (
         pytest.warns(UserWarning, match="If the model was compiled, run it for the first time inside the context"),
-        steering_hooks(compiled, {name: maps}, groups=GROUPS),
+        steering_hooks(compiled, {name: maps}, sensitive_features=GROUPS),
     ):
         compiled(TOKENS)
 
@@ -1149,7 +1179,7 @@ IDS = torch.randint(2, 40, (3, 5), generator=torch.Generator().manual_seed(0))
 def test_an_encoder_is_steered_and_its_padding_left(encoder):
     maps, inputs = _maps(8), {"input_ids": IDS, "attention_mask": MASK}
     expected = _with_built_in(encoder, "encoder.layer.1", maps, GROUPS, MASK)(**inputs).last_hidden_state
-    with steering_hooks(encoder, {"encoder.layer.1": maps}, groups=GROUPS):
+    with steering_hooks(encoder, {"encoder.layer.1": maps}, sensitive_features=GROUPS):
         output = encoder(**inputs, output_hidden_states=True)
     torch.testing.assert_close(output.last_hidden_state, expected, rtol=1e-5, atol=1e-5)
     # Whoever asks for hidden states gets what the next layer saw.
@@ -1157,7 +1187,7 @@ def test_an_encoder_is_steered_and_its_padding_left(encoder):
     steered = _by_hand(maps, seen, GROUPS, MASK).float()
     torch.testing.assert_close(output.hidden_states[2], steered, rtol=1e-5, atol=1e-5)
     assert torch.equal(output.hidden_states[2][MASK == 0], seen[MASK == 0])
-    with steering_hooks(encoder, {"encoder": maps}, groups=GROUPS):
+    with steering_hooks(encoder, {"encoder": maps}, sensitive_features=GROUPS):
         whole = encoder(**inputs)
     last = encoder(**inputs).last_hidden_state
     torch.testing.assert_close(
@@ -1176,7 +1206,7 @@ def test_a_decoder_is_steered_by_its_own_mask_and_not_by_the_encoders(transforme
     inputs = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS[:, :3]}
     inputs["decoder_attention_mask"] = target_mask
     for name, mask in (("encoder.block.0", MASK), ("decoder.block.0", target_mask)):
-        with steering_hooks(model, {name: maps}, groups=GROUPS):
+        with steering_hooks(model, {name: maps}, sensitive_features=GROUPS):
             steered = model(**inputs).logits
         expected = _with_built_in(model, name, maps, GROUPS, mask)(**inputs).logits
         torch.testing.assert_close(steered, expected, rtol=1e-4, atol=1e-4)
@@ -1204,7 +1234,7 @@ def test_generation_with_a_cache_is_steered_as_without_one(language_model, from_
     token_mask = None
     if from_token:
         token_mask = torch.stack([torch.arange(5) >= 5 - length + from_token for length in lengths])
-    with steering_hooks(model, {name: maps}, groups=GROUPS, token_mask=token_mask):
+    with steering_hooks(model, {name: maps}, sensitive_features=GROUPS, token_mask=token_mask):
         both = [
             model.generate(input_ids=IDS, attention_mask=attention_mask, use_cache=use_cache, **keywords)
             for use_cache in (True, False)
@@ -1225,7 +1255,7 @@ def test_prompts_of_one_length_keep_their_token_mask_while_the_cache_grows(langu
     # generate drops an attention mask of ones, so that the cache alone tells where a token is.
     (model, name), maps, n_new = language_model, _maps(8), 4
     token_mask = torch.arange(5).expand(3, 5) >= 3
-    with steering_hooks(model, {name: maps}, groups=GROUPS, token_mask=token_mask):
+    with steering_hooks(model, {name: maps}, sensitive_features=GROUPS, token_mask=token_mask):
         for use_cache in (True, False):
             sequences = model.generate(
                 input_ids=IDS,
@@ -1244,13 +1274,13 @@ def test_beams_need_their_groups_repeated(language_model):
     keywords = {"max_new_tokens": 3, "num_beams": 2, "num_return_sequences": 2, "do_sample": False}
     with (
         pytest.raises(ValueError, match=r"Groups of shape \(3,\) .* \(6, 5, 8\).*beams.*repeat their groups"),
-        steering_hooks(model, {name: maps}, groups=GROUPS),
+        steering_hooks(model, {name: maps}, sensitive_features=GROUPS),
     ):
         model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **keywords)
-    with steering_hooks(model, {name: maps}, groups=np.repeat(GROUPS, 2)):
+    with steering_hooks(model, {name: maps}, sensitive_features=np.repeat(GROUPS, 2)):
         together = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **keywords)
     for i, group in enumerate(GROUPS):
-        with steering_hooks(model, {name: maps}, groups=group):
+        with steering_hooks(model, {name: maps}, sensitive_features=group):
             alone = model.generate(input_ids=IDS[[i]], attention_mask=torch.ones(1, 5, dtype=torch.long), **keywords)
         assert torch.equal(together[2 * i : 2 * i + 2], alone)
 
@@ -1260,7 +1290,7 @@ def test_a_cache_of_fixed_size_works_with_a_token_mask(language_model):
     (model, name), maps = language_model, _maps(8)
     attention_mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
     keywords = {"input_ids": IDS, "attention_mask": attention_mask, "max_new_tokens": 4, "do_sample": False}
-    with steering_hooks(model, {name: maps}, groups=GROUPS) as steering:
+    with steering_hooks(model, {name: maps}, sensitive_features=GROUPS) as steering:
         grown = model.generate(**keywords)
         with pytest.raises(ValueError, match=r"The attention mask of shape .* The way out: pass token_mask="):
             model.generate(**keywords, cache_implementation="static")
@@ -1492,14 +1522,14 @@ def test_from_activations_to_steering(tower):
     with torch.no_grad():
         outputs = []
         for source in (ideal, steer):
-            with steering_hooks(tower, {name: source}, groups=batches[0][2]):
+            with steering_hooks(tower, {name: source}, sensitive_features=batches[0][2]):
                 outputs.append(tower(**inputs[0][0]))
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
     # An affine map commutes with the mean over tokens: steering tokens steers what is pooled.
     pooled = []
     for source in (None, ideal):
         layers = {} if source is None else {name: source}
-        with steering_hooks(tower, layers, groups=batches[0][2]):
+        with steering_hooks(tower, layers, sensitive_features=batches[0][2]):
             [own] = collect_activations(tower, inputs[:1], "body.blocks.1").values()
             pooled.append(own)
     for a, label in enumerate(pooled[0].groups.tolist()):
@@ -1535,7 +1565,7 @@ def test_from_text_through_a_hooked_encoder_is_steering_what_is_stored(transform
 
         seen = []
         recorder = model.get_submodule(layer).register_forward_hook(lambda *args, seen=seen: seen.append(args[-1]))
-        with torch.no_grad(), steering_hooks(model, {layer: steer}, groups=groups) as steering:
+        with torch.no_grad(), steering_hooks(model, {layer: steer}, sensitive_features=groups) as steering:
             for strength in (0, 1):
                 steering.strength = strength
                 model(**inputs)

@@ -110,7 +110,7 @@ def test_tables_of_groups_give_the_same_maps(data: Any, frame: str) -> None:
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-def test_frames_give_the_same_maps(data: Any, columns: dict, frame: str) -> None:
+def test_frames_give_the_same_maps(data: Any, columns: dict[Any, Any], frame: str) -> None:
     X = FRAMES[frame](columns)
     plain = FairSteeringTransformer().fit(data.X, data.y, sensitive_features=columns["sex"])
     steer = FairSteeringTransformer(sensitive_columns="sex").fit(X, data.y)
@@ -125,7 +125,7 @@ def test_frames_give_the_same_maps(data: Any, columns: dict, frame: str) -> None
 
 
 @pytest.mark.parametrize("rows", [lambda array: array, lambda array: array.tolist()])
-def test_arrays_and_lists_give_the_same_maps(data: Any, columns: dict, rows: Callable) -> None:
+def test_arrays_and_lists_give_the_same_maps(data: Any, columns: dict[Any, Any], rows: Callable[..., Any]) -> None:
     array = np.array([columns[name] for name in columns], dtype=object).T
     plain = FairSteeringTransformer().fit(data.X, data.y, sensitive_features=columns["sex"])
     steer = FairSteeringTransformer(sensitive_columns=1).fit(rows(array), data.y)
@@ -140,7 +140,7 @@ def test_arrays_and_lists_give_the_same_maps(data: Any, columns: dict, rows: Cal
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("beside", [False, True])
 def test_columns_in_another_order_raise_the_error_of_scikit_learn(
-    data: Any, columns: dict, frame: str, beside: bool
+    data: Any, columns: dict[Any, Any], frame: str, beside: bool
 ) -> None:
     names = [name for name in columns if not (beside and name == "sex")]
     groups = {"sensitive_features": columns["sex"]} if beside else {}
@@ -158,12 +158,13 @@ def test_columns_in_another_order_raise_the_error_of_scikit_learn(
 
 @pytest.mark.parametrize("container", ["pandas", "polars"])
 @pytest.mark.parametrize("frame", FRAMES)
-def test_output_in_any_frame(data: Any, columns: dict, frame: str, container: str) -> None:
+def test_output_in_any_frame(data: Any, columns: dict[Any, Any], frame: str, container: str) -> None:
     X = FRAMES[frame](columns)
     steer = FairSteeringTransformer(sensitive_columns="sex")
     plain = steer.fit_transform(X, data.y)
     steered = steer.set_output(transform=container).transform(X)
-    assert type(steered) is {"pandas": pd.DataFrame, "polars": pl.DataFrame}[container]
+    frames: dict[str, Any] = {"pandas": pd.DataFrame, "polars": pl.DataFrame}
+    assert type(steered) is frames[container]
     assert list(steered.columns) == ["a", "b", "c"]
     np.testing.assert_array_equal(steered.to_numpy(), plain)
 
@@ -195,7 +196,9 @@ WAYS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_columns_are_named_as_for_a_column_transformer(data: Any, columns: dict, way: str, tmp_path: Any) -> None:
+def test_columns_are_named_as_for_a_column_transformer(
+    data: Any, columns: dict[Any, Any], way: str, tmp_path: Any
+) -> None:
     X = pd.DataFrame(columns)
     plain = FairSteeringTransformer(sensitive_columns="sex").fit(X, data.y)
     steer = FairSteeringTransformer(sensitive_columns=WAYS[way]).fit(X, data.y)
@@ -210,7 +213,7 @@ def test_columns_are_named_as_for_a_column_transformer(data: Any, columns: dict,
     assert_same_maps(clone(loaded).fit(X, data.y), plain)
 
 
-def test_functions_see_the_frame_as_it_comes_and_only_at_fit(data: Any, columns: dict) -> None:
+def test_functions_see_the_frame_as_it_comes_and_only_at_fit(data: Any, columns: dict[Any, Any]) -> None:
     seen = []
 
     def select(X: Any) -> list[str]:
@@ -252,6 +255,6 @@ def test_a_function_of_an_array(data: Any) -> None:
         (True, "is a mask of 1 columns"),
     ],
 )
-def test_columns_that_cannot_be_found_are_named(data: Any, columns: dict, way: Any, message: str) -> None:
+def test_columns_that_cannot_be_found_are_named(data: Any, columns: dict[Any, Any], way: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FairSteeringTransformer(sensitive_columns=way).fit(pd.DataFrame(columns), data.y)

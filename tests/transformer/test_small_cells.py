@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
@@ -16,7 +17,9 @@ from fairsteer._utils.types import CovarianceModel
 MODELS: list[CovarianceModel] = ["tied", "full", "diagonal"]
 
 
-def unbalanced(n: int = 900, n_groups: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def unbalanced(
+    n: int = 900, n_groups: int = 6, seed: int = 0
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Rows of three classes; the last groups are ever smaller, the last one has no row of class 2."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 3, n)
@@ -148,8 +151,8 @@ def test_merged_groups_are_the_group_of_their_rows(covariance: CovarianceModel) 
     for one, two in zip(merged._sums()[:4], expected._sums()[:4], strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-10, atol=1e-10)
     if covariance != "tied":  # tied moments keep no covariance of a class, so a term is approximate
-        intensities = (part.shrinkage_intensity("ledoit_wolf") for part in (merged, expected))
-        np.testing.assert_allclose(*intensities, rtol=1e-9)
+        one, two = (part.shrinkage_intensity("ledoit_wolf") for part in (merged, expected))
+        np.testing.assert_allclose(one, two, rtol=1e-9)
     with pytest.raises(ValueError, match="7 is no group"):
         merged.merge_groups([7], "x")
     with pytest.raises(ValueError, match="'rest' is a group already"):
@@ -163,7 +166,7 @@ def test_groups_merge_until_no_subgroup_is_small() -> None:
         K, G = np.shape(weights)
         return SubgroupMoments.from_statistics(weights, np.zeros((K, G, 1)), np.ones((G, 1, 1))).small_groups(min_size)
 
-    weights = [[90.0, 80, 3, 2], [50, 9, 30, 4]]
+    weights = [[90.0, 80.0, 3.0, 2.0], [50.0, 9.0, 30.0, 4.0]]
     assert small(weights, 2) == []
     assert small(weights, 3) == [2, 3]
     assert small(weights, 5) == [2, 3]
@@ -179,7 +182,7 @@ def steering(**parameters: Any) -> FairSteeringTransformer:
 
 
 @pytest.mark.parametrize("covariance", MODELS)
-def test_small_subgroups_are_refused_with_the_table_and_the_ways_out(covariance: str) -> None:
+def test_small_subgroups_are_refused_with_the_table_and_the_ways_out(covariance: Any) -> None:
     X, y, a = unbalanced()
     with pytest.raises(ValueError, match=r"subgroups have fewer than min_cell_size=5 rows.*'pool'.*'merge'") as caught:
         steering(covariance=covariance, min_cell_size=5).fit(X, y, sensitive_features=a)
@@ -189,7 +192,7 @@ def test_small_subgroups_are_refused_with_the_table_and_the_ways_out(covariance:
 
 
 @pytest.mark.parametrize("covariance", MODELS)
-def test_pooled_subgroups_are_projected_with_what_they_borrow(covariance: str) -> None:
+def test_pooled_subgroups_are_projected_with_what_they_borrow(covariance: Any) -> None:
     X, y, a = unbalanced()
     steer = steering(covariance=covariance, min_cell_size=30, small_cells="pool").fit(X, y, sensitive_features=a)
     model = moments_of(X, y, a, covariance).shrink("ledoit_wolf").borrow(30)
@@ -205,7 +208,7 @@ def test_pooled_subgroups_are_projected_with_what_they_borrow(covariance: str) -
 
 @pytest.mark.parametrize("labels", [list("abcdef"), list(range(6)), [(i, "x") for i in range(6)]])
 @pytest.mark.parametrize("covariance", MODELS)
-def test_merged_groups_steer_as_one(covariance: str, labels: list) -> None:
+def test_merged_groups_steer_as_one(covariance: Any, labels: list[Any]) -> None:
     X, y, a = unbalanced()
     of_row = [list(labels[code]) if isinstance(labels[0], tuple) else labels[code] for code in a]
     steer = steering(covariance=covariance, min_cell_size=30, small_cells="merge", unknown_group="infer")
@@ -246,7 +249,7 @@ def test_a_label_that_looks_like_the_merged_one_stays_apart() -> None:
 
 @pytest.mark.parametrize("small_cells", ["pool", "merge"])
 @pytest.mark.parametrize("covariance", MODELS)
-def test_batches_with_small_subgroups_equal_one_fit(covariance: str, small_cells: str) -> None:
+def test_batches_with_small_subgroups_equal_one_fit(covariance: Any, small_cells: str) -> None:
     X, y, a = unbalanced()
     parameters = {"covariance": covariance, "min_cell_size": 30, "small_cells": small_cells, "shrinkage": 0.1}
     once = steering(**parameters).fit(X, y, sensitive_features=a)
@@ -280,7 +283,7 @@ def test_what_cannot_be_merged_is_refused() -> None:
 @pytest.mark.parametrize("small_cells", ["pool", "merge"])
 @pytest.mark.parametrize("covariance", MODELS)
 @pytest.mark.parametrize("shrinkage", ["ledoit_wolf", "oas", 0.2, None])
-def test_weights_are_repetitions_and_zeros_removals(covariance: str, small_cells: str, shrinkage: Any) -> None:
+def test_weights_are_repetitions_and_zeros_removals(covariance: Any, small_cells: str, shrinkage: Any) -> None:
     X, y, a = unbalanced()
     weight = np.random.default_rng(1).integers(0, 4, len(y))
     parameters = {

@@ -4,6 +4,7 @@ import pickle
 import re
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.utils import get_tags
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, nearest_ideal
 
 INTERVENTIONS = [
     {"intervention": "affirmative", "covariance": "tied"},
@@ -46,7 +47,7 @@ def fitted(data: Any, **parameters: Any) -> FairSteeringTransformer:
 
 
 @pytest.mark.parametrize("parameters", INTERVENTIONS)
-def test_transform_applies_the_map_of_each_group(data: Any, parameters: dict) -> None:
+def test_transform_applies_the_map_of_each_group(data: Any, parameters: dict[Any, Any]) -> None:
     steer = fitted(data, **parameters)
     steered = steer.transform(data.X, sensitive_features=data.group)
     for group, (A, b) in steer.maps_.items():
@@ -66,7 +67,7 @@ def test_groups_agree_after_steering_without_classes(data: Any) -> None:
 
 @pytest.mark.parametrize("feature_transform", [None, "log", StandardScaler()])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_rows_of_the_reference_group_come_back_bit_for_bit(data: Any, feature_transform: Any, dtype: type) -> None:
+def test_rows_of_the_reference_group_come_back_bit_for_bit(data: Any, feature_transform: Any, dtype: type[Any]) -> None:
     X = np.exp(data.X / 4).astype(dtype)
     steer = FairSteeringTransformer(
         intervention="affirmative", reference_group=1, feature_transform=feature_transform
@@ -110,7 +111,7 @@ def test_strength_outside_its_range_is_refused_at_fit_and_transform(data: Any, s
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_floating_types_are_kept(data: Any, dtype: type) -> None:
+def test_floating_types_are_kept(data: Any, dtype: type[Any]) -> None:
     X = data.X.astype(dtype)
     reference = fitted(data).transform(data.X, sensitive_features=data.group)
     steered = FairSteeringTransformer().fit_transform(X, data.y, sensitive_features=data.group)
@@ -132,7 +133,7 @@ def test_bfloat16_is_kept(data: Any) -> None:
 
 
 @pytest.mark.parametrize("convert", [lambda X: X.astype(int), lambda X: X.astype(int).tolist()])
-def test_other_types_become_float64(data: Any, convert: Callable) -> None:
+def test_other_types_become_float64(data: Any, convert: Callable[..., Any]) -> None:
     steered = FairSteeringTransformer().fit_transform(convert(10 * data.X), data.y, sensitive_features=data.group)
     assert steered.dtype == np.float64
 
@@ -221,7 +222,7 @@ def test_sensitive_columns_of_arrays_and_lists(data: Any) -> None:
         (["a", "b", "c", "sex", "old"], "all 5 columns of X: no feature is left"),
     ],
 )
-def test_sensitive_columns_that_are_not_there(data: Any, columns: list, message: str) -> None:
+def test_sensitive_columns_that_are_not_there(data: Any, columns: list[Any], message: str) -> None:
     X = pd.DataFrame(with_columns(data))
     with pytest.raises(ValueError, match=message):
         FairSteeringTransformer(sensitive_columns=columns).fit(X, data.y)
@@ -249,7 +250,7 @@ def test_without_groups_nothing_is_steered_and_a_warning_says_so(data: Any) -> N
 
 
 def test_warnings_point_at_the_line_that_called(data: Any) -> None:
-    callers = [
+    callers: list[Callable[[], Any]] = [
         lambda: FairSteeringTransformer().fit(data.X, data.y),
         lambda: FairSteeringTransformer().fit_transform(data.X, data.y),
         lambda: make_pipeline(FairSteeringTransformer()).fit(data.X, data.y),
@@ -325,7 +326,9 @@ def test_group_probabilities_are_those_of_the_fitted_gaussians(data: Any) -> Non
 
 @pytest.mark.parametrize("parameters", INTERVENTIONS)
 @pytest.mark.parametrize("strength", [1, 0.4])
-def test_inferred_groups_weight_the_maps_by_their_posterior(data: Any, parameters: dict, strength: float) -> None:
+def test_inferred_groups_weight_the_maps_by_their_posterior(
+    data: Any, parameters: dict[Any, Any], strength: float
+) -> None:
     steer = fitted(data, unknown_group="infer", strength=strength, **parameters)
     groups = data.group.astype(object)
     groups[0:200], groups[200:400] = 7, None
@@ -340,7 +343,7 @@ def test_inferred_groups_weight_the_maps_by_their_posterior(data: Any, parameter
     np.testing.assert_allclose(steer.transform(data.X), mixture, atol=1e-10)  # no groups given at all
 
 
-def test_inference_goes_over_rows_in_chunks(make_data: Callable) -> None:
+def test_inference_goes_over_rows_in_chunks(make_data: Callable[..., Any]) -> None:
     data = make_data(n=9000)
     steer = fitted(data, unknown_group="infer")
     np.testing.assert_allclose(
@@ -354,19 +357,19 @@ def test_inference_goes_over_rows_in_chunks(make_data: Callable) -> None:
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_integer_weights_are_repetitions(data: Any, covariance: str) -> None:
+def test_integer_weights_are_repetitions(data: Any, covariance: Any) -> None:
     weight = np.random.default_rng(0).integers(0, 4, len(data.y))
     weighted = FairSteeringTransformer(covariance=covariance).fit(
         data.X, data.y, sensitive_features=data.group, sample_weight=weight
     )
     repeated = fitted(type(data)(*(np.repeat(part, weight, axis=0) for part in data)), covariance=covariance)
-    shrunk = [steer.moments_.shrink("ledoit_wolf").covariances for steer in (weighted, repeated)]
-    np.testing.assert_allclose(*shrunk, atol=1e-12)
+    one, two = (steer.moments_.shrink("ledoit_wolf").covariances for steer in (weighted, repeated))
+    np.testing.assert_allclose(one, two, atol=1e-12)
     # Rounding may stop the projection elsewhere on its flat bottom, but not higher up.
     assert weighted.kl_divergence_ == pytest.approx(repeated.kl_divergence_, rel=1e-4)
     if covariance == "tied":
-        steered = [steer.transform(data.X, sensitive_features=data.group) for steer in (weighted, repeated)]
-        np.testing.assert_allclose(*steered, atol=1e-9)
+        one, two = (steer.transform(data.X, sensitive_features=data.group) for steer in (weighted, repeated))
+        np.testing.assert_allclose(one, two, atol=1e-9)
 
 
 @pytest.mark.parametrize("scaler", [StandardScaler(), MinMaxScaler()])
@@ -376,8 +379,8 @@ def test_integer_weights_are_repetitions_in_the_coordinates_too(data: Any, scale
     weighted = clone(steer).fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)
     X, y, group = (np.repeat(part, weight, axis=0) for part in data)
     repeated = clone(steer).fit(X, y, sensitive_features=group)
-    steered = [one.transform(data.X, sensitive_features=data.group) for one in (weighted, repeated)]
-    np.testing.assert_allclose(*steered, atol=1e-9)
+    one, two = (steer.transform(data.X, sensitive_features=data.group) for steer in (weighted, repeated))
+    np.testing.assert_allclose(one, two, atol=1e-9)
 
 
 def test_coordinates_that_take_no_weights_say_so(data: Any) -> None:
@@ -391,7 +394,7 @@ def test_coordinates_that_take_no_weights_say_so(data: Any) -> None:
     steer.fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)
 
 
-def test_weight_zero_removes_rows_classes_and_groups(make_data: Callable) -> None:
+def test_weight_zero_removes_rows_classes_and_groups(make_data: Callable[..., Any]) -> None:
     data = make_data(n_classes=3, n_groups=3)
     weight = ((data.y != 2) & (data.group != 0)).astype(float)
     steer = FairSteeringTransformer().fit(data.X, data.y, sensitive_features=data.group, sample_weight=weight)
@@ -436,7 +439,7 @@ def test_fit_transform_is_fit_then_transform(data: Any) -> None:
 @pytest.mark.parametrize("strength", [1, 0.4, 0])
 @pytest.mark.parametrize("feature_transform", [None, "log", StandardScaler()])
 def test_inverse_transform_undoes_transform(
-    data: Any, parameters: dict, strength: float, feature_transform: Any
+    data: Any, parameters: dict[Any, Any], strength: float, feature_transform: Any
 ) -> None:
     X = np.exp(data.X / 4)
     steer = FairSteeringTransformer(strength=strength, feature_transform=feature_transform, **parameters)
@@ -469,7 +472,7 @@ def test_a_singular_map_has_no_inverse() -> None:
 
 
 @pytest.mark.parametrize("parameters", INTERVENTIONS)
-def test_steered_and_weighted_rows_have_the_moments_of_the_ideal(data: Any, parameters: dict) -> None:
+def test_steered_and_weighted_rows_have_the_moments_of_the_ideal(data: Any, parameters: dict[Any, Any]) -> None:
     steer = fitted(data, shrinkage=None, **parameters)
     ideal = steer.ideal_
     rows = steer.steer(data.X, data.y, sensitive_features=data.group)
@@ -523,7 +526,7 @@ def test_a_subgroup_without_rows_is_named(data: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The nearest ideal distribution all but leaves out")
-def test_ideal_weights_make_classes_and_groups_independent(make_data: Callable) -> None:
+def test_ideal_weights_make_classes_and_groups_independent(make_data: Callable[..., Any]) -> None:
     data = make_data(n_classes=3, n_groups=3)
     given = np.random.default_rng(0).uniform(0.5, 2, len(data.y))
     steer = FairSteeringTransformer().fit(data.X, data.y, sensitive_features=data.group, sample_weight=given)
@@ -604,7 +607,7 @@ def test_shrinkage_across_scales_warns_and_names_the_features(data: Any) -> None
 
 @pytest.mark.filterwarnings("ignore:The nearest ideal distribution all but leaves out")
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_partial_fit_on_batches_equals_fit(make_data: Callable, covariance: str) -> None:
+def test_partial_fit_on_batches_equals_fit(make_data: Callable[..., Any], covariance: Any) -> None:
     data = make_data(n_classes=3, n_groups=3)
     labels = np.array(["z", "b", "m"])[data.group]
     weight = np.random.default_rng(1).uniform(0.5, 2, len(data.y))
@@ -627,20 +630,19 @@ def test_partial_fit_on_batches_equals_fit(make_data: Callable, covariance: str)
 def test_partial_fit_projects_when_next_used(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from fairsteer.transformer import _steering
 
-    calls = []
-    original = _steering.nearest_ideal
-    monkeypatch.setattr(_steering, "nearest_ideal", lambda *a, **k: calls.append(1) or original(*a, **k))
+    projected = Mock(wraps=nearest_ideal)
+    monkeypatch.setattr(_steering, "nearest_ideal", projected)
     steer = FairSteeringTransformer()
     steer.partial_fit(data.X[:300], data.y[:300], sensitive_features=data.group[:300])
     steer.partial_fit(data.X[300:], data.y[300:], sensitive_features=data.group[300:])
-    assert not calls
+    projected.assert_not_called()
     steer.transform(data.X, sensitive_features=data.group)
     first = steer.ideal_
     steer.partial_fit()
     assert steer.ideal_ is first
-    assert len(calls) == 1
+    projected.assert_called_once()
     steer.partial_fit(data.X, data.y, sensitive_features=data.group)
-    assert len(calls) == 1
+    projected.assert_called_once()
     assert steer.partial_fit().ideal_ is not first
     assert steer.moments_.weights.sum() == 1200
 
@@ -676,7 +678,7 @@ def test_partial_fit_takes_the_way_out_that_its_error_names(data: Any) -> None:
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full"])
-def test_a_covariance_estimator_gets_the_rows(data: Any, covariance: str) -> None:
+def test_a_covariance_estimator_gets_the_rows(data: Any, covariance: Any) -> None:
     by_estimator = fitted(data, shrinkage=EmpiricalCovariance(assume_centered=True), covariance=covariance)
     plain = fitted(data, shrinkage=None, covariance=covariance)
     assert by_estimator.kl_divergence_ == pytest.approx(plain.kl_divergence_, rel=1e-4)

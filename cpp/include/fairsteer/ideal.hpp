@@ -65,7 +65,7 @@ struct IdealResult {
   Vector group_prior;      ///< r (G)
   Matrix cell_divergence;  ///< (K, G) nats; 0 where no row was seen
   double divergence = 0;   ///< nats
-  std::vector<Matrix> linear;
+  std::vector<Matrix> linear;  ///< (d, d); diagonal: (d, 1), the scales
   std::vector<Vector> offset;
   Matrix canonical_mean;  ///< (d, K), in the common frame
   std::vector<Matrix>

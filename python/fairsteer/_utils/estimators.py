@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,8 +18,6 @@ from sklearn.utils._param_validation import HasMethods as HasMethods
 from sklearn.utils._param_validation import Interval as Interval
 from sklearn.utils._param_validation import StrOptions as StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, has_fit_parameter
-
-from fairsteer._utils.types import Doubles
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -90,28 +88,6 @@ def weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, 
         if has_fit_parameter(last, "sample_weight"):
             return {f"{name}__sample_weight": weight}
     return None
-
-
-def class_scores(estimator: Any, X: Any, classes: npt.NDArray[Any], params: Mapping[str, Any]) -> Doubles:
-    """Score that the alignment maps: log-odds or decision function of two classes, else probabilities."""
-    asked = asked_method(estimator)
-    return as_scores(getattr(estimator, asked)(X, **params), asked, len(classes), estimator)
-
-
-def as_scores(answer: Any, asked: str, n_classes: int, estimator: Any) -> Doubles:
-    """Make the scores of `class_scores` of what the classifier answered to the method `asked`."""
-    scores = np.asarray(answer, dtype=np.float64)
-    if asked == "decision_function":
-        if n_classes > 2:
-            msg = (
-                f"{estimator!r} has no predict_proba, which the alignment of {n_classes} classes needs. Wrap it in "
-                "sklearn.calibration.CalibratedClassifierCV."
-            )
-            raise ValueError(msg)
-        return scores
-    if n_classes != 2:
-        return scores
-    return np.asarray(np.subtract(*np.log(np.maximum(scores, np.finfo(np.float64).tiny)).T[::-1]))
 
 
 def asked_method(estimator: Any) -> str:

@@ -106,13 +106,19 @@ def audit(
     html: Annotated[
         Path | None, typer.Option(help="Write the report to this .html file; - is standard output.")
     ] = None,
+    align: Annotated[
+        Alignment | None,
+        typer.Option(
+            help="Report on the Bayes rule with scores aligned between groups, instead of steered rows alone."
+        ),
+    ] = None,
     confidence: Annotated[float, typer.Option(help="Level of the intervals.", min=0, max=1, metavar="P")] = 0.95,
     force: _Force = False,
 ) -> None:
     """Run the job."""
     from ._audit import audit_file
 
-    audit_file(settings, html=html, confidence=confidence, force=force)
+    audit_file(settings, html=html, align=align, confidence=confidence, force=force)
 
 
 @app.command(

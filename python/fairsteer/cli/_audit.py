@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from fairsteer.report import steering_report
 
 from . import UsageError, count
-from ._fitting import library_problems, quoting_warnings, read_problem, tell_of_fit
-from ._options import Settings
+from ._fitting import library_problems, quoting_warnings, read_problem
+from ._options import Alignment, Settings
 from ._printing import Reporter
 from ._writing import check_outputs, is_standard_output, is_stream, writing
 
 __all__ = ["audit_file"]
 
 
-def audit_file(settings: Settings, *, html: Path | None, confidence: float, force: bool) -> None:
+def audit_file(
+    settings: Settings, *, html: Path | None, align: Alignment | None, confidence: float, force: bool
+) -> None:
     """Print the steering report of a file, and write it as HTML.
 
     Parameters
@@ -25,6 +26,8 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
         What to fit.
     html : Path or None
         Where to write the page.
+    align : {"equal_opportunity", "demographic_parity"} or None
+        Whether to report on the Bayes rule with aligned scores, instead of a classifier of steered rows.
     confidence : float
         Level of the intervals, in (0, 1).
     force : bool
@@ -43,10 +46,11 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
     check_outputs([("--html", html)], sources=[settings.file], force=force)
     problem = read_problem(settings, report, steers_all=False)
     settings = problem.settings
-    steering = problem.fit(report)
+    left_out = int((~problem.question.usable).sum())
+    fitted = problem.fit(report, align)
     with library_problems(), quoting_warnings(lambda _: None), report.busy("cross-validation"):
         result = steering_report(
-            steering,
+            fitted,
             problem.features,
             problem.question.y,
             sensitive_features=problem.groups,
@@ -55,18 +59,12 @@ def audit_file(settings: Settings, *, html: Path | None, confidence: float, forc
             prepare=problem.prepare,
             min_rows=settings.min_rows,
             confidence_level=confidence,
+            context={
+                "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} lack class or group",
+                "Target": settings.target,
+                "Sensitive": ", ".join(settings.sensitive),
+            },
         )
-    groups = result.tables["groups"]
-    tell_of_fit(zip(groups["group"], groups["displacement"], strict=True), report.note)
-    left_out = int((~problem.question.usable).sum())
-    result = replace(
-        result,
-        context={
-            "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} lack class or group",
-            "Target": settings.target + ("" if result.positive is None else f", positive class {result.positive}"),
-            "Sensitive": ", ".join(settings.sensitive),
-        },
-    )
     report.say(result)
     if html is not None:
         with writing(html) as output:

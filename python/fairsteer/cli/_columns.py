@@ -301,7 +301,11 @@ class Column:
 
     def _like(self, distinct: Sequence[Any], known: Sequence[Any]) -> list[Any]:
         by_text = {label_text(label): label for label in known}
-        by_number = {float(label): label for label in known if isinstance(label, (bool, int, float))}
+        by_number = {
+            float(label): label
+            for label in reversed(known)
+            if isinstance(label, (bool, int, float)) or _DECIMAL.fullmatch(label_text(label))
+        }
         found: list[Any] = []
         new: list[Any] = []
         for value in distinct:

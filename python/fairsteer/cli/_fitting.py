@@ -13,11 +13,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
+from fairsteer._utils.labels import label_text
+from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.transformer import FairSteeringTransformer
 
 from . import UsageError, count
-from ._columns import Reading, label_text
-from ._options import Reads, Settings, UnknownGroup, check_separator, parse_shrinkage
+from ._columns import Reading
+from ._options import Alignment, Reads, Settings, UnknownGroup, check_separator, parse_shrinkage
 from ._printing import Reporter
 from ._question import Question, check_columns, read_question
 from ._reading import Table, read_table
@@ -104,11 +106,16 @@ class Problem:
         encoder = self.encoder.refitted(self.table, rows)
         return encoder.encode(self.table, self.question.usable)
 
-    def fit(self, report: Reporter) -> FairSteeringTransformer:
-        """Fit the transformer to the usable rows, quoting its warnings."""
+    def fit(
+        self, report: Reporter, align: Alignment | None = None
+    ) -> FairSteeringTransformer | IdealDistributionClassifier:
+        """Fit the transformer, or with `align` the Bayes rule with aligned scores, quoting warnings."""
+        fitted: FairSteeringTransformer | IdealDistributionClassifier = self.steering
+        if align is not None:
+            fitted = IdealDistributionClassifier(steering=self.steering, score_alignment=align)
         with library_problems(), quoting_warnings(report.note), report.busy("fitting"):
-            self.steering.fit(self.features, self.question.y, sensitive_features=self.groups)
-        return self.steering
+            fitted.fit(self.features, self.question.y, sensitive_features=self.groups)
+        return fitted
 
 
 def read_problem(settings: Settings, report: Reporter, *, steers_all: bool) -> Problem:

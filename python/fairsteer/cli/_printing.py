@@ -11,12 +11,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from fairsteer._utils.labels import label_text
 from fairsteer.report._tables import criterion_text, verdict
 from fairsteer.report._text import fitting_table
 from fairsteer.transformer import FairSteeringTransformer
 
 from . import mute
-from ._columns import label_text
 from ._comparison import Comparison
 
 __all__ = ["Reporter"]

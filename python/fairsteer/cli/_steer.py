@@ -62,14 +62,8 @@ def steer_file(
         raise UsageError(f"the map {model} must end in .safetensors, which is its format.")
     check_outputs([("--out", out), ("--model", model)], sources=[settings.file], force=force)
     problem = read_problem(settings, report, steers_all=out is not None)
-    fitted: FairSteeringTransformer | IdealDistributionClassifier = problem.steering
-    if align is None:
-        steering = problem.fit(report)
-    else:
-        fitted = IdealDistributionClassifier(steering=problem.steering, score_alignment=align)
-        with library_problems(), quoting_warnings(report.note), report.busy("fitting"):
-            fitted.fit(problem.features, problem.question.y, sensitive_features=problem.groups)
-        steering = fitted.steering_
+    fitted = problem.fit(report, align)
+    steering = fitted if isinstance(fitted, FairSteeringTransformer) else fitted.steering_
     with (
         library_problems(),
         quoting_warnings(lambda _: None),

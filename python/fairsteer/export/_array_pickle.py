@@ -199,6 +199,7 @@ def _check_opcodes(content: bytes) -> None:
     """Raise ValueError for opcodes that arrays do not need, and for more of them than arrays need."""
     memo: dict[int, str] = {}
     last = ""
+    argument: Any
     for n, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         name = opcode.name
         if name not in _PLAIN:

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from fairsteer._utils.types import Doubles
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._coordinates import SimpleCoordinates
-from fairsteer.transformer._maps import AffineMaps
+from fairsteer.transformer._maps import AffineMaps, as_matrices
 
 
 class Steps(NamedTuple):
@@ -33,7 +33,7 @@ def group_steps(transformer: Any) -> tuple[Steps, SimpleCoordinates]:
     coordinates = _simple_coordinates(transformer)
     model, maps, _ = transformer._fitted()
     strength = transformer._strength()
-    displacement = strength * (maps.linear - np.eye(maps.linear.shape[-1]))
+    displacement = strength * (as_matrices(maps.linear) - np.eye(maps.linear.shape[-1]))
     offset = strength * maps.offset
     moves = displacement.any(axis=(1, 2)) | offset.any(axis=1)
     coordinates.fold(displacement, offset)
@@ -46,11 +46,11 @@ def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:
     """Fold strength and any scaler into the maps; beside them, the coordinates of the model."""
     coordinates = _simple_coordinates(transformer)
     maps = transformer._group_maps(transformer._strength())
-    A, b = maps.A.copy(), maps.b - coordinates.shift
+    A, b = np.array(as_matrices(maps.A)), maps.b - coordinates.shift
     coordinates.fold(A, b)
     # What does not move stays exactly the identity.
     A[~maps.moves], b[~maps.moves] = np.eye(maps.b.shape[1]), 0.0
-    return AffineMaps(A, b, maps.moves), coordinates
+    return AffineMaps(A, b, maps.moves, (maps.centre - coordinates.shift) / coordinates.scale), coordinates
 
 
 def _simple_coordinates(transformer: Any) -> SimpleCoordinates:

@@ -22,7 +22,7 @@ from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.export._maps import group_codes, group_steps
 from fairsteer.export._onnx_graph import Posterior, build_model
 from fairsteer.export._onnx_scores import build_score_model
-from fairsteer.score_alignment import ScoreAligner
+from fairsteer.score_alignment import Alignment, ScoreAligner
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._coordinates import SimpleCoordinates
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 #: What has a graph.
-Exportable = GroupMapTransformer | ScoreAligner | IdealDistributionClassifier
+Exportable = GroupMapTransformer | ScoreAligner | Alignment | IdealDistributionClassifier
 
 #: Entry of a file's metadata.
 _KEY = "fairsteer"
@@ -56,7 +56,7 @@ def export_onnx(transformer: Exportable, path: PathLike) -> None:
 
     Parameters
     ----------
-    transformer : transformer, ScoreAligner or IdealDistributionClassifier
+    transformer : transformer, ScoreAligner, its ``alignment_``, or IdealDistributionClassifier
         Fitted. Of a :class:`~fairsteer.FairSteeringTransformer` or a transformer of :mod:`fairsteer.baselines` the
         present strength is written, and a `feature_transform` that is a standard, min-max, max-abs or robust scaler is
         folded into the maps; ``"log"`` becomes operators. Of a :class:`~fairsteer.ScoreAligner`, or a classifier with a
@@ -111,7 +111,7 @@ def export_onnx(transformer: Exportable, path: PathLike) -> None:
     {'a': 0, 'b': 1}
     """
     onnx = _onnx()
-    if isinstance(transformer, ScoreAligner) or getattr(transformer, "_alignment", None) is not None:
+    if isinstance(transformer, (ScoreAligner, Alignment)) or getattr(transformer, "_alignment", None) is not None:
         model, codes, description = _score_model(onnx, transformer)
     else:
         model, codes, description = _row_model(onnx, transformer)
@@ -147,30 +147,30 @@ def _row_model(onnx: ModuleType, transformer: Any) -> tuple[Any, Mapping[Any, in
 def _score_model(onnx: ModuleType, estimator: Any) -> tuple[Any, Mapping[Any, int], dict[str, Any]]:
     """Graph of a score alignment, codes of its groups, and what else is to be known."""
     average = None
-    if isinstance(estimator, ScoreAligner):
-        check_is_fitted(estimator, "estimator_")
-        asked = asked_method(estimator.estimator_)
-        codes = {label: code for code, label in enumerate(estimator.groups_.tolist())}
-        if estimator.unknown_group == "average":
-            average = estimator._shares
-    else:
-        check_is_fitted(estimator, "steering_")
+    if isinstance(estimator, IdealDistributionClassifier):
+        classes, maps, codes = estimator.classes_, estimator._alignment, dict(group_codes(estimator.steering_))
         steered = estimator.estimator_
         asked = "predict_proba" if steered is None else asked_method(steered)
-        codes = dict(group_codes(estimator.steering_))
-    alignment = estimator._alignment
-    if alignment is None:
-        msg = f"{type(estimator).__name__} knows one class, {estimator.classes_.tolist()[0]!r}: there are no scores."
+    else:
+        alignment = estimator
+        if isinstance(estimator, ScoreAligner):
+            check_is_fitted(estimator, "alignment_")
+            alignment = estimator.alignment_
+            average = alignment.shares if estimator.unknown_group == "average" else None
+        classes, maps, asked = alignment.classes, alignment.maps, alignment.response_method
+        codes = {label: code for code, label in enumerate(alignment.groups.tolist())}
+    if maps is None:
+        msg = f"{type(estimator).__name__} knows one class, {classes.tolist()[0]!r}: there are no scores."
         raise ValueError(msg)
     model = build_score_model(
         onnx,
-        alignment,
-        n_classes=len(estimator.classes_),
+        maps,
+        n_classes=len(classes),
         by_proba=asked == "predict_proba",
         average=average,
         n_groups=len(set(codes.values())),
     )
-    return model, codes, {"classes": [label_to_json(label) for label in estimator.classes_.tolist()], "score": asked}
+    return model, codes, {"classes": [label_to_json(label) for label in classes.tolist()], "score": asked}
 
 
 def read_onnx_codes(path: PathLike) -> dict[Any, int]:

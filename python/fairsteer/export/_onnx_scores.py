@@ -8,13 +8,14 @@ import numpy as np
 
 from fairsteer._utils.types import Doubles
 from fairsteer.export._onnx_graph import Graph
-from fairsteer.score_alignment._cells import Alignment
-from fairsteer.score_alignment._monotone import _LEAST_PROBA, MonotoneAlignment, ScoreDistribution
-from fairsteer.score_alignment._offsets import OffsetAlignment
+from fairsteer.score_alignment._cells import Maps
+from fairsteer.score_alignment._monotone import LEAST_LEVEL, MonotoneAlignment, ScoreDistribution
+from fairsteer.score_alignment._offsets import LEAST_PROBA, OffsetAlignment
+from fairsteer.score_alignment._scores import Ties
 
 
 def build_score_model(
-    onnx: Any, alignment: Alignment, *, n_classes: int, by_proba: bool, average: Doubles | None, n_groups: int
+    onnx: Any, alignment: Maps, *, n_classes: int, by_proba: bool, average: Doubles | None, n_groups: int
 ) -> Any:
     """Build the graph.
 
@@ -22,7 +23,7 @@ def build_score_model(
     ----------
     onnx : module
         The package.
-    alignment : Alignment
+    alignment : Maps
         Fitted.
     n_classes : int
         At least 2.
@@ -45,7 +46,9 @@ def build_score_model(
         logs = graph.add("Log", graph.add("Max", "score", graph.number(np.finfo(np.float64).tiny)))
         columns = [graph.add("Slice", logs, *graph.bounds(k)) for k in (0, 1)]
         score = graph.add("Sub", columns[1], columns[0])
-    elif not by_proba:
+    elif by_proba:
+        score = graph.normalised(score, n_classes)
+    else:
         score = graph.add("Unsqueeze", "score", graph.constant([1], np.int64))
     code = graph.add("Unsqueeze", "group", graph.constant([1], np.int64))
     each = [_proba(graph, alignment, score, a) for a in range(n_groups)]
@@ -79,19 +82,38 @@ class _Scores(Graph):
         """Give the inputs of Slice for one column."""
         return [self.constant([i], np.int64) for i in (k, k + 1, 1)]
 
-    def interpolate(self, x: str, points: Doubles, values: Doubles) -> str:
-        """Do what numpy.interp does: lines between points in rising order, constant outside."""
+    def normalised(self, proba: str, n_classes: int) -> str:
+        """Scale rows to sum to 1; a row of zeros says nothing, and becomes equal probabilities."""
+        total = self.add("ReduceSum", proba, self.constant([1], np.int64), keepdims=1)
+        silent = self.add("Equal", total, self.number(0))
+        return self.add("Where", silent, self.number(1 / n_classes), self.add("Div", proba, total))
+
+    def settled(self, x: str, ties: Ties) -> str:
+        """Replace scores in intervals by what stands for them."""
+        if not len(ties.values):
+            return x
+        at = self.add("Max", self.last_reached(x, ties.low), self.constant(0, np.int64))
+        ends = [self.add("Gather", self.number(end), at) for end in (ties.low, ties.high)]
+        inside = self.add("And", self.add("LessOrEqual", ends[0], x), self.add("LessOrEqual", x, ends[1]))
+        return self.add("Where", inside, self.add("Gather", self.number(ties.values), at), x)
+
+    def last_reached(self, x: str, points: Doubles) -> str:
+        """Position of the last of points in rising order that is not above x; -1 if all are."""
         n_steps = max(int(np.ceil(np.log2(len(points) + 1))), 1)
         # Padded to a power of two by what no score reaches, so that a binary search needs to look at no bounds.
         padded = self.number(np.append(points, np.full(2**n_steps - len(points), np.nan)))
-        widths = np.diff(points)
-        slopes = np.append(np.divide(np.diff(values), widths, out=np.zeros_like(widths), where=widths > 0), 0.0)
         last = self.constant(-1, np.int64)
-        for step in (2**i for i in reversed(range(n_steps))):  # the last point that is not above x
+        for step in (2**i for i in reversed(range(n_steps))):
             further = self.add("Add", last, self.constant(step, np.int64))
             reached = self.add("LessOrEqual", self.add("Gather", padded, further), x)
             last = self.add("Where", reached, further, last)
-        last = self.add("Max", last, self.constant(0, np.int64))
+        return last
+
+    def interpolate(self, x: str, points: Doubles, values: Doubles) -> str:
+        """Do what numpy.interp does: lines between points in rising order, constant outside."""
+        widths = np.diff(points)
+        slopes = np.append(np.divide(np.diff(values), widths, out=np.zeros_like(widths), where=widths > 0), 0.0)
+        last = self.add("Max", self.last_reached(x, points), self.constant(0, np.int64))
         beyond = self.add("Sub", x, self.add("Gather", self.number(points), last))
         rise = self.add("Mul", self.add("Gather", self.number(slopes), last), self.add("Max", beyond, self.number(0)))
         return self.add("Add", self.add("Gather", self.number(values), last), rise)
@@ -106,6 +128,7 @@ def _proba(graph: _Scores, alignment: Any, score: str, a: int) -> str:
     """Probabilities of all rows as if they were of one group, (n, n_classes)."""
     if isinstance(alignment, OffsetAlignment):
         return _offset_proba(graph, alignment, score, a)
+    score = graph.settled(score, alignment.ties[a])
     mapped = score if alignment.amount == 0 else _to_average(graph, alignment, score, a)
     first, last = alignment.calibration.scores[[0, -1]]
     log_odds = graph.interpolate(mapped, *alignment.calibration)
@@ -119,6 +142,7 @@ def _to_average(graph: _Scores, alignment: MonotoneAlignment, score: str, a: int
     parts = [
         graph.add("Mul", _quantile(graph, distribution, level), graph.number(share))
         for distribution, share in zip(alignment.distributions, alignment.shares, strict=True)
+        if share > 0
     ]
     target = graph.add("Mul", graph.add("Sum", *parts), graph.number(alignment.amount))
     return graph.add("Add", graph.add("Mul", score, graph.number(1 - alignment.amount)), target)
@@ -135,7 +159,8 @@ def _level(graph: _Scores, distribution: ScoreDistribution, score: str) -> str:
     )
     above = graph.add("Greater", score, graph.number(values[-1]))
     inside = graph.add("Where", above, graph.add("Sub", one, high), graph.interpolate(score, values, levels))
-    return graph.add("Where", graph.add("Less", score, graph.number(values[0])), low, inside)
+    level = graph.add("Where", graph.add("Less", score, graph.number(values[0])), low, inside)
+    return graph.add("Min", graph.add("Max", level, graph.number(LEAST_LEVEL)), graph.number(1 - LEAST_LEVEL))
 
 
 def _quantile(graph: _Scores, distribution: ScoreDistribution, level: str) -> str:
@@ -157,7 +182,7 @@ def _quantile(graph: _Scores, distribution: ScoreDistribution, level: str) -> st
 def _offset_proba(graph: _Scores, alignment: OffsetAlignment, score: str, a: int) -> str:
     proba, offsets, scaling = score, alignment.offsets[a], alignment.calibration
     if scaling is not None:
-        logs = graph.add("Log", graph.add("Max", proba, graph.number(_LEAST_PROBA)))
+        logs = graph.add("Log", graph.add("Max", proba, graph.number(LEAST_PROBA)))
         scaled = graph.add("Mul", logs, graph.number(scaling.slopes[a]))
         proba = graph.add("Softmax", graph.add("Add", scaled, graph.number(scaling.offsets[a])), axis=1)
     axis = graph.constant([1], np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,8 +15,9 @@ from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 
 from fairsteer import _core
+from fairsteer._utils.threads import own_threads
 from fairsteer.ideal._restricted import in_common_frame, solve_restricted
-from fairsteer.moments import log_densities
+from fairsteer.moments._density import Family, log_densities, relative_log_densities
 
 if TYPE_CHECKING:
     from fairsteer._utils.types import CovarianceModel
@@ -35,6 +37,9 @@ MapType = Literal["affine", "symmetric", "diagonal", "translation"]
 
 # Below this part of its share in the data a group has as good as left the ideal distribution.
 _VANISHING = 0.01
+
+# What the core counts iterations in.
+_MOST_ITERATIONS = 2**62
 
 
 @dataclass(frozen=True)
@@ -166,15 +171,23 @@ class IdealDistribution:
     @cached_property
     def maps(self) -> dict[Any, AffineMap]:
         """Group label to (A, b), label-free, into the common frame."""
-        return {g: (self.linear[a], self.offset[a]) for a, g in enumerate(self.groups.tolist())}
+        return self._by_group(self.linear, self.offset)
+
+    def _by_group(self, linear: FloatArray, offset: FloatArray) -> dict[Any, AffineMap]:
+        return {g: (self._matrix(linear[a]), offset[a]) for a, g in enumerate(self.groups.tolist())}
+
+    @staticmethod
+    def _matrix(linear: FloatArray) -> FloatArray:
+        return linear if linear.ndim == 2 else _read_only(np.diag(linear))
 
     @cached_property
     def inverse_linear(self) -> FloatArray:
-        """Matrices of `inverse_maps`, (n_groups, n_features, n_features)."""
+        """Linear parts of `inverse_maps`, in the shape of `linear`."""
+        if self.linear.ndim == 2:
+            return _read_only(1 / self.linear)
         # In units of the features' own spread, which may differ by powers of ten.
         C = self.canonical_covariances
-        variances = C if self.covariance == "diagonal" else np.diagonal(C, axis1=-2, axis2=-1)
-        scale = np.sqrt(np.atleast_2d(variances).mean(axis=0))
+        scale = np.sqrt(np.atleast_2d(np.diagonal(C, axis1=-2, axis2=-1)).mean(axis=0))
         inverse = np.linalg.inv(self.linear / scale[:, None] * scale)
         inverse *= scale[:, None]
         inverse /= scale
@@ -183,16 +196,20 @@ class IdealDistribution:
     @cached_property
     def inverse_offset(self) -> FloatArray:
         """Shifts of `inverse_maps`, (n_groups, n_features)."""
+        if self.linear.ndim == 2:
+            return _read_only(-self.inverse_linear * self.offset)
         return _read_only(-np.einsum("aij,aj->ai", self.inverse_linear, self.offset))
 
     @cached_property
     def inverse_maps(self) -> dict[Any, AffineMap]:
         """Group label to (B, m), from the common frame back."""
-        return {g: (self.inverse_linear[a], self.inverse_offset[a]) for a, g in enumerate(self.groups.tolist())}
+        return self._by_group(self.inverse_linear, self.inverse_offset)
 
     @cached_property
     def means(self) -> FloatArray:
         """Subgroup means of the ideal distribution, (n_classes, n_groups, n_features)."""
+        if self.linear.ndim == 2:
+            return _read_only(self.canonical_means[:, None] * self.inverse_linear + self.inverse_offset)
         return _read_only(
             np.swapaxes(self.canonical_means @ np.swapaxes(self.inverse_linear, 1, 2), 0, 1) + self.inverse_offset
         )
@@ -202,8 +219,10 @@ class IdealDistribution:
         """Subgroup covariances of the ideal distribution, in the shape that the moments have."""
         B, C = self.inverse_linear, self.canonical_covariances
         if self.covariance == "diagonal":
-            scale = np.diagonal(B, axis1=1, axis2=2)
-            return _read_only(scale[None] ** 2 * C[:, None])
+            return _read_only(B[None] ** 2 * C[:, None])
+        if B.ndim == 2:
+            squares = B[:, :, None] * B[:, None, :]
+            return _read_only(squares * C if self.covariance == "tied" else squares[None] * C[:, None])
         if self.covariance == "tied":
             return _read_only(B @ C @ np.swapaxes(B, 1, 2))
         return _read_only(B[None] @ C[:, None] @ np.swapaxes(B, 1, 2)[None])
@@ -215,26 +234,33 @@ class IdealDistribution:
         Subgroups without rows have none.
         """
         maps: dict[tuple[Any, Any], AffineMap] = {}
-        d = self.means.shape[2]
-        still = (_read_only(np.eye(d)), _read_only(np.zeros(d)))
         for a, group in enumerate(self.groups.tolist()):
-            shared: FloatArray | None = None
             for k, label in enumerate(self.classes.tolist()):
-                if self.source_weights[k, a] == 0:
-                    continue
-                if self.intervention == "affirmative" and group == self.reference_group:
-                    maps[label, group] = still
-                    continue
-                if self.covariance == "diagonal":
-                    A = np.diag(np.sqrt(self.covariances[k, a] / self.source_covariances[k, a]))
-                elif self.covariance == "full":
-                    A = self._transport(self.source_covariances[k, a], self.covariances[k, a])
-                else:
-                    if shared is None:
-                        shared = self._transport(self.source_covariances[a], self.covariances[a])
-                    A = shared
-                maps[label, group] = _read_only(A), _read_only(self.means[k, a] - A @ self.source_means[k, a])
+                if self.source_weights[k, a] > 0:
+                    A, b = self._subgroup_map(k, a)
+                    maps[label, group] = self._matrix(A), b
         return maps
+
+    def _subgroup_map(self, k: int, a: int) -> AffineMap:
+        """Map of one subgroup; its linear part (d, d) or, for "diagonal", the scales (d,)."""
+        d = self.means.shape[2]
+        diagonal = self.covariance == "diagonal"
+        if self.intervention == "affirmative" and self.groups.tolist()[a] == self.reference_group:
+            return _read_only(np.ones(d) if diagonal else np.eye(d)), _read_only(np.zeros(d))
+        if diagonal:
+            A = np.sqrt(self.covariances[k, a] / self.source_covariances[k, a])
+            return _read_only(A), _read_only(self.means[k, a] - A * self.source_means[k, a])
+        A = self._transports[a] if self.covariance == "tied" else self._transports[k, a]
+        return _read_only(A), _read_only(self.means[k, a] - A @ self.source_means[k, a])
+
+    @cached_property
+    def _transports(self) -> dict[Any, FloatArray]:
+        """Optimal-transport matrices by group when tied, else by class and group."""
+        if self.covariance == "tied":
+            cells: list[Any] = list(range(len(self.groups)))
+        else:
+            cells = [(int(k), int(a)) for k, a in np.argwhere(self.source_weights > 0)]
+        return {cell: self._transport(self.source_covariances[cell], self.covariances[cell]) for cell in cells}
 
     @staticmethod
     def _transport(source: FloatArray, target: FloatArray) -> FloatArray:
@@ -317,7 +343,11 @@ class IdealDistribution:
         rows = np.asarray(U, dtype=np.float64)
         with np.errstate(divide="ignore"):
             log_prior = np.log(self.class_prior)
-        out = log_prior + log_densities(rows, self.canonical_means, self.canonical_covariances, self.covariance)
+        family = Family(self.canonical_means, self.canonical_covariances, self.covariance)
+        out = log_prior + log_densities(rows, family)
+        far = ~np.isfinite(out[:, self.class_prior > 0]).all(axis=1)
+        if far.any():
+            out[far] = log_prior + relative_log_densities(rows[far], [family])[0]
         out -= logsumexp(out, axis=1, keepdims=True)
         return out
 
@@ -331,6 +361,7 @@ def nearest_ideal(
     covariance: CovarianceModel = "tied",
     max_iter: int = 200,
     tol: float = 1e-6,
+    max_time: float | None = None,
 ) -> IdealDistribution:
     """Project a distribution onto the ideal ones: the nearest in Kullback-Leibler divergence.
 
@@ -361,6 +392,10 @@ def nearest_ideal(
     tol : float, default=1e-6
         Stop when the divergence is estimated to be this near to its limit, in nats, relative to max(1, KL).
 
+    max_time : float, default=None
+        Seconds after which the nearest distribution so far is returned; None: no limit. One factorisation is always
+        finished.
+
     Returns
     -------
     ideal : IdealDistribution
@@ -379,7 +414,17 @@ def nearest_ideal(
     UserWarning
         When a subgroup is empty in a group that has others: those decide, and it takes the weight of independence.
     sklearn.exceptions.ConvergenceWarning
-        When `max_iter` iterations did not suffice.
+        When `max_iter` iterations, or `max_time` seconds, did not suffice.
+
+    Notes
+    -----
+    The result follows from the numbers alone: other labels or another order of the classes and groups change nothing.
+    Where several maps are equally near, points move as little as possible: directions that tell the classes nothing
+    take the isometry, and features of "diagonal" the sign, of least displacement. Of optima that are equally near, the
+    one found from the heaviest group is taken; among groups of equal weight, that whose mean is nearest to the mean of
+    all rows, then that which varies least.
+
+    It may be interrupted (Ctrl-C) between the steps of a solve.
 
     References
     ----------
@@ -415,6 +460,9 @@ def nearest_ideal(
     if not tol >= 0:
         msg = f"tol must not be negative, not {tol}."
         raise ValueError(msg)
+    if max_time is not None and not max_time > 0:
+        msg = f"max_time must be positive or None, not {max_time}."
+        raise ValueError(msg)
     if covariance == "tied":
         moments = moments.tie()
     elif moments.covariance != covariance:
@@ -449,37 +497,44 @@ def nearest_ideal(
     elif (weights == 0).any():
         _warn_of_empty_cells(moments)
     held = reference if reference >= 0 else None
-    try:
-        if map_type == "translation" or (map_type == "diagonal" and covariance != "diagonal"):
-            result = _nearest_restricted(weights, means, covariances, covariance, map_type, held, max_iter, tol)
-        else:
-            result = _core.nearest_ideal(
-                covariance,
-                np.ascontiguousarray(weights),
-                np.ascontiguousarray(means),
-                np.ascontiguousarray(covariances),
-                "affirmative" if moments.n_groups == 1 else intervention,
-                reference,
-                "symmetric" if map_type == "diagonal" else map_type,
-                max_iter,
-                tol,
-            )
-    except _core.NumericalError as error:
-        raise np.linalg.LinAlgError(_numerical_message(error, moments)) from error
-    except ValueError as error:
-        msg = f"{error}. Cells:\n{moments.cell_table()}"
-        raise ValueError(msg) from error
+    # With covariances of their own, subgroups make many small problems: one thread of BLAS serves these best, and bits
+    # do not depend on how many there are.
+    with own_threads() if covariance == "full" else nullcontext():
+        try:
+            if map_type == "translation" or (map_type == "diagonal" and covariance != "diagonal"):
+                result = _nearest_restricted(weights, means, covariances, covariance, map_type, held, max_iter, tol)
+            else:
+                result = _core.nearest_ideal(
+                    covariance,
+                    np.ascontiguousarray(weights),
+                    np.ascontiguousarray(means),
+                    np.ascontiguousarray(covariances),
+                    "affirmative" if moments.n_groups == 1 else intervention,
+                    reference,
+                    "symmetric" if map_type == "diagonal" else map_type,
+                    min(max_iter, _MOST_ITERATIONS),
+                    tol,
+                    np.inf if max_time is None else max_time,
+                )
+        except _core.NumericalError as error:
+            raise np.linalg.LinAlgError(_numerical_message(error, moments, present)) from error
+        except ValueError as error:
+            msg = f"{error}. Cells:\n{moments.cell_table()}"
+            raise ValueError(msg) from error
     if not result["converged"]:
         path = result["objective_path"]
         fell = f"from {path[-2]:.6g} to " if len(path) > 1 else "to "
+        limits = f"max_iter={max_iter}, tol={tol:g}" + ("" if max_time is None else f", max_time={max_time:g}")
         warnings.warn(
             f"The divergence did not converge: it fell {fell}{path[-1]:.6g} nats in the last of "
-            f"{result['n_iter']} iterations (max_iter={max_iter}, tol={tol:g}). Raise max_iter; if features differ "
-            "much in scale, or covariances are nearly singular, standardise and shrink first.",
+            f"{result['n_iter']} iterations ({limits}). Raise max_iter{'' if max_time is None else ' or max_time'}; if "
+            "features differ much in scale, or covariances are nearly singular, standardise and shrink first.",
             ConvergenceWarning,
             stacklevel=2,
         )
-    _warn_of_vanishing_groups(result["group_prior"], weights.sum(axis=0) / weights.sum(), moments.groups.tolist())
+    shares = weights / weights.sum()
+    _warn_of_vanishing("group", result["group_prior"], shares.sum(axis=0), moments.groups.tolist())
+    _warn_of_vanishing("class", result["class_prior"], shares.sum(axis=1), moments.classes[present].tolist())
     return IdealDistribution(
         classes=moments.classes[present],
         groups=moments.groups.copy(),
@@ -539,7 +594,7 @@ def _nearest_restricted(
         "objective_path": found.path,
         "n_iter": max(len(found.path) - 1, 1),
         "converged": found.converged,
-        "linear": np.stack([np.diag(row) for row in linear]),
+        "linear": linear,
         "offset": offset,
     }
 
@@ -547,13 +602,25 @@ def _nearest_restricted(
 def reference_code(moments: SubgroupMoments, reference_group: Any) -> int:
     """Position of the reference group: the one asked for, else the heaviest."""
     if reference_group is None:
-        return int(moments.weights.sum(axis=0).argmax())
+        return _heaviest(moments)
     groups = moments.groups.tolist()
     if reference_group not in groups:
         msg = f"reference_group={reference_group!r} is not among the groups {groups}."
         raise ValueError(msg)
     position: int = groups.index(reference_group)
     return position
+
+
+def _heaviest(moments: SubgroupMoments) -> int:
+    """Group of the largest weight; of several, the one whose mean is nearest to that of all rows."""
+    weights = moments.weights.sum(axis=0)
+    heaviest = np.flatnonzero(weights >= weights.max() * (1 - 1e-9))
+    if len(heaviest) == 1:
+        return int(heaviest[0])
+    shares = weights / weights.sum()
+    means = np.einsum("ka,kaj->aj", moments.weights / np.where(weights > 0, weights, 1.0), moments.means)
+    distances = np.linalg.norm((means - shares @ means)[heaviest], axis=1)
+    return int(heaviest[distances.argmin()])
 
 
 def _warn_of_empty_cells(moments: SubgroupMoments) -> None:
@@ -571,24 +638,25 @@ def _warn_of_empty_cells(moments: SubgroupMoments) -> None:
     )
 
 
-def _warn_of_vanishing_groups(prior: FloatArray, share: FloatArray, groups: list[Any]) -> None:
-    """Shares of groups are free in the ideal distribution: a group that is far away may be given up for little."""
-    for group, now, before in zip(groups, prior, share, strict=True):
+def _warn_of_vanishing(what: str, prior: FloatArray, share: FloatArray, labels: list[Any]) -> None:
+    """Shares are free in the ideal distribution: a group or class that is far away may be given up for little."""
+    for label, now, before in zip(labels, prior.tolist(), share.tolist(), strict=True):
         if now < _VANISHING * before:
             warnings.warn(
-                f"The nearest ideal distribution all but leaves out group {group!r}: its share falls from {before:.3g} "
-                f"to {now:.2g}, which costs less divergence than to move it. Ideal sample weights would silence the "
-                "group. Use intervention='affirmative', which keeps every group's share, or covariances that fit less "
-                "noise: covariance='tied', more pooling or more shrinkage.",
+                f"The nearest ideal distribution all but leaves out {what} {label!r}: its share falls from "
+                f"{before:.3g} to {now:.2g}, which costs less divergence than to move it. Ideal sample weights would silence the "
+                f"{what}. Use intervention='affirmative', which keeps the shares of every group and of the reference "
+                "group's classes, or covariances that fit less noise: covariance='tied', more pooling or more "
+                "shrinkage.",
                 UserWarning,
                 stacklevel=3,
             )
 
 
-def _numerical_message(error: Exception, moments: SubgroupMoments) -> str:
+def _numerical_message(error: Exception, moments: SubgroupMoments, present: NDArray[np.bool_]) -> str:
     what, k, a = error.args
     where = "" if a < 0 else f" of group {moments.groups.tolist()[a]!r}"
-    where += "" if k < 0 else f", class {moments.classes.tolist()[k]!r}"
+    where += "" if k < 0 else f", class {moments.classes[present].tolist()[k]!r}"
     return (
         f"{what}{where}. Bring the features to one scale (the transformer's feature_transform=StandardScaler()), or "
         "shrink the moments (SubgroupMoments.shrink('ledoit_wolf'))."

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 
 from fairsteer import _core
-from fairsteer._utils.input import brief, few, with_whole_strides
+from fairsteer._utils.input import few, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
 from fairsteer._utils.weights import rows_behind
-from fairsteer.moments._borrowing import additive_means, broadcast_factors
-from fairsteer.moments._density import log_densities
-
-# Eigenvalues of a covariance are lifted to this share of the features' variances: below it they are rounding
-# error, and a map that trusted them would stretch rounding error to the size of the data.
-_RELATIVE_FLOOR = 1e-8
-
+from fairsteer.moments._borrowing import borrowed_sums
+from fairsteer.moments._covariances import Covariances, covariance_model, matching_model
+from fairsteer.moments._density import Family, log_densities, relative_log_densities
+from fairsteer.moments._shrinkage import FORMULAS, formula_intensity, shrunk_covariances
+from fairsteer.moments._standardizing import class_factors, common_factors, small_columns
+from fairsteer.moments._table import LISTED_CELLS, weight_table
 
 # What is accumulated, in the core's order.
 SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
-
-
-# Cells that a table in a message lists.
-_LISTED_CELLS = 40
-
-
-def scatter_shape(covariance: str, K: int, G: int, d: int) -> tuple[int, ...]:
-    """Shape of the covariances under each model."""
-    return {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[covariance]
 
 
 class SubgroupMoments:
@@ -102,9 +91,7 @@ class SubgroupMoments:
         covariance: CovarianceModel = "tied",
         cell_counts: ArrayLike | None = None,
     ) -> None:
-        if covariance not in ("tied", "full", "diagonal"):
-            msg = f"covariance must be 'tied', 'full' or 'diagonal', not {covariance!r}."
-            raise ValueError(msg)
+        model = covariance_model(covariance)
         if n_features < 1:
             msg = f"n_features must be at least 1, not {n_features}."
             raise ValueError(msg)
@@ -115,19 +102,18 @@ class SubgroupMoments:
         self._shrunk: Doubles | None = None
         self._pooling = 0.0
         K, G, d = len(self.classes), len(self.groups), self.n_features
-        diagonal = covariance == "diagonal"
         self.weights: Doubles = np.zeros((K, G))
         self._weight_squares: Doubles = np.zeros((K, G))
         self.means: Doubles = np.zeros((K, G, d))
-        self._scatters: Doubles = np.zeros(scatter_shape(covariance, K, G, d))
+        self._scatters: Doubles = np.zeros(model.shape(K, G, d))
         # Third and fourth moments, for the Ledoit-Wolf intensity.
         self._cubics: Doubles = np.zeros((K, G, d))
-        self._quartics: Doubles = np.zeros((K, G, d) if diagonal else (K, G))
+        self._quartics: Doubles = np.zeros(model.quartic_shape(K, G, d))
         # With which weights, relative to their own, rows enter the scatter of their group, and the sums of those.
         self._factors: Doubles | None = None
         self._scatter_sums: tuple[Doubles, Doubles] | None = None
         if cell_counts is not None:
-            if covariance != "tied":
+            if model.by_class:
                 msg = f"cell_counts is for covariance='tied': with {covariance!r} subgroups have scatters of their own."
                 raise ValueError(msg)
             counts = np.asarray(cell_counts, dtype=np.float64)
@@ -182,18 +168,8 @@ class SubgroupMoments:
             msg = f"means must have shape ({K}, {G}, n_features) to go with the weights, not {mu.shape}."
             raise ValueError(msg)
         d = mu.shape[2]
-        shapes = {name: scatter_shape(name, K, G, d) for name in ("tied", "full", "diagonal")}
-        matching = [name for name, shape in shapes.items() if Sigma.shape == shape]
-        if not matching:
-            msg = (
-                f"covariances must have shape {shapes['tied']} (tied), {shapes['full']} (full) or "
-                f"{shapes['diagonal']} (diagonal), not {Sigma.shape}."
-            )
-            raise ValueError(msg)
-        # (G, d, d) and (K, G, d) coincide when K = G = d: symmetry tells.
-        covariance = matching[0]
-        if len(matching) > 1 and not np.allclose(Sigma, np.swapaxes(Sigma, -1, -2)):
-            covariance = "diagonal"
+        covariance = matching_model(Sigma, K, G, d)
+        model = covariance_model(covariance)
         for name, array in (("weights", w), ("means", mu), ("covariances", Sigma)):
             if not np.isfinite(array).all():
                 msg = f"{name} must be finite."
@@ -201,21 +177,16 @@ class SubgroupMoments:
         if (w < 0).any():
             msg = f"weights must not be negative; the smallest is {w.min()}."
             raise ValueError(msg)
-        variances = Sigma if covariance == "diagonal" else np.diagonal(Sigma, axis1=-2, axis2=-1)
+        variances = model.variances(Sigma)
         if (variances < 0).any():
             msg = f"variances must not be negative; the smallest is {variances.min()}."
             raise ValueError(msg)
-        if covariance != "diagonal":
-            transposed = np.swapaxes(Sigma, -1, -2)
-            if not np.allclose(Sigma, transposed, rtol=1e-8, atol=1e-12 * variances.max(initial=0)):
-                msg = "covariances must be symmetric."
-                raise ValueError(msg)
-            Sigma = (Sigma + transposed) / 2
+        Sigma = model.checked(Sigma)
         moments = cls(
             d,
             classes=np.arange(K) if classes is None else classes,
             groups=np.arange(G) if groups is None else groups,
-            covariance=cast("CovarianceModel", covariance),
+            covariance=covariance,
         )
         for name, labels, n in (("classes", moments.classes, K), ("groups", moments.groups, G)):
             if len(labels) != n:
@@ -225,14 +196,14 @@ class SubgroupMoments:
         moments._weight_squares[:] = w  # as if every row had weight one
         moments.means[w > 0] = mu[w > 0]
         moments._scatters[:] = Sigma * moments._scatter_weights()
-        # Fourth moments of a Gaussian: E|y|^4 = tr(S)^2 + 2 tr(S^2), feature by feature 3 var^2.
-        if covariance == "diagonal":
-            moments._quartics[:] = 3 * w[..., None] * Sigma**2
-        else:
-            trace = np.trace(Sigma, axis1=-2, axis2=-1)
-            fourth = trace**2 + 2 * (Sigma**2).sum(axis=(-2, -1))
-            moments._quartics[:] = w * fourth
+        # Ledoit and Wolf's intensity needs fourth moments: those of a Gaussian.
+        moments._quartics[:] = model.gaussian_quartics(Sigma, w)
         return moments
+
+    @property
+    def model(self) -> Covariances:
+        """What the covariances look like."""
+        return covariance_model(self.covariance)
 
     @property
     def n_classes(self) -> int:
@@ -280,14 +251,13 @@ class SubgroupMoments:
 
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
-        weights = self._sums()[0].sum(axis=0) if self.covariance == "tied" else self._pooled(self.weights)
-        return weights.reshape(weights.shape + (1,) * (self._scatters.ndim - weights.ndim))
+        return self.model.scaled_by(self.model.in_cells(self._pooled(self._sums()[0])), self._scatters)
 
     def _pooled(self, sums: Doubles, power: int = 1) -> Doubles:
         """Replace part of the sums of every subgroup (first two axes) by those of its group."""
         if self._pooling == 0:
             return sums
-        of_group = sums if self._factors is None else broadcast_factors(self._factors**power, sums) * sums
+        of_group = sums if self._factors is None else self.model.scaled_by(self._factors**power, sums) * sums
         pooled: Doubles = (1 - self._pooling) * sums + self._pooling * of_group.sum(axis=0)
         return pooled
 
@@ -310,7 +280,7 @@ class SubgroupMoments:
         X : array-like of shape (n_samples, n_features)
             float16, float32 and float64 are read where they lie, in any layout; anything else is converted to
             float64. float16 and float32 products are formed in float32 within blocks and summed in double
-            precision. Must be finite (not checked here).
+            precision. Must be finite.
         y_codes, group_codes : array-like of shape (n_samples,)
             Integer codes into `classes` and `groups`; a negative one leaves the row out.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -324,7 +294,8 @@ class SubgroupMoments:
         Raises
         ------
         ValueError
-            When shapes do not agree, a code is too large, or a weight is negative or not finite.
+            When shapes do not agree, a code is too large, or a weight is negative or not finite; when a row is not
+            finite, or too large to be squared. The accumulator is then what it was, and so it is after Ctrl-C.
         """
         if self._regularised:
             msg = "These moments are pooled or shrunk and accept no more rows; update the ones they were made from."
@@ -343,23 +314,31 @@ class SubgroupMoments:
                 raise ValueError(msg)
         for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
             vars(self)[name] = _writable(vars(self)[name])
+        of_cells = []
         if self._factors is not None and self._scatter_sums is not None:
+            self._scatter_sums = (_writable(self._scatter_sums[0]), _writable(self._scatter_sums[1]))
             counted = (y >= 0) & (a >= 0)
             own = np.ones(len(y)) if weights is None else weights
             cell = y[counted] * self.n_groups + a[counted]
-            for sums, power in ((self.weights, 1), (self._weight_squares, 2)):
-                sums += np.bincount(cell, own[counted] ** power, sums.size).reshape(sums.shape)
-            weights = np.where(counted, own * self._factors[y, a], 0.0)
-            if (self._factors.ravel()[cell] == 0).any():
-                k, g = divmod(int(cell[self._factors.ravel()[cell] == 0][0]), self.n_groups)
+            lost = cell[self._factors.ravel()[cell] == 0]
+            if lost.size:
+                k, g = divmod(int(lost[0]), self.n_groups)
                 msg = (
                     f"There is a row of class {self.classes.tolist()[k]!r} in group {self.groups.tolist()[g]!r}, for "
                     "which cell_counts has 0."
                 )
                 raise ValueError(msg)
-            self._scatter_sums = (_writable(self._scatter_sums[0]), _writable(self._scatter_sums[1]))
-        with own_threads() as n_threads:
-            _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
+            of_cells = [np.bincount(cell, w[counted], self.weights.size) for w in (own, own**2)]
+            weights = np.where(counted, own * self._factors[y, a], 0.0)
+        try:
+            with own_threads() as n_threads:
+                _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
+        except _core.NumericalError as error:
+            what, k, g = error.args
+            msg = f"{what} (class {self.classes.tolist()[k]!r}, group {self.groups.tolist()[g]!r})."
+            raise ValueError(msg) from error
+        for sums, added in zip((self.weights, self._weight_squares), of_cells, strict=False):
+            sums += added.reshape(sums.shape)
         return self
 
     @staticmethod
@@ -419,7 +398,7 @@ class SubgroupMoments:
             for part in (self, other)
         ]
         if self._factors is not None or other._factors is not None:
-            merged._weigh_classes_alike(_common_factors(self, other, places, merged.weights.shape))
+            merged._weigh_classes_alike(common_factors(self, other, places, merged.weights.shape))
         for part, (k, a) in zip((self, other), places, strict=True):
             cells = np.ascontiguousarray((k * merged.n_groups + a).ravel())
             _core.merge_moments(self.covariance, merged._sums(), tuple(map(_writable, part._sums())), cells)
@@ -501,8 +480,8 @@ class SubgroupMoments:
             The groups that have fewer in some class. Where these together have too few as well, the next smallest
             groups join them. Every group, if nothing less will do; empty, if nothing is small.
         """
-        groups = self.groups.tolist()
-        return [groups[a] for a in small_columns(self.weights, self._weight_squares, min_size)]
+        labels = self.groups.tolist()
+        return [labels[a] for a in small_columns(self.weights, self._weight_squares, min_size)]
 
     def merge_groups(self, labels: Iterable[Any], into: Any) -> SubgroupMoments:
         """Take several groups as one.
@@ -525,31 +504,31 @@ class SubgroupMoments:
         ValueError
             When a label is not among the groups or `into` is already, or the moments are pooled or shrunk.
         """
-        labels, groups = list(labels), self.groups.tolist()
-        unknown = [label for label in labels if label not in groups]
-        if unknown or into in groups:
-            reason = f"{into!r} is a group already" if into in groups else f"{unknown[0]!r} is no group"
+        place = {label: a for a, label in enumerate(self.groups.tolist())}
+        merging = dict.fromkeys(labels)
+        unknown = [label for label in merging if label not in place]
+        if unknown or into in place:
+            reason = f"{into!r} is a group already" if into in place else f"{unknown[0]!r} is no group"
             msg = f"Groups cannot be merged: {reason}."
             raise ValueError(msg)
         if self._regularised:
             msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
             raise ValueError(msg)
         one = SubgroupMoments(self.n_features, classes=self.classes, groups=[into], covariance=self.covariance)
-        positions = [groups.index(label) for label in labels]
         if self._factors is not None:
-            some = self._factors[:, positions]
-            joint = some.max(axis=1, keepdims=True)
+            some = self._factors[:, [place[label] for label in merging]]
+            joint = some.max(axis=1, keepdims=True, initial=0.0)
             if not np.allclose(some, np.where(some > 0, joint, 0.0), rtol=1e-9):
                 msg = "Standardised moments can be merged if their cell_counts were those of the groups as merged."
                 raise ValueError(msg)
             one._weigh_classes_alike(joint)
-        for position in positions:
-            part = self._of_groups([position])
+        for label in merging:
+            part = self._of_groups([place[label]])
             _core.merge_moments(self.covariance, one._sums(), part._sums(), np.arange(self.n_classes))
             if self._factors is not None:
                 one.weights += part.weights
                 one._weight_squares += part._weight_squares
-        kept = [a for a, label in enumerate(groups) if label not in labels]
+        kept = [a for label, a in place.items() if label not in merging]
         return self._of_groups(kept).merge(one) if kept else one
 
     def _of_groups(self, positions: list[int]) -> SubgroupMoments:
@@ -560,7 +539,7 @@ class SubgroupMoments:
             part._weigh_classes_alike(self._factors[:, positions])
             part.weights[:], part._weight_squares[:] = self.weights[:, positions], self._weight_squares[:, positions]
         for to, array in zip(part._sums(), self._sums(), strict=True):
-            to[...] = array[positions] if array is self._scatters and self.covariance == "tied" else array[:, positions]
+            to[...] = self.model.take_groups(array, positions) if array is self._scatters else array[:, positions]
         return part
 
     def of_classes(self, labels: Iterable[Any]) -> SubgroupMoments:
@@ -590,7 +569,7 @@ class SubgroupMoments:
         kept = [k for k, label in enumerate(classes) if label in labels]
         if len(kept) == len(classes):
             return self
-        if self.covariance == "tied":
+        if not self.model.by_class:
             msg = "Tied moments keep no covariance of single classes; accumulate with covariance='full'."
             raise ValueError(msg)
         part = SubgroupMoments(
@@ -632,35 +611,11 @@ class SubgroupMoments:
         if not min_size >= 0:
             msg = f"min_size must not be negative, not {min_size}."
             raise ValueError(msg)
-        own, of_group = (
-            np.minimum(n / min_size, 1.0) if min_size else np.ones_like(n) for n in (self.sizes, self.group_sizes)
-        )
-        if not (own < 1).any():
+        if not min_size or not (self.sizes < min_size).any():
             return self
-        weights, means, covariances = self.weights, self.means, self.covariances
-        group_weights = weights.sum(axis=0)
-        shares = weights * class_factors(weights) if standardize else weights
-        of_class = np.divide(shares, group_weights, out=np.zeros_like(weights), where=group_weights > 0)
-        class_means, offsets = additive_means(weights, means)
-        offsets *= of_group[:, None]
-        borrowed = class_means[:, None] + offsets
-        difference = means - borrowed
-        within = covariances if self.covariance == "tied" else np.einsum("ka,ka...->a...", of_class, covariances)
-        overall = np.tensordot(group_weights / group_weights.sum(), within, axes=1)
-        fill = broadcast_factors(of_group, within)
-        within = fill * within + (1 - fill) * overall
-        # Two sets of rows with different means vary about their common mean.
-        spread = own * (1 - own)
-        if self.covariance == "tied":
-            filled = within + np.einsum("ka,kai,kaj->aij", of_class * spread, difference, difference, optimize=True)
-        else:
-            fill, shape = broadcast_factors(own, covariances), "kaj,kaj->kaj" if self.covariance == "diagonal" else None
-            between = np.einsum(shape or "kai,kaj->kaij", difference, difference)
-            filled = fill * covariances + (1 - fill) * within + broadcast_factors(spread, covariances) * between
-        moments = self._replace_covariances(filled)
-        moments.means = own[..., None] * means + (1 - own[..., None]) * borrowed
-        independent = np.outer(weights.sum(axis=1), group_weights) / weights.sum()
-        moments.weights = np.where(weights > 0, weights, independent)
+        weights, means, covariances = borrowed_sums(self, min_size, standardize)
+        moments = self._replace_covariances(covariances)
+        moments.weights, moments.means = weights, means
         return moments
 
     def tie(self, *, standardize: bool = False) -> SubgroupMoments:
@@ -685,7 +640,7 @@ class SubgroupMoments:
             For the diagonal model, which keeps no covariance between features; for tied moments that were not
             standardised as they were accumulated.
         """
-        if self.covariance == "tied":
+        if not self.model.by_class:
             if standardize and self._factors is None and self.n_classes > 1:
                 msg = (
                     "Tied moments keep no scatter of single classes: to standardise them, accumulate with "
@@ -693,7 +648,7 @@ class SubgroupMoments:
                 )
                 raise ValueError(msg)
             return self
-        if self.covariance == "diagonal":
+        if not self.model.matrices:
             msg = "Diagonal moments keep no covariance between features; use covariance='diagonal'."
             raise ValueError(msg)
         tied = SubgroupMoments(self.n_features, classes=self.classes, groups=self.groups, covariance="tied")
@@ -731,36 +686,10 @@ class SubgroupMoments:
         -----
         Rows are counted as in `sizes`.
         """
-        covariances = self.covariances
-        if self.covariance == "tied":
-            weights, squares = (sums.sum(axis=0) for sums in self._sums()[:2])
-            quartics = self._quartics.sum(axis=0)
-        else:
-            weights, quartics = map(self._pooled, (self.weights, self._quartics))
-            squares = self._pooled(self._weight_squares, power=2)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            n = rows_behind(weights, squares)
-            if self.covariance == "diagonal":
-                fourth = quartics / weights[..., None]
-                error = ((fourth - covariances**2) if shrinkage == "ledoit_wolf" else 2 * covariances**2).sum(
-                    axis=-1
-                ) / n
-                distance = ((covariances - covariances.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1)
-                intensity = error / distance
-            else:
-                d = self.n_features
-                trace = np.trace(covariances, axis1=-2, axis2=-1)
-                square = (covariances**2).sum(axis=(-2, -1))
-                if shrinkage == "ledoit_wolf":
-                    # Lemma 3.3 and section 3.3 of Ledoit and Wolf (2004).
-                    intensity = ((quartics / weights - square) / n) / (square - trace**2 / d)
-                else:
-                    # Eq. 23 of Chen et al. (2010), with the mean squares that scikit-learn takes.
-                    alpha, mu2 = square / d**2, (trace / d) ** 2
-                    intensity = (alpha + mu2) / ((n + 1) * (alpha - mu2 / d))
-        # 0/0: nothing to shrink (one feature, or a multiple of the identity already).
-        clipped: Doubles = np.clip(np.nan_to_num(intensity, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
-        return clipped
+        if shrinkage not in FORMULAS:
+            msg = f"shrinkage must be 'ledoit_wolf' or 'oas' to have an intensity, not {shrinkage!r}."
+            raise ValueError(msg)
+        return formula_intensity(self, shrinkage)
 
     def shrink(
         self,
@@ -795,76 +724,15 @@ class SubgroupMoments:
         """
         if shrinkage is None:
             return self
-        if isinstance(shrinkage, str):
-            if shrinkage not in ("ledoit_wolf", "oas"):
-                msg = f"shrinkage must be 'ledoit_wolf', 'oas', a float, None or an estimator, not {shrinkage!r}."
-                raise ValueError(msg)
-            return self._replace_covariances(self._towards_identity(self.shrinkage_intensity(shrinkage)))
-        if isinstance(shrinkage, (int, float, np.integer, np.floating)) and not isinstance(shrinkage, bool):
-            if not 0 <= shrinkage <= 1:
-                msg = f"shrinkage must lie in [0, 1], not {shrinkage}."
-                raise ValueError(msg)
-            n = self.weights.sum(axis=0) if self.covariance == "tied" else self.weights
-            return self._replace_covariances(self._towards_identity(np.full(n.shape, float(shrinkage))))
-        if not hasattr(shrinkage, "fit"):
-            msg = f"shrinkage must be 'ledoit_wolf', 'oas', a float, None or an estimator, not {shrinkage!r}."
-            raise ValueError(msg)
-        if X is None or y_codes is None or group_codes is None:
-            msg = f"shrinkage={shrinkage!r} is fitted to rows: pass X, y_codes and group_codes."
-            raise ValueError(msg)
-        return self._replace_covariances(
-            self._fit_estimator(
-                shrinkage, np.asarray(X, dtype=np.float64), np.asarray(y_codes), np.asarray(group_codes)
-            )
-        )
-
-    def _towards_identity(self, intensity: Doubles) -> Doubles:
-        covariances = self.covariances
-        if self.covariance == "diagonal":
-            average = covariances.mean(axis=-1, keepdims=True)
-            pulled: Doubles = (1 - intensity[..., None]) * covariances + intensity[..., None] * average
-            return pulled
-        d = self.n_features
-        average = np.trace(covariances, axis1=-2, axis2=-1) / d
-        shrunk = (1 - intensity[..., None, None]) * covariances
-        diagonal = np.arange(d)
-        shrunk[..., diagonal, diagonal] += (intensity * average)[..., None]
-        return shrunk
-
-    def _fit_estimator(self, estimator: Any, X: Doubles, y_codes: NDArray[Any], group_codes: NDArray[Any]) -> Doubles:
-        covariances = np.zeros_like(self._scatters)
-        seen = (y_codes >= 0) & (group_codes >= 0)
-        for cell in np.ndindex(covariances.shape[: 1 if self.covariance == "tied" else 2]):
-            rows = seen & (group_codes == cell[-1])
-            if len(cell) == 2:
-                rows &= y_codes == cell[0]
-            if not rows.any():
-                continue
-            centred = X[rows] - self.means[y_codes[rows], group_codes[rows]]
-            fitted = np.asarray(getattr(clone(estimator).fit(centred), "covariance_", None))
-            if fitted.shape != (self.n_features, self.n_features):
-                found = "none" if fitted.ndim == 0 else f"one of shape {fitted.shape}"
-                msg = (
-                    f"shrinkage={brief(estimator)} must give covariance_, of shape "
-                    f"{(self.n_features, self.n_features)}, once it is fitted; it gives {found}. Use a covariance "
-                    "estimator, such as sklearn.covariance.LedoitWolf()."
-                )
-                raise ValueError(msg)
-            covariances[cell] = np.diag(fitted) if self.covariance == "diagonal" else fitted
-        return covariances
+        return self._replace_covariances(shrunk_covariances(self, shrinkage, X, y_codes, group_codes))
 
     def _feature_scale(self) -> Doubles:
         """Measure every feature: its standard deviation over all rows, between subgroups too; 1 if constant."""
         total = self.weights.sum()
         mean = np.einsum("ka,kaj->j", self.weights, self.means) / total
         between = np.einsum("ka,kaj->j", self.weights, (self.means - mean) ** 2) / total
-        covariances = self.covariances
-        if self.covariance == "tied":
-            within = np.einsum("a,ajj->j", self.weights.sum(axis=0), covariances) / total
-        elif self.covariance == "full":
-            within = np.einsum("ka,kajj->j", self.weights, covariances) / total
-        else:
-            within = np.einsum("ka,kaj->j", self.weights, covariances) / total
+        variances = self.model.variances(self.covariances).reshape(-1, self.n_features)
+        within = np.einsum("c,cj->j", self.model.in_cells(self.weights).ravel(), variances) / total
         variance = within + between
         # A constant column of large numbers has a variance of rounding errors.
         noise = (4 * np.finfo(np.float64).eps * np.abs(mean)) ** 2
@@ -884,23 +752,7 @@ class SubgroupMoments:
                 f"The moments hold NaN or infinite values ({where}): a row was not finite, or too large to be squared."
             )
             raise ValueError(msg)
-        scale = self._feature_scale()
-        d = self.n_features
-        if self.covariance == "diagonal":
-            floor = _RELATIVE_FLOOR * scale**2
-            ranks = (covariances > floor).sum(axis=-1)
-            return np.maximum(covariances, floor), ranks
-        matrices = covariances.reshape(-1, d, d)
-        ranks = np.empty(len(matrices), dtype=np.int64)
-        lifted: Doubles | None = None  # made when something changes: there may be gigabytes of them
-        for i, matrix in enumerate(matrices):
-            floored = np.array(matrix[None])
-            ranks[i] = _core.floor_spectra(floored, scale, _RELATIVE_FLOOR)[0]
-            if not np.array_equal(floored[0], matrix):
-                lifted = np.array(matrices) if lifted is None else lifted
-                lifted[i] = floored[0]
-        result = matrices if lifted is None else lifted
-        return result.reshape(covariances.shape), ranks.reshape(covariances.shape[:-2])
+        return self.model.floored(covariances, self._feature_scale())
 
     @property
     def effective_rank(self) -> NDArray[np.int64]:
@@ -918,22 +770,33 @@ class SubgroupMoments:
         Returns
         -------
         log_joint : ndarray of shape (n_samples, n_classes, n_groups)
-            ``log q[k, a] + log N(x; mean[k, a], covariance[k, a])`` in nats, -inf for a subgroup without rows.
+            ``log q[k, a] + log N(x; mean[k, a], covariance[k, a])`` in nats, -inf for a subgroup without rows. For rows
+            so far away that this is beyond the range of double, up to a constant of the row, which keeps it finite.
         """
-        rows = np.asarray(X, dtype=np.float64)
+        return self._log_joint(np.asarray(X, dtype=np.float64), self._positive_definite()[0])
+
+    def _log_joint(self, rows: Doubles, covariances: Doubles) -> Doubles:
+        """Evaluate `log_joint`, with positive definite covariances."""
         K, G, _ = self.means.shape
-        covariances, _ = self._positive_definite()
         out = np.full((len(rows), K, G), -np.inf)
+        families: list[Family] = []
+        cells: list[tuple[Any, int, Doubles]] = []
         for a in range(G):
             seen = self.weights[:, a] > 0
             if not seen.any():
                 continue
-            of_group = covariances[a] if self.covariance == "tied" else covariances[seen, a]
-            log_weights = np.log(self.weights[seen, a] / self.weights.sum())
-            out[:, seen, a] = log_weights + log_densities(rows, self.means[seen, a], of_group, self.covariance)
+            of_group = self.model.of_group(covariances, a, seen)
+            families.append(Family(self.means[seen, a], of_group, self.covariance))
+            cells.append((seen, a, np.log(self.weights[seen, a] / self.weights.sum())))
+            out[:, seen, a] = cells[-1][2] + log_densities(rows, families[-1])
+        far = ~np.isfinite(out[:, self.weights > 0]).all(axis=1)
+        if far.any():
+            relative = relative_log_densities(rows[far], families)
+            for (seen, a, log_weights), values in zip(cells, relative, strict=True):
+                out[np.ix_(far, seen, [a])] = (log_weights + values)[..., None]
         return out
 
-    def cell_table(self, most: int | None = _LISTED_CELLS) -> str:
+    def cell_table(self, most: int | None = LISTED_CELLS) -> str:
         """Weights of subgroups as text.
 
         Parameters
@@ -948,25 +811,7 @@ class SubgroupMoments:
         table : str
             Lines of equal length.
         """
-        classes, groups = ([str(label) for label in labels.tolist()] for labels in (self.classes, self.groups))
-        rest = 0
-        if most is not None and self.weights.size > most:
-            smallest = np.argsort(self.weights, axis=None, kind="stable")[:most].tolist()
-            cells = [divmod(cell, self.n_groups) for cell in smallest]
-            lines = [
-                ["class", "group", "weight"],
-                *([classes[k], groups[a], f"{self.weights[k, a]:.6g}"] for k, a in cells),
-            ]
-            rest = self.weights.size - most
-        elif self.n_groups > self.n_classes:
-            lines = [["group \\ class", *classes], *_labelled(groups, self.weights.T)]
-        else:
-            lines = [["class \\ group", *groups], *_labelled(classes, self.weights)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join(map(str.rjust, line, widths)) for line in lines]
-        if rest:
-            text.append(f"and {rest} larger ones".rjust(len(text[0])))
-        return "\n".join(text)
+        return weight_table(self, most)
 
     def __repr__(self) -> str:
         return (
@@ -975,52 +820,5 @@ class SubgroupMoments:
         )
 
 
-def small_columns(weights: Doubles, squares: Doubles, min_size: float) -> list[int]:
-    """Positions of the groups that `SubgroupMoments.small_groups` names, from sums of weights and of their squares."""
-    smallest = rows_behind(weights, squares).min(axis=0)
-    order = np.argsort(smallest, kind="stable")
-    n = int((smallest < min_size).sum())
-    while 0 < n < weights.shape[1]:
-        some = order[:n]
-        if rows_behind(weights[:, some].sum(axis=1), squares[:, some].sum(axis=1)).min() >= min_size:
-            break
-        n += 1
-    return sorted(order[:n].tolist())
-
-
-def class_factors(counts: Doubles) -> Doubles:
-    """Weights of the cells (K, G), relative to their own, with which every group has the classes' shares of all rows.
-
-    The weight of a group stays. A class that a group has no row of is left out there; cells without rows have 0.
-    """
-    shares = np.where(counts > 0, counts.sum(axis=1, keepdims=True), 0.0)
-    totals = shares.sum(axis=0)
-    shares = np.divide(shares, totals, out=np.zeros_like(shares), where=totals > 0)
-    factors: Doubles = np.divide(shares * counts.sum(axis=0), counts, out=np.zeros_like(shares), where=counts > 0)
-    return factors
-
-
-def _common_factors(
-    first: SubgroupMoments, second: SubgroupMoments, places: Sequence[Any], shape: tuple[int, ...]
-) -> Doubles:
-    """Factors of the union of two standardised moments, which must agree where both have rows."""
-    tables = np.zeros((2, *shape))
-    for table, part, place in zip(tables, (first, second), places, strict=True):
-        table[place] = np.zeros_like(part.weights) if part._factors is None else part._factors
-    both = (tables > 0).all(axis=0)
-    plain = [part for part in (first, second) if part._factors is None and part.weights.any()]
-    if plain or not np.allclose(tables[0][both], tables[1][both], rtol=1e-9):
-        msg = (
-            "Moments in which the classes weigh alike in every group can be merged if their weights are the same: give "
-            "the cell_counts of all rows to both, or accumulate with covariance='full' and tie the result."
-        )
-        raise ValueError(msg)
-    return np.asarray(tables.max(axis=0))
-
-
 def _writable(array: Doubles) -> Doubles:
     return array if array.flags.writeable else np.array(array)
-
-
-def _labelled(labels: list[str], weights: Doubles) -> list[list[str]]:
-    return [[label, *(f"{weight:.6g}" for weight in row)] for label, row in zip(labels, weights, strict=True)]

@@ -12,7 +12,8 @@ from fairsteer._utils.types import CovarianceModel
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution, Intervention, MapType
 from fairsteer.moments import SubgroupMoments
-from fairsteer.moments._moments import SUMS, scatter_shape
+from fairsteer.moments._covariances import covariance_model
+from fairsteer.moments._moments import SUMS
 from fairsteer.persistence._checks import check_finite_number, listed_names, shares, symmetric
 from fairsteer.persistence._file import Tensors
 
@@ -57,9 +58,9 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
 def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
     classes, groups = block.labels("classes"), block.labels("groups")
     covariance, K, G, d = block.text("covariance", _COVARIANCES), len(classes), len(groups), block.integer("n_features")
-    quartic = (K, G, d) if covariance == "diagonal" else (K, G)
-    scatter = scatter_shape(covariance, K, G, d)
-    shapes = ((K, G), (K, G), (K, G, d), scatter, (K, G, d), quartic)
+    model = covariance_model(covariance)
+    scatter = model.shape(K, G, d)
+    shapes = ((K, G), (K, G), (K, G, d), scatter, (K, G, d), model.quartic_shape(K, G, d))
     # Taken first, so that a header's word alone never makes memory be allocated.
     sums = [tensors.take(f"moments.{name.lstrip('_')}", shape) for name, shape in zip(SUMS, shapes, strict=True)]
     moments = SubgroupMoments(d, classes=classes, groups=groups, covariance=covariance)
@@ -82,7 +83,7 @@ def unpack_model(block: Fields, moments: SubgroupMoments, tensors: Tensors) -> S
     groups = block.labels("groups")
     K, G, d = moments.n_classes, len(groups), moments.n_features
     weights, means = tensors.take("model.weights", (K, G)), tensors.take("model.means", (K, G, d))
-    shape = scatter_shape(moments.covariance, K, G, d)
+    shape = moments.model.shape(K, G, d)
     covariances = _covariances("model.covariances", tensors, moments.covariance, shape)
     model = SubgroupMoments(d, classes=moments.classes, groups=groups, covariance=moments.covariance)
     model.weights[...], model.means[...] = weights, means
@@ -95,7 +96,7 @@ def _check_sums(moments: SubgroupMoments) -> None:
         if name in ("weights", "_weight_squares", "_quartics") and (array < 0).any():
             msg = f"a number of {name.lstrip('_')} is negative"
             raise ValueError(msg)
-    if moments.covariance != "diagonal":
+    if moments.model.matrices:
         symmetric("moments.scatters", moments._scatters)
     elif (moments._scatters < 0).any():
         raise ValueError("a scatter is negative")
@@ -105,7 +106,7 @@ def _check_sums(moments: SubgroupMoments) -> None:
 
 def _covariances(name: str, tensors: Tensors, covariance: str, shape: tuple[int, ...]) -> NDArray[Any]:
     array = tensors.take(name, shape)
-    if covariance != "diagonal":
+    if covariance_model(covariance).matrices:
         return symmetric(name, array)
     if (array < 0).any():
         msg = f"the array {name} holds no variances"
@@ -148,7 +149,7 @@ def unpack_ideal(block: Fields, tensors: Tensors, like: SubgroupMoments | None =
     for name in ("class_prior", "group_prior"):
         shares(f"ideal.{name}", arrays[name])
     for name in ("canonical_covariances", "source_covariances"):
-        if covariance != "diagonal":
+        if covariance_model(covariance).matrices:
             symmetric(f"ideal.{name}", arrays[name])
         elif (arrays[name] < 0).any():
             msg = f"the array ideal.{name} holds no variances"
@@ -169,7 +170,7 @@ def unpack_ideal(block: Fields, tensors: Tensors, like: SubgroupMoments | None =
     )
 
 
-def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:
+def _ideal_shapes(covariance: str, map_type: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:
     """Shape of every array of an ideal distribution; None for any length."""
     return {
         "class_prior": (K,),
@@ -180,7 +181,7 @@ def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[in
         "objective_path": (None,),
         "source_weights": (K, G),
         "source_means": (K, G, d),
-        "source_covariances": scatter_shape(covariance, K, G, d),
-        "linear": (G, d, d),
+        "source_covariances": covariance_model(covariance).shape(K, G, d),
+        "linear": (G, d) if covariance == "diagonal" or map_type in ("diagonal", "translation") else (G, d, d),
         "offset": (G, d),
     }

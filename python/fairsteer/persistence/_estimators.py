@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.estimators import asked_method
 from fairsteer._utils.fields import Fields
 from fairsteer._utils.files import write_file
 from fairsteer._utils.input import few
-from fairsteer._utils.labels import label_to_json, labels_to_json
+from fairsteer._utils.labels import label_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
 from fairsteer.classifier import IdealDistributionClassifier
@@ -25,8 +25,13 @@ from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import Certificate, IdealDistribution
 from fairsteer.moments import SubgroupMoments
-from fairsteer.persistence._alignment import pack_alignment, unpack_alignment
-from fairsteer.persistence._checks import check_finite_number, listed_names, shares
+from fairsteer.persistence._alignment import (
+    pack_alignment,
+    pack_score_maps,
+    unpack_alignment,
+    unpack_score_maps,
+)
+from fairsteer.persistence._checks import check_finite_number, listed_names
 from fairsteer.persistence._coordinates import pack_coordinates, unfitted, unpack_coordinates
 from fairsteer.persistence._distributions import (
     pack_encoder,
@@ -46,12 +51,12 @@ from fairsteer.persistence._file import (
     read_container,
     write_header,
 )
-from fairsteer.score_alignment import ScoreAligner
+from fairsteer.score_alignment import Alignment, ScoreAligner
 from fairsteer.score_alignment._monotone import Calibration, MonotoneAlignment, ScoreDistribution
-from fairsteer.score_alignment._offsets import OffsetAlignment, VectorScaling
+from fairsteer.score_alignment._offsets import GroupScalings, OffsetAlignment
+from fairsteer.score_alignment._scores import Ties
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._base import GroupMapTransformer, Solution
-from fairsteer.transformer._calibration import GroupCalibration
 from fairsteer.transformer._maps import FoldedMaps
 
 #: Types that a file of skops needs beside scikit-learn's to hold estimators of fairsteer, alone or within pipelines and
@@ -73,12 +78,14 @@ SKOPS_TYPES = [
         GroupMaps,
         Solution,
         FoldedMaps,
-        GroupCalibration,
+        VectorScaling,
+        Alignment,
         MonotoneAlignment,
         ScoreDistribution,
         Calibration,
         OffsetAlignment,
-        VectorScaling,
+        GroupScalings,
+        Ties,
     )
 ]
 
@@ -93,6 +100,7 @@ Savable = (
     GroupMapTransformer
     | IdealDistributionClassifier
     | ScoreAligner
+    | Alignment
     | ConceptSteering
     | SubgroupMoments
     | IdealDistribution
@@ -106,8 +114,8 @@ def save(estimator: Savable, path: PathLike, *, extra: Mapping[str, Any] | None 
     ----------
     estimator : estimator or result of fairsteer
         A fitted FairSteeringTransformer, transformer of :mod:`fairsteer.baselines`, IdealDistributionClassifier,
-        ScoreAligner or :class:`~fairsteer.concepts.ConceptSteering`; or SubgroupMoments or an IdealDistribution. A
-        function, slice or mask as `sensitive_columns` is kept as the columns that it selected; the `steering` of a
+        ScoreAligner or :class:`~fairsteer.concepts.ConceptSteering`; or SubgroupMoments, an IdealDistribution or an
+        :class:`~fairsteer.score_alignment.Alignment`. A function, slice or mask as `sensitive_columns` is kept as the columns that it selected; the `steering` of a
         classifier as a clone of its ``steering_``. A classifier that is not fairsteer's, the `estimator` of a
         ScoreAligner or an IdealDistributionClassifier, is *not* in the file, only what maps its scores: keep it beside,
         by :func:`skops.io.dump` or as you keep your others, and hand it to `load`.
@@ -354,7 +362,7 @@ def _pack_classifier(classifier: IdealDistributionClassifier, tensors: dict[str,
         "costs": classifier.cost_matrix_ is not None,
         "params": {name: label_to_json(getattr(classifier, name)) for name in ("score_alignment", "cv")},
         "asked": None if estimator is None else asked_method(estimator),
-        "alignment": pack_alignment(classifier._alignment, tensors),
+        "alignment": pack_score_maps(classifier._alignment, tensors),
     }
 
 
@@ -376,7 +384,7 @@ def _unpack_classifier(block: Fields, tensors: Tensors) -> IdealDistributionClas
         classifier.feature_names_in_ = steering.feature_names_in_
     classifier._alignment = None
     if "alignment" in block:
-        classifier._alignment = unpack_alignment(block.fields("alignment"), K, G, tensors)
+        classifier._alignment = unpack_score_maps(block.fields("alignment"), K, G, tensors)
     return classifier
 
 
@@ -384,44 +392,30 @@ def _pack_aligner(aligner: ScoreAligner, tensors: dict[str, NDArray[Any]]) -> di
     check_is_fitted(aligner, "estimator_")
     aligner._validate_params()
     _check_number("cv", aligner.cv, 5)
-    tensors.update({"shares": aligner._shares, "effective_rows": aligner._effective_rows})
     params = aligner.get_params(deep=False)
     del params["estimator"]
     positions = _pack_columns(aligner, params)
     return {
         "params": {name: label_to_json(value) for name, value in params.items()},
-        "frozen": isinstance(aligner.estimator_, FrozenEstimator),
-        "asked": asked_method(aligner.estimator_),
         **_pack_input(aligner),
         "sensitive_positions": positions,
-        "classes": labels_to_json(aligner.classes_),
-        "groups": labels_to_json(aligner.groups_),
         "encoder": pack_encoder(aligner._encoder),
         "max_gap": check_finite_number("max_gap_", aligner.max_gap_),
-        "alignment": pack_alignment(aligner._alignment, tensors),
+        "alignment": pack_alignment(aligner.alignment_, tensors),
     }
 
 
 def _unpack_aligner(block: Fields, tensors: Tensors) -> ScoreAligner:
-    classes, groups = block.labels("classes"), block.labels("groups")
-    K, G = len(classes), len(groups)
-    absent = _absent(block, classes)
+    alignment = unpack_alignment(block.fields("alignment"), tensors)
+    absent = AbsentClassifier(alignment.classes, alignment.response_method)
     aligner = ScoreAligner(absent, **_listed_columns(block.params("params")))
     aligner._validate_params()
-    aligner.estimator_, aligner.classes_, aligner.groups_ = absent, classes, groups
+    aligner.estimator_, aligner.classes_, aligner.groups_ = absent, alignment.classes, alignment.groups
     _unpack_input(block, aligner)
     aligner._sensitive_positions = block.positions("sensitive_positions", aligner.n_features_in_)
-    aligner._encoder = unpack_encoder(block.fields("encoder"), groups) if "encoder" in block else None
+    aligner._encoder = unpack_encoder(block.fields("encoder"), alignment.groups) if "encoder" in block else None
     _check_sensitive(aligner)
-    aligner.max_gap_ = block.number("max_gap", 0, 1)
-    aligner._alignment = None
-    if K > 1:
-        aligner._alignment = unpack_alignment(block.fields("alignment"), K, G, tensors)
-    aligner._shares = shares("shares", tensors.take("shares", (G,)))
-    compared = {1: 0, 2: 1}.get(K, K)
-    aligner._effective_rows = tensors.take("effective_rows", (compared, G))
-    if (aligner._effective_rows < 0).any():
-        raise ValueError("a number of rows is negative")
+    aligner.max_gap_, aligner.alignment_ = block.number("max_gap", 0, 1), alignment
     return aligner
 
 
@@ -536,7 +530,7 @@ def _unpack_transformer(kind: type[GroupMapTransformer], block: Fields, tensors:
     if "calibration" in block:
         slope = block.fields("calibration").number("slope", 0)
         offsets = tensors.take("calibration.offsets", (model.n_groups,))
-        transformer.group_calibration_ = GroupCalibration(slope, offsets)
+        transformer.group_calibration_ = VectorScaling(slope, offsets)
     if "output" in block:
         transformer.set_output(transform=block.text("output", ("default", "pandas", "polars")))
     return transformer
@@ -567,7 +561,7 @@ def _check_sensitive(estimator: Any) -> None:
         raise ValueError("its sensitive columns are neither names nor positions")
 
 
-def _pack_calibration(calibration: GroupCalibration | None, tensors: dict[str, NDArray[Any]]) -> Any:
+def _pack_calibration(calibration: VectorScaling | None, tensors: dict[str, NDArray[Any]]) -> Any:
     if calibration is None:
         return None
     tensors["calibration.offsets"] = calibration.offsets
@@ -576,7 +570,8 @@ def _pack_calibration(calibration: GroupCalibration | None, tensors: dict[str, N
 
 def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensors: Tensors) -> GroupMaps:
     n_maps, d = 1 if kind.one_map else model.n_groups, model.n_features
-    return GroupMaps(tensors.take("maps.linear", (n_maps, d, d)), tensors.take("maps.offset", (n_maps, d)))
+    linear = (n_maps, d) if kind is MeanMatchingTransformer else (n_maps, d, d)
+    return GroupMaps(tensors.take("maps.linear", linear), tensors.take("maps.offset", (n_maps, d)))
 
 
 # ---- what can be saved
@@ -603,6 +598,7 @@ _KINDS = {
         ),
         _Kind(IdealDistributionClassifier, _pack_classifier, _unpack_classifier),
         _Kind(ScoreAligner, _pack_aligner, _unpack_aligner),
+        _Kind(Alignment, pack_alignment, unpack_alignment),
         _Kind(ConceptSteering, _pack_concept, _unpack_concept),
         _Kind(SubgroupMoments, pack_moments, unpack_moments),
         _Kind(IdealDistribution, pack_ideal, unpack_ideal),

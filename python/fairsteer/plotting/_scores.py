@@ -15,13 +15,14 @@ from scipy.stats import gaussian_kde
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from fairsteer._utils.estimators import asked_method, class_scores
+from fairsteer._utils.estimators import asked_method
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupEncoder
 from fairsteer.plotting._style import AS_IT_IS, LINES, draw_legend, new_axes, palette, theme_colour
 from fairsteer.report._held_out import group_params
+from fairsteer.score_alignment._scores import class_scores
 from fairsteer.transformer import FairSteeringTransformer
 
 
@@ -127,9 +128,8 @@ class GroupScoreDisplay:
             if len(classes) != 2:
                 msg = f"A score needs two classes, not {len(classes)}. Draw TPRDisplay, or the steering's discriminant."
                 raise ValueError(msg)
-            scores = class_scores(
-                estimator, X, classes, group_params(estimator, asked_method(estimator), sensitive_features)
-            )
+            params = group_params(estimator, asked_method(estimator), sensitive_features)
+            scores = class_scores(estimator, X, classes, params).values
             return cls.from_predictions(
                 scores,
                 sensitive_features=sensitive_features,

@@ -267,10 +267,8 @@ def read_rows(
 def named_columns(method: Any) -> Any:
     """Columns of `X` that hold the groups, if a classifier, or the steering within it, names them."""
     estimator = unfrozen(method.steering if isinstance(method, Method) else method)
-    for part in (estimator, getattr(estimator, "steering", None)):
-        if getattr(part, "sensitive_columns", None) is not None:
-            return part.sensitive_columns
-    return None
+    parts = (estimator, getattr(estimator, "steering", None))
+    return next((named for part in parts if (named := getattr(part, "sensitive_columns", None)) is not None), None)
 
 
 def columns_of(X: Any, columns: Any) -> Any:
@@ -314,12 +312,11 @@ def run_methods(
     if rows.y is not None:
         y_codes = np.unique(rows.y, return_inverse=True)[1]
     place = np.cumsum(rows.kept) - 1  # among those that take part
-    full = [np.zeros(len(rows.kept), dtype=np.intp) for _ in range(2)]
-    for codes, of_kept in zip(full, (y_codes, rows.codes), strict=True):
-        codes[rows.kept] = of_kept
+    all_y, all_codes = np.zeros((2, len(rows.kept)), dtype=np.intp)
+    all_y[rows.kept], all_codes[rows.kept] = y_codes, rows.codes
     trials: list[Trial] = []
     found: dict[Any, list[npt.NDArray[Any]]] = {name: [] for name in methods}
-    for train, test in stratified_splits(cv, rows.kept, *full, rows.kept, frozen=False):
+    for train, test in stratified_splits(cv, rows.kept, all_y, all_codes, rows.kept, frozen=False):
         if train is None or not len(train) or not len(test):
             continue
         fold = _Fold(rows, place[train], place[test], prepare)

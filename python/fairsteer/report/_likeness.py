@@ -30,12 +30,10 @@ def divergence_table(
     held_out = [
         [len(some), *_unlikeness(steering, _moments(steering, rows, values, some))] for steering, values, some in judged
     ]
-    n, before, after = np.array(held_out).T
-    return {
-        "rows": ["of the fit", "held out"],
-        "before": [_unlikeness(transformer, fitted)[0], float(np.average(before, weights=n))],
-        "after": [_unlikeness(transformer, fitted)[1], float(np.average(after, weights=n))],
-    }
+    n, *found = np.array(held_out).T
+    of_fit = _unlikeness(transformer, fitted)
+    pairs = [[known, float(np.average(others, weights=n))] for known, others in zip(of_fit, found, strict=True)]
+    return {"rows": ["of the fit", "held out"], "before": pairs[0], "after": pairs[1]}
 
 
 def _moments(
@@ -74,10 +72,12 @@ def _unlikeness(steering: FairSteeringTransformer, moments: SubgroupMoments | No
     found = []
     for strength in (0.0, steering._strength()):
         maps = steering._group_maps(strength)
-        alike = _alike(ideal, _moved(fitted, maps))
+        moved_fit = _moved(fitted, maps)
+        moved = moved_fit if moments is fitted else _moved(moments, maps)
+        alike = _alike(ideal, moved_fit)
         try:
             with np.errstate(divide="ignore", invalid="ignore"):
-                found.append(float(alike.divergence_from(_moved(moments, maps))))
+                found.append(float(alike.divergence_from(moved)))
         except np.linalg.LinAlgError:
             found.append(float("nan"))
     return found
@@ -85,11 +85,12 @@ def _unlikeness(steering: FairSteeringTransformer, moments: SubgroupMoments | No
 
 def _moved(moments: SubgroupMoments, maps: AffineMaps) -> SubgroupMoments:
     """Moments of rows after the maps of their groups."""
-    means = np.einsum("aij,kaj->kai", maps.A, moments.means) + maps.b
     covariances, _ = moments._positive_definite()
     if moments.covariance == "diagonal":
-        covariances = np.diagonal(maps.A, axis1=1, axis2=2) ** 2 * covariances
+        means = maps.A * moments.means + maps.b
+        covariances = maps.A**2 * covariances
     else:
+        means = np.einsum("aij,kaj->kai", maps.A, moments.means) + maps.b
         covariances = maps.A @ covariances @ np.swapaxes(maps.A, 1, 2)
         covariances = (covariances + np.swapaxes(covariances, -1, -2)) / 2
     return SubgroupMoments.from_statistics(
@@ -124,7 +125,7 @@ def _alike(ideal: IdealDistribution, moments: SubgroupMoments) -> IdealDistribut
         else:
             common = np.linalg.inv(total / weight.sum(axis=1)[:, None, None])
             common = (common + np.swapaxes(common, 1, 2)) / 2
-    still = np.broadcast_to(np.eye(d), (G, d, d)).copy()
+    still = np.ones((G, d)) if moments.covariance == "diagonal" else np.tile(np.eye(d), (G, 1, 1))
     return dataclasses.replace(
         ideal,
         canonical_means=means,

@@ -407,7 +407,7 @@ def steering_report(
     if steering is not None:
         assert rows.values is not None
         tables["certificate"] = certificate_table(steering, of_groups[1] if of_groups else None)
-        parts = [(steering, rows.values, np.arange(len(codes)))]
+        parts: list[tuple[Any, Any, npt.NDArray[np.intp]]] = [(steering, rows.values, np.arange(len(codes)))]
         if same_rows:
             parts = [(fitted_steering(trial.fitted["after"]), trial.values, trial.test) for trial in held_out.trials]
         tables["divergence"] = divergence_table(steering, rows, parts)

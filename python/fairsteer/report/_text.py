@@ -75,7 +75,8 @@ def _blocks(view: View, width: int, gap: int) -> Iterator[_Block]:
     keys = range(n_keys)
     widths = [max(display_width(line) for row in table for line in row[j]) for j in range(len(view.header))]
     # Names are folded where they would take more than half of the width from the numbers.
-    room = max(width - gap * n_keys - max([*widths[n_keys:], width // 2]), 4 * n_keys)
+    numbers = sum(widths[n_keys:]) + gap * (len(widths) - n_keys - 1)
+    room = max(width - gap * n_keys - max(max(widths[n_keys:]), min(numbers, width // 2)), 4 * n_keys)
     while sum(widths[:n_keys]) > room:
         longest = max(keys, key=lambda j: widths[j])
         widths[longest] -= 1
@@ -149,8 +150,10 @@ class _RichDocument:
             head.add_row(Text(label), Text(value))
         yield head
         yield Text()
+        findings = Table.grid(padding=(0, 1, 0, 0))
         for text in self.document.findings:
-            yield Text(f"* {text}", style="bold")
+            findings.add_row(Text("*", style="bold"), Text(text, style="bold"))
+        yield findings
         for view in self.document.views:
             yield Text()
             yield Text(view.title, style="bold underline")

@@ -1,5 +1,6 @@
 """Scores of any classifier, aligned between groups on rows that it was not trained on."""
 
-from fairsteer.score_alignment._aligner import GapBand, ScoreAligner
+from fairsteer.score_alignment._aligner import ScoreAligner
+from fairsteer.score_alignment._alignment import Alignment, GapBand
 
-__all__ = ["GapBand", "ScoreAligner"]
+__all__ = ["Alignment", "GapBand", "ScoreAligner"]

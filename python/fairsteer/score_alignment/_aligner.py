@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,49 +24,20 @@ from fairsteer._utils.estimators import (
     Interval,
     StrOptions,
     asked_method,
-    class_scores,
     fit_context,
     takes_parameter,
     unfrozen,
     weight_params,
 )
 from fairsteer._utils.folds import rows_of
-from fairsteer._utils.input import check_classes, few, warn_caller
+from fairsteer._utils.input import brief, check_classes, few, warn_caller
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
-from fairsteer.score_alignment._cells import Aggregate, Alignment, Constraint
-from fairsteer.score_alignment._cross_fitting import (
-    aligned_proba,
-    class_decision,
-    cross_fitted_alignment,
-    log_zero_allowed,
-    refitted_scores,
-)
-
-
-class GapBand(NamedTuple):
-    """What is known of the gap between every two groups.
-
-    Attributes
-    ----------
-    classes : ndarray of shape (n_compared,)
-        Classes whose rates are compared: the second of two, else all.
-    groups : ndarray of shape (n_groups,)
-        Group labels.
-    rows : ndarray of shape (n_compared, n_groups)
-        Rows behind the rate of each class and group; with weights, the effective number (Kish).
-    measured : ndarray of shape (n_compared, n_groups, n_groups)
-        Gap of each two groups on the rows of the alignment, in [0, 1]; NaN where there are no rows.
-    upper : ndarray of shape (n_compared, n_groups, n_groups)
-        Bound on the gap on fresh rows, in [0, 1]; NaN where there are no rows.
-    """
-
-    classes: npt.NDArray[Any]
-    groups: npt.NDArray[Any]
-    rows: Doubles
-    measured: Doubles
-    upper: Doubles
+from fairsteer.score_alignment._alignment import Alignment, GapBand, class_decision, log_zero_allowed
+from fairsteer.score_alignment._cells import Aggregate, Constraint
+from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment, refitted_scores
+from fairsteer.score_alignment._scores import class_scores
 
 
 class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
@@ -111,6 +83,11 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
     unknown_group : {"error", "average"}, default="error"
         What happens to a row whose group is missing, was not there at ``fit``, or is not given at
         all: a ValueError, or the average of what each group would get, weighted by their shares.
+    n_jobs : int, default=None
+        Folds that are fitted at once, in processes; None is 1 unless in a ``joblib.parallel_config``,
+        -1 as many as there are cores.
+    verbose : int, default=0
+        How much is printed of the progress over the folds, as by :class:`joblib.Parallel`.
 
     Attributes
     ----------
@@ -122,6 +99,8 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         Group labels, tuples if there are several sensitive columns; ``[0]`` if fitted without groups.
     max_gap_ : float
         Gap that is kept: `max_gap`, or the smallest that is reached without randomised predictions.
+    alignment_ : Alignment
+        The maps of the groups, apart from the classifier: from its scores to aligned probabilities.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -152,6 +131,11 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
 
     Without `sensitive_features` and `sensitive_columns` there is one group, and nothing to align.
 
+    *Scores.* They must be finite, one a row (or one a row and class). A row of zeros from ``predict_proba``,
+    which scikit-learn's one-vs-rest gives where every binary classifier says no, says nothing: it counts as
+    equal probabilities of all classes. Scores that differ by rounding only, as those of equal rows do by
+    their place in a batch, are one score: equal rows of a group get equal predictions.
+
     References
     ----------
     .. [1] Xian, Zhao. "A Unified Post-Processing Framework for Group Fairness in Classification".
@@ -176,7 +160,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
     True
     """
 
-    _alignment: Alignment | None
+    alignment_: Alignment
     _encoder: GroupEncoder | None
     _sensitive_positions: list[int]
 
@@ -190,6 +174,8 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         "cv": ["cv_object"],
         "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
         "unknown_group": [StrOptions({"error", "average"})],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -204,6 +190,8 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         cv: Any = 5,
         sensitive_columns: Any = None,
         unknown_group: str = "error",
+        n_jobs: int | None = None,
+        verbose: int = 0,
     ) -> None:
         self.estimator = estimator
         self.constraint = constraint
@@ -214,10 +202,18 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         self.cv = cv
         self.sensitive_columns = sensitive_columns
         self.unknown_group = unknown_group
+        self.n_jobs = n_jobs
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = get_tags(self.estimator).input_tags.sparse
+        wrapped = get_tags(self.estimator)
+        # The rows go to the classifier as they are: it says what they may be.
+        tags.input_tags = copy.copy(wrapped.input_tags)
+        if wrapped.classifier_tags is not None:
+            tags.classifier_tags = copy.copy(wrapped.classifier_tags)
+            tags.classifier_tags.multi_label = False
+        tags.non_deterministic = wrapped.non_deterministic
         return tags
 
     def get_metadata_routing(self) -> MetadataRouter:
@@ -281,10 +277,9 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         self.estimator_.fit(*rows_of((X, y), kept), **dict(zip(to_fit, rows_of(to_fit.values(), kept), strict=True)))
         self.classes_ = np.asarray(getattr(self.estimator_, "classes_", np.unique(y[kept])))
         y_codes = _class_codes(y, kept, self.classes_)
-        self._alignment, self._effective_rows = None, np.zeros((0, len(self.groups_)))
-        self.max_gap_ = self.max_gap
+        maps, rows = None, np.zeros((0, len(self.groups_)))
         if len(self.classes_) > 1:
-            self._alignment, cells = cross_fitted_alignment(
+            maps, cells = cross_fitted_alignment(
                 refitted_scores(self.estimator, X, y, self.classes_, to_fit, to_ask),
                 X,
                 frozen=isinstance(self.estimator, FrozenEstimator),
@@ -299,9 +294,14 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
                 aggregate=self.aggregate,
                 calibrate=self.calibrate,
                 shrinkage=self.shrinkage,
+                n_jobs=self.n_jobs,
+                verbose=self.verbose,
             )
-            self._effective_rows, self.max_gap_ = cells.effective_rows, self._alignment.budget
-        self._shares = np.bincount(codes[kept], weight[kept]) / weight[kept].sum()
+            rows = cells.effective_rows
+        shares = np.bincount(codes[kept], weight[kept]) / weight[kept].sum()
+        asked = asked_method(self.estimator_)
+        self.alignment_ = Alignment(self.classes_, self.groups_, shares, self.constraint, asked, maps, rows)
+        self.max_gap_ = self.max_gap if maps is None else maps.budget
         return self
 
     def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
@@ -381,12 +381,12 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         """
         return class_decision(self._proba("decision_function", X, sensitive_features))
 
-    def gap_band(self, confidence: float = 0.95) -> GapBand:
+    def gap_band(self, confidence_level: float = 0.95) -> GapBand:
         """Bound the gaps between groups on fresh rows, whatever the distribution of the scores.
 
         Parameters
         ----------
-        confidence : float in (0, 1), default=0.95
+        confidence_level : float in (0, 1), default=0.95
             Probability, over the rows of the alignment, that all bounds hold at once.
 
         Returns
@@ -401,11 +401,11 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         most probable class. It is the measured gap plus one radius for each of the two groups; with
         ``n`` rows in a cell and ``m`` cells,
 
-        * two classes: ``sqrt(log(2 m / (1 - confidence)) / (2 n))``, the Dvoretzky-Kiefer-Wolfowitz
+        * two classes: ``sqrt(log(2 m / (1 - confidence_level)) / (2 n))``, the Dvoretzky-Kiefer-Wolfowitz
           inequality with Massart's constant: rows above a threshold of any monotone map of a score are
           the rows above a threshold of the score itself, so the bound also covers that the maps were
           fitted on the very rows, their smoothing included;
-        * ``K > 2`` classes: ``sqrt(log((K - 1) (n + 1) m / (1 - confidence)) / (2 n))``, the same inequality
+        * ``K > 2`` classes: ``sqrt(log((K - 1) (n + 1) m / (1 - confidence_level)) / (2 n))``, the same inequality
           in ``K - 1`` dimensions (Naaman 2021): where a class is predicted, whatever the offsets, the
           ``K - 1`` differences of (log-)probabilities all exceed thresholds.
 
@@ -415,19 +415,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         unequal weights it is approximate too: ``n`` is then the effective number of rows.
         """
         check_is_fitted(self, "estimator_")
-        if not 0 < confidence < 1:
-            msg = f"confidence must be in (0, 1), got {confidence!r}."
-            raise ValueError(msg)
-        rows = self._effective_rows
-        measured = np.zeros((0, *[len(self.groups_)] * 2)) if self._alignment is None else self._alignment.measured
-        K = len(self.classes_)
-        ways = 2.0 if K == 2 else (K - 1) * (rows + 1)
-        with np.errstate(divide="ignore"):
-            radius = np.sqrt(np.log(ways * max((rows > 0).sum(), 1) / (1 - confidence)) / (2 * rows))
-        upper = np.minimum(measured + radius[:, :, None] + radius[:, None, :], 1)
-        same = np.eye(len(self.groups_), dtype=bool)
-        upper[:, same] = measured[:, same]
-        return GapBand(self.classes_[1:] if K == 2 else self.classes_[: len(rows)], self.groups_, rows, measured, upper)
+        return self.alignment_.gap_band(confidence_level)
 
     # ---- reading input
 
@@ -474,7 +462,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
             named = weight_params(estimator, metadata["sample_weight"])
             if named is None:
                 warn_caller(
-                    f"{estimator!r} takes no sample_weight in fit: the weights are used for the alignment only."
+                    f"{brief(estimator)} takes no sample_weight in fit: the weights are used for the alignment only."
                 )
             passed |= named or {}
         return passed
@@ -487,9 +475,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         scores = class_scores(self.estimator_, X, self.classes_, passed)
         validate_data(self, X, reset=False, skip_check_array=True)
         codes = self._codes(self._labels_of(X, sensitive_features, reset=False), X)
-        if self._alignment is None:
-            return np.ones((len(scores), 1))
-        return aligned_proba(self._alignment, scores, codes, self._shares)
+        return self.alignment_.proba(scores, codes)
 
 
 def _class_codes(y: npt.NDArray[Any], kept: npt.NDArray[np.bool_], classes: npt.NDArray[Any]) -> Codes:

@@ -65,8 +65,8 @@ class Cells(NamedTuple):
         return np.asarray(total / total.sum())
 
 
-class Alignment(Protocol):
-    """What both kinds of alignment offer."""
+class Maps(Protocol):
+    """What the maps of two classes and those of more offer."""
 
     @property
     def measured(self) -> Doubles:

@@ -11,31 +11,31 @@ import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.utils.parallel import Parallel, delayed
 
-from fairsteer._utils.estimators import class_scores
 from fairsteer._utils.folds import check_fold_classes, rows_of, stratified_splits
 from fairsteer._utils.input import few, warn_caller
 from fairsteer._utils.types import Codes, Doubles
-from fairsteer.score_alignment._cells import Aggregate, Alignment, Cells, Constraint
+from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint, Maps
 from fairsteer.score_alignment._monotone import MonotoneAlignment
 from fairsteer.score_alignment._offsets import OffsetAlignment
+from fairsteer.score_alignment._scores import Scores, class_scores
 
-HeldOutScores = Callable[[Codes | None, Codes], Doubles]
+HeldOutScores = Callable[[Codes | None, Codes], Scores]
 
 
 def align(
-    scores: Doubles,
+    scores: Scores,
     cells: Cells,
     max_gap: float,
     shrinkage: float,
     aggregate: Aggregate = "max",
     calibrate: bool = False,
-) -> Alignment:
-    """Fit the alignment for the number of classes.
+) -> Maps:
+    """Fit the maps for the number of classes.
 
     Parameters
     ----------
-    scores : ndarray of shape (n,) or (n, n_classes)
-        Out-of-fold scores: of two classes one number, larger for the second; else probabilities.
+    scores : Scores
+        Out-of-fold scores.
     cells : Cells
         The same rows.
     max_gap : float
@@ -47,7 +47,7 @@ def align(
     calibrate : bool
         With more than two classes, whether the probabilities are calibrated for each group first.
     """
-    if scores.ndim == 1:
+    if scores.values.ndim == 1:
         return MonotoneAlignment.fit(scores, cells, max_gap)
     return OffsetAlignment.fit(scores, cells, max_gap, shrinkage, aggregate, calibrate)
 
@@ -74,14 +74,14 @@ def refitted_scores(
         Keywords for the classifier, each of n_samples rows.
     """
 
-    def scores(train: Codes | None, test: Codes) -> Doubles:
+    def scores(train: Codes | None, test: Codes) -> Scores:
         model = clone(estimator)
         if train is not None:
             rows, labels, *values = rows_of((X, y, *fit_params.values()), train)
             model.fit(rows, labels, **dict(zip(fit_params, values, strict=True)))
             check_fold_classes(labels, classes)
         rows, *values = rows_of((X, *predict_params.values()), test)
-        return class_scores(model, rows, classes, dict(zip(predict_params, values, strict=True)))
+        return class_scores(model, rows, classes, dict(zip(predict_params, values, strict=True)), test)
 
     return scores
 
@@ -104,8 +104,8 @@ def cross_fitted_alignment(
     shrinkage: float = 10.0,
     n_jobs: int | None = None,
     verbose: int = 0,
-) -> tuple[Alignment, Cells]:
-    """Fit an alignment on out-of-fold scores of a classifier.
+) -> tuple[Maps, Cells]:
+    """Fit maps on out-of-fold scores of a classifier.
 
     Parameters
     ----------
@@ -124,21 +124,19 @@ def cross_fitted_alignment(
 
     Returns
     -------
-    alignment : Alignment
-        The maps.
+    maps : Maps
+        Fitted.
     cells : Cells
         The rows that they were fitted on.
     """
     n_rows = len(y_codes)
     kept = (group_codes >= 0) & (weight > 0)
-    scores = np.full((n_rows, len(classes)) if len(classes) > 2 else n_rows, np.nan)
     tested = np.zeros(n_rows, dtype=np.intp)
     folds = list(stratified_splits(cv, X, y_codes, group_codes, kept, frozen=frozen))
     found = Parallel(n_jobs=n_jobs, verbose=verbose)(
         delayed(_silently)(held_out_scores, train, test, silent=train is not None) for train, test in folds
     )
-    for (_, test), of_fold in zip(folds, found, strict=True):
-        scores[test] = of_fold
+    for _, test in folds:
         tested[test] += 1
     if (tested > 1).any():
         msg = f"cv={cv!r} tests {(tested > 1).sum()} of {n_rows} rows more than once; the test rows must not overlap."
@@ -148,58 +146,23 @@ def cross_fitted_alignment(
     weight = weight * max(1.0, weight[use].sum() / np.square(weight[use]).sum())
     cells = Cells(y_codes[use], group_codes[use], weight[use], len(classes), len(groups), constraint)
     _check_cells(cells, classes, groups)
-    alignment = align(scores[use], cells, max_gap, shrinkage, aggregate, calibrate)
-    if alignment.budget > max_gap + 1 / np.sqrt(cells.totals[cells.totals > 0].min()):  # about two standard errors
+    parts = [(test, of_fold) for (_, test), of_fold in zip(folds, found, strict=True)]
+    maps = align(Scores.joined(n_rows, parts).take(use), cells, max_gap, shrinkage, aggregate, calibrate)
+    if maps.budget > max_gap + 1 / np.sqrt(cells.totals[cells.totals > 0].min()):  # about two standard errors
         warn_caller(
-            f"Gaps of {'up to' if aggregate == 'max' else 'about'} {alignment.budget:.2g} stay between the groups' "
+            f"Gaps of {'up to' if aggregate == 'max' else 'about'} {maps.budget:.2g} stay between the groups' "
             "true-positive rates: the classes of one "
             f"group are told apart better, and to come down to max_gap={max_gap:g} its predictions would have to be "
             "made worse at random. Better features for the other group are the way out."
         )
-    return alignment, cells
+    return maps, cells
 
 
-def _silently(held_out_scores: HeldOutScores, train: Codes | None, test: Codes, *, silent: bool) -> Doubles:
+def _silently(held_out_scores: HeldOutScores, train: Codes | None, test: Codes, *, silent: bool) -> Scores:
     with warnings.catch_warnings():
         if silent:
             warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
         return held_out_scores(train, test)
-
-
-def aligned_proba(alignment: Alignment, scores: Doubles, codes: Codes, group_proba: Doubles) -> Doubles:
-    """Probabilities after alignment; where a code is negative, their average over groups.
-
-    Parameters
-    ----------
-    alignment : Alignment
-        Fitted.
-    scores : ndarray of shape (n,) or (n, n_classes)
-        As from ``class_scores``.
-    codes : ndarray of shape (n,)
-        Groups.
-    group_proba : ndarray of shape (n_groups,) or (n_unknown, n_groups)
-        Weights of the average, for rows with a negative code.
-    """
-    proba = alignment.proba(scores, np.maximum(codes, 0))
-    unknown = codes < 0
-    if unknown.any():
-        proba[unknown] = 0
-        for a in range(group_proba.shape[-1]):
-            codes_of_a = np.full(int(unknown.sum()), a, dtype=np.intp)
-            proba[unknown] += group_proba[..., [a]] * alignment.proba(scores[unknown], codes_of_a)
-    return proba
-
-
-def class_decision(proba: Doubles) -> Doubles:
-    """Log-odds of the second of two classes, else log-probabilities."""
-    log_proba = log_zero_allowed(proba)
-    return log_proba[:, 1] - log_proba[:, 0] if proba.shape[1] == 2 else log_proba
-
-
-def log_zero_allowed(proba: Doubles) -> Doubles:
-    """Logarithm of probabilities, -inf of 0."""
-    with np.errstate(divide="ignore"):
-        return np.log(proba)
 
 
 def _check_cells(cells: Cells, classes: npt.NDArray[Any], groups: npt.NDArray[Any]) -> None:

@@ -12,8 +12,10 @@ from sklearn.isotonic import isotonic_regression
 
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer.score_alignment._cells import Cells
+from fairsteer.score_alignment._scores import Scores, Ties, settled
 
-# ---- two classes: one monotone map a group
+#: A level nearer to 0 or 1 has no quantile in double precision.
+LEAST_LEVEL = 2.0**-53
 
 
 class ScoreDistribution(NamedTuple):
@@ -43,7 +45,8 @@ class ScoreDistribution(NamedTuple):
         low = self.levels[0] / (1 + np.maximum(first - scores, 0) / self.scale)
         high = (1 - self.levels[-1]) / (1 + np.maximum(scores - last, 0) / self.scale)
         inside = np.interp(scores, self.values, self.levels)
-        return np.where(scores < first, low, np.where(scores > last, 1 - high, inside))
+        levels = np.where(scores < first, low, np.where(scores > last, 1 - high, inside))
+        return np.clip(levels, LEAST_LEVEL, 1 - LEAST_LEVEL)
 
     def quantile(self, levels: Doubles) -> Doubles:
         """Score at which the function has given values: the inverse of ``level``."""
@@ -66,6 +69,7 @@ class Calibration(NamedTuple):
 
     @classmethod
     def of(cls, scores: Doubles, positive: npt.NDArray[np.bool_], weight: Doubles) -> Calibration:
+        scores = settled(scores)
         values, inverse = np.unique(scores, return_inverse=True)
         mass, hits = np.bincount(inverse, weight), np.bincount(inverse, weight * positive)
         rows = np.array([hits.sum(), (mass - hits).sum()])
@@ -85,9 +89,10 @@ class MonotoneAlignment(NamedTuple):
 
     ``F_a`` is the distribution of the scores of group a on the rows that the constraint counts, and ``Q`` the average
     of the groups' quantile functions, so that mapped scores have one distribution in all groups: every
-    threshold gives them equal rates.
+    threshold gives them equal rates. Before that, scores of a group that differ by rounding only are made equal.
     """
 
+    ties: tuple[Ties, ...]
     distributions: tuple[ScoreDistribution, ...]
     shares: Doubles
     amount: float
@@ -96,8 +101,13 @@ class MonotoneAlignment(NamedTuple):
     budget: float
 
     @classmethod
-    def fit(cls, scores: Doubles, cells: Cells, max_gap: float) -> MonotoneAlignment:
+    def fit(cls, scores: Scores | Doubles, cells: Cells, max_gap: float) -> MonotoneAlignment:
         """Map no farther than the gap at any threshold needs to come down to `max_gap`."""
+        if not isinstance(scores, Scores):
+            scores = Scores.of(scores)
+        of_group = [cells.group_codes == a for a in range(cells.n_groups)]
+        ties = tuple(Ties.of(scores.take(rows)) for rows in of_group)
+        scores = _settled_by_group(scores.values, cells.group_codes, ties)
         counted = [cells.counted(1, a) for a in range(cells.n_groups)]
         present = np.array([rows.any() for rows in counted])
         # A group without such rows is mapped as all the others together are.
@@ -111,15 +121,16 @@ class MonotoneAlignment(NamedTuple):
         target = _to_average(scores, cells.group_codes, distributions, shares)
 
         def gaps(amount: float) -> Doubles:
-            mapped = (1 - amount) * scores + amount * target
+            mapped = settled((1 - amount) * scores + amount * target)
             return _distances([(mapped[rows], cells.weight[rows]) for rows in counted])
 
         amount = _least_amount(lambda amount: float(np.nanmax(gaps(amount))), max_gap)
         calibration = Calibration.of((1 - amount) * scores + amount * target, cells.y_codes == 1, cells.weight)
-        return cls(distributions, shares, amount, calibration, gaps(amount)[None], max_gap)
+        return cls(ties, distributions, shares, amount, calibration, gaps(amount)[None], max_gap)
 
     def mapped(self, scores: Doubles, group_codes: Codes) -> Doubles:
         """Scores after the groups' maps, on the scale they came in."""
+        scores = _settled_by_group(scores, group_codes, self.ties)
         if self.amount == 0:
             return scores
         target = _to_average(scores, group_codes, self.distributions, self.shares)
@@ -130,6 +141,15 @@ class MonotoneAlignment(NamedTuple):
         return np.column_stack([expit(-log_odds), expit(log_odds)])
 
 
+def _settled_by_group(scores: Doubles, group_codes: Codes, ties: tuple[Ties, ...]) -> Doubles:
+    """Make scores equal that differ by rounding only from those of their group."""
+    scores = scores.copy()
+    for a, of_group in enumerate(ties):
+        rows = group_codes == a
+        scores[rows] = of_group.settle(scores[rows])
+    return scores
+
+
 def _to_average(
     scores: Doubles, group_codes: Codes, distributions: tuple[ScoreDistribution, ...], shares: Doubles
 ) -> Doubles:
@@ -138,7 +158,8 @@ def _to_average(
     for a, distribution in enumerate(distributions):
         rows = group_codes == a
         levels[rows] = distribution.level(scores[rows])
-    return sum((r * d.quantile(levels) for r, d in zip(shares, distributions, strict=True)), np.zeros(len(scores)))
+    parts = (share * d.quantile(levels) for share, d in zip(shares, distributions, strict=True) if share > 0)
+    return sum(parts, np.zeros(len(scores)))
 
 
 def _distances(samples: list[tuple[Doubles, Doubles]]) -> Doubles:
@@ -166,10 +187,3 @@ def _least_amount(gap: Callable[[float], float], max_gap: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if gap(middle) <= max_gap else (middle, high)
     return high
-
-
-# ---- several classes: offsets for each class and group
-
-
-# A probability of 0 counts for this much where its logarithm is taken.
-_LEAST_PROBA = 1e-12

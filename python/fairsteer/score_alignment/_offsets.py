@@ -5,58 +5,43 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
+from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint
-from fairsteer.score_alignment._monotone import _LEAST_PROBA
 from fairsteer.score_alignment._rate_program import RateProgram, _aligned
+from fairsteer.score_alignment._scores import Scores
+
+#: A probability of 0 counts for this much where its logarithm is taken.
+LEAST_PROBA = 1e-12
 
 
-class VectorScaling(NamedTuple):
-    """Calibration of each group's probabilities: ``log p_k`` becomes ``t_a log p_k + c[a, k]``, scaled to sum to 1.
-
-    Vector scaling (Guo et al. 2017) with one temperature, by the likelihood of the rows and a Gaussian prior on the
-    offsets ``c``, so that they stay finite where a group lacks a class.
-    """
+class GroupScalings(NamedTuple):
+    """Calibration of each group's probabilities, by a slope and an offset for each class of their logarithms."""
 
     slopes: Doubles
+    """(n_groups,)."""
     offsets: Doubles
+    """(n_groups, n_classes)."""
 
     @classmethod
-    def fit(cls, proba: Doubles, cells: Cells) -> VectorScaling:
-        fitted = np.zeros((cells.n_groups, 1 + cells.n_classes))
-        fitted[:, 0] = 1
+    def fit(cls, proba: Doubles, cells: Cells) -> GroupScalings:
+        """Most probable calibration of each group's rows; none where there are no rows."""
+        slopes, offsets = np.ones(cells.n_groups), np.zeros((cells.n_groups, cells.n_classes))
         for a in range(cells.n_groups):
             rows = cells.group_codes == a
             if rows.any():
-                log_proba = np.log(np.maximum(proba[rows], _LEAST_PROBA))
-                fitted[a] = _scaled_to(log_proba, cells.y_codes[rows], cells.weight[rows])
-        return cls(fitted[:, 0], fitted[:, 1:])
+                slopes[a], offsets[a] = VectorScaling.fit(_log(proba[rows]), cells.y_codes[rows], cells.weight[rows])
+        return cls(slopes, offsets)
 
     def __call__(self, proba: Doubles, group_codes: Codes) -> Doubles:
-        log_proba = np.log(np.maximum(proba, _LEAST_PROBA))
-        return np.asarray(softmax(self.slopes[group_codes, None] * log_proba + self.offsets[group_codes], axis=1))
+        scaled = self.slopes[group_codes, None] * _log(proba) + self.offsets[group_codes]
+        return np.asarray(softmax(scaled, axis=1))
 
 
-def _scaled_to(log_proba: Doubles, y: Codes, weight: Doubles) -> Doubles:
-    """Slope and offsets of the largest posterior probability, (1 + n_classes,)."""
-    rows, total = np.arange(len(y)), weight.sum()
-
-    def loss(parameters: Doubles) -> tuple[float, Doubles]:
-        offsets = parameters[1:]
-        log_scaled = log_softmax(parameters[0] * log_proba + offsets, axis=1)
-        excess = np.exp(log_scaled)
-        excess[rows, y] -= 1
-        excess *= weight[:, None]
-        value = offsets @ offsets / 2 - weight @ log_scaled[rows, y]
-        slopes = np.concatenate([[np.vdot(excess, log_proba)], excess.sum(axis=0) + offsets])
-        return float(value / total), slopes / total
-
-    start = np.concatenate([[1.0], np.zeros(log_proba.shape[1])])
-    bounds = [(0, None), *[(None, None)] * log_proba.shape[1]]
-    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+def _log(proba: Doubles) -> Doubles:
+    return np.asarray(np.log(np.maximum(proba, LEAST_PROBA)))
 
 
 class OffsetAlignment(NamedTuple):
@@ -73,12 +58,12 @@ class OffsetAlignment(NamedTuple):
     constraint: Constraint
     measured: Doubles
     budget: float
-    calibration: VectorScaling | None = None
+    calibration: GroupScalings | None = None
 
     @classmethod
     def fit(
         cls,
-        proba: Doubles,
+        scores: Scores | Doubles,
         cells: Cells,
         max_gap: float,
         shrinkage: float,
@@ -86,10 +71,12 @@ class OffsetAlignment(NamedTuple):
         calibrate: bool = False,
     ) -> OffsetAlignment:
         """Find the offsets that lose least accuracy."""
-        calibration = VectorScaling.fit(proba, cells) if calibrate else None
+        scores = scores if isinstance(scores, Scores) else Scores.of(scores)
+        proba, epsilon = scores.values, scores.epsilon
+        calibration = GroupScalings.fit(proba, cells) if calibrate else None
         if calibration is not None:
             proba = calibration(proba, cells.group_codes)
-        program = RateProgram(proba, cells, max_gap, shrinkage, aggregate)
+        program = RateProgram(proba, cells, max_gap, shrinkage, aggregate, epsilon)
         offsets, budget = program.solve()
         return cls(offsets, cells.constraint, _differences(program.rates(offsets)[0]), budget, calibration)
 

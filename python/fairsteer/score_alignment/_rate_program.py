@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from fairsteer._utils.types import Doubles
 from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint
+from fairsteer.score_alignment._scores import without_rounding
 
 
 class Bend(NamedTuple):
@@ -81,9 +82,16 @@ class RateProgram:
     _MAX_DENSE = 500
 
     def __init__(
-        self, proba: Doubles, cells: Cells, max_gap: float, shrinkage: float, aggregate: Aggregate = "max"
+        self,
+        proba: Doubles,
+        cells: Cells,
+        max_gap: float,
+        shrinkage: float,
+        aggregate: Aggregate = "max",
+        epsilon: float = float(np.finfo(np.float64).eps),
     ) -> None:
         self._cells, self._max_gap, self._shrinkage, self._aggregate = cells, max_gap, shrinkage, aggregate
+        self._epsilon = epsilon
         weight = cells.weight / cells.weight.sum()
         of_group = [np.flatnonzero(cells.group_codes == a) for a in range(cells.n_groups)]
         self._groups = [(proba[rows], weight[rows], cells.y_codes[rows]) for rows in of_group]
@@ -169,7 +177,7 @@ class RateProgram:
         """Rates of prediction (n_groups, n_classes), measured and under the probabilities; NaN if not compared."""
         measured, expected = np.full((2, *self._mass.shape), np.nan)
         for a, (p, w, y) in enumerate(self._groups):
-            chosen = _aligned(p, offsets[a], self._opportunity).argmax(axis=1)
+            chosen = without_rounding(_aligned(p, offsets[a], self._opportunity), self._epsilon).argmax(axis=1)
             for k in np.flatnonzero(self._counts[a]):
                 hit = chosen == k
                 if self._opportunity:

@@ -63,7 +63,7 @@ class ConceptSteeringModule(nn.Module):
     >>> steering = ConceptSteering(n_probes=8).fit(hidden, joyful, sensitive_features=np.array(["f", "m"])[group])
     >>> module = ConceptSteeringModule(steering, strength=2.0)
     >>> tokens = torch.zeros(3, 5, 6)
-    >>> moved = module(tokens, ["f", "m", "m"])
+    >>> moved = module(tokens, sensitive_features=["f", "m", "m"])
     >>> bool(torch.allclose(moved[0, 4], 2 * module.directions[0]))
     True
     """
@@ -105,14 +105,14 @@ class ConceptSteeringModule(nn.Module):
             raise ValueError(msg)
         self._strength = float(value)
 
-    def forward(self, hidden: Tensor, groups: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *, sensitive_features: Any) -> Tensor:
         """Steer vectors.
 
         Parameters
         ----------
         hidden : Tensor of shape (..., d)
             Vectors in any floating-point type.
-        groups : labels or integer tensor
+        sensitive_features : labels or integer tensor
             Groups of shape ``hidden.shape[:-1]`` or the leading part of it: one a sequence, or one a token; a single
             label stands for all. A tensor of integers holds labels where these are integers, otherwise positions in
             `groups` of the module.
@@ -127,7 +127,7 @@ class ConceptSteeringModule(nn.Module):
         ValueError
             If a group is missing or not known, or shapes do not agree.
         """
-        return self._steer(hidden, self._codes(groups))
+        return self._steer(hidden, self._codes(sensitive_features))
 
     def extra_repr(self) -> str:
         n_groups, d = self.directions.shape

@@ -36,7 +36,7 @@ class SteeringHandle:
     ----------
     layers : list of str
         Qualified names of the layers that are steered.
-    groups : labels or integer tensor
+    sensitive_features : labels or integer tensor
         Groups of the next batches.
     token_mask : Tensor of shape (batch, tokens) or None
         Tokens to steer in the next batches.
@@ -77,12 +77,12 @@ class SteeringHandle:
         return list(self._targets)
 
     @property
-    def groups(self) -> Any:
+    def sensitive_features(self) -> Any:
         """Groups of the next batches."""
         return self._groups
 
-    @groups.setter
-    def groups(self, groups: Any) -> None:
+    @sensitive_features.setter
+    def sensitive_features(self, groups: Any) -> None:
         codes = {
             name: module._codes(groups) if groups is not None and isinstance(module, _KnowsGroups) else groups
             for name, module in self._modules.items()
@@ -155,7 +155,8 @@ class SteeringHandle:
             if codes is not None:
                 codes = codes.to(hidden.device)
             return module._steer(hidden, codes, mask)
-        steered: Tensor = module(hidden, groups.to(hidden.device) if isinstance(groups, Tensor) else groups)
+        given = groups.to(hidden.device) if isinstance(groups, Tensor) else groups
+        steered: Tensor = module(hidden, sensitive_features=given)
         if steered.shape != hidden.shape or steered.dtype != hidden.dtype:
             msg = (
                 f"{type(module).__name__} returned {steered.dtype} of shape {tuple(steered.shape)} for hidden states "
@@ -175,7 +176,7 @@ def steering_hooks(
     model: nn.Module,
     layers: Mapping[str, Source | nn.Module],
     *,
-    groups: Any = None,
+    sensitive_features: Any = None,
     token_mask: Any = None,
     strength: float | None = None,
 ) -> Iterator[SteeringHandle]:
@@ -194,9 +195,9 @@ def steering_hooks(
         steers its output. In a pattern ``*``, ``?`` and ``[…]`` stand for parts of one name between dots:
         ``"encoder.layer.[2-4]"``, ``"*.layers.*"``. A value is anything that a `SteeringModule` is made from, a
         `SteeringModule`, or any other module, such as a `ConceptSteeringModule`, which is called as
-        ``module(hidden, groups)`` with the groups as they are given here, and returns steered states in the shape and
-        type of `hidden`.
-    groups : labels or integer tensor, default=None
+        ``module(hidden, sensitive_features=…)`` with the groups as given here, and returns steered states in the shape
+        and type of `hidden`.
+    sensitive_features : labels or integer tensor, default=None
         Groups of the batch, as for :meth:`SteeringModule.forward`: one a sequence, one a token, or one for all.
     token_mask : array-like or Tensor of shape (batch, tokens), default=None
         True (nonzero) for tokens to steer; the others come through bit for bit. Tokens after the last column, such as
@@ -209,7 +210,7 @@ def steering_hooks(
     Yields
     ------
     SteeringHandle
-        Its `groups`, `token_mask` and `strength` may be set between batches.
+        Its `sensitive_features`, `token_mask` and `strength` may be set between batches.
 
     Raises
     ------
@@ -230,9 +231,9 @@ def steering_hooks(
     ``ModelOutput`` or dictionary; other entries stay. Shape (batch, tokens, d) or (batch, d), batch first.
 
     ``torch.compile`` inlines the hooks that are there when a model is first run. Compile and run inside the context,
-    and set ``handle.groups`` between batches, which compiles nothing anew. A model that was compiled and run before
-    stays unsteered (the warning at the end says so), unless ``torch._dynamo.config.skip_nnmodule_hook_guards`` was
-    False then.
+    and set ``handle.sensitive_features`` between batches, which compiles nothing anew. A model that was compiled and
+    run before stays unsteered (the warning at the end says so), unless
+    ``torch._dynamo.config.skip_nnmodule_hook_guards`` was False then.
 
     Examples
     --------
@@ -240,16 +241,16 @@ def steering_hooks(
     >>> from fairsteer.torch import steering_hooks
     >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten(0))
     >>> maps = {"f": ([[2.0]], [1.0]), "m": ([[1.0]], [0.0])}
-    >>> with steering_hooks(model, {"0": maps}, groups=["f", "m"]) as steering:
+    >>> with steering_hooks(model, {"0": maps}, sensitive_features=["f", "m"]) as steering:
     ...     print(model(torch.ones(2, 1)))
-    ...     steering.groups = "m"
+    ...     steering.sensitive_features = "m"
     ...     print(model(torch.ones(2, 1)))
     tensor([3., 1.])
     tensor([1., 1.])
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps
     handle = SteeringHandle(model, layers)
-    handle.groups, handle.token_mask = groups, token_mask
+    handle.sensitive_features, handle.token_mask = sensitive_features, token_mask
     with ExitStack() as stack:
         stack.callback(setattr, handle, "strength", None)
         handle.strength = strength
@@ -332,7 +333,7 @@ def collect_activations(
     >>> moments
     SubgroupMoments(2 classes x 2 groups, 2 features, covariance='tied', weight=150)
     >>> ideal = nearest_ideal(moments.shrink("ledoit_wolf"))
-    >>> with steering_hooks(model, {"0": ideal}, groups=batches[0][2]):
+    >>> with steering_hooks(model, {"0": ideal}, sensitive_features=batches[0][2]):
     ...     steered = model(batches[0][0])
     """
     model = getattr(model, "_orig_mod", model)

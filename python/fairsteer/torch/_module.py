@@ -17,8 +17,8 @@ from fairsteer.torch._source import Centre, GroupPosterior, Settings, Source, re
 from fairsteer.transformer._base import GroupMapTransformer
 
 _WAYS_OUT = (
-    "pass groups=… with a known group for every row, token or sequence, or make the module from a transformer that "
-    "was fitted with unknown_group='infer'"
+    "pass sensitive_features=… with a known group for every row, token or sequence, or make the module from a "
+    "transformer that was fitted with unknown_group='infer'"
 )
 
 
@@ -83,11 +83,11 @@ class SteeringModule(nn.Module):
     >>> import torch
     >>> from fairsteer.torch import SteeringModule
     >>> module = SteeringModule({"f": ([[2.0]], [1.0]), "m": ([[1.0]], [0.0])})
-    >>> module(torch.tensor([[1.0], [1.0]]), ["f", "m"])
+    >>> module(torch.tensor([[1.0], [1.0]]), sensitive_features=["f", "m"])
     tensor([[3.],
             [1.]])
     >>> module.strength = 0.5
-    >>> module(torch.tensor([[1.0], [1.0]]), "f")
+    >>> module(torch.tensor([[1.0], [1.0]]), sensitive_features="f")
     tensor([[2.],
             [2.]])
     """
@@ -182,14 +182,14 @@ class SteeringModule(nn.Module):
             raise ValueError(msg)
         self._strength = float(value)
 
-    def forward(self, hidden: Tensor, groups: Any = None) -> Tensor:
+    def forward(self, hidden: Tensor, *, sensitive_features: Any = None) -> Tensor:
         """Steer vectors.
 
         Parameters
         ----------
         hidden : Tensor of shape (..., d)
             Vectors in any floating-point type: rows, tokens of a batch of sequences, or anything else in the last axis.
-        groups : labels or integer tensor, default=None
+        sensitive_features : labels or integer tensor, default=None
             Groups of shape ``hidden.shape[:-1]`` or the leading part of it: one a sequence for hidden states of shape
             (batch, tokens, d), or one a token; a single label stands for all. Lists, arrays, columns and tables hold
             labels (several columns in the last axis mean their intersections). A tensor of integers holds labels too
@@ -207,7 +207,7 @@ class SteeringModule(nn.Module):
             If a group is missing or unknown and is not to be inferred; if shapes do not agree; if a
             ``feature_transform="log"`` meets a value that is not positive.
         """
-        return self._steer(hidden, self._codes(groups))
+        return self._steer(hidden, self._codes(sensitive_features))
 
     def extra_repr(self) -> str:
         n_maps, d = self.offset.shape
@@ -223,7 +223,7 @@ class SteeringModule(nn.Module):
             codes: Tensor = self._positions(groups)
             return codes
         if groups is not None:
-            msg = "groups are given, but the steering was fitted without groups. Fit it with sensitive_features=…."
+            msg = "Groups are given, but the steering was fitted without groups. Fit it with sensitive_features=…."
             raise ValueError(msg)
         return None
 

@@ -18,6 +18,7 @@ from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._coordinates import SimpleCoordinates
+from fairsteer.transformer._maps import as_matrices
 
 #: A fitted transformer, an ideal distribution, or group label to ``(A, b)``.
 Source = GroupMapTransformer | IdealDistribution | Mapping[Any, tuple[Any, Any]]
@@ -211,7 +212,7 @@ def read_source(source: Any) -> Parts:
     if isinstance(source, GroupMapTransformer):
         return _read_transformer(source)
     if isinstance(source, IdealDistribution):
-        displacement, offset = _displacement(source.linear), source.offset.copy()
+        displacement, offset = _displacement(as_matrices(source.linear)), source.offset.copy()
         settings = _plain_settings(source.groups, displacement, offset)
         plain = SimpleCoordinates.of(None, offset.shape[1])
         assert plain is not None
@@ -265,7 +266,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> Parts:
             "not clip, which become part of the maps; or steer in NumPy, by transform."
         )
         raise ValueError(msg)
-    displacement, offset = _displacement(maps.linear), maps.offset.copy()
+    displacement, offset = _displacement(as_matrices(maps.linear)), maps.offset.copy()
     moving = _moving(displacement, offset)
     coordinates.fold(displacement, offset)
     centre = coordinates.centres(model.weights, model.means, len(offset))

@@ -27,10 +27,10 @@ from fairsteer._utils.input import (
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
-from fairsteer.moments._moments import class_factors, small_columns
+from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
-from fairsteer.transformer._maps import AffineMaps, FoldedMaps
+from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
 
@@ -65,13 +65,19 @@ class Solution(NamedTuple):
 
     model: SubgroupMoments
     maps: Any
-    """`linear`, of shape (n_groups, d, d), and `offset`, of shape (n_groups, d), or one map for all groups."""
+    """`linear`, of shape (n_groups, d, d) or, feature by feature, (n_groups, d), and `offset`, of shape (n_groups, d);
+    or one map for all groups."""
     folded: FoldedMaps | MonotoneMaps
 
     @classmethod
     def of(cls, model: SubgroupMoments, maps: Any) -> Solution:
         """Solution with the maps of `_fit_maps`."""
-        return cls(model, maps, FoldedMaps(maps.linear, maps.offset))
+        weights = model.weights / model.weights.sum()
+        if len(maps.offset) == model.n_groups:
+            centre = np.einsum("ka,kaj->aj", weights / weights.sum(axis=0), model.means)
+        else:
+            centre = np.einsum("ka,kaj->j", weights, model.means)[None]
+        return cls(model, maps, FoldedMaps(maps.linear, maps.offset, centre))
 
 
 class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
@@ -329,13 +335,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         if self.small_cells == "merge":
             small = small_columns(counts, squares, self.min_cell_size)
             if 0 < len(small) < G:
-                # The counts of what these groups become; their own columns say once how much that is.
-                rest = [a for a in range(G) if a not in small]
-                merged = np.column_stack([counts[:, rest], counts[:, small].sum(axis=1)])
-                factors = np.empty_like(counts)
-                found = class_factors(merged)
-                factors[:, rest], factors[:, small] = found[:, :-1], found[:, -1:]
-                return factors
+                return joint_factors(counts, small)
         return class_factors(counts)
 
     def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
@@ -447,8 +447,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _fit_maps(self, model: SubgroupMoments) -> Any:
         """Find the maps at full strength.
 
-        The result has `linear`, of shape (n_groups, d, d), and `offset`, of shape (n_groups, d), or one map for all
-        groups.
+        The result has `linear`, of shape (n_groups, d, d) or (n_groups, d), and `offset`, of shape (n_groups, d); or
+        one map for all groups.
         """
 
     def _check_sizes(self) -> None:
@@ -505,7 +505,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             raise AttributeError("maps_")  # to be explained by __getattr__
         if isinstance(self._solution.folded, MonotoneMaps):
             raise AttributeError("maps_")
-        linear, offset = self._solution.maps.linear, self._solution.maps.offset
+        linear, offset = as_matrices(self._solution.maps.linear), self._solution.maps.offset
         of_group = enumerate(self.groups_.tolist())
         return {group: (linear[a % len(linear)], offset[a % len(linear)]) for a, group in of_group}
 
@@ -730,7 +730,7 @@ def _warn_of_identifier(moments: SubgroupMoments, *, can_join: bool) -> None:
 
 def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[str], way_out: str) -> None:
     """Warn where shrinking towards the mean variance drowns features of small scale."""
-    before, after = _variances(raw), _variances(shrunk)
+    before, after = (moments.model.variances(moments.covariances) for moments in (raw, shrunk))
     # What is left of a constant column after rounding is no variance.
     means = np.abs(raw.means).max(axis=(0, 1))
     varies = before > (1e-10 * means) ** 2
@@ -745,10 +745,3 @@ def _warn_if_swamped(raw: SubgroupMoments, shrunk: SubgroupMoments, names: list[
             f"The features {listed} vary so much less than others that shrinkage more than "
             f"doubles their variance and hides them. {way_out}"
         )
-
-
-def _variances(moments: SubgroupMoments) -> npt.NDArray[np.float64]:
-    covariances = moments.covariances
-    if moments.covariance == "diagonal":
-        return covariances
-    return np.diagonal(covariances, axis1=-2, axis2=-1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
+from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._maps import row_chunks
@@ -25,66 +25,16 @@ N_FOLDS = 5
 MAX_ROWS = 10_000
 
 
-class GroupCalibration(NamedTuple):
-    """Log-probabilities of groups, ``slope * log_proba + offsets`` up to a constant."""
-
-    slope: float
-    """At least 0; below 1 where the Gaussians are too sure."""
-    offsets: Doubles
-    """(n_groups,)."""
-
-    @classmethod
-    def fit(cls, log_proba: Doubles, codes: Codes, weight: Doubles) -> GroupCalibration:
-        """Most probable calibration of held-out rows.
-
-        Parameters
-        ----------
-        log_proba : ndarray of shape (n, n_groups)
-            Log-probabilities of rows under distributions that were fitted without them, up to a constant a row;
-            -inf where those rows knew nothing of a group.
-        codes : ndarray of shape (n,)
-            True groups.
-        weight : ndarray of shape (n,)
-            Positive weights.
-
-        Returns
-        -------
-        GroupCalibration
-            Maximum of the likelihood times a standard normal density of ``slope - 1`` and of the offsets, which
-            decides where rows are too few to.
-        """
-        n_groups = log_proba.shape[1]
-        own = np.isfinite(log_proba[np.arange(len(codes)), codes])
-        if not own.any():
-            return cls(1.0, np.zeros(n_groups))
-        log_proba, codes, weight = log_softmax(log_proba[own], axis=1), codes[own], weight[own]
-        log_proba = np.maximum(log_proba, log_proba[np.isfinite(log_proba)].min())
-        # Weights of mean 1, unless they stand for repeated rows, so that their scale does not weaken the prior.
-        weight = weight * max(1.0, weight.sum() / np.square(weight).sum())
-        # With more the prior has no say, and rounding would.
-        weight *= min(1.0, 1e8 / weight.sum())
-        best = _most_probable(log_proba, codes, weight)
-        if best[0] < 0:
-            # Held-out rows contradict the Gaussians: the groups' frequencies are all that is known.
-            best = _most_probable(np.zeros_like(log_proba), codes, weight)
-            best[0] = 0.0
-        return cls(float(best[0]), best[1:])
-
-    def apply(self, log_proba: Doubles) -> Doubles:
-        """Calibrated log-probabilities of rows, (n, n_groups), up to a constant a row."""
-        calibrated: Doubles = self.slope * log_proba + self.offsets
-        return calibrated
-
-
 def group_log_proba(model: SubgroupMoments, rows: Floats) -> Doubles:
     """Log-probabilities of the groups of rows in the coordinates of a model, (n, n_groups), up to a constant a row."""
     log_proba = np.empty((len(rows), model.n_groups))
+    covariances = model._positive_definite()[0]
     for chunk in row_chunks(len(rows)):
-        log_proba[chunk] = np.logaddexp.reduce(model.log_joint(rows[chunk].astype(np.float64)), axis=1)
+        log_proba[chunk] = np.logaddexp.reduce(model._log_joint(rows[chunk].astype(np.float64), covariances), axis=1)
     return log_proba
 
 
-def group_proba(model: SubgroupMoments, rows: Floats, calibration: GroupCalibration | None) -> Doubles:
+def group_proba(model: SubgroupMoments, rows: Floats, calibration: VectorScaling | None) -> Doubles:
     """Probabilities of the groups of rows in the coordinates of a model, (n, n_groups), calibrated."""
     if model.n_groups == 1:
         return np.ones((len(rows), 1))
@@ -95,7 +45,7 @@ def group_proba(model: SubgroupMoments, rows: Floats, calibration: GroupCalibrat
     return proba
 
 
-def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> GroupCalibration | None:
+def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> VectorScaling | None:
     """Compare the groups' probabilities with the groups of rows that were held out; None where nobody will ask.
 
     Parameters
@@ -123,51 +73,7 @@ def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> GroupCalib
         held_out = np.flatnonzero(folds[sample] == fold)
         log_proba[held_out] = group_log_proba(model, rows[sample[held_out]])
     weight = np.ones(len(sample)) if batch.sample_weight is None else batch.sample_weight[sample]
-    return GroupCalibration.fit(log_proba, transformer._group_of_label[batch.group_codes[sample]], weight)
-
-
-def _most_probable(log_proba: Doubles, codes: Codes, weight: Doubles) -> Doubles:
-    """Slope and offsets of largest posterior density, by Newton's method on a strictly convex function."""
-    truth = (np.arange(len(codes)), codes)
-    prior = np.append(1.0, np.zeros(log_proba.shape[1]))
-
-    def evaluate(parameters: Doubles) -> tuple[float, Doubles]:
-        scores = parameters[0] * log_proba + parameters[1:]
-        scores -= scores.max(axis=1, keepdims=True)
-        proba = np.exp(scores)
-        total = proba.sum(axis=1, keepdims=True)
-        proba /= total
-        loss = weight @ (np.log(total[:, 0]) - scores[truth]) + np.square(parameters - prior).sum() / 2
-        return float(loss), proba
-
-    # Where scores are saturated there is no curvature to follow: begin with scores of order one.
-    best: Doubles = prior / max(1.0, float(np.abs(log_proba).mean()))
-    loss, proba = evaluate(best)
-    for _ in range(100):
-        weighted = weight[:, None] * proba
-        mean = (proba * log_proba).sum(axis=1)
-        centred = log_proba - mean[:, None]
-        by_group = weighted.sum(axis=0)
-        gradient = best - prior
-        gradient[0] -= weight @ centred[truth]
-        gradient[1:] += by_group - np.bincount(codes, weight, len(by_group))
-        hessian = np.eye(len(best))
-        hessian[0, 0] += np.einsum("na,na,na->", weighted, centred, centred)
-        hessian[0, 1:] = hessian[1:, 0] = np.einsum("na,na->a", weighted, centred)
-        hessian[1:, 1:] += np.diag(by_group) - proba.T @ weighted
-        # Slope and offsets may differ by many orders of magnitude in scale.
-        scale = np.sqrt(np.diag(hessian))
-        step = cho_solve(cho_factor(hessian / np.outer(scale, scale)), gradient / scale) / scale
-        decrement = gradient @ step
-        if decrement < 1e-12 * max(1.0, loss):
-            break
-        length = 1.0
-        next_loss, proba = evaluate(best - step)
-        while next_loss > loss - 0.1 * length * decrement and length > 1e-9:
-            length /= 2
-            next_loss, proba = evaluate(best - length * step)
-        best, loss = best - length * step, next_loss
-    return best
+    return VectorScaling.fit(log_proba, transformer._group_of_label[batch.group_codes[sample]], weight)
 
 
 def held_out_folds(rows: Floats, cells: Codes) -> tuple[Codes, Codes]:

@@ -189,7 +189,7 @@ def _weight_params(feature_transform: Any, sample_weight: Any) -> dict[str, Any]
 
 def to_coordinates(fitted: Any, rows: Floats, names: list[str]) -> Floats:
     """Bring rows to the coordinates of the model; raise ValueError for logarithms of what is not positive."""
-    if fitted is None:
+    if fitted is None or len(rows) == 0:  # scikit-learn's transformers refuse no rows at all
         return rows
     if getattr(fitted, "func", None) is np.log and not (rows > 0).all():
         j = np.flatnonzero((rows <= 0).any(axis=0))[0]

@@ -51,11 +51,11 @@ class FairSteeringTransformer(GroupMapTransformer):
         What is to hold: the ideal of every criterion at once; that classes named by `pos_label` are recognised
         equally often in every group, for which their rows alone count; or that predictions are equally frequent in
         every group, for which classes do not count and `y` is not looked at.
-    map_type : {"auto", "monotone", "affine", "symmetric", "diagonal", "translation"}, default="auto"
-        How rows may move. ``"monotone"``: every feature for itself, by the groups' quantiles, onto values that occur,
-        so that integers and flags stay what they are. The others follow from the Gaussian model: ``"affine"`` is the
-        nearest of all ideal distributions; ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which
-        does not rotate; ``"diagonal"`` scales and shifts every feature for itself; ``"translation"`` only shifts. The
+    map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="affine"
+        How rows may move. Four follow from the Gaussian model: ``"affine"`` is the nearest of all ideal distributions;
+        ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which does not rotate; ``"diagonal"`` scales
+        and shifts every feature for itself; ``"translation"`` only shifts. ``"monotone"`` moves every feature for
+        itself, by the groups' quantiles, onto values that occur, so that integers and flags stay what they are. The
         fewer ways a map has to move, the less harm it can do where rows are not Gaussian. ``"auto"``, which
         `map_type_` resolves: ``"monotone"`` for a table, that is if in at least half of at most 256 features several
         different rows share the smallest or the largest value, else ``"affine"``; after ``partial_fit``, which keeps no
@@ -98,7 +98,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         of its group, suggest (:meth:`SubgroupMoments.borrow`). ``"merge"`` makes the groups with
         such a subgroup one group, labelled ``"(small groups)"`` (a tuple of that for intersections),
         joined by the next smallest until no subgroup is too small; their labels still choose the map.
-    standardize : bool, default=True
+    standardize : bool, default=False
         Whether the classes have the same weights in every group wherever they are averaged within it (tied
         covariances, `pooling`, quantiles). If not, groups that differ in base rates alone are moved, since classes
         differ in spread. A stream of ``partial_fit`` is standardised if the covariances of all subgroups fit into a
@@ -111,6 +111,9 @@ class FairSteeringTransformer(GroupMapTransformer):
     tol : float, default=1e-6
         The projection stops when the divergence is this close to its limit by estimate, in nats
         relative to ``max(1, divergence)``.
+    max_time : float, default=None
+        Seconds after which the projection ends with the nearest distribution so far and a
+        ``ConvergenceWarning``; None: no limit.
 
     Attributes
     ----------
@@ -122,7 +125,7 @@ class FairSteeringTransformer(GroupMapTransformer):
     moments_ : SubgroupMoments
         Weights, means and covariances of the subgroups before shrinkage, pooling and merging;
         ``print(moments_.cell_table())`` shows the weights.
-    group_calibration_ : GroupCalibration or None
+    group_calibration_ : VectorScaling or None
         Slope and offsets that turn the groups' log-probabilities under the fitted Gaussians into ones
         that agree with rows held out from these. Fitted by ``fit`` if `unknown_group` is not
         ``"error"``; None, for probabilities as the Gaussians have them, otherwise and after
@@ -160,8 +163,8 @@ class FairSteeringTransformer(GroupMapTransformer):
     Notes
     -----
     By a Gaussian map integers and 0/1 columns end at values that one group alone has. Linear models cannot use that,
-    trees can: before them use ``map_type="monotone"``, which is what ``"auto"`` takes for tables, or align scores
-    instead (:class:`ScoreAligner`). With monotone maps `ideal_`, its divergence and its certificate are those of the
+    trees can: before them use ``map_type="monotone"`` with ``standardize=True``, or align scores instead
+    (:class:`ScoreAligner`). With monotone maps `ideal_`, its divergence and its certificate are those of the
     Gaussian model with maps of single features; `maps_`, matrices, do not exist.
 
     Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
@@ -195,6 +198,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         "pos_label": [object],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
     }
 
     _of_maps = ("map_type_", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
@@ -212,7 +216,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         intervention: Intervention = "all_subgroups",
         reference_group: Hashable = None,
         constraint: Constraint = "ideal",
-        map_type: MapType = "auto",
+        map_type: MapType = "affine",
         covariance: CovarianceModel = "tied",
         shrinkage: Any = "ledoit_wolf",
         pooling: float = 0.0,
@@ -222,10 +226,11 @@ class FairSteeringTransformer(GroupMapTransformer):
         unknown_group: UnknownGroup = "error",
         min_cell_size: int = 0,
         small_cells: SmallCells = "error",
-        standardize: bool = True,
+        standardize: bool = False,
         pos_label: Any = None,
         max_iter: int = 200,
         tol: float = 1e-6,
+        max_time: float | None = None,
     ) -> None:
         self.intervention = intervention
         self.reference_group = reference_group
@@ -244,6 +249,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         self.pos_label = pos_label
         self.max_iter = max_iter
         self.tol = tol
+        self.max_time = max_time
 
     def _needs_all_rows(self) -> str | None:
         if self.map_type != "monotone":
@@ -368,6 +374,7 @@ class FairSteeringTransformer(GroupMapTransformer):
             covariance=self.covariance,
             max_iter=self.max_iter,
             tol=self.tol,
+            max_time=self.max_time,
         )
 
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
@@ -421,10 +428,13 @@ class FairSteeringTransformer(GroupMapTransformer):
         self._check_cells(y_codes, codes)
         n_groups = len(self.groups_)
         cells, inverse = np.unique(y_codes * n_groups + codes, return_inverse=True)
-        subgroup_maps = self._fitted().maps.subgroup_maps
-        classes, groups = self.classes_.tolist(), self.groups_.tolist()
-        A, b = zip(*(subgroup_maps[classes[c // n_groups], groups[c % n_groups]] for c in cells), strict=True)
-        maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength())
+        ideal: IdealDistribution = self._fitted().maps
+        classes = self.classes_.tolist()
+        place = {label: k for k, label in enumerate(ideal.classes.tolist())}
+        parts = [(place[classes[c // n_groups]], c % n_groups) for c in cells.tolist()]
+        A, b = zip(*(ideal._subgroup_map(k, a) for k, a in parts), strict=True)
+        centre = np.stack([ideal.source_means[k, a] for k, a in parts])
+        maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength(), centre)
         return self._as_dtype_of(X, self._move(rows, inverse, maps))
 
     def ideal_sample_weight(

@@ -1,0 +1,177 @@
+"""What is printed: one engine for all commands, checked against metrics; a verdict; nothing that nobody asked for."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.preprocessing import StandardScaler
+
+from fairsteer import FairSteeringTransformer, metrics
+from fairsteer.cli._comparison import compare
+
+N_ROWS = 300
+GAPS = ("demographic parity gap", "equal opportunity gap", "equalized odds gap")
+
+
+@pytest.fixture
+def table():
+    """Gaps in the numbers and a rare category, so that folds are prepared differently; groups sorted, as files are."""
+    rng = np.random.default_rng(3)
+    y, group = rng.integers(0, 2, (2, N_ROWS))
+    frame = pd.DataFrame(
+        {
+            "age": 40 + 5 * y + 3 * group + rng.normal(0, 9, N_ROWS),
+            "pay": 3000.0 + rng.integers(0, 900, N_ROWS) * (1 + group),
+            "town": rng.choice(["a", "b", "c"], N_ROWS, p=[0.6, 0.39, 0.01]),
+            "sex": np.array(["f", "m"])[group],
+            "hired": y,
+        }
+    )
+    frame.loc[:30, "age"] = np.nan
+    return frame.sort_values(["sex", "hired"])
+
+
+def _values(printed):
+    """Name of a line of the first table and its numbers: accuracy and gaps before, steered, and the change."""
+    rows = {}
+    for name in ("accuracy", *GAPS):
+        found = re.search(rf"^{name}\s+(.*)$", printed, flags=re.MULTILINE)
+        rows[name] = found[1].split()[:3]
+    return rows
+
+
+def _verdict(printed):
+    """The sentence that says what became of the gaps and of accuracy."""
+    found = re.search(
+        r"The [a-z ]+ gap (?:grew|shrank|stayed|is)[^•]*?accuracy .*?\.\d{3}[^.]*\.(?=\d{3})?\S*", printed, re.DOTALL
+    )
+    return " ".join(found[0].split())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--folds", "3", "--strength", "0.5"),
+        ("--covariance", "full", "--pooling", "0.5", "--min-rows", "1"),
+        ("--positive", "0", "--map-type", "symmetric"),
+        ("--min-cell-size", "5", "--small-cells", "merge", "--keep", "town"),
+    ],
+)
+def test_steer_and_audit_print_the_same_numbers(run, file, options):
+    arguments = (file, "--target", "hired", "--sensitive", "sex", *options)
+    _, steered, _ = run("steer", *arguments)
+    _, audited, _ = run("audit", *arguments)
+    assert _values(steered) == _values(audited)
+    verdicts = [_verdict(text) for text in (steered, audited)]
+    assert verdicts[0] == verdicts[1]
+    for gap in GAPS:
+        assert re.search(f"{gap} (grew|shrank|stayed|is)", verdicts[0], flags=re.IGNORECASE)
+
+
+def test_numbers_are_those_of_the_metrics_on_the_same_predictions(table):
+    table = table.dropna()
+    X, y, groups = table[["age", "pay"]], table["hired"].to_numpy(), table[["sex"]]
+    steering = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=groups)
+    result = compare(steering, X, y, groups, positive=None, folds=4, min_rows=1)
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.pipeline import make_pipeline
+
+    cells = [f"{a}{k}" for a, k in zip(table["sex"], y, strict=True)]
+    predicted = {name: np.full(len(y), -1) for name in ("before", "steered")}
+    for train, test in StratifiedKFold(4).split(X, cells):
+        fitted = FairSteeringTransformer(feature_transform=StandardScaler())
+        fitted.fit(X.iloc[train], y[train], sensitive_features=groups.iloc[train])
+        moved = fitted.transform(X, sensitive_features=groups)
+        for name, values in (("before", X.to_numpy()), ("steered", np.asarray(moved))):
+            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(values[train], y[train])
+            predicted[name][test] = model.predict(values[test])
+    for name, pred in predicted.items():
+        found = result.scores[name]
+        for gap in ("demographic_parity", "equal_opportunity", "equalized_odds"):
+            expected = getattr(metrics, f"{gap}_difference")(y, pred, sensitive_features=table["sex"])
+            assert getattr(found, gap).value == pytest.approx(expected, abs=1e-12)
+        assert found.accuracy.value == pytest.approx(np.mean(pred == y), abs=1e-12)
+        rates = metrics.group_metrics(y, pred, sensitive_features=table["sex"])
+        np.testing.assert_allclose(result.group_rates(name)["selected"], rates["selection_rate"], atol=1e-12)
+        np.testing.assert_allclose(result.group_rates(name)["TPR"], rates["true_positive_rate"], atol=1e-12)
+
+
+def test_the_positive_class_is_named(run, table, file):
+    table.assign(hired=np.where(table["hired"] == 1, 1, 2)).to_csv(file, index=False)
+    arguments = (file, "--target", "hired", "--sensitive", "sex")
+    assert "Positive class: 2 (by default the larger label" in " ".join(run("steer", *arguments)[1].split())
+    assert "Positive class: 1" in " ".join(run("steer", *arguments, "--positive", "1")[1].split())
+    assert re.search(r"Positive class +2\b", run("audit", *arguments)[1])
+
+
+# ---- nothing that nobody asked for
+
+
+def test_groups_are_inferred_only_where_somebody_needs_it(run, table, file, tmp_path, monkeypatch):
+    from fairsteer.transformer._calibration import GroupCalibration
+
+    calibrated = []
+    fit = GroupCalibration.fit
+
+    def counted(*arguments, **options):
+        calibrated.append(1)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(GroupCalibration, "fit", counted)
+    arguments = (file, "--target", "hired", "--sensitive", "sex", "--folds", "2")
+    for command in (("steer", "--model", tmp_path / "map.safetensors"), ("audit",)):
+        assert run(command[0], *arguments, *command[1:])[0] == 0
+    assert not calibrated
+    table.loc[table.index[:3], "sex"] = None
+    table.to_csv(file, index=False)
+    assert run("steer", *arguments)[0] == 0
+    assert not calibrated
+    assert run("steer", *arguments, "--out", tmp_path / "out.csv")[0] == 0
+    assert calibrated
+
+
+def test_every_fit_is_made_once(run, file, monkeypatch):
+    fits = []
+    fit = FairSteeringTransformer.fit
+
+    def counted(self, X, *arguments, **options):
+        fits.append(len(X))
+        return fit(self, X, *arguments, **options)
+
+    monkeypatch.setattr(FairSteeringTransformer, "fit", counted)
+    arguments = (file, "--target", "hired", "--sensitive", "sex", "--folds", "3")
+    for command in ("steer", "audit"):
+        fits.clear()
+        assert run(command, *arguments)[0] == 0
+        assert sorted(fits) == [N_ROWS * 2 // 3] * 3 + [N_ROWS]
+
+
+# ---- notes of what makes the numbers doubtful
+
+
+def test_fewer_rows_than_features(run, tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(60, 50)).round(3)).add_prefix("x")
+    frame = frame.assign(sex=["f", "m", "m"] * 20, hired=rng.integers(0, 2, 60))
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    arguments = (tmp_path / "rows.csv", "--target", "hired", "--sensitive", "sex", "--folds", "2")
+    for command in ("steer", "audit"):
+        notes = run(command, *arguments)[2]
+        assert "there are fewer rows than features (50) in f 20; m 40: their covariances are mostly shrinkage" in notes
+        assert "fewer rows" not in run(command, *arguments, "--covariance", "diagonal")[2]
+
+
+def test_rows_that_move_far(run, table, file):
+    table["age"] += np.where(table["sex"] == "f", 500, 0)
+    table["pay"] += np.where(table["sex"] == "f", 50_000, 0)
+    table.drop(columns="town").to_csv(file, index=False)
+    arguments = (file, "--target", "hired", "--sensitive", "sex")
+    notes = run("steer", *arguments)[2]
+    assert "steering moves rows by more than 2 standard deviations" in notes
+    assert "--strength moves them less" in notes
+    assert "standard deviations: steered rows may lie" in " ".join(run("audit", *arguments)[1].split())
