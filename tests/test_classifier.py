@@ -322,6 +322,7 @@ def test_methods_are_those_of_the_estimator(data: Any) -> None:
 # ---- aligned scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [None, LogisticRegression()])
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])

@@ -74,6 +74,7 @@ def test_own_directions_are_the_bayes_directions(gaussians: Any) -> None:
         assert cosine > 0.98
 
 
+@pytest.mark.slow
 def test_shift_stays_equal_where_probes_are_mostly_noise() -> None:
     """Half a group's signal, few rows and many features: uncorrected, the noisier group would be pushed too far."""
     ratios, uncorrected = [], []
@@ -514,3 +515,16 @@ def test_hooks_set_groups_tokens_and_strength_of_the_module(fitted: Any, module:
                 steering.strength = 4.0
             assert (steering.strength, module.strength, maps.strength) == (None, 2.0, 0.25)
             model(hidden)
+
+
+def test_probes_in_parallel_are_the_same() -> None:
+    rng = np.random.default_rng(0)
+    y, group = rng.integers(0, 2, (2, 200))
+    X = rng.normal(size=(200, 4)) + 2 * np.outer(y, [1, 0, 0, 0])
+    one, two = (
+        ConceptSteering(n_probes=4, n_jobs=n_jobs).fit(X, y, sensitive_features=group).directions_
+        for n_jobs in (None, 2)
+    )
+    np.testing.assert_array_equal(one, two)
+    with pytest.raises(ValueError, match="sensitive_features must hold the groups"):
+        ConceptSteering(n_probes=4).fit(X, y, sensitive_features=None)

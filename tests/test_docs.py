@@ -65,6 +65,7 @@ def assert_printed(printed: str, shown: str) -> None:
     assert numbers == pytest.approx(shown_numbers, rel=0.02, abs=0.011)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "python")], ids=lambda page: page.name)
 def test_code_of_the_pages_runs_and_prints_what_they_show(
     page: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,6 +85,7 @@ def test_code_of_the_pages_runs_and_prints_what_they_show(
             printed = ""
 
 
+@pytest.mark.slow
 def test_commands_of_the_pages_run(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +105,7 @@ def test_commands_of_the_pages_run(
         assert code == 0, (command, err)
 
 
+@pytest.mark.slow
 def test_demo_output_is_what_the_demo_prints() -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "fairsteer.cli", "demo"],
@@ -129,6 +132,7 @@ def test_examples_of_docstrings_are_true(name: Any) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_without_an_optional_package() -> None:
     optional = ["cvxpy", "fairlearn", "matplotlib", "onnx", "onnxruntime", "pandas", "polars", "pyarrow", "rich"]
     optional += ["safetensors", "torch", "transformers", "typer"]

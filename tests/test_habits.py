@@ -29,7 +29,7 @@ rng = np.random.default_rng(0)
 Y, GROUP = rng.integers(0, 2, (2, N))
 X = rng.normal(size=(N, 3)) + np.outer(Y, [1, 0, 0.5]) + np.outer(GROUP, [0, 1, -0.5])
 FRAME = pd.DataFrame(X, columns=["a", "b", "c"], index=[f"row {i}" for i in range(N)])
-WITH_SEX = FRAME.assign(sex=np.array(["f", "m"])[GROUP])
+WITH_SEX = FRAME.assign(sex=GROUP + 1)  # a number, as the aligner's classifier gets it too
 
 TRANSFORMERS: dict[str, Any] = {
     "steering": FairSteeringTransformer,
@@ -196,6 +196,7 @@ def test_more_features_than_rows(name: str) -> None:
     assert np.isfinite(answer(fitted(name, wide), wide, sensitive_features=GROUP)).all()
 
 
+@pytest.mark.filterwarnings("ignore:The features .* vary so much less than others")
 @every_estimator
 @pytest.mark.parametrize(
     "rows",

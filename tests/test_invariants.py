@@ -139,6 +139,7 @@ def test_two_classes_with_equal_means_are_the_best_of_all_pairings_at_once(seed:
     assert ideal.n_iter == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_classes", "d", "separation"), [(2, 12, 0.1), (2, 12, 5.0), (2, 60, 1.0), (3, 12, 1.0)])
 def test_affine_is_never_farther_than_lbfgs_from_the_pairing(n_classes: Any, d: Any, separation: Any) -> None:
     data = problems.statistics(n_classes, 2, d, covariance="full", separation=separation, seed=d)

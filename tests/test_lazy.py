@@ -24,6 +24,7 @@ def test_import_brings_nothing_that_is_not_asked_for() -> None:
     assert _python(f"import fairsteer, sys; print([m for m in {heavy} if m in sys.modules])") == "[]\n"
 
 
+@pytest.mark.slow
 def test_every_public_module_is_an_attribute_and_listed() -> None:
     public = {path.stem for path in ROOT.iterdir() if path.stem.isidentifier() and not path.stem.startswith("_")}
     rooms = {name for name in public if name not in ("cli", "py")}

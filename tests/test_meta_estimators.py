@@ -46,7 +46,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "groups.md"
 VERSION = tuple(map(int, sklearn.__version__.split(".")[:2]))
 
 ERRORS = {
-    "G": (ValueError, "No groups are given, but the steering was fitted on the groups"),
+    "G": (ValueError, "No groups are given, but it was fitted on the groups"),
     "K": (TypeError, "got an unexpected keyword argument 'sensitive_features'"),
     "P": (ValueError, "Pipeline.fit does not accept the sensitive_features parameter"),
     "R": (ValueError, "is only supported if enable_metadata_routing=True"),
@@ -367,6 +367,7 @@ def test_tools_that_score(ways: Ways, tool: str, kind: str, way: str, scoring: s
         _check(outcome, run, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", [name for name, row in TOOLS.items() if row.beside == "G"])
 def test_what_forgets_the_groups_works_where_they_may_be_inferred(ways: Ways, tool: str) -> None:
     def run() -> Any:

@@ -34,6 +34,7 @@ def pipeline(**parameters: Any) -> Any:
     return make_pipeline(FairSteeringTransformer(**parameters), StandardScaler(), LogisticRegression())
 
 
+@pytest.mark.slow
 def test_grids_with_columns_and_with_routing_agree(data: Any, frame: pd.DataFrame) -> None:
     by_column = GridSearchCV(pipeline(sensitive_columns=["sex"]), GRID, cv=3).fit(frame, data.y)
     with sklearn.config_context(enable_metadata_routing=True):

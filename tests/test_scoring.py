@@ -490,6 +490,7 @@ def test_a_gap_that_cannot_be_computed_is_not_within_the_budget() -> None:
     assert np.isnan(budget_scores([0.9], [float("nan")], 0.05)).all()
 
 
+@pytest.mark.slow
 def test_best_within_budget_is_exact_in_the_mean(data: Any) -> None:
     scoring = {"accuracy": "accuracy", "gap": fairness_scorer(GAPS[0], sensitive_columns=[3])}
     strengths = [0, 0.25, 0.5, 0.75, 1]

@@ -24,6 +24,10 @@ from fairsteer.transformer._reading import Batch, Reading
 _RANK_CUTOFF = 1e-12
 
 
+# Of a group with fewer rows than features, the variance in other directions as a share of the features' variances.
+_DEFICIENT_FLOOR = 1e-4
+
+
 # A correlation with the groups that is smaller than this is rounding error too.
 _NO_CORRELATION = 1e-8
 
@@ -208,6 +212,8 @@ class CovarianceMatchingTransformer(_MatchingTransformer):
     -----
     How far rows move is measured in the units of the features, so features of very different
     scales should be brought to one scale, for example by ``feature_transform=StandardScaler()``.
+    In a direction in which a group does not vary, as with fewer rows than features and no shrinkage, it is taken
+    to vary by a hundredth of the features' standard deviation.
 
     References
     ----------
@@ -226,7 +232,7 @@ class CovarianceMatchingTransformer(_MatchingTransformer):
     """
 
     def _fit_maps(self, model: SubgroupMoments) -> GroupMaps:
-        weights, means, covariances = _shares(model), model.means[0], model._positive_definite()[0]
+        weights, means, covariances = _shares(model), model.means[0], _well_conditioned(model)
         reference = self._reference()
         if reference is None:
             mean, covariance = weights @ means, _barycentre(weights, covariances)
@@ -355,6 +361,22 @@ def _shares(moments: SubgroupMoments) -> Doubles:
     return shares
 
 
+def _well_conditioned(model: SubgroupMoments) -> Doubles:
+    """Covariances, in which a group that does not vary in every direction varies a little in each.
+
+    Rounding decides how the null directions of two groups are mapped to one another; with deviations of so small a
+    share of the features' it would be seen.
+    """
+    covariances, ranks = model._positive_definite()
+    deficient = ranks < model.n_features
+    if deficient.any():
+        covariances = np.array(covariances)
+        lifted = np.ascontiguousarray(covariances[deficient])
+        _core.floor_spectra(lifted, model._feature_scale(), _DEFICIENT_FLOOR)
+        covariances[deficient] = lifted
+    return covariances
+
+
 def _barycentre(weights: Doubles, covariances: Doubles) -> Doubles:
     """Covariance of the Wasserstein barycentre of centred Gaussians.
 
@@ -362,7 +384,8 @@ def _barycentre(weights: Doubles, covariances: Doubles) -> Doubles:
     candidate closer, and one of two groups to the barycentre in one step. The groups match at any candidate; only how
     far rows move depends on it.
     """
-    covariance: Doubles = covariances[weights.argmax()]
+    # Where several groups are the heaviest, none of them is the first.
+    covariance: Doubles = covariances[weights == weights.max()].mean(axis=0)
     for _ in range(_BARYCENTRE_MAX_ITER):
         average = np.einsum("a,aij->ij", weights, [_core.transport_map(covariance, own) for own in covariances])
         step = average - np.eye(len(average))

@@ -24,7 +24,7 @@ from fairsteer._utils.estimators import (
     weight_params,
 )
 from fairsteer._utils.folds import check_fold_classes
-from fairsteer._utils.input import brief
+from fairsteer._utils.input import brief, few
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.groups import MISSING
 from fairsteer.score_alignment._alignment import aligned_proba, class_decision, log_zero_allowed
@@ -213,6 +213,12 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         nested = any(name.startswith("steering__") for name in params)
         if nested and params.get("steering", self.steering) is None:
             params = {**params, "steering": FairSteeringTransformer()}
+        of_estimator = [name for name in params if name.startswith("estimator__")]
+        if of_estimator and params.get("estimator", self.estimator) is None:
+            msg = (
+                f"{few(of_estimator)} cannot be set: there is no estimator, but the Bayes classifier of the ideal one."
+            )
+            raise ValueError(msg)
         super().set_params(**params)
         return self
 
@@ -464,7 +470,9 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         """Score rows as an alignment takes them."""
         asked = "predict_proba" if self.estimator_ is None else asked_method(self.estimator_)
         answer = self._proba(rows, codes) if asked == "predict_proba" else self._ask_estimator(asked, rows, codes)
-        return as_scores(answer, asked, len(rows), self.classes_, brief(self.estimator_ or self), positions)
+        return as_scores(
+            answer, asked, len(rows), self.classes_, self if self.estimator_ is None else self.estimator_, positions
+        )
 
     def _aligned_proba(self, alignment: Maps, rows: Floats, codes: Codes) -> Doubles:
         plain = copy.copy(self)
@@ -485,7 +493,7 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             raise ValueError(msg)
         if not _has("predict_proba")(self):
             msg = (
-                f"cost_matrix needs the probabilities of classes, but {self.estimator!r} has no "
+                f"cost_matrix needs the probabilities of classes, but {brief(self.estimator)} has no "
                 "predict_proba. Wrap it in sklearn.calibration.CalibratedClassifierCV."
             )
             raise ValueError(msg)
@@ -494,8 +502,8 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         if costs.shape != (n_classes, n_classes):
             msg = (
                 f"cost_matrix has shape {costs.shape}, but there are {n_classes} classes "
-                f"({self.classes_}): it must have shape {(n_classes, n_classes)}, with the cost of "
-                "predicting class j where class i is true in row i, column j."
+                f"({few(map(repr, self.classes_.tolist()))}): it must have shape {(n_classes, n_classes)}, with the "
+                "cost of predicting class j where class i is true in row i, column j."
             )
             raise ValueError(msg)
         return costs
@@ -509,7 +517,7 @@ def _ideal_weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dic
     if params is not None:
         return params
     msg = (
-        f"{estimator!r} takes no sample_weight in fit, but must be trained under weights that make "
+        f"{brief(estimator)} takes no sample_weight in fit, but must be trained under weights that make "
         "classes and groups independent. Use a classifier that takes them, such as "
         "LogisticRegression or HistGradientBoostingClassifier."
     )

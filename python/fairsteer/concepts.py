@@ -15,7 +15,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import Interval, StrOptions, fit_context
-from fairsteer._utils.input import check_classes, check_rows, few, is_bfloat16, widen_bfloat16
+from fairsteer._utils.input import brief, check_classes, check_rows, few, is_bfloat16, widen_bfloat16
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
 from fairsteer.ideal import IdealDistribution, nearest_ideal
@@ -192,7 +192,7 @@ class ConceptSteering(BaseEstimator):
             raise ValueError(msg)
         known = self.groups_.tolist()
         if self.reference_group is not None and self.reference_group not in known:
-            msg = f"reference_group={self.reference_group!r} is none of the groups {few(map(repr, known))}."
+            msg = f"reference_group={brief(self.reference_group)} is none of the groups {few(map(repr, known))}."
             raise ValueError(msg)
         random_state = check_random_state(self.random_state)
         half = self._deal_halves(rows, y_codes, codes, random_state)
@@ -223,7 +223,7 @@ class ConceptSteering(BaseEstimator):
         k = self._class_position(concept)
         groups = self.groups_.tolist()
         if group not in groups:
-            msg = f"{group!r} is none of the groups {few(map(repr, groups))}."
+            msg = f"{brief(group)} is none of the groups {few(map(repr, groups))}."
             raise ValueError(msg)
         direction: Doubles = self.directions_[k, groups.index(group)].copy()
         return direction
@@ -258,7 +258,7 @@ class ConceptSteering(BaseEstimator):
             msg = f"X has {rows.shape[1]} features, but the directions have {self.n_features_in_}."
             raise ValueError(msg)
         if not np.isfinite(strength):
-            msg = f"strength must be a finite number, got {strength!r}."
+            msg = f"strength must be a finite number, got {brief(strength)}."
             raise ValueError(msg)
         codes = known_codes(self._encoder, sensitive_features, rows, "name one of the known groups in every row")
         steered = (rows + strength * self.directions_[k, codes]).astype(rows.dtype)
@@ -270,7 +270,7 @@ class ConceptSteering(BaseEstimator):
         if concept is None and len(classes) == 2:
             return 1
         if concept not in classes:
-            msg = f"concept must be one of the classes {few(map(repr, classes))}, got {concept!r}."
+            msg = f"concept must be one of the classes {few(map(repr, classes))}, got {brief(concept)}."
             raise ValueError(msg)
         position: int = classes.index(concept)
         return position

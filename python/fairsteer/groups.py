@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sklearn.utils import check_consistent_length
 
 from fairsteer._utils.columns import split_columns
-from fairsteer._utils.input import few, num_rows, unknown_group_message, warn_caller
+from fairsteer._utils.input import brief, few, num_rows, unknown_group_message, warn_caller
 from fairsteer._utils.labels import described, is_missing, kind_of, label_array, sorted_labels
 
 #: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
@@ -65,6 +65,10 @@ class GroupEncoder:
     >>> encoder.groups_.tolist()
     [('f', 0), ('m', 0), ('m', 1)]
     """
+
+    def __repr__(self) -> str:
+        groups = self.groups_.tolist() if hasattr(self, "groups_") else []
+        return f"GroupEncoder({len(groups)} groups{': ' if groups else ''}{few(map(brief, groups), 5)})"
 
     groups_: npt.NDArray[Any]
     column_names_: list[str] | None
@@ -233,7 +237,7 @@ class GroupEncoder:
             if "number" in kinds and all(map(_is_bit, filter(_is_number, fitted))):
                 kinds.add("boolean")
             foreign = [label for label in labels if label is not None and not _may_be(label, kinds)]
-            if foreign:
+            if not set(foreign) <= set(fitted):  # what equals a label is that label
                 column = f" {self.column_names_[j]!r}" if self.column_names_ else f" {j}" if len(factors) > 1 else ""
                 msg = (
                     f"The labels of the sensitive feature{column} are of another type than at fit: the groups are the "

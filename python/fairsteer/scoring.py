@@ -117,9 +117,10 @@ class _FairnessScorer(_GroupScorer):
         own = _own_metric(self.metric)
         weight = params.pop("sample_weight", None)
         labels = params.pop("labels", None) if own else None
-        if labels is None and classes is not None and np.ndim(classes) == 1:
+        if labels is None and np.ndim(classes) == 1 and np.ndim(y_true) < 2:
             labels = _all_classes(classes, y_true)
-        if own or (classifies and self.response_method == "predict"):
+        one_label = np.ndim(y_true) < 2  # several of them are a metric's own business
+        if own or (classifies and one_label and self.response_method == "predict"):
             pos_label = params.pop("pos_label", None) if own else None
             tally = read_predictions(y_true, y_pred, groups, weight, pos_label, labels).tally()
             self._check_several(tally.groups.tolist())

@@ -77,7 +77,7 @@ def test_a_pipe_and_a_link_to_a_device_are_written_through(tmp_path: Path) -> No
 
 
 @posix
-@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 @pytest.mark.parametrize("to", ["pipe", "file"])
 def test_standard_output_is_appended_to_whatever_it_is(tmp_path: Path, name: Any, to: Any) -> None:
     if name.startswith("/proc") and not os.path.exists(name):

@@ -70,6 +70,7 @@ def test_a_thread_that_cannot_limit_blas_leaves_the_threads_to_it() -> None:
     assert all(1 in pair for pair in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT"])
 def test_the_environment_limits_threads(variable: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "1")

@@ -80,6 +80,7 @@ def test_the_floor_is_the_gap_without_a_true_difference() -> None:
     assert abs(squares.mean() - floors.mean()) < 4 * squares.std() / np.sqrt(1500) + 0.02 * floors.mean()
 
 
+@pytest.mark.slow
 def test_the_true_gap_is_estimated_without_bias_and_covered_by_its_interval() -> None:
     rates = np.array([[0.5, 0.8], [0.9, 0.6], [0.7, 0.9], [0.6, 0.6]])
     truth = float(np.sqrt(np.mean(np.ptp(rates, axis=1) ** 2)))
@@ -163,6 +164,7 @@ def test_labels_of_test_rows_change_no_prediction(data: Biographies, lines: list
         np.testing.assert_array_equal(before.predicted, after.predicted)
 
 
+@pytest.mark.slow
 def test_labels_of_a_measured_fold_change_no_prediction_of_it(data: Biographies) -> None:
     rows = datasets.Rows("rows", data.X, data.y, data.group, None, data.classes, data.groups)
     folds = bios.cross_validated(rows, "rows")
@@ -180,6 +182,7 @@ def test_labels_of_a_measured_fold_change_no_prediction_of_it(data: Biographies)
     assert changed > 0  # of the other folds, which are trained on these labels
 
 
+@pytest.mark.slow
 def test_genders_of_test_rows_count_only_where_they_are_known(data: Biographies, lines: list[bios.Line]) -> None:
     test = data.fold == TEST
     group = np.where(test, 1 - data.group, data.group)
@@ -245,6 +248,7 @@ def test_a_block_is_steered_as_it_would_be_alone(data: Biographies) -> None:
     np.testing.assert_array_equal(steered[:, [0, 3]], data.X[:, [0, 3]])
 
 
+@pytest.mark.slow
 def test_tables_and_picture_are_written(data: Biographies, lines: list[bios.Line], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for _ in range(2):  # a second run replaces the first

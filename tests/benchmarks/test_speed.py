@@ -175,6 +175,7 @@ def test_an_answer_without_a_number_is_wrong() -> None:
     assert not Result("x", "limit", [1.0]).wrong
 
 
+@pytest.mark.slow
 def test_a_case_is_measured_in_a_process_with_as_many_threads() -> None:
     case = replace(TINY["moments, diagonal"], seconds=0.01, rounds=2)
     found = measure(case, 1)

@@ -61,6 +61,7 @@ def test_shifting_groups_changes_nothing_for_a_classifier_that_knows_them(proble
     assert table["mean matching"]["KL (nats)"] > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_the_figures_of_log_normal_features_are_those_of_their_logarithms(problem: Problem) -> None:
     for tables in (on_each_distribution, in_use):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 import fairsteer
+from fairsteer.metrics._rates import CRITERIA
 from fairsteer.report import steering_report
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -53,9 +55,34 @@ def test_prints_the_report_of_the_library_and_writes_the_page(run, table, file):
         "<dt>Target</dt><dd>ill</dd>",
         "<dt>Positive class</dt><dd>yes</dd>",
         "<dt>Sensitive</dt><dd>sex</dd>",
-        f"Made with fairsteer {fairsteer.__version__} on {date.today().isoformat()}",
+        f"Made with fairsteer {fairsteer.__version__} on {date.today().isoformat()}.",
     ):
         assert fact in page
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--folds", "3", "--min-rows", "5", "--positive", "no"), ("--min-cell-size", "60", "--small-cells", "merge")],
+)
+def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(run, table, file, options):
+    rng = np.random.default_rng(1)
+    # Features that are learnt from rows: filled gaps, categories of which some are rare, a group that is small.
+    table["weight"] = np.where(rng.random(400) < 0.2, np.nan, table["height"] + rng.normal(size=400))
+    table["town"] = rng.choice(["A", "B", "C", "D"], 400, p=[0.6, 0.3, 0.09, 0.01])
+    table.loc[:59, "sex"] = "x"
+    table.to_csv(file, index=False)
+    numbers = re.compile(r"[-+]?\d\.\d{3}")
+    found = {}
+    for command in ("steer", "audit"):
+        code, out, err = run(command, *_audit(file, *options)[1:])
+        assert code == 0, err
+        lines = out.splitlines()
+        found[command] = {}
+        for measure in ("accuracy", *(f"{name.replace('_', ' ')} gap" for name in CRITERIA)):
+            line = next(line for line in lines if line.startswith(f"{measure} "))
+            found[command][measure] = numbers.findall(line)[:3]
+    assert found["steer"] == found["audit"]
+    assert all(len(values) == 3 for values in found["steer"].values())
 
 
 def test_without_html_nothing_is_written_and_every_run_prints_the_same(run, file):
@@ -124,5 +151,5 @@ def test_real_data(run, real_data, tmp_path):
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "6172 (the rows of the fit)" in out
-    assert "•" in out  # findings
+    assert "\n* The " in out  # the verdict
     assert html.stat().st_size < 100_000

@@ -172,6 +172,7 @@ def test_steered_file_holds_encoded_steered_features_and_untouched_labels(run, t
     np.testing.assert_allclose(written[list(encoded.columns)], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_output_is_the_same_bytes_every_time_and_in_any_pieces(run, file, monkeypatch):
     first, second, pieces = (file.with_name(f"{name}.csv") for name in ("first", "second", "pieces"))
     run(*_steer(file, "--out", first))
@@ -237,6 +238,7 @@ def test_kept_columns_are_copied_and_dropped_ones_forgotten(run, table, file):
     assert "leak" not in written.columns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "target", "sensitive", "drop"),
     [
@@ -256,7 +258,8 @@ def test_real_data(run, real_data, tmp_path, file, target, sensitive, drop):
     table, written = pd.read_parquet(path), pd.read_parquet(out)
     pd.testing.assert_frame_equal(written[[sensitive, target]], table[[sensitive, target]])
     assert np.isfinite(written.select_dtypes("float")).all(axis=None)
-    assert run(*arguments, "--out", out, "--force") == (code, printed, notes)
+    if file == "compas":  # the other takes longer and says no more
+        assert run(*arguments, "--out", out, "--force") == (code, printed, notes)
 
 
 # ---- gaps in the data
@@ -428,17 +431,18 @@ def folder(table, file, tmp_path, monkeypatch, run):
     table.assign(when=pd.Timestamp("2020-01-01")).to_parquet("dates.parquet")
     table.drop(columns=["income", "one"]).to_csv("few.csv", index=False)
     table.assign(height="tall").to_csv("text.csv", index=False)
-    run(*_steer("rows.csv", "--model", "other.safetensors"))
-    match = MeanMatchingTransformer().fit(table[["height"]], sensitive_features=table["sex"])
-    persistence.save(match, "mean.safetensors")
-    persistence.save(match, "other.safetensors", extra=persistence.read_extra("other.safetensors"))
+    persistence.save(
+        MeanMatchingTransformer().fit(table[["height"]], sensitive_features=table["sex"]), "mean.safetensors"
+    )
     return tmp_path
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
 def test_bad_input_is_one_sentence_and_exit_code_2(run, folder, arguments, message):
-    if "map.safetensors" in arguments:
+    if {"map.safetensors", "other.safetensors"} & set(arguments):
         assert run(*_steer("rows.csv", "--model", "map.safetensors"))[0] == 0
+        extra = persistence.read_extra("map.safetensors")
+        persistence.save(persistence.load("mean.safetensors"), "other.safetensors", extra=extra)
     out = folder / "out.csv"
     out.write_text("old")
     before = sorted(folder.iterdir())
@@ -490,6 +494,7 @@ def test_defect_is_exit_code_1_without_a_traceback(run, file, monkeypatch):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["typer", "rich", "pandas", "pyarrow"])
 def test_missing_extra_is_one_sentence(missing):
     program = f"import sys; sys.modules[{missing!r}] = None\nfrom fairsteer.cli import main\nmain(['demo'])"
@@ -498,6 +503,7 @@ def test_missing_extra_is_one_sentence(missing):
     assert result.stderr == f'fairsteer: the command line needs {missing}: pip install "fairsteer[cli]" brings it.\n'
 
 
+@pytest.mark.slow
 def test_module_runs_as_a_program():
     result = subprocess.run(
         [sys.executable, "-m", "fairsteer.cli", "--help"], capture_output=True, text=True, check=False

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fairsteer import FairSteeringTransformer, metrics
 from fairsteer.cli._comparison import compare
+from fairsteer.transformer._calibration import held_out_folds
 
 N_ROWS = 300
 GAPS = ("demographic parity gap", "equal opportunity gap", "equalized odds gap")
@@ -113,16 +114,13 @@ def test_the_positive_class_is_named(run, table, file):
 
 
 def test_groups_are_inferred_only_where_somebody_needs_it(run, table, file, tmp_path, monkeypatch):
-    from fairsteer.transformer._calibration import GroupCalibration
-
     calibrated = []
-    fit = GroupCalibration.fit
 
-    def counted(*arguments, **options):
+    def counted(*arguments):
         calibrated.append(1)
-        return fit(*arguments, **options)
+        return held_out_folds(*arguments)
 
-    monkeypatch.setattr(GroupCalibration, "fit", counted)
+    monkeypatch.setattr("fairsteer.transformer._calibration.held_out_folds", counted)
     arguments = (file, "--target", "hired", "--sensitive", "sex", "--folds", "2")
     for command in (("steer", "--model", tmp_path / "map.safetensors"), ("audit",)):
         assert run(command[0], *arguments, *command[1:])[0] == 0
@@ -175,3 +173,37 @@ def test_rows_that_move_far(run, table, file):
     assert "steering moves rows by more than 2 standard deviations" in notes
     assert "--strength moves them less" in notes
     assert "standard deviations: steered rows may lie" in " ".join(run("audit", *arguments)[1].split())
+
+
+def test_aligned_scores_are_measured_alike_by_steer_and_audit(run, table, file, tmp_path):
+    table.drop(columns="town").to_csv(file, index=False)
+    arguments = (file, "--target", "hired", "--sensitive", "sex", "--align", "equal_opportunity")
+    _, steered, _ = run("steer", *arguments)
+    code, audited, err = run("audit", *arguments, "--html", tmp_path / "report.html")
+    assert code == 0, err
+    for name in ("accuracy", *GAPS):
+        aligned = re.search(rf"^{name}\s+(.*)$", steered, flags=re.MULTILINE)[1].split()[-1]
+        assert re.search(rf"^{name}\s+(.*)$", audited, flags=re.MULTILINE)[1].split()[1] == aligned
+    assert "score_alignment=" in "".join(audited.split())
+
+
+def test_messages_of_the_library_name_options(run, tmp_path):
+    """One class is absent from a group, so the library warns, and speaks of its own parameters elsewhere."""
+    from fairsteer.cli._fitting import _as_options
+
+    text = "Use intervention='affirmative', or covariance='tied', strength=0.5; pos_label='x' stays."
+    expected = "Use --intervention affirmative, or --covariance tied, --strength 0.5; pos_label='x' stays."
+    assert _as_options(text) == expected
+    frame = pd.DataFrame({"age": np.arange(40.0) % 7, "sex": ["f"] * 8 + ["m"] * 32, "hired": [1] * 8 + [0, 1] * 16})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    _, _, err = run("steer", tmp_path / "rows.csv", "--target", "hired", "--sensitive", "sex", "--folds", "2")
+    (note,) = [line for line in err.splitlines() if "No row of the subgroups" in line]
+    assert "Cells" not in note
+
+
+def test_control_characters_in_labels_are_written_out(run, table, file):
+    table["sex"] = table["sex"].map({"f": "f\x1b[31m", "m": "m\x07"})
+    table.to_csv(file, index=False)
+    _, out, _ = run("steer", file, "--target", "hired", "--sensitive", "sex")
+    assert r"f\x1b[31m" in out
+    assert "\x1b" not in out

@@ -21,10 +21,7 @@ struct Sums {
                 0.0),
         cubic(K * G * d, 0.0),
         quartic(model == CovarianceModel::diagonal ? K * G * d : K * G, 0.0) {
-    view = {model,
-            K,
-            G,
-            d,
+    view = {{model, K, G, d},
             weight.data(),
             weight_square.data(),
             mean.data(),
@@ -165,7 +162,8 @@ TEST_CASE("a code that is too large is refused") {
   CHECK_THROWS_AS(update<double>(sums, {x, 2, 1, 1, 1}, codes), std::invalid_argument);
   double out[2];
   const double A[2] = {1, 1}, b[2] = {0, 0};
-  CHECK_THROWS_AS(apply_maps<double>({x, 2, 1, 1, 1}, codes, 2, A, b, out), std::invalid_argument);
+  const MapsView<double> maps{MapKind::dense, 2, 1, A, b, b};
+  CHECK_THROWS_AS(apply_maps<double>({x, 2, 1, 1, 1}, codes, maps, out), std::invalid_argument);
 }
 
 TEST_CASE("maps are applied by group and missing groups are left") {
@@ -176,12 +174,15 @@ TEST_CASE("maps are applied by group and missing groups are left") {
   const Matrix A = random.matrix(d, d * G);  // two matrices; read in row-major order
   const Matrix b = random.matrix(d, G);
   Matrix out = Matrix::Constant(d, n, 7);
-  apply_maps<double>({rows.data(), n, d, d, 1}, codes.data(), G, A.data(), b.data(), out.data());
+  const Matrix c = random.matrix(d, G);
+  apply_maps<double>({rows.data(), n, d, d, 1}, codes.data(),
+                     {MapKind::dense, G, d, A.data(), c.data(), b.data()}, out.data());
   for (Index i = 0; i < n; ++i) {
     const Vector expected =
         codes[i] < 0
             ? Vector::Constant(d, 7.0)
-            : Vector(A.middleCols(codes[i] * d, d).transpose() * rows.col(i) + b.col(codes[i]));
+            : Vector(A.middleCols(codes[i] * d, d).transpose() * (rows.col(i) - c.col(codes[i])) +
+                     b.col(codes[i]));
     CHECK_NEAR((out.col(i) - expected).norm(), 0, 1e-12);
   }
 }

@@ -61,7 +61,7 @@ TEST_CASE("no single row can be improved where rows have come to rest") {
   Matrix X = problem.paired(example.guide);
   double before = problem.value(X);
   for (int sweep = 0; sweep < 5; ++sweep) {
-    problem.descend_rows(X, 1, 0);
+    problem.descend_rows(X, 1, {1, 0});
     const double after = problem.value(X);
     CHECK(after < before);
     before = after;

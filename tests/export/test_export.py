@@ -243,6 +243,34 @@ def test_large_means_cost_one_rounding(make_data, run_onnx, params, offset):
         assert (np.abs(run_onnx(steer, X, np.full(len(X), -1)) - exact) / unit).max() < 1
 
 
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        MeanMatchingTransformer(),
+        FairSteeringTransformer(
+            covariance="diagonal", feature_transform=StandardScaler(), intervention="affirmative", reference_group="b"
+        ),
+    ],
+    ids=["shifts", "scales"],
+)
+def test_maps_that_scale_each_feature_alone_take_no_matrices(make_data, run_onnx, transformer):
+    X, y, group = make_data(n=200, n_features=3, n_groups=3)
+    X = np.tile(X, (1, 400)).astype(np.float32)
+    transformer.fit(X, y, sensitive_features=NAMES[group])
+    _assert_close(run_onnx(transformer, X, group), transformer.transform(X, sensitive_features=NAMES[group]))
+    assert run_onnx.path.stat().st_size < 100_000  # a matrix of 1200 features takes 5.8 MB
+
+
+def test_groups_near_one_another_share_their_centre(make_data, run_onnx):
+    onnx = pytest.importorskip("onnx")
+    X, y, group = make_data(n_groups=3)
+    for spread, n_centres in ((0, 1), (1e4, 3)):
+        steer = FairSteeringTransformer().fit(X + spread * group[:, None], y, sensitive_features=NAMES[group])
+        export_onnx(steer, run_onnx.path)
+        nodes = [node.op_type for node in onnx.load(run_onnx.path).graph.node]
+        assert (nodes.count("Sub"), nodes.count("Gemm")) == (n_centres, 3)
+
+
 def test_groups_far_apart_cost_no_digits_either(make_data, run_onnx):
     X, y, group = make_data(n=500, n_features=4, n_groups=3)
     X = (X + 1e5 * group[:, None]).astype(np.float32)

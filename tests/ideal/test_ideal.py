@@ -334,6 +334,7 @@ def assert_as_near(ideal, expected, n_classes):
     assert ideal.kl_divergence <= expected.kl_divergence * (1 + slack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (3, 3, 4)], ids=str)
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
 def test_all_subgroups_equals_the_reference(kind, map_type, shape):
@@ -401,6 +402,7 @@ def test_the_order_of_classes_and_groups_does_not_matter(kind, map_type):
 # ---
 # Empty cells, refusals
 # ---
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
 def test_an_empty_cell_warns_and_equals_the_reference(kind, intervention, map_type):
     data = problems.statistics(3, 3, 2, covariance=kind, seed=5)
@@ -593,6 +595,7 @@ HARD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shrinkage", [None, "ledoit_wolf", "oas"])
 @pytest.mark.parametrize("case", HARD)
 def test_nothing_becomes_nan(case, shrinkage):
@@ -635,3 +638,23 @@ def test_lapack_finds_nothing_to_complain_about_when_there_is_one_class(capfd, i
     data = problems.statistics(1, 3, 4, covariance="tied", seed=1)
     assert_finite(nearest_ideal(given(data), intervention=intervention))
     assert capfd.readouterr() == ("", "")
+
+
+def test_results_show_themselves_in_one_line() -> None:
+    from fairsteer import FairSteeringTransformer
+
+    rng = np.random.default_rng(0)
+    y, code = rng.integers(0, 2, (2, 400))
+    group = np.array(["<b>", "[x]"])[code]
+    X = rng.normal(size=(400, 50)) + y[:, None] + 0.5 * code[:, None]
+    steer = FairSteeringTransformer(unknown_group="infer").fit(X, y, sensitive_features=group)
+    ideal = steer.ideal_
+    for result in (ideal, ideal.certificate, steer.moments_, steer.group_calibration_, steer._encoder):
+        assert "\n" not in repr(result)
+        assert len(repr(result)) < 250
+        assert repr(result).startswith(type(result).__name__)
+    assert "2 classes x 2 groups, 50 features" in repr(ideal)
+    page = ideal._repr_html_()
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert page.count("<tr>") == 5

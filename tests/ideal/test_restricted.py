@@ -121,7 +121,7 @@ def test_no_other_frame_moves_the_rows_less(map_type):
     def displacement(frame: Any, origin: Any) -> float:
         total = 0.0
         for k, a in np.ndindex(moments.weights.shape):
-            A, b = frame * np.diag(ideal.linear[a]), frame * ideal.offset[a] + origin
+            A, b = frame * ideal.linear[a], frame * ideal.offset[a] + origin
             step = np.diag(A - 1)
             moved = step @ moments.means[k, a] + b
             total += moments.weights[k, a] * (moved @ moved + np.trace(step @ moments.covariances[k, a] @ step))

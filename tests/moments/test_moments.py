@@ -431,6 +431,12 @@ def test_symmetry_tells_ambiguous_shapes_apart() -> None:
     variances = np.array([[[1.0, 0.5], [0.7, 1.0]], [[2.0, 0.1], [0.3, 3.0]]])
     moments = SubgroupMoments.from_statistics(np.ones((2, 2)), np.zeros((2, 2, 2)), variances)
     assert moments.covariance == "diagonal"
+    # Variances that happen to be symmetric, or too small to be told apart: who knows the model says it.
+    for alike in (matrices, np.array([[[1e-8, 2e-8], [3e-8, 1e-8]]] * 2)):
+        given = {"covariance": "diagonal"}
+        moments = SubgroupMoments.from_statistics(np.ones((2, 2)), np.zeros((2, 2, 2)), alike, **given)
+        assert moments.covariance == "diagonal"
+        np.testing.assert_allclose(moments.covariances, alike)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -533,6 +539,12 @@ def test_from_statistics_refuses_what_does_not_fit() -> None:
         make(data.weights, data.means, data.covariances, classes=["a", "b"])
     with pytest.raises(ValueError, match="groups"):
         make(data.weights, data.means, data.covariances, groups=["a", "a"])
+    with pytest.raises(ValueError, match=r"covariances must have shape .* \(tied\), not"):
+        make(data.weights, data.means, data.covariances, covariance="tied")
+    with pytest.raises(
+        ValueError, match="covariance must be one of 'tied', 'full', 'diagonal' or None, not 'spherical'"
+    ):
+        make(data.weights, data.means, data.covariances, covariance="spherical")
     lopsided = data.covariances.copy()
     lopsided[0, 0, 0, 1] += 1
     with pytest.raises(ValueError, match="symmetric"):

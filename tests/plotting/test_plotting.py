@@ -73,6 +73,7 @@ def _texts(ax):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["default", "dark_background", "Solarize_Light2"])
 def test_no_text_covers_another_or_vanishes_in_the_ground(fitted, style):
     with plt.style.context(style):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -144,3 +145,45 @@ def test_weights_go_to_the_fits_and_rows_of_weight_zero_are_left_out(data):
         train = np.setdiff1d(np.arange(kept.sum()), trial.test)
         model = LogisticRegression().fit(X[kept][train], y[kept][train], sample_weight=weight[kept][train])
         np.testing.assert_array_equal(found.y_pred[0][trial.test], model.predict(X[kept][trial.test]))
+
+
+def test_groups_may_be_a_column_that_a_classifier_names(data):
+    X, y, group = data
+    codes = np.unique(group, return_inverse=True)[1]
+    table = np.column_stack([X, codes])
+    model = ScoreAligner(LogisticRegression(), sensitive_columns=[-1])
+    found = predict_held_out({"aligned": model}, table, y, cv=2)
+    assert found.groups.tolist() == [0, 1, 2]
+    for train, test in StratifiedKFold(2).split(y, np.char.add(y, group)):
+        np.testing.assert_array_equal(
+            found.y_pred["aligned"][test], clone(model).fit(table[train], y[train]).predict(table[test])
+        )
+
+
+def test_with_metadata_routing_a_pipeline_steers_in_the_middle(data):
+    X, y, group = data
+    pipe = make_pipeline(StandardScaler(), FairSteeringTransformer(), LogisticRegression())
+    with config_context(enable_metadata_routing=True):
+        found = predict_held_out({0: pipe}, X, y, sensitive_features=group, cv=2)
+        for train, test in StratifiedKFold(2).split(y, np.char.add(y, group)):
+            again = clone(pipe).fit(X[train], y[train], sensitive_features=group[train])
+            np.testing.assert_array_equal(found.y_pred[0][test], again.predict(X[test], sensitive_features=group[test]))
+
+
+def test_labels_that_only_a_frozen_classifier_knows_are_classes_and_other_spellings_are_refused(data):
+    X, y, group = data
+    third = np.where(X[:, 0] > np.quantile(X[:, 0], 0.8), "maybe", y)
+    model = FrozenEstimator(LogisticRegression().fit(X, third))
+    rows = predict_held_out({"frozen": model}, X, y, sensitive_features=group).rows("frozen")
+    assert rows.classes.tolist() == ["maybe", "no", "yes"]
+    loud = FrozenEstimator(LogisticRegression().fit(X, np.char.upper(y)))
+    with pytest.raises(ValueError, match="two spellings of one class"):
+        predict_held_out({"loud": loud}, X, y, sensitive_features=group).rows("loud")
+
+
+def test_splits_that_test_nothing_and_rows_that_are_all_left_out_are_refused(data):
+    X, y, group = data
+    with pytest.raises(ValueError, match="leaves no row of a known group to test"):
+        predict_held_out({0: LogisticRegression()}, X, y, sensitive_features=group, cv=[(np.arange(600), np.arange(0))])
+    with pytest.raises(ValueError, match="No row is left: of 600"):
+        predict_held_out({0: LogisticRegression()}, X, y, sensitive_features=group, sample_weight=np.zeros(600))

@@ -139,6 +139,7 @@ def test_measured_gaps_refuse_with_a_sentence(arguments, message):
 # ---- the certificate against measurement
 
 
+@pytest.mark.slow
 def test_the_certificate_is_never_violated_by_a_thousand_random_threshold_classifiers():
     rng = np.random.default_rng(0)
     violations, tightest = [], np.inf
@@ -352,6 +353,8 @@ def test_sensitive_columns_weights_and_unknown_groups(fitted):
         found = steering_report(steer, table, y, sample_weight=weight, **QUICK)
     assert found.same_rows
     assert found.n_rows == ((weight > 0) & (np.arange(len(y)) >= 3)).sum()
+    assert found.n_left_out == len(y) - found.n_rows
+    assert f"{found.n_left_out} more are left out" in " ".join(str(found).split())
     assert found.n_features == 4
 
 

@@ -294,6 +294,7 @@ def test_the_aligner_bounds_the_root_mean_square_when_asked() -> None:
     assert np.sqrt(np.mean(gaps["rms"] ** 2)) == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("max_gap", [0.0, 0.05, 0.1])
 @pytest.mark.parametrize("n_groups", [2, 3])
@@ -415,6 +416,7 @@ def test_the_aligner_calibrates_when_asked() -> None:
     assert likelihood[True] > likelihood[False] + 0.1
 
 
+@pytest.mark.slow
 def test_small_cells_are_drawn_to_what_the_probabilities_expect() -> None:
     proba, cells = class_proba(n=400)
     gaps = []
@@ -426,6 +428,7 @@ def test_small_cells_are_drawn_to_what_the_probabilities_expect() -> None:
     assert gaps[2] < gaps[0] / 2
 
 
+@pytest.mark.slow
 def test_a_cell_without_rows_takes_no_part() -> None:
     proba, cells = class_proba(n_groups=3)
     some = (cells.y_codes != 2) | (cells.group_codes != 1)
@@ -473,6 +476,7 @@ def test_the_band_holds_at_every_threshold_as_often_as_it_says() -> None:
     assert max(widths) < 0.6
 
 
+@pytest.mark.slow
 def test_the_band_of_several_classes_holds_on_fresh_rows() -> None:
     failures = 0
     for seed in range(12):
@@ -534,6 +538,7 @@ def test_a_frozen_classifier_is_aligned_on_all_rows_and_not_trained(n_classes: i
     assert equal_opportunity_difference(y, classifier.predict(X), sensitive_features=group) > 0.1
 
 
+@pytest.mark.slow
 def test_splits_of_every_kind(recwarn: pytest.WarningsRecorder) -> None:
     X, y, group = class_data()
     expected = ScoreAligner(LogisticRegression(), cv=4).fit(X, y, sensitive_features=group)
@@ -616,6 +621,7 @@ def test_two_classes_need_no_probabilities() -> None:
         ScoreAligner(RidgeClassifier()).fit(three[0], three[1], sensitive_features=three[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_methods_agree_with_one_another_on_string_labels(n_classes: int) -> None:
     X, codes, group = class_data(n_classes=n_classes)
@@ -712,6 +718,7 @@ def test_unknown_groups_may_get_the_average_over_groups(n_classes: int) -> None:
     np.testing.assert_allclose(mixed[300:], aligner.predict_proba(X[300:], sensitive_features=group[300:]))
 
 
+@pytest.mark.slow
 def test_rows_without_a_group_are_left_out_of_the_fit() -> None:
     X, y, group = class_data()
     labels = group.astype(object)
@@ -784,6 +791,7 @@ def test_groups_reach_the_steering_of_a_pipeline_by_routing() -> None:
     assert aligner.estimator_[0].groups_.tolist() == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_integer_weights_are_repetitions_and_zero_leaves_out(n_classes: int, constraint: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -353,3 +354,27 @@ def test_tags_are_those_of_the_classifier() -> None:
         assert tags.classifier_tags.multi_class == wrapped.classifier_tags.multi_class
         assert tags.estimator_type == "classifier"
         assert tags.target_tags.required
+
+
+@pytest.mark.parametrize(("kind", "n_classes"), [(SaysProba, 2), (SaysProba, 3), (SaysScore, 2)])
+def test_the_graph_knows_ties_and_rows_of_zeros(kind: Any, n_classes: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from fairsteer.export import export_onnx
+
+    X, y, group = rows(n_classes)
+    X[:, :-1] = np.round(X[:, :-1], 1)
+    X[:, 0] = 1 - X[:, 1:-1].sum(axis=1)
+    X[:, :-1] = np.clip(X[:, :-1], 0, None) / np.clip(X[:, :-1], 0, None).sum(axis=1, keepdims=True)
+    if kind is SaysProba:
+        X[::9, :-1] = 0
+    aligner = ScoreAligner(FrozenEstimator(kind(jitter if n_classes == 2 else None).fit(X, y)))
+    aligner.fit(X, y, sensitive_features=group)
+    export_onnx(aligner, tmp_path / "scores.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "scores.onnx"))
+    asked = aligner.alignment_.response_method
+    scores = np.asarray(getattr(aligner.estimator_, asked)(X), dtype=np.float64)
+    (found,) = session.run(None, {"score": scores, "group": group.astype(np.int64)})
+    np.testing.assert_allclose(found, aligner.predict_proba(X, sensitive_features=group), rtol=1e-9, atol=1e-12)
+    if n_classes == 2:
+        assert sum(len(ties.values) for ties in aligner.alignment_.maps.ties) > 5

@@ -132,6 +132,20 @@ def test_logarithms_are_taken_and_undone(make_data):
         module(rows, sensitive_features=group)
 
 
+@pytest.mark.parametrize(
+    "transformer", [MeanMatchingTransformer(), FairSteeringTransformer(covariance="diagonal")], ids=str
+)
+def test_maps_that_scale_each_feature_alone_keep_no_matrices(transformer, make_data):
+    X, y, group = make_data(n_features=D, n_groups=3)
+    transformer.fit(X, y, sensitive_features=group)
+    module = SteeringModule(transformer, dtype=torch.float64)
+    assert module.displacement.shape == (3, D)
+    again = SteeringModule.from_state_dict(_saved(module.state_dict()))
+    for one in (module, again, torch.compile(module, backend="eager", fullgraph=True)):
+        steered = one(torch.tensor(X), sensitive_features=torch.tensor(group))
+        np.testing.assert_allclose(steered, transformer.transform(X, sensitive_features=group), rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 @pytest.mark.parametrize("groups", ["m", "f", ["m", "f"]])
 def test_vectors_without_logarithms_are_refused_whatever_their_group(strength, groups, make_data):

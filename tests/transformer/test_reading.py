@@ -309,3 +309,10 @@ def test_a_reference_group_is_a_label(data: Any, reference_group: Any) -> None:
     steer = FairSteeringTransformer(intervention="affirmative", reference_group=reference_group)
     with pytest.raises(ValueError, match="'reference_group' parameter"):
         steer.fit(data.X, data.y, sensitive_features=data.group)
+
+
+def test_parameters_of_no_estimator_cannot_be_set() -> None:
+    with pytest.raises(ValueError, match="estimator__C cannot be set: there is no estimator"):
+        IdealDistributionClassifier().set_params(estimator__C=2.0)
+    classifier = IdealDistributionClassifier().set_params(estimator=LogisticRegression(), estimator__C=2.0)
+    assert classifier.estimator.C == 2.0

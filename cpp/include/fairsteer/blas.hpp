@@ -3,6 +3,8 @@
 // tests from a library that they are linked with.
 #pragma once
 
+#include <cassert>
+
 namespace fairsteer::blas {
 
 /// A Fortran routine with 32-bit integers: every argument is a pointer, nothing is returned.
@@ -16,7 +18,10 @@ class Routine {
     return *this;
   }
   /// Fortran does not spell constness: what a routine only reads may be const here.
-  void operator()(const Args*... args) const noexcept { function_(const_cast<Args*>(args)...); }
+  void operator()(const Args*... args) const noexcept {
+    assert(function_ != nullptr);  // the library has been filled
+    function_(const_cast<Args*>(args)...);
+  }
 
  private:
   Function* function_ = nullptr;

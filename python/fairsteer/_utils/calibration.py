@@ -27,6 +27,9 @@ class VectorScaling(NamedTuple):
     offsets: Doubles
     """(n_labels,)."""
 
+    def __repr__(self) -> str:
+        return f"VectorScaling(slope={self.slope:.4g}, offsets of {len(self.offsets)} labels)"
+
     @classmethod
     def fit(cls, log_proba: Doubles, codes: Codes, weight: Doubles) -> VectorScaling:
         """Most probable calibration of held-out rows.

@@ -23,7 +23,7 @@ _PREFIX, _SUFFIX = ".fairsteer-", ".tmp"
 
 # Names of what is open already: opening them anew would start at the beginning of a file that others append to.
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self|proc/\d+)/fd/(\d+)")
-_STANDARD = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def write_file(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -51,8 +51,7 @@ class Output:
 
     A regular file is written beside its target and takes the target's place in `commit`, with the permissions that the
     target had; a symbolic link stays one, and what it points to is replaced. Pipes, devices and what is open already
-    (``-`` and ``/dev/stdout`` for standard output, ``/dev/fd/3``) get their content in `commit`. Left without `commit`,
-    nothing has happened.
+    (``/dev/stdout``, ``/dev/fd/3``) get their content in `commit`. Left without `commit`, nothing has happened.
 
     A run that is killed leaves its temporary file; the next one that writes to the same folder removes it.
 
@@ -125,12 +124,12 @@ def descriptor_of(path: Path) -> int | None:
     Parameters
     ----------
     path : Path
-        ``-``, ``/dev/stdout``, ``/dev/fd/3`` or any other.
+        ``/dev/stdout``, ``/dev/fd/3`` or any other.
 
     Returns
     -------
     int or None
-        1 for ``-``.
+        1 for standard output.
     """
     found = _DESCRIPTOR.fullmatch(str(path))
     return int(found[1]) if found else _STANDARD.get(str(path))

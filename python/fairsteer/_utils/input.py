@@ -17,7 +17,7 @@ from sklearn.utils import assert_all_finite, check_array, check_consistent_lengt
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples, validate_data
 
-from fairsteer._utils.labels import count_missing
+from fairsteer._utils.labels import count_missing, distinct_labels, label_array
 from fairsteer._utils.types import Codes, Floats
 
 #: Arguments of ``check_array`` for rows: these types are kept, any other becomes the first.
@@ -156,7 +156,8 @@ def check_classes(y: Any, rows: Any, name: str = "y") -> npt.NDArray[Any]:
         labels = _of_one_type(labels, name)
     assert_all_finite(labels, input_name=name)
     check_consistent_length(rows, labels)
-    check_classification_targets(labels)
+    # Objects are told apart by their hashes; to sort all of them takes ten times as long.
+    check_classification_targets(label_array(distinct_labels(labels)[0]) if labels.dtype.kind == "O" else labels)
     return labels
 
 
@@ -179,7 +180,11 @@ def _plain_column(y: Any) -> npt.NDArray[Any]:
 
 def _of_one_type(labels: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     """Objects as numbers if all are; refuse numbers beside text, which NumPy would turn into text."""
-    values: list[Any] = labels.tolist()
+    try:
+        values: list[Any] = distinct_labels(labels)[0]
+    except TypeError as error:
+        msg = f"{name} must hold labels that can be hashed: {error}."
+        raise ValueError(msg) from error
     numbers: list[Any] = [value for value in values if isinstance(value, (Number, np.number, np.bool_))]
     if not numbers:
         return labels
@@ -191,7 +196,7 @@ def _of_one_type(labels: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
         return labels.astype(bool)
     whole = all(value == int(value) for value in numbers if np.isfinite(float(value)))
     if whole and all(np.isfinite(float(value)) and abs(value) < 2**63 for value in numbers):
-        return np.array([int(value) for value in numbers], dtype=np.int64)
+        return labels.astype(np.int64)
     return labels.astype(np.float64)
 
 

@@ -154,6 +154,16 @@ def count_missing(labels: Any) -> int:
     return sum(map(is_missing, labels.tolist())) if labels.dtype.kind == "O" else 0
 
 
+def distinct_labels(labels: NDArray[Any]) -> tuple[list[Any], Codes]:
+    """Distinct labels of a one-dimensional array without missing ones, and the position of each row's among them."""
+    if labels.dtype.kind != "O":
+        found, codes = np.unique(labels, return_inverse=True)
+        return found.tolist(), codes
+    rows = labels.tolist()
+    positions = {label: i for i, label in enumerate(dict.fromkeys(rows))}
+    return list(positions), np.fromiter(map(positions.__getitem__, rows), dtype=np.intp, count=len(rows))
+
+
 def kind_of(label: Any) -> str:
     """Kind of a label; labels of two kinds are never equal. A boolean is the number 0 or 1."""
     if isinstance(label, (Number, np.number, np.bool_)):
@@ -199,8 +209,12 @@ def check_labels(labels: Iterable[Any], name: str) -> NDArray[Any]:
     if len(array) == 0:
         msg = f"{name} must hold at least one label."
         raise ValueError(msg)
-    if len(set(array.tolist())) != len(array):
-        msg = f"{name} must be distinct, but some label occurs twice: {array.tolist()}."
+    times: dict[Any, int] = {}
+    for label in array.tolist():
+        times[label] = times.get(label, 0) + 1
+    if len(times) != len(array):
+        twice, n = max(times.items(), key=lambda item: item[1])
+        msg = f"{name} must be distinct, but the label {twice!r} occurs {n} times."
         raise ValueError(msg)
     return array
 

@@ -10,6 +10,7 @@ a sentence what to install when the extra ``cli`` is missing.
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     SystemExit
         Always, with the exit code.
     """
+    # A stream that is closed is there for nobody to read.
+    sys.stdout, sys.stderr = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         _adapt(stream)
     try:

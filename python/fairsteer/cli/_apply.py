@@ -21,7 +21,7 @@ from ._question import check_columns, quoted
 from ._reading import Table, read_table
 from ._steer import check_table_path, write_files
 from ._table import TableDescription
-from ._writing import check_outputs, is_standard_output
+from ._writing import as_path, check_outputs, is_standard_output
 
 __all__ = ["apply_map", "load_map"]
 
@@ -54,6 +54,7 @@ def apply_map(
     UsageError
         For any input the user can put right; nothing has been written then.
     """
+    out = as_path(out) or out
     report = Reporter(to_stderr=is_standard_output(out))
     check_table_path(out)
     check_outputs([("--out", out)], sources=[file, map_file], force=force)

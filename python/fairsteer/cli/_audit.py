@@ -10,7 +10,7 @@ from . import UsageError, count
 from ._fitting import library_problems, quoting_warnings, read_problem
 from ._options import Alignment, Settings
 from ._printing import Reporter
-from ._writing import check_outputs, is_standard_output, is_stream, writing
+from ._writing import as_path, check_outputs, is_standard_output, is_stream, writing
 
 __all__ = ["audit_file"]
 
@@ -40,6 +40,7 @@ def audit_file(
     """
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence must be a number between 0 and 1, not {confidence:g}.")
+    html = as_path(html)
     report = Reporter(to_stderr=is_standard_output(html))
     if html is not None and html.suffix.lower() not in (".html", ".htm") and not is_stream(html):
         raise UsageError(f"{html} must end in .html, which is its format.")

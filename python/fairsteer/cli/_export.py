@@ -14,7 +14,7 @@ from ._fitting import library_problems, read_problem
 from ._options import Settings
 from ._printing import Reporter
 from ._reading import format_of
-from ._writing import check_output, is_standard_output, is_stream
+from ._writing import as_path, check_output, is_standard_output, is_stream
 
 __all__ = ["export_map"]
 
@@ -40,6 +40,7 @@ def export_map(settings: Settings, given: list[str], *, to: str, out: Path, forc
     UsageError
         For any input the user can put right; nothing has been written then.
     """
+    out = as_path(out) or out
     report = Reporter(to_stderr=is_standard_output(out))
     if to == "onnx":
         if out.suffix != ".onnx" and not is_stream(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -52,8 +53,8 @@ class Problem:
     ----------
     settings : Settings
         With the columns that are meant, one by one.
-    table : Table
-        The file.
+    table, usable : Table
+        The file, and its rows with a class and a group.
     question : Question
         Its classes and groups.
     encoder : TableEncoder
@@ -66,6 +67,7 @@ class Problem:
 
     settings: Settings
     table: Table
+    usable: Table
     question: Question
     encoder: TableEncoder
     features: pd.DataFrame
@@ -101,10 +103,7 @@ class Problem:
 
     def prepare(self, may_learn: NDArray[np.bool_]) -> pd.DataFrame:
         """Features of the usable rows, gaps filled with the medians of some of them, as a fold needs them."""
-        rows = np.zeros(len(self.table), dtype=bool)
-        rows[np.flatnonzero(self.question.usable)[may_learn]] = True
-        encoder = self.encoder.refitted(self.table, rows)
-        return encoder.encode(self.table, self.question.usable)
+        return self.encoder.refitted(self.usable, may_learn).encode(self.usable)
 
     def fit(
         self, report: Reporter, align: Alignment | None = None
@@ -171,19 +170,19 @@ def read_problem(settings: Settings, report: Reporter, *, steers_all: bool) -> P
     )
     steering = _steering(settings, question, unknown_group)
     question.class_named(settings.positive)  # refuses what is none
+    usable = table if question.usable.all() else table.where(question.usable)
     encoder = TableEncoder.fit(
-        table,
-        question.usable,
+        usable,
         exclude=[settings.target, *settings.sensitive, *settings.drop, *settings.keep],
         categorical=settings.categorical,
         max_categories=settings.max_categories,
         tell=report.note,
     )
     encoder.tell_gaps(table, report.note)
-    encoder.tell_leaks(table, question.usable, question.y, report.note)
-    features = encoder.encode(table, question.usable)
+    encoder.tell_leaks(usable, question.y, report.note)
+    features = encoder.encode(usable)
     _tell_few_rows(settings, question, features.shape[1], report.note)
-    return Problem(settings, table, question, encoder, features, steering)
+    return Problem(settings, table, usable, question, encoder, features, steering)
 
 
 def reading_of(reads: Reads) -> Reading:
@@ -227,7 +226,7 @@ def library_problems() -> Iterator[None]:
     try:
         yield
     except (ValueError, np.linalg.LinAlgError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(_as_options(" ".join(str(error).split()))) from error
 
 
 @contextmanager
@@ -236,7 +235,7 @@ def quoting_warnings(tell: Callable[[str], None]) -> Iterator[None]:
     seen: set[str] = set()
 
     def quote(message: Warning | str, *_: Any, **__: Any) -> None:
-        text = str(message).partition("\n")[0].removesuffix(" Cells:")
+        text = _as_options(str(message).partition("\n")[0].removesuffix(" Cells:"))
         if text not in seen:
             seen.add(text)
             tell(text)
@@ -247,11 +246,22 @@ def quoting_warnings(tell: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def _as_options(text: str) -> str:
+    """Write the parameters that a message of the library names as the options that they are here."""
+    names = "|".join(Settings.__dataclass_fields__)
+    return re.sub(
+        rf"\b({names})=(?:'(\w+)'|([\w.]+))",
+        lambda found: f"--{found[1].replace('_', '-')} {found[2] or found[3]}",
+        text,
+    )
+
+
 def _columns(values: Iterable[str], table: Table) -> list[str]:
     """Names that an option was given; one with a comma in it may be several."""
     found: list[str] = []
     for value in values:
-        found += [value] if value in table.names or "," not in value else [part.strip() for part in value.split(",")]
+        parts = [value] if value in table.names or "," not in value else value.split(",")
+        found += [part if part in table.names else part.strip() for part in parts]
     return found
 
 

@@ -85,7 +85,7 @@ class Reporter:
         if result.small:
             self.say(
                 f"A rate from fewer than {result.min_rows} rows takes no part in the gaps "
-                f"({'; '.join(map(label_text, result.small))}).\n"
+                f"({'; '.join(map(_name, result.small))}).\n"
             )
         self.say(_fit_table(steering))
         self.say()
@@ -132,7 +132,7 @@ def _legend(result: Comparison) -> str:
     if "aligned" in result.scores:
         text += " Aligned: the same, its scores aligned between the groups."
     if result.positive is not None:
-        text += f" Positive class: {label_text(result.positive)} (by default the larger label; --positive names it)."
+        text += f" Positive class: {_name(result.positive)} (by default the larger label; --positive names it)."
     return text
 
 
@@ -156,8 +156,13 @@ def _group_table(result: Comparison) -> Any:
     sizes = result.rows.sum(axis=0)
     for a in np.argsort(-sizes, kind="stable")[:_MAX_GROUPS]:
         cells = [_number(rates[which][name][a]) for name in names for which in rates]
-        rows.append([label_text(result.groups[a]), f"{sizes[a]:,.0f}", *cells])
+        rows.append([_name(result.groups[a]), f"{sizes[a]:,.0f}", *cells])
     return fitting_table(header, [False, *[True] * (len(header) - 1)], rows)
+
+
+def _name(label: Any) -> str:
+    """Text of a label on one line; what a terminal would obey instead of print is written out."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in label_text(label))
 
 
 def _number(value: float) -> str:

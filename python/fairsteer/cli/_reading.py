@@ -8,11 +8,13 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
@@ -98,16 +100,26 @@ class Table:
     names: list[str]
     dialect: Dialect | None
     reading: Reading
+    _columns: dict[str, Column] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return int(self.data.num_rows)
 
     def column(self, name: str, rows: slice | None = None) -> Column:
-        """Column of that name, of all rows or of some."""
+        """Column of that name, of all rows (which is read once) or of some."""
+        if rows is None and name in self._columns:
+            return self._columns[name]
         values = self.data.column(self.data.schema.get_field_index(name))
         if rows is not None:
             values = values.slice(rows.start, rows.stop - rows.start)
-        return Column(name, values, self.reading, is_text=self.dialect is not None)
+        column = Column(name, values, self.reading, is_text=self.dialect is not None)
+        if rows is None:
+            self._columns[name] = column
+        return column
+
+    def where(self, rows: NDArray[np.bool_]) -> Table:
+        """Rows for which a mask of shape (n_rows,) holds."""
+        return replace(self, data=self.data.filter(pa.array(rows)), _columns={})
 
 
 def format_of(path: Path) -> str | None:
@@ -248,12 +260,18 @@ def _read_csv(shown: str, content: bytes, reading: Reading, tell: Tell, separato
         separator=separator,
         decimal=decimal,
         encoding=encoding,
-        newline="\r\n" if "\r\n" in text[: start + 1] else "\n",
+        newline=_newline(text[: start + 1]),
         gzipped=gzipped,
         quoted=_quoted(body, names, separator),
         quoted_names=quoted_names,
     )
     return Table(shown, data, list(data.column_names), dialect, replace(reading, decimal=decimal))
+
+
+def _newline(header: str) -> str:
+    if "\r\n" in header:
+        return "\r\n"
+    return "\r" if "\r" in header and "\n" not in header else "\n"
 
 
 def _guess_encoding(content: bytes) -> str:

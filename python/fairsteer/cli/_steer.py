@@ -24,7 +24,7 @@ from ._options import Alignment, Settings
 from ._printing import Reporter
 from ._reading import Table, format_of
 from ._table import TableDescription, pieces
-from ._writing import check_outputs, is_standard_output, is_stream, open_writer, writing
+from ._writing import as_path, check_outputs, is_standard_output, is_stream, open_writer, writing
 
 __all__ = ["NOISE", "check_table_path", "steer_file", "write_files"]
 
@@ -55,6 +55,7 @@ def steer_file(
     UsageError
         For any input the user can put right; nothing has been written then.
     """
+    out, model = as_path(out), as_path(model)
     report = Reporter(to_stderr=is_standard_output(out) or is_standard_output(model))
     if out is not None:
         check_table_path(out)

@@ -27,7 +27,8 @@ _FEW = 20
 # Fewer rows than this say nothing about what a column is.
 _ENOUGH_ROWS = 20
 _PLACEHOLDERS = frozenset({"?", "??", "-", "--", ".", "..", "*", "unknown", "Unknown", "UNKNOWN", "missing", "Missing"})
-_COMMA = re.compile(r"\s*[+-]?\d+(,\d+)+\s*")
+_COMMA = re.compile(r"\s*[+-]?\d+([.,]\d+)*,\d+([.,]\d+)*\s*")
+_UNIT = re.compile(r"\s*([^\w\s.,+-]{0,3})\s*[+-]?\d[\d.,]*\s*([^\d\s.,]{0,4})\s*")
 _IDENTIFIER = re.compile(r"(?i)(^|_| )(id|key|nr|no|number|uuid|guid|index|row)$|^unnamed: 0$|^$")
 
 
@@ -120,7 +121,6 @@ class TableEncoder:
     def fit(
         cls,
         table: Table,
-        rows: NDArray[np.bool_],
         *,
         exclude: Iterable[str],
         categorical: Iterable[str] = (),
@@ -132,8 +132,6 @@ class TableEncoder:
         Parameters
         ----------
         table : Table
-            The table.
-        rows : ndarray of shape (n_rows,), dtype bool
             Rows to learn medians and categories from.
         exclude : iterable of str
             Columns that are no features.
@@ -159,7 +157,7 @@ class TableEncoder:
         for name in table.names:
             if name in left_out:
                 continue
-            column = table.column(name).where(rows)
+            column = table.column(name)
             if column.is_missing.all():
                 tell(f"column {name!r} has no value at all and is left out.")
             elif name in as_categories:
@@ -197,7 +195,7 @@ class TableEncoder:
         columns: list[FeatureColumn] = []
         for described in self.columns:
             if isinstance(described, NumericColumn):
-                values = table.column(described.name).where(rows).numbers()
+                values = table.column(described.name).numbers()[rows]
                 present = values[~np.isnan(values)]
                 columns.append(NumericColumn(described.name, float(np.median(present)) if len(present) else 0.0))
             else:
@@ -209,14 +207,14 @@ class TableEncoder:
         """Names of the numeric columns, in order."""
         return [name for column in self.columns for name in column.encoded_names]
 
-    def encode(self, table: Table, rows: NDArray[np.bool_] | slice | None = None) -> pd.DataFrame:
+    def encode(self, table: Table, rows: slice | None = None) -> pd.DataFrame:
         """Encode rows.
 
         Parameters
         ----------
         table : Table
             Table with at least the columns of the fit.
-        rows : slice or ndarray of shape (n_rows,), dtype bool, optional
+        rows : slice, optional
             Which rows; by default all.
 
         Returns
@@ -229,7 +227,7 @@ class TableEncoder:
         UsageError
             If a numeric column holds text or infinite values.
         """
-        columns = [_rows_of(table, column.name, rows) for column in self.columns]
+        columns = [table.column(column.name, rows) for column in self.columns]
         values = np.zeros((len(columns[0].values), len(self.encoded_names)))
         start = 0
         for described, column in zip(self.columns, columns, strict=True):
@@ -295,16 +293,14 @@ class TableEncoder:
             "of categories without a 0/1 column of their own (rare or not seen at the fit): 0 in all of them",
         )
 
-    def tell_leaks(self, table: Table, rows: NDArray[np.bool_], y: NDArray[Any], tell: Tell) -> None:
+    def tell_leaks(self, table: Table, y: NDArray[Any], tell: Tell) -> None:
         """Name the columns that alone tell the class in nearly all rows.
 
         Parameters
         ----------
         table : Table
-            The table of the fit.
-        rows : ndarray of shape (n_rows,), dtype bool
             Rows with a class.
-        y : ndarray of shape (n_used,)
+        y : ndarray of shape (n_rows,)
             Their classes.
         tell : callable
             Receives a sentence for every such column.
@@ -313,7 +309,7 @@ class TableEncoder:
         n = len(codes)
         wrong_anyway = 1 - np.bincount(codes).max() / n
         for described in self.columns:
-            values = _bins(described, table.column(described.name).where(rows))
+            values = _bins(described, table.column(described.name))
             # Bins of few rows would tell every class.
             seen, bins = np.unique(values, return_inverse=True)
             if n < 5 * len(seen):
@@ -343,13 +339,6 @@ def _bins(described: FeatureColumn, column: Column) -> NDArray[Any]:
         return values
     edges = np.unique(np.quantile(values, np.linspace(0, 1, n_bins + 1)[1:-1]))
     return np.searchsorted(edges, values)
-
-
-def _rows_of(table: Table, name: str, rows: NDArray[np.bool_] | slice | None) -> Column:
-    if isinstance(rows, slice):
-        return table.column(name, rows)
-    column = table.column(name)
-    return column if rows is None else column.where(rows)
 
 
 def _describe(column: Column, max_categories: int, tell: Tell) -> FeatureColumn | None:
@@ -394,6 +383,12 @@ def _check_mixture(column: Column, total: int, tell: Tell) -> None:
             f"column {name!r} holds numbers with commas, such as {commas[0]!r}: --decimal , reads them if that is the "
             f"decimal point; remove the commas if they separate thousands; --categorical {quoted} makes categories of "
             "them."
+        )
+    units = {found.groups() if (found := _UNIT.fullmatch(str(value))) else None for value in column.strangers}
+    if len(units) == 1 and None not in units and len(counts) > _FEW:
+        raise UsageError(
+            f"column {name!r} holds numbers with a unit, such as {column.strangers[0]!r}: take it away for numbers; "
+            f"--categorical {quoted} makes categories of them, --drop {quoted} leaves the column out."
         )
     n_strange = sum(counts[value] for value in column.strangers)
     if 2 * n_strange > total:

@@ -22,10 +22,24 @@ from fairsteer._utils.files import Output, descriptor_of, is_special
 from . import UsageError
 from ._reading import Dialect, Table, first_line, format_of
 
-__all__ = ["TableWriter", "check_output", "check_outputs", "is_standard_output", "is_stream", "open_writer", "writing"]
+__all__ = [
+    "TableWriter",
+    "as_path",
+    "check_output",
+    "check_outputs",
+    "is_standard_output",
+    "is_stream",
+    "open_writer",
+    "writing",
+]
 
 
 # ---- what may be written
+
+
+def as_path(path: Path | None) -> Path | None:
+    """Path of what an option was given, ``-`` for standard output."""
+    return Path("/dev/stdout") if str(path) == "-" else path
 
 
 def is_standard_output(path: Path | None) -> bool:

@@ -10,16 +10,20 @@ import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.types import Doubles
+from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._coordinates import SimpleCoordinates
 from fairsteer.transformer._maps import AffineMaps, as_matrices
+
+# Standard deviations within a subgroup. Rows so far from a centre lose nothing that single precision would keep.
+_NEAR = 16.0
 
 
 class Steps(NamedTuple):
     """Steps ``displacement[c] @ (x - centre[c]) + offset[c]`` that rows ``x`` with code ``c`` take."""
 
     displacement: Doubles
-    """(n_codes, d, d)."""
+    """Matrices, (n_codes, d, d), or what each feature is multiplied by, (n_codes, d)."""
     centre: Doubles
     """Amid the rows of each code, so that what is multiplied is small; (n_codes, d)."""
     offset: Doubles
@@ -33,13 +37,25 @@ def group_steps(transformer: Any) -> tuple[Steps, SimpleCoordinates]:
     coordinates = _simple_coordinates(transformer)
     model, maps, _ = transformer._fitted()
     strength = transformer._strength()
-    displacement = strength * (as_matrices(maps.linear) - np.eye(maps.linear.shape[-1]))
-    offset = strength * maps.offset
-    moves = displacement.any(axis=(1, 2)) | offset.any(axis=1)
+    one = np.eye(model.n_features) if maps.linear.ndim == 3 else 1.0
+    displacement, offset = strength * (maps.linear - one), strength * maps.offset
+    moves = displacement.any(axis=tuple(range(1, displacement.ndim))) | offset.any(axis=1)
     coordinates.fold(displacement, offset)
     centre = coordinates.centres(model.weights, model.means, len(offset))
-    offset += np.einsum("cij,cj->ci", displacement, centre)
-    return Steps(displacement, centre, offset, moves), coordinates
+    # One centre for all, which is subtracted once, where the groups lie no farther from it than their rows do.
+    common = np.tile(coordinates.centres(model.weights, model.means, 1), (len(offset), 1))
+    if (np.abs(centre - common) <= _NEAR * _spread(model) / np.abs(coordinates.scale)).all():
+        centre = common
+    if displacement.ndim == 2:
+        return Steps(displacement, centre, offset + displacement * centre, moves), coordinates
+    return Steps(displacement, centre, offset + np.einsum("cij,cj->ci", displacement, centre), moves), coordinates
+
+
+def _spread(model: SubgroupMoments) -> Doubles:
+    """Smallest standard deviation of every feature within the subgroups, (d,)."""
+    covariances = model.covariances
+    variances = covariances if model.covariance == "diagonal" else np.diagonal(covariances, axis1=-2, axis2=-1)
+    return np.sqrt(variances.reshape(-1, model.n_features).min(axis=0))
 
 
 def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -73,6 +74,14 @@ class Graph:
             self.nodes = outer
         return self.add("If", condition, then_branch=branches[0], else_branch=branches[1])
 
+    def any(self, conditions: list[str]) -> str:
+        """Whether one of several conditions holds."""
+        return functools.reduce(lambda one, other: self.add("Or", one, other), conditions)
+
+    def choose(self, conditions: list[str], then: str, otherwise: str) -> str:
+        """Take one value where all conditions hold, another one elsewhere."""
+        return self.add("Where", functools.reduce(lambda a, b: self.add("And", a, b), conditions), then, otherwise)
+
     def model(self, inputs: list[Any], outputs: list[Any]) -> Any:
         """Wrap the nodes up."""
         helper = self.onnx.helper
@@ -111,7 +120,7 @@ def build_model(onnx: Any, steps: Steps, *, by_group: bool, logarithmic: bool, p
         The model.
     """
     graph = Graph(onnx)
-    rows = Rows(graph, logarithmic)
+    rows = Rows(graph, logarithmic, steps.offset.shape[1])
     taken = [
         rows.step(steps.displacement[c], steps.centre[c], steps.offset[c]) if moves else None
         for c, moves in enumerate(steps.moves)
@@ -123,8 +132,9 @@ def build_model(onnx: Any, steps: Steps, *, by_group: bool, logarithmic: bool, p
         inputs.append(helper.make_tensor_value_info("group", types.INT64, ["n"]))
         result = _by_group(graph, rows, taken, posterior)
     else:
-        result = "X" if taken[0] is None else rows.moved(taken[0])
-        result = graph.add("Where", rows.refused, graph.constant(np.nan), result)
+        result = graph.choose(
+            [rows.accepted], "X" if taken[0] is None else rows.moved(taken[0]), graph.constant(np.nan)
+        )
     graph.add("Identity", result, output="Y")
     return graph.model(inputs, [helper.make_tensor_value_info("Y", types.FLOAT, ["n", d])])
 
@@ -132,27 +142,31 @@ def build_model(onnx: Any, steps: Steps, *, by_group: bool, logarithmic: bool, p
 class Rows:
     """The input rows, in the coordinates of the maps."""
 
-    def __init__(self, graph: Graph, logarithmic: bool) -> None:
+    def __init__(self, graph: Graph, logarithmic: bool, n_features: int) -> None:
         self._graph, self._logarithmic = graph, logarithmic
-        axis = graph.constant([1], np.int64)
-        self.coordinates = "X"
+        self._centred: dict[bytes, str] = {}
+        self.coordinates = self._numbers = "X"
         if logarithmic:
             positive = graph.add("Greater", "X", graph.constant(0.0))
-            self._positive = graph.add("Where", positive, "X", graph.constant(np.nan))
-            self.coordinates = graph.add("Log", self._positive)
+            self._numbers = graph.add("Where", positive, "X", graph.constant(np.nan))
+            self.coordinates = graph.add("Log", self._numbers)
         # Nothing times 0 is NaN but what is no number or infinite.
-        nothing = graph.add("ReduceSum", graph.add("Mul", self.coordinates, graph.constant(0.0)), axis, keepdims=1)
-        self.refused = graph.add("IsNaN", nothing)
-        """Whether a row is one that transform refuses, whatever its code: (n, 1)."""
+        nothing = graph.add("MatMul", self._numbers, graph.constant(np.zeros((n_features, 1))))
+        self.accepted = graph.add("Not", graph.add("IsNaN", nothing))
+        """Whether a row is none that transform refuses, whatever its code: (n, 1)."""
 
     def step(self, displacement: Doubles, centre: Doubles, offset: Doubles) -> str:
         """Step of every row, in the coordinates of the maps."""
         add, constant = self._graph.add, self._graph.constant
-        if self._logarithmic:  # of numbers near 1, which has all its digits
-            centred = add("Log", add("Mul", self._positive, constant(np.exp(-centre))))
-        else:
-            centred = add("Sub", "X", constant(centre))
-        return add("Gemm", centred, constant(displacement.T), constant(offset))
+        key = centre.tobytes()  # several maps may have one
+        if key not in self._centred:
+            if self._logarithmic:  # of numbers near 1, which has all its digits
+                self._centred[key] = add("Log", add("Mul", self._numbers, constant(np.exp(-centre))))
+            else:
+                self._centred[key] = add("Sub", "X", constant(centre))
+        if displacement.ndim == 1:
+            return add("Add", add("Mul", self._centred[key], constant(displacement)), constant(offset))
+        return add("Gemm", self._centred[key], constant(displacement.T), constant(offset))
 
     def moved(self, step: str) -> str:
         """Rows after a step: rounded once, however far from the origin they are."""
@@ -168,7 +182,8 @@ def _by_group(graph: Graph, rows: Rows, taken: list[str | None], posterior: Post
     zero = graph.constant(0, np.int64)
     unknown = graph.add("Less", code, zero)
     types = graph.onnx.TensorProto
-    infers = posterior if any(taken) else None  # where nothing moves there is nothing to choose
+    moving = [a for a, step in enumerate(taken) if step is not None]
+    infers = posterior if moving else None  # where nothing moves there is nothing to choose
     if infers is not None:
         count = graph.add("ReduceSum", graph.add("Cast", unknown, to=types.INT64), keepdims=0)
         some = graph.add("Greater", count, zero)
@@ -182,29 +197,31 @@ def _by_group(graph: Graph, rows: Rows, taken: list[str | None], posterior: Post
                 given,
                 types.INT64,
             )
-    # A code out of range is a mistake that must not pass for a group.
-    beyond = graph.add("GreaterOrEqual", code, graph.constant(len(taken), np.int64))
-    refused = graph.add("Or", rows.refused, beyond if posterior is not None else graph.add("Or", beyond, unknown))
-    result = "X"
-    for a, step in enumerate(taken):
-        if step is not None:
-            chosen = graph.add("Equal", code, graph.constant(a, np.int64))
-            result = graph.add("Where", chosen, rows.moved(step), result)
-    if infers is not None and not infers.hard:
-        known = result
+    of = [graph.add("Equal", code, graph.constant(a, np.int64)) for a in range(len(taken))]
+    # Whatever is in no group, or refused, is NaN: a mistake must not pass for a group.
+    staying = [of[a] for a in range(len(taken)) if a not in moving]
+    if posterior is not None and infers is None:
+        staying.append(unknown)
+    result = graph.choose([graph.any(staying), rows.accepted], "X", graph.constant(np.nan)) if staying else None
+    if moving:
+        step: Any = taken[moving[0]]
+        for a in moving[1:]:
+            step = graph.add("Where", of[a], taken[a], step)
+        moves = [graph.any([of[a] for a in moving]), rows.accepted]
+        result = graph.choose(moves, rows.moved(step), result or graph.constant(np.nan))
+    if infers is None or infers.hard:
+        return str(result)
 
-        def with_mixed() -> str:
-            proba = graph.add("Softmax", _log_proba(graph, rows.coordinates, infers), axis=1)
-            proba = graph.add("Cast", proba, to=types.FLOAT)
-            parts = []
-            for a, step in enumerate(taken):
-                if step is not None:
-                    bounds = (graph.constant([i], np.int64) for i in (a, a + 1, 1))
-                    parts.append(graph.add("Mul", graph.add("Slice", proba, *bounds), step))
-            return graph.add("Where", unknown, rows.moved(graph.add("Sum", *parts)), known)
+    def with_mixed() -> str:
+        proba = graph.add("Softmax", _log_proba(graph, rows.coordinates, infers), axis=1)
+        proba = graph.add("Cast", proba, to=types.FLOAT)
+        parts = []
+        for a in moving:
+            bounds = (graph.constant([i], np.int64) for i in (a, a + 1, 1))
+            parts.append(graph.add("Mul", graph.add("Slice", proba, *bounds), str(taken[a])))
+        return graph.choose([unknown, rows.accepted], rows.moved(graph.add("Sum", *parts)), str(result))
 
-        result = graph.add_if(some, with_mixed, known, types.FLOAT)
-    return graph.add("Where", refused, graph.constant(np.nan), result)
+    return graph.add_if(some, with_mixed, str(result), types.FLOAT)
 
 
 def _log_proba(graph: Graph, rows: str, posterior: Posterior) -> str:

@@ -6,6 +6,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +16,8 @@ from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 
 from fairsteer import _core
+from fairsteer._utils.input import brief, few
+from fairsteer._utils.labels import label_text
 from fairsteer._utils.threads import own_threads
 from fairsteer.ideal._restricted import in_common_frame, solve_restricted
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
@@ -37,6 +40,9 @@ MapType = Literal["affine", "symmetric", "diagonal", "translation"]
 
 # Below this part of its share in the data a group has as good as left the ideal distribution.
 _VANISHING = 0.01
+
+# Subgroups that a notebook lists.
+_LISTED = 40
 
 # What the core counts iterations in.
 _MOST_ITERATIONS = 2**62
@@ -63,6 +69,9 @@ class Certificate:
     total_variation: FloatArray
     equal_opportunity: FloatArray
     accuracy: float
+
+    def __repr__(self) -> str:
+        return f"Certificate(equalized_odds={self.equalized_odds:.3g}, accuracy={self.accuracy:.3g})"
 
     @property
     def equalized_odds(self) -> float:
@@ -156,6 +165,27 @@ class IdealDistribution:
         for value in vars(self).values():
             if isinstance(value, np.ndarray):
                 _read_only(value)
+
+    def __repr__(self) -> str:
+        K, G, d = self.source_means.shape
+        reference = "" if self.reference_group is None else f", reference_group={brief(self.reference_group)}"
+        return (
+            f"IdealDistribution({K} classes x {G} groups, {d} features, intervention={self.intervention!r}{reference}, "
+            f"map_type={self.map_type!r}, covariance={self.covariance!r}, kl_divergence={self.kl_divergence:.4g}, "
+            f"n_iter={self.n_iter}, converged={self.converged})"
+        )
+
+    def _repr_html_(self) -> str:
+        numbers = (self.source_weights, self.weights, self.cell_divergence)
+        cells = [
+            (label_text(label), label_text(group), *(f"{x[k, a]:.3g}" for x in numbers))
+            for k, label in enumerate(self.classes.tolist())
+            for a, group in enumerate(self.groups.tolist())
+        ]
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in cell)}</tr>" for cell in cells[:_LISTED])
+        rest = f"<p>and {len(cells) - _LISTED} more subgroups</p>" if len(cells) > _LISTED else ""
+        head = "".join(f"<th>{name}</th>" for name in ("class", "group", "share", "ideal share", "divergence (nats)"))
+        return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{rest}"
 
     @cached_property
     def weights(self) -> FloatArray:
@@ -310,7 +340,10 @@ class IdealDistribution:
             index = {label: i for i, label in enumerate(other.tolist())}
             missing = [label for label in own.tolist() if label not in index]
             if missing or len(other) != len(own):
-                msg = f"The moments must have the {name} labels {own.tolist()}, not {other.tolist()}."
+                msg = (
+                    f"The moments must have the {name} labels {few(map(repr, own.tolist()))}, not "
+                    f"{few(map(repr, other.tolist()))}."
+                )
                 raise ValueError(msg)
             positions.append([index[label] for label in own.tolist()])
         cells = np.ix_(*positions)
@@ -605,7 +638,7 @@ def reference_code(moments: SubgroupMoments, reference_group: Any) -> int:
         return _heaviest(moments)
     groups = moments.groups.tolist()
     if reference_group not in groups:
-        msg = f"reference_group={reference_group!r} is not among the groups {groups}."
+        msg = f"reference_group={brief(reference_group)} is not among the groups {few(map(repr, groups))}."
         raise ValueError(msg)
     position: int = groups.index(reference_group)
     return position

@@ -49,6 +49,11 @@ class Measured(NamedTuple):
     lower: Any
     upper: Any
 
+    def __repr__(self) -> str:
+        if np.ndim(self.value):
+            return f"<Measured of shape {np.shape(self.value)}>"
+        return f"Measured(value={self.value:.6g}, lower={self.lower:.6g}, upper={self.upper:.6g})"
+
 
 @dataclass(frozen=True)
 class MeasuredGaps:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from numpy.typing import ArrayLike
 
 from fairsteer._utils.input import check_classes, few, warn_caller
-from fairsteer._utils.labels import described, kind_of, sorted_labels
+from fairsteer._utils.labels import described, distinct_labels, kind_of, label_array, sorted_labels
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupEncoder
@@ -261,23 +261,20 @@ def encode_classes(
     true: npt.NDArray[Any], pred: npt.NDArray[Any], more: npt.NDArray[Any] | None, pos_label: Any
 ) -> tuple[npt.NDArray[Any], Codes, Codes]:
     """Classes in sorted order (the positive one last when there are two) and the codes of both label arrays."""
-    (in_true, true_codes), (in_pred, pred_codes) = (np.unique(y, return_inverse=True) for y in (true, pred))
-    distinct = [in_true, in_pred, *([] if more is None else [np.unique(more)])]
-    if len({kind_of(label) for labels in distinct for label in labels.tolist()}) > 1:
+    of_rows = [distinct_labels(y) for y in (true, pred)]
+    given = [labels for labels, _ in of_rows] + ([] if more is None else [distinct_labels(more)[0]])
+    if len({kind_of(label) for labels in given for label in labels}) > 1:
         # Concatenated, NumPy would turn the numbers into text.
-        given = "; ".join(
-            f"{name} has the {described(labels.tolist())}"
-            for name, labels in zip(("y_true", "y_pred", "labels"), distinct, strict=False)
+        listed = "; ".join(
+            f"{name} has the {described(sorted_labels(labels))}"
+            for name, labels in zip(("y_true", "y_pred", "labels"), given, strict=False)
         )
-        raise ValueError(f"y_true and y_pred mix labels of different types, which are never equal: {given}.")
-    classes = np.unique(np.concatenate(distinct))
-    found = [set(labels.tolist()) for labels in distinct]
+        raise ValueError(f"y_true and y_pred mix labels of different types, which are never equal: {listed}.")
+    found = [set(labels) for labels in given]
     _check_spelling(found[0], found[1], None if more is None else found[2], pos_label)
+    classes = label_array(sorted_labels(set().union(*found)))
     position = {label: k for k, label in enumerate(classes.tolist())}
-    codes = [
-        np.array([position[label] for label in labels.tolist()], dtype=np.intp)[inverse]
-        for labels, inverse in ((in_true, true_codes), (in_pred, pred_codes))
-    ]
+    codes = [np.array([position[label] for label in labels], dtype=np.intp)[rows] for labels, rows in of_rows]
     if pos_label is None:
         return classes, codes[0], codes[1]
     if isinstance(pos_label, np.generic):

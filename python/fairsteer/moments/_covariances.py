@@ -247,9 +247,19 @@ def covariance_model(name: str) -> Covariances:
     return _MODELS[name]
 
 
-def matching_model(covariances: Doubles, K: int, G: int, d: int) -> CovarianceModel:
-    """Name the model that covariances are of, by their shape; ValueError if they are of none."""
+def matching_model(
+    covariances: Doubles, K: int, G: int, d: int, asked: CovarianceModel | None = None
+) -> CovarianceModel:
+    """Name the model that covariances are of, by their shape if none is `asked` for; ValueError if they are of none."""
     names: tuple[CovarianceModel, ...] = get_args(CovarianceModel)
+    if asked in names:
+        if covariances.shape == (shape := _MODELS[asked].shape(K, G, d)):
+            return asked
+        msg = f"covariances must have shape {shape} ({asked}), not {covariances.shape}."
+        raise ValueError(msg)
+    if asked is not None:
+        msg = f"covariance must be one of {', '.join(map(repr, names))} or None, not {asked!r}."
+        raise ValueError(msg)
     matching = [name for name in names if covariances.shape == _MODELS[name].shape(K, G, d)]
     if not matching:
         *shapes, last = (f"{_MODELS[name].shape(K, G, d)} ({name})" for name in names)

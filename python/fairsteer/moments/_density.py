@@ -131,7 +131,7 @@ def _whitened(factor: Doubles, rows: Doubles) -> Doubles:
 
 
 def _log_square(factor: Doubles, rows: Doubles, centre: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """Logs of the squared whitened distances of rows from a point, directions (d, n), and logs of the distances."""
+    """Find logs of rows' squared whitened distances from a point, directions (d, n), and logs of the distances."""
     half = rows / 2 - centre / 2  # the difference itself may be too large
     size = np.abs(half).max(axis=1)
     white = _whitened(factor, half / np.where(size > 0, size, 1.0)[:, None])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairsteer import _core
-from fairsteer._utils.input import few, with_whole_strides
+from fairsteer._utils.input import brief, few, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
@@ -131,6 +131,7 @@ class SubgroupMoments:
         *,
         classes: Iterable[Any] | None = None,
         groups: Iterable[Any] | None = None,
+        covariance: CovarianceModel | None = None,
     ) -> SubgroupMoments:
         """Moments of someone who has statistics and no rows.
 
@@ -145,6 +146,9 @@ class SubgroupMoments:
             (n_classes, n_groups, d) variances for the diagonal one. Symmetric, positive semi-definite.
         classes, groups : array-like, default=None
             Labels; 0, 1, ... when not given.
+        covariance : {"tied", "full", "diagonal"}, default=None
+            Which model the covariances are of; None: the one whose shape they have. Where there are as many classes as
+            groups and features, the tied and the diagonal one have the same, and symmetry decides.
 
         Returns
         -------
@@ -168,7 +172,7 @@ class SubgroupMoments:
             msg = f"means must have shape ({K}, {G}, n_features) to go with the weights, not {mu.shape}."
             raise ValueError(msg)
         d = mu.shape[2]
-        covariance = matching_model(Sigma, K, G, d)
+        covariance = matching_model(Sigma, K, G, d, covariance)
         model = covariance_model(covariance)
         for name, array in (("weights", w), ("means", mu), ("covariances", Sigma)):
             if not np.isfinite(array).all():
@@ -687,7 +691,7 @@ class SubgroupMoments:
         Rows are counted as in `sizes`.
         """
         if shrinkage not in FORMULAS:
-            msg = f"shrinkage must be 'ledoit_wolf' or 'oas' to have an intensity, not {shrinkage!r}."
+            msg = f"shrinkage must be 'ledoit_wolf' or 'oas' to have an intensity, not {brief(shrinkage)}."
             raise ValueError(msg)
         return formula_intensity(self, shrinkage)
 

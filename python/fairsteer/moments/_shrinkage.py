@@ -36,7 +36,7 @@ def shrunk_covariances(
         of_covariances = model.in_cells(moments.weights).shape
         return model.shrunk(moments.covariances, np.full(of_covariances, float(shrinkage)))
     if not hasattr(shrinkage, "fit"):
-        msg = f"shrinkage must be 'ledoit_wolf', 'oas', a float, None or an estimator, not {shrinkage!r}."
+        msg = f"shrinkage must be 'ledoit_wolf', 'oas', a float, None or an estimator, not {brief(shrinkage)}."
         raise ValueError(msg)
     if X is None or y_codes is None or group_codes is None:
         msg = f"shrinkage={brief(shrinkage)} is fitted to rows: pass X, y_codes and group_codes."

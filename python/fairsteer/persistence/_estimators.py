@@ -115,10 +115,11 @@ def save(estimator: Savable, path: PathLike, *, extra: Mapping[str, Any] | None 
     estimator : estimator or result of fairsteer
         A fitted FairSteeringTransformer, transformer of :mod:`fairsteer.baselines`, IdealDistributionClassifier,
         ScoreAligner or :class:`~fairsteer.concepts.ConceptSteering`; or SubgroupMoments, an IdealDistribution or an
-        :class:`~fairsteer.score_alignment.Alignment`. A function, slice or mask as `sensitive_columns` is kept as the columns that it selected; the `steering` of a
-        classifier as a clone of its ``steering_``. A classifier that is not fairsteer's, the `estimator` of a
-        ScoreAligner or an IdealDistributionClassifier, is *not* in the file, only what maps its scores: keep it beside,
-        by :func:`skops.io.dump` or as you keep your others, and hand it to `load`.
+        :class:`~fairsteer.score_alignment.Alignment`. A function, slice or mask as `sensitive_columns` is kept as the
+        columns that it selected; the `steering` of a classifier as a clone of its ``steering_``. A classifier that is
+        not fairsteer's, the `estimator` of a ScoreAligner or an IdealDistributionClassifier, is *not* in the file, only
+        what maps its scores: keep it beside, by :func:`skops.io.dump` or as you keep your others, and hand it to
+        `load`.
     path : path-like
         File to create or replace, usually ``*.safetensors``, or a pipe or device to write to. A file is replaced only
         when the new one is complete.

@@ -105,7 +105,7 @@ _TINY = 1e-6
 
 def _draw_gaps(figure: Figure) -> str:
     axis = _Axis(0.0, _largest(part[2] for series in figure.series.values() for part in series))
-    parts, top = _legend([("before", "before steering"), ("after", "after")]), 40.0
+    parts, top = _legend([("before", "before"), ("after", "after")]), 40.0
     for i, label in enumerate(figure.labels):
         parts.append(_text(_LABEL, top, label))
         for when, y in (("before", top + 12), ("after", top + 23)):

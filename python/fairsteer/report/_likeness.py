@@ -94,7 +94,10 @@ def _moved(moments: SubgroupMoments, maps: AffineMaps) -> SubgroupMoments:
         covariances = maps.A @ covariances @ np.swapaxes(maps.A, 1, 2)
         covariances = (covariances + np.swapaxes(covariances, -1, -2)) / 2
     return SubgroupMoments.from_statistics(
-        moments.weights, means, covariances, classes=moments.classes, groups=moments.groups
+        *(moments.weights, means, covariances),
+        classes=moments.classes,
+        groups=moments.groups,
+        covariance=moments.covariance,
     )
 
 

@@ -100,7 +100,7 @@ def _gaps(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
     gaps = [i for i in lines if table["measure"][i] in CRITERIA]
     figure = Figure(
         "gaps",
-        "Gaps before and after steering, with intervals",
+        "Gaps before and after, with intervals",
         [criterion_text(table["measure"][i]) for i in gaps],
         {when: [_triple(table, when, i) for i in gaps] for when in ("before", "after")},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ def class_scores(
         ``predict_proba``.
     """
     asked = asked_method(estimator)
-    return as_scores(getattr(estimator, asked)(X, **params), asked, num_rows(X), classes, brief(estimator), rows)
+    return as_scores(getattr(estimator, asked)(X, **params), asked, num_rows(X), classes, estimator, rows)
 
 
 def given_scores(scores: Any, classes: npt.NDArray[Any], response_method: str) -> Scores:
@@ -110,24 +110,27 @@ def given_scores(scores: Any, classes: npt.NDArray[Any], response_method: str) -
     array = np.asarray(scores)
     if len(classes) == 2 and array.ndim == 1:
         response_method = "decision_function"
-    return as_scores(scores, response_method, len(array) if array.ndim else 0, classes, "the classifier")
+    return as_scores(scores, response_method, len(array) if array.ndim else 0, classes, None)
 
 
 def as_scores(
-    answer: Any, asked: str, n: int, classes: npt.NDArray[Any], estimator: str, rows: Codes | None = None
+    answer: Any, asked: str, n: int, classes: npt.NDArray[Any], estimator: Any, rows: Codes | None = None
 ) -> Scores:
     """Check what a classifier answered for n rows to the method `asked`, and make scores of it."""
     if asked == "decision_function" and len(classes) > 2:
         msg = (
-            f"{estimator} has no predict_proba, which the alignment of {len(classes)} classes needs. Wrap it in "
+            f"{brief(estimator)} has no predict_proba, which the alignment of {len(classes)} classes needs. Wrap it in "
             "sklearn.calibration.CalibratedClassifierCV."
         )
         raise ValueError(msg)
-    who = f"{asked} of {estimator}"
+
+    def who() -> str:  # to represent an estimator takes longer than to check its answer
+        return f"{asked} of {'the classifier' if estimator is None else brief(estimator)}"
+
     answer = _floats(answer, who)
     shape = (n,) if asked == "decision_function" else (n, len(classes))
     if answer.shape != shape and not (answer.shape == (n, 1) and asked == "decision_function"):
-        msg = f"{who} gave an array of shape {answer.shape} for {n} rows of {len(classes)} classes, not {shape}."
+        msg = f"{who()} gave an array of shape {answer.shape} for {n} rows of {len(classes)} classes, not {shape}."
         raise ValueError(msg)
     bad = ~np.isfinite(answer)
     if bad.any():
@@ -141,7 +144,7 @@ def as_scores(
     return _of_probabilities(answer, who, classes, rows)
 
 
-def _of_probabilities(answer: Floats, who: str, classes: npt.NDArray[Any], rows: Codes | None) -> Scores:
+def _of_probabilities(answer: Floats, who: Callable[[], str], classes: npt.NDArray[Any], rows: Codes | None) -> Scores:
     dtype, proba = answer.dtype, answer.astype(np.float64)
     epsilon = float(np.finfo(dtype).eps)
     # The square root, as in scikit-learn's log_loss: classifiers add up many rounded terms.
@@ -179,9 +182,9 @@ def _of_probabilities(answer: Floats, who: str, classes: npt.NDArray[Any], rows:
     )
 
 
-def _floats(answer: Any, who: str) -> Floats:
+def _floats(answer: Any, who: Callable[[], str]) -> Floats:
     if isinstance(answer, (list, tuple)) and len(answer) and np.ndim(answer[0]) == 2:
-        msg = f"{who} gave {len(answer)} arrays, as for several outputs; an alignment has one class a row."
+        msg = f"{who()} gave {len(answer)} arrays, as for several outputs; an alignment has one class a row."
         raise ValueError(msg)
     array = np.asarray(answer)
     if array.dtype.kind == "f":
@@ -189,19 +192,24 @@ def _floats(answer: Any, who: str) -> Floats:
     try:
         return array.astype(np.float64)
     except (TypeError, ValueError) as error:
-        msg = f"{who} gave an array of type {array.dtype}, not numbers."
+        msg = f"{who()} gave an array of type {array.dtype}, not numbers."
         raise ValueError(msg) from error
 
 
 def _complaint(
-    who: str, values: Floats, bad: npt.NDArray[np.bool_], what: str, classes: npt.NDArray[Any], rows: Codes | None
+    who: Callable[[], str],
+    values: Floats,
+    bad: npt.NDArray[np.bool_],
+    what: str,
+    classes: npt.NDArray[Any],
+    rows: Codes | None,
 ) -> str:
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     row = first[0] if rows is None else int(rows[first[0]])
     column = f", class {classes.tolist()[first[1]]!r}" if len(first) > 1 and len(classes) == bad.shape[1] else ""
     n_rows = int(bad.reshape(len(bad), -1).any(axis=1).sum())
     return (
-        f"{who} gave scores that are {what}: {int(bad.sum())} in {n_rows} of {len(bad)} rows, the first "
+        f"{who()} gave scores that are {what}: {int(bad.sum())} in {n_rows} of {len(bad)} rows, the first "
         f"{values[first]:g} in row {row}{column}. Mend the classifier, or leave those rows out."
     )
 

@@ -45,8 +45,8 @@ class SteeringModule(nn.Module):
 
     Attributes
     ----------
-    displacement : Tensor of shape (n_maps, d, d)
-        ``A - I`` of every map at full strength; a buffer.
+    displacement : Tensor of shape (n_maps, d, d) or (n_maps, d)
+        ``A - I`` of every map at full strength, or its diagonal where maps scale each feature for itself; a buffer.
     offset : Tensor of shape (n_maps, d)
         Step of every map at full strength from its centre, a point amid the group's rows (the origin, if the module is
         made from plain maps); a buffer.
@@ -330,7 +330,10 @@ class SteeringModule(nn.Module):
 
     def _step(self, start: Tensor, a: int) -> Tensor:
         centred = self._centre(start, a)
-        return functional.linear(centred, self.displacement[a].to(centred.dtype), self.offset[a].to(centred.dtype))
+        displacement, offset = self.displacement[a].to(centred.dtype), self.offset[a].to(centred.dtype)
+        if displacement.ndim == 1:
+            return centred * displacement + offset
+        return functional.linear(centred, displacement, offset)
 
     def _coordinates(self, hidden: Tensor) -> Tensor:
         return hidden.log() if self._settings.log else hidden

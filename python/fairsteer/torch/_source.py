@@ -18,7 +18,6 @@ from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._coordinates import SimpleCoordinates
-from fairsteer.transformer._maps import as_matrices
 
 #: A fitted transformer, an ideal distribution, or group label to ``(A, b)``.
 Source = GroupMapTransformer | IdealDistribution | Mapping[Any, tuple[Any, Any]]
@@ -201,6 +200,7 @@ class Parts(NamedTuple):
     """What vectors ``x`` are moved by: steps ``displacement[a] (x - centre[a]) + offset[a]``."""
 
     displacement: Doubles
+    """Matrices, (n_maps, d, d), or what each feature is multiplied by, (n_maps, d)."""
     centre: Doubles
     offset: Doubles
     settings: Settings
@@ -212,7 +212,7 @@ def read_source(source: Any) -> Parts:
     if isinstance(source, GroupMapTransformer):
         return _read_transformer(source)
     if isinstance(source, IdealDistribution):
-        displacement, offset = _displacement(as_matrices(source.linear)), source.offset.copy()
+        displacement, offset = _displacement(source.linear), source.offset.copy()
         settings = _plain_settings(source.groups, displacement, offset)
         plain = SimpleCoordinates.of(None, offset.shape[1])
         assert plain is not None
@@ -232,6 +232,8 @@ def read_source(source: Any) -> Parts:
 
 def _at(centre: Doubles, displacement: Doubles, offset: Doubles) -> Doubles:
     """Take steps from the centres that are given from the origin."""
+    if displacement.ndim == 2:
+        return offset + displacement * centre
     steps: Doubles = offset + np.einsum("aij,aj->ai", displacement, centre)
     return steps
 
@@ -266,7 +268,7 @@ def _read_transformer(transformer: GroupMapTransformer) -> Parts:
             "not clip, which become part of the maps; or steer in NumPy, by transform."
         )
         raise ValueError(msg)
-    displacement, offset = _displacement(as_matrices(maps.linear)), maps.offset.copy()
+    displacement, offset = _displacement(maps.linear), maps.offset.copy()
     moving = _moving(displacement, offset)
     coordinates.fold(displacement, offset)
     centre = coordinates.centres(model.weights, model.means, len(offset))
@@ -290,15 +292,19 @@ def _read_transformer(transformer: GroupMapTransformer) -> Parts:
 
 
 def _displacement(linear: Doubles) -> Doubles:
-    """Subtract the identity from matrices, in one copy and no more: they may be large."""
+    """Subtract the identity from matrices or scales, in one copy and no more: they may be large."""
     displacement = np.array(linear)
+    if linear.ndim == 2:
+        displacement -= 1
+        return displacement
     diagonal = np.arange(linear.shape[-1])
     displacement[:, diagonal, diagonal] -= 1
     return displacement
 
 
 def _moving(displacement: Doubles, offset: Doubles) -> list[int]:
-    moves: list[int] = np.flatnonzero(displacement.any(axis=(1, 2)) | offset.any(axis=1)).tolist()
+    turned = displacement.any(axis=tuple(range(1, displacement.ndim)))
+    moves: list[int] = np.flatnonzero(turned | offset.any(axis=1)).tolist()
     return moves
 
 

@@ -411,7 +411,10 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 msg = f"pooling={self.pooling} needs covariance='full', not {self.covariance!r}; leave it at 0."
                 raise ValueError(msg)
             if hasattr(self.shrinkage, "fit"):
-                msg = f"shrinkage={self.shrinkage!r} fits every subgroup alone; leave pooling at 0, not {self.pooling}."
+                msg = (
+                    f"shrinkage={brief(self.shrinkage)} fits every subgroup alone; leave pooling at 0, not "
+                    f"{self.pooling}."
+                )
                 raise ValueError(msg)
             moments = moments.pool(self.pooling, standardize=self.standardize)
         codes = None if codes is None else self._group_of_label[codes]
@@ -471,8 +474,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             raise ValueError(msg)
         if self.reference_group in self._small_groups:
             msg = (
-                f"reference_group={self.reference_group!r} is too small to stay: it is merged with others, as a class "
-                f"has fewer than min_cell_size={self.min_cell_size} rows in it. Name another, or use "
+                f"reference_group={brief(self.reference_group)} is too small to stay: it is merged with others, as a "
+                f"class has fewer than min_cell_size={self.min_cell_size} rows in it. Name another, or use "
                 f"small_cells='pool'.\n{moments.cell_table()}"
             )
             raise ValueError(msg)
@@ -656,7 +659,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _strength(self) -> float:
         # Checked here as well as in fit, since it may be set in between.
         if not 0 <= self.strength <= 1:
-            msg = f"strength must be in [0, 1], got {self.strength!r}."
+            msg = f"strength must be in [0, 1], got {brief(self.strength)}."
             raise ValueError(msg)
         return self.strength
 

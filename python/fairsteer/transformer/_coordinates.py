@@ -92,11 +92,20 @@ class SimpleCoordinates(NamedTuple):
             centres = ((points - self.shift) / self.scale).astype(np.float32)
         return np.where(np.isfinite(centres), centres, 0).astype(np.float64)
 
-    def fold(self, matrices: Doubles, vectors: Doubles) -> None:
-        """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large."""
-        vectors += matrices @ self.shift
+    def fold(self, linear: Doubles, vectors: Doubles) -> None:
+        """Make ``M (D x + c) + v`` of these coordinates ``D^-1`` of that, in place: matrices may be large.
+
+        Parameters
+        ----------
+        linear : ndarray of shape (n_maps, d, d) or (n_maps, d)
+            Matrices, or their diagonals.
+        vectors : ndarray of shape (n_maps, d)
+            What is added.
+        """
+        vectors += linear * self.shift if linear.ndim == 2 else linear @ self.shift
         vectors /= self.scale
-        matrices *= self.scale / self.scale[:, None]
+        if linear.ndim == 3:
+            linear *= self.scale / self.scale[:, None]
 
 
 def needs_all_rows(feature_transform: Any) -> bool:
@@ -151,8 +160,8 @@ def fit_coordinates(
     if lost.size:
         j = lost[0]
         msg = (
-            f"feature_transform={feature_transform!r} cannot be undone: its inverse_transform misses {names[j]} by "
-            f"{error[j]:.3g}, where the feature has standard deviation {rows[:, j].std():.3g}."
+            f"feature_transform={brief(feature_transform)} cannot be undone: its inverse_transform misses {names[j]} "
+            f"by {error[j]:.3g}, where the feature has standard deviation {rows[:, j].std():.3g}."
         )
         raise ValueError(msg)
     return fitted
@@ -180,8 +189,8 @@ def _weight_params(feature_transform: Any, sample_weight: Any) -> dict[str, Any]
     # Ranges are the same under any weights.
     if needs_all_rows(feature_transform) and not isinstance(feature_transform, (MaxAbsScaler, MinMaxScaler)):
         warn_caller(
-            f"feature_transform={feature_transform!r} takes no sample_weight, so all rows count the same in it. Fit it "
-            "to weighted data beforehand and pass it as sklearn.frozen.FrozenEstimator(fitted), or use "
+            f"feature_transform={brief(feature_transform)} takes no sample_weight, so all rows count the same in it. "
+            "Fit it to weighted data beforehand and pass it as sklearn.frozen.FrozenEstimator(fitted), or use "
             "StandardScaler()."
         )
     return {}
