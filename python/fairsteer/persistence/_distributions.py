@@ -48,7 +48,9 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
     if moments._factors is not None:
         tensors["moments.factors"] = moments._factors
         if moments._scatter_sums is not None:  # the sums above are of weighted rows
-            tensors.update({"moments.own_weights": moments.weights, "moments.own_weight_squares": moments._weight_squares})
+            tensors.update(
+                {"moments.own_weights": moments.weights, "moments.own_weight_squares": moments._weight_squares}
+            )
     return {
         "n_features": moments.n_features,
         "covariance": moments.covariance,

@@ -653,6 +653,17 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _group_maps(self, strength: float) -> AffineMaps | MonotoneMaps:
         return self._fitted().folded(strength)
 
+    def _affine_maps(self, what: str) -> AffineMaps:
+        """Give the maps at the present strength to what can only do with matrices."""
+        maps = self._group_maps(self._strength())
+        if isinstance(maps, MonotoneMaps):
+            msg = (
+                f"map_type='monotone' moves features by tables, which {what} cannot take: fit with map_type='diagonal' "
+                "or 'translation', or another that has matrices."
+            )
+            raise ValueError(msg)
+        return maps
+
     def _group_proba(self, rows: Floats) -> Doubles:
         return group_proba(self._fitted().model, rows, self.group_calibration_)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import Interval, StrOptions
-from fairsteer._utils.input import few
+from fairsteer._utils.input import few, num_rows
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
@@ -264,6 +264,11 @@ class FairSteeringTransformer(GroupMapTransformer):
             y_codes=np.zeros_like(batch.y_codes), classes=np.zeros(1, dtype=np.intp), class_blind=True
         )
 
+    def _class_codes(self, y: Any, rows: Any) -> Codes:
+        if self.constraint == "demographic_parity":
+            return np.zeros(num_rows(rows), dtype=np.intp)
+        return super()._class_codes(y, rows)
+
     def _favourable(self) -> list[Any]:
         """Classes whose rates must agree."""
         classes: list[Any] = self.classes_.tolist()
@@ -366,10 +371,15 @@ class FairSteeringTransformer(GroupMapTransformer):
             map_type: GaussianMapType = "diagonal"
         else:
             map_type = self._map_type
+        reference = self.reference_group
+        if self.intervention == "affirmative" and reference is None:
+            # The heaviest of all rows, whichever of them count.
+            weights = self._merged(self.moments_).weights.sum(axis=0)
+            reference = self.groups_.tolist()[int(weights.argmax())]
         return nearest_ideal(
             model,
             intervention=self.intervention,
-            reference_group=self.reference_group,
+            reference_group=reference,
             map_type=map_type,
             covariance=self.covariance,
             max_iter=self.max_iter,
