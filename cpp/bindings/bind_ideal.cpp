@@ -172,6 +172,7 @@ DoubleArray transport(const DoubleArray& source, const DoubleArray& target) {
   {
     const py::gil_scoped_release release;
     map = transport_map(MatrixView(source.data(), d, d), MatrixView(target.data(), d, d));
+    if (!map.allFinite()) throw NumericalError("a transport map is not finite", -1, -1);
   }
   return to_array(map);
 }

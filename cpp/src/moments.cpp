@@ -530,13 +530,13 @@ class Backup {
         cubic_(sums.cubic, sums.cubic + sums.n_cells() * sums.n_features),
         quartic_(sums.quartic, sums.quartic + sums.n_cells() * sums.quartic_size()),
         scatter_(sums.n_scatters()) {
-    // Nothing is kept of scatters of no rows, which are zero: those of a first addition.
+    // Nothing is kept of scatters that are zero: those of a first addition.
     const Index size = sums.scatter_size();
-    std::vector<char> holds(sums.n_scatters(), 0);
-    for (Index c = 0; c < sums.n_cells(); ++c)
-      if (sums.weight[c] > 0) holds[sums.scatter_of(c)] = 1;
-    for (Index i = 0; i < sums.n_scatters(); ++i)
-      if (holds[i]) scatter_[i].assign(sums.scatter + i * size, sums.scatter + (i + 1) * size);
+    for (Index i = 0; i < sums.n_scatters(); ++i) {
+      const double *begin = sums.scatter + i * size, *end = begin + size;
+      if (std::any_of(begin, end, [](double value) { return value != 0; }))
+        scatter_[i].assign(begin, end);
+    }
   }
 
   double variance(Index scatter, Index j) const {

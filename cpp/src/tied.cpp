@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <limits>
 #include <optional>
 
-#include "descent.hpp"
 #include "fairsteer/covariances.hpp"
 #include "fairsteer/errors.hpp"
 #include "frame.hpp"
@@ -19,7 +17,7 @@ namespace {
 // its direction says nothing.
 constexpr double kNoInformation = 1e-10;
 
-// Rounds of isometries and frame: mostly a dozen.
+// Rounds of isometries and frame: mostly a dozen, hundreds where groups hardly vary in some directions.
 constexpr int kFrameRounds = 1000;
 constexpr double kFrameChange = 1e-13;  // of a round, relative, that is rounding
 
@@ -195,55 +193,6 @@ Matrix TiedModel::divergences(const State& state) const {
 }
 
 namespace {
-
-// Anderson's acceleration of a fixed-point iteration (Walker and Ni 2011): where groups hardly vary
-// in some directions, plain rounds would take hundreds.
-class Acceleration {
- public:
-  // Where matrices are large the memory is dear, and rounds are few by experience.
-  explicit Acceleration(Index d) : depth_(d <= 512 ? 6 : 0) {}
-
-  void forget() {
-    images_.clear();
-    residuals_.clear();
-  }
-
-  /// From the image of the last point, and how far it lies from that, the next point.
-  Matrix next(const Matrix& image, const Matrix& residual) {
-    if (depth_ == 0) return image;
-    images_.push_back(image);
-    residuals_.push_back(residual);
-    if (images_.size() > depth_ + 1) {
-      images_.pop_front();
-      residuals_.pop_front();
-    }
-    const auto m = static_cast<Index>(images_.size()) - 1;
-    if (m == 0) return image;
-    // The combination of the last residuals that is least.
-    Matrix gram(m, m);
-    Vector pull(m);
-    for (Index i = 0; i < m; ++i) {
-      const Matrix change = residuals_[i + 1] - residuals_[i];
-      pull[i] = inner(change, residual);
-      for (Index j = 0; j <= i; ++j)
-        gram(i, j) = gram(j, i) = inner(change, residuals_[j + 1] - residuals_[j]);
-    }
-    gram.diagonal() *= 1 + 1e-12;
-    const linalg::Cholesky factor(gram);
-    if (!factor.succeeded()) {
-      forget();
-      return image;
-    }
-    factor.solve_in_place(pull);
-    Matrix point = image;
-    for (Index i = 0; i < m; ++i) point -= pull[i] * (images_[i + 1] - images_[i]);
-    return point;
-  }
-
- private:
-  std::size_t depth_;
-  std::deque<Matrix> images_, residuals_;
-};
 
 // Group a in canonical coordinates z: x = centre + H Q (m + X z) with
 // X = [U U'] diag(D, O) [V V']^T L_t^{-1}, where U and V hold the directions that carry class
@@ -470,19 +419,19 @@ void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResu
     // the isometries depend on no group's coordinates any more.
     const bool free =
         std::any_of(lifted.begin(), lifted.end(), [&](const Lifted& to) { return to.s < d; });
-    Acceleration acceleration(d);
-    Matrix point = frame.linear;
     double last = std::numeric_limits<double>::infinity();
-    for (int round = 0; G > 2 && free && round < kFrameRounds && !options_.stop(); ++round) {
-      for (Index a = 0; a < G; ++a) least_displacement(a, point);
+    for (int round = 0; G > 2 && free && round < kFrameRounds; ++round) {
+      if (options_.stop()) {
+        result.converged = false;
+        break;
+      }
+      const Matrix before = frame.linear;
+      for (Index a = 0; a < G; ++a) least_displacement(a, before);
       frame = fit_frame();
-      const Matrix residual = relative(frame.linear - point);
-      const double change = residual.norm() / relative(frame.linear).norm();
+      const double change = relative(frame.linear - before).norm() / relative(frame.linear).norm();
       // What does not shrink any more is rounding.
       if (!(change > kFrameChange) || (change < 1e-9 && change >= last)) break;
-      if (change > 2 * last) acceleration.forget();
       last = change;
-      point = acceleration.next(frame.linear, residual);
     }
     if (!frame.linear.allFinite() ||
         !(linalg::LU(relative(frame.linear)).reciprocal_condition() > 1e-10))

@@ -88,7 +88,7 @@ def test_many_classes_and_intersections(run, table, tmp_path):
     [
         ("--intervention", "affirmative", "--reference-group", "m"),
         ("--map-type", "symmetric", "--covariance", "full"),
-        ("--covariance", "diagonal", "--shrinkage", "none"),
+        ("--covariance", "diagonal", "--shrinkage", "none", "--max-time", "60"),
         ("--shrinkage", "0.1", "--strength", "0.5", "--folds", "2", "--min-rows", "1"),
         ("--shrinkage", "oas", "--positive", "no", "--max-categories", "1"),
     ],
@@ -362,6 +362,7 @@ BAD_INPUT = {
     "strength": ([*_steer("rows.csv"), "--strength", "-1"], "--strength must be at least 0, not -1"),
     "folds": ([*_steer("rows.csv"), "--folds", "1"], "--folds must be at least 2, not 1"),
     "categories": ([*_steer("rows.csv"), "--max-categories", "0"], "--max-categories must be at least 1, not 0"),
+    "no time": ([*_steer("rows.csv"), "--max-time", "0"], "--max-time must be a positive number of seconds, not 0"),
     "no such intervention": (
         [*_steer("rows.csv"), "--intervention", "none"],
         "--intervention must be 'all_subgroups' or 'affirmative', not none",

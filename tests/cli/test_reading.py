@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -368,3 +370,51 @@ def test_a_rare_class_is_no_leak(column):
 def test_classes_may_be_written_as_decimals_or_truths(column, table, target):
     code, err, _ = column("1", target=target(table["hired"].to_numpy()))
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("values", "columns"),
+    [
+        (pa.array(["a", "b"] * 100, pa.large_string()), ["x=a", "x=b"]),
+        (pa.array(["a", "b"] * 100).dictionary_encode(), ["x=a", "x=b"]),
+        (pa.array([Decimal("1.50"), None] * 100), ["x"]),
+        (pa.array([2**63 + 1, 5] * 100, pa.uint64()), ["x"]),
+        (pa.array(np.arange(N_ROWS, dtype=np.float16) % 7), ["x"]),
+        (pa.array([True, None] * 100), ["x"]),
+        (pa.array(["1", "2"] * 100), ["x=1", "x=2"]),
+        (pa.nulls(N_ROWS), []),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_columns_of_parquet_are_what_their_types_say(steer, table, values, columns):
+    stored = pa.table({**{name: table[name] for name in ("sex", "hired", "age", "pay")}, "x": values})
+    pq.write_table(stored, "rows.parquet")
+    code, err = steer("rows.parquet", "out.parquet", keep=[])
+    assert code == 0, err
+    assert pq.read_table("out.parquet").column_names == ["age", "pay", *columns, "sex", "hired"]
+    assert steer("rows.parquet", "out.parquet", keep=["x"])[0] == 0
+    assert pq.read_table("out.parquet").column("x").equals(stored.column("x"))
+
+
+def test_categories_that_pandas_stored_as_numbers_are_categories(steer, table):
+    table["x"] = pd.Categorical([3, 1] * 100)
+    table[["sex", "hired", "age", "x"]].to_parquet("rows.parquet")
+    assert steer("rows.parquet", "out.parquet", keep=[])[0] == 0
+    assert pq.read_table("out.parquet").column_names == ["age", "x=3", "x=1", "sex", "hired"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pa.array([date(2020, 1, 1)] * N_ROWS), "holds values of type date, which are neither numbers nor categories"),
+        (pa.array([b"a", b"b"] * 100), "holds values of type bytes"),
+        (pa.array([[1]] * N_ROWS), "holds values of type list"),
+        (pa.array([float("inf"), 1.0] * 100), "column 'x' has 100 infinite values (inf)"),
+    ],
+)
+def test_columns_of_parquet_that_are_no_features(steer, table, values, message):
+    stored = pa.table({**{name: table[name] for name in ("sex", "hired", "age")}, "x": values})
+    pq.write_table(stored, "rows.parquet")
+    code, err = steer("rows.parquet", "out.parquet", keep=[])
+    assert code == 2
+    assert message in err

@@ -795,6 +795,35 @@ def test_classifier_that_does_not_fit_together_is_refused(aligned, path, header,
         persistence.load(path)
 
 
+@pytest.mark.parametrize(
+    ("header", "arrays", "message"),
+    [
+        (_set("saved", "alignment", "response_method", "predict"), None, "not one of predict_proba"),
+        (_set("saved", "alignment", "constraint", 1), None, "not one of equal_opportunity"),
+        (_set("saved", "alignment", "classes", {"dtype": "<i8", "labels": [{"int": 0}]}), None, r"shape \(1, 2\)"),
+        (_set("saved", "alignment", "groups", {"dtype": "<i8", "labels": [{"int": 0}]}), None, r"shape \(1, 2, 2\)"),
+        (_set("saved", "alignment", "maps", None), None, "maps is no object"),
+        (_set("saved", "params", "max_gap", {"str": "0"}), None, "'max_gap' parameter"),
+        (_set("saved", "params", "shrinkage", {"float": "-0x1p+0"}), None, "'shrinkage' parameter"),
+        (_set("saved", "params", "calibrate", {"str": "no"}), None, "'calibrate' parameter"),
+        (_set("saved", "params", "unknown_group", {"str": "infer"}), None, "'unknown_group' parameter"),
+        (_set("saved", "params", "estimator", {"str": "os.system"}), None, "estimator"),
+        (_set("saved", "max_gap", 2.0), None, "2.0, not a number from 0 to 1"),
+        (_set("saved", "encoder", {"n_columns": "1", "column_names": None}), None, "of type str, not an integer"),
+        (None, lambda t: t.update({"shares": np.array([0.5, 0.6])}), "no shares of a whole"),
+        (None, lambda t: t.update({"rows": -t["rows"]}), "number of rows is negative"),
+        (None, lambda t: t.update({"alignment.ties.0": np.array([[1.0], [3.0], [2.0]])}), "no intervals"),
+        (None, lambda t: t.update({"alignment.ties.0": np.zeros((2, 0))}), r"shape \(2, 0\)"),
+    ],
+)
+def test_aligner_that_does_not_fit_together_is_refused(rows, path, header, arrays, message):
+    X, y, group = rows
+    persistence.save(ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group), path)
+    _rewrite(path.read_bytes(), path, header=header, arrays=arrays)
+    with pytest.raises(ValueError, match=message):
+        persistence.load(path)
+
+
 def test_baseline_that_does_not_fit_together_is_refused(rows, path):
     X, _, group = rows
     persistence.save(MeanMatchingTransformer().fit(X, sensitive_features=group), path)

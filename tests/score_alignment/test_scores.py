@@ -159,6 +159,12 @@ def test_probabilities_that_sum_to_one_but_for_rounding_are_taken() -> None:
     for dtype in ("float32", "float16"):
         aligner = ScoreAligner(SaysProba(dtype=dtype)).fit(X, y, sensitive_features=group)
         np.testing.assert_allclose(aligner.predict_proba(X, sensitive_features=group).sum(axis=1), 1)
+    nearly = X * (1 + 1e-5)  # as single precision sums up
+    nearly[0, :3] = [1 + 1e-7, 0, -1e-7]
+    found = ScoreAligner(SaysProba()).fit(nearly, y, sensitive_features=group)
+    proba = found.predict_proba(nearly, sensitive_features=group)
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    assert ((proba >= 0) & (proba <= 1)).all()
 
 
 def test_the_aligned_classifier_refuses_and_defines_as_the_aligner_does() -> None:

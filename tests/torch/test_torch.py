@@ -565,7 +565,9 @@ def _saved(state):
 def test_a_state_that_runs_no_code_rebuilds_the_module(covariance, make_data):
     X, y, group = make_data(n_features=D, n_groups=4)
     columns = pd.DataFrame({"sex": np.array(["f", "m"])[group % 2], "old": group // 2 == 1})
-    steer = FairSteeringTransformer(unknown_group="infer", covariance=covariance, strength=0.4)
+    steer = FairSteeringTransformer(
+        unknown_group="infer", covariance=covariance, strength=0.4, intervention="affirmative"
+    )
     module = SteeringModule(steer.fit(X, y, sensitive_features=columns))
     again = SteeringModule.from_state_dict(_saved(module.state_dict()))
     rows = torch.tensor(X, dtype=torch.float32)

@@ -80,15 +80,20 @@ class Column:
         How texts are read.
     is_text : bool
         Whether the file has texts only, so that numbers are texts that look like it.
+    of_categories : bool
+        Whether the file says that the values are categories.
     """
 
-    def __init__(self, name: str, values: pa.ChunkedArray, reading: Reading, *, is_text: bool) -> None:
-        self.name, self.values, self.is_text = name, values, is_text
+    def __init__(
+        self, name: str, values: pa.ChunkedArray, reading: Reading, *, is_text: bool, of_categories: bool = False
+    ) -> None:
+        self.name, self.values, self.is_text, self.of_categories = name, values, is_text, of_categories
         self._reading = reading
 
     def where(self, rows: NDArray[np.bool_]) -> Column:
         """Rows for which a mask holds."""
-        return Column(self.name, self.values.filter(pa.array(rows)), self._reading, is_text=self.is_text)
+        values = self.values.filter(pa.array(rows))
+        return Column(self.name, values, self._reading, is_text=self.is_text, of_categories=self.of_categories)
 
     @cached_property
     def _factors(self) -> tuple[list[Any], NDArray[np.intp]]:
@@ -241,9 +246,10 @@ class Column:
         return bool(compute.any(compute.match_substring_regex(self.values, r"^\s*0\d+\s*$")).as_py())
 
     @property
-    def is_dictionary(self) -> bool:
-        """Whether the file says that the values are categories."""
-        return bool(pa.types.is_dictionary(self.values.type))
+    def has_numbers_as_text(self) -> bool:
+        """Whether a file with types has numbers in a column of text."""
+        texts = [] if self.is_text else self._present
+        return bool(texts) and all(isinstance(text, str) and _NUMBER.fullmatch(text.strip()) for text in texts)
 
     @property
     def has_dates(self) -> bool:
@@ -300,7 +306,11 @@ class Column:
                 f"column {self.name!r} holds values of type {min(strange)}, which are no labels; give text, whole "
                 "numbers or true and false."
             )
-        return [_plain(value) for value in distinct]
+        plain = [_plain(value) for value in distinct]
+        huge = [value for value in plain if type(value) is int and not -(2**63) <= value < 2**63]
+        if huge:
+            raise UsageError(f"column {self.name!r} holds {huge[0]}, which is too large for a label; write it as text.")
+        return plain
 
     def _like(self, distinct: Sequence[Any], known: Sequence[Any]) -> list[Any]:
         by_text = {label_text(label): label for label in known}

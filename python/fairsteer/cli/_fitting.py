@@ -289,6 +289,7 @@ def _steering(settings: Settings, question: Question, unknown_group: UnknownGrou
         small_cells=small_cells,
         unknown_group=unknown_group,
         strength=settings.strength,
+        max_time=settings.max_time,
     )
 
 

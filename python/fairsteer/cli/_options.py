@@ -106,6 +106,10 @@ class Settings(Reads):
         ),
     ] = None
     strength: Annotated[float, _option("0 leaves rows as they are, 1 steers fully.", min=0, max=1, metavar="S")] = 1.0
+    max_time: Annotated[
+        float | None,
+        _option("Seconds after which a fit ends with the nearest distribution so far.", metavar="SECONDS"),
+    ] = None
     folds: Annotated[int, _option("Folds of the cross-validation behind the table.", min=2, metavar="N")] = 5
     min_rows: Annotated[int, _option("Rates from fewer rows take no part in the gaps.", min=1, metavar="N")] = 30
 
@@ -118,6 +122,8 @@ class Settings(Reads):
             )
         if self.reference_group is not None and self.intervention != "affirmative":
             raise UsageError("--reference-group belongs to --intervention affirmative; add it.")
+        if self.max_time is not None and not self.max_time > 0:
+            raise UsageError(f"--max-time must be a positive number of seconds, not {self.max_time:g}.")
         parse_shrinkage(self.shrinkage)
         check_separator(self.separator)
 

@@ -93,6 +93,8 @@ class Table:
         Of a csv file.
     reading : Reading
         How texts are read.
+    categories : frozenset of str
+        Columns that the file says are categories, whatever their values.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Table:
     names: list[str]
     dialect: Dialect | None
     reading: Reading
+    categories: frozenset[str] = frozenset()
     _columns: dict[str, Column] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -112,7 +115,8 @@ class Table:
         values = self.data.column(self.data.schema.get_field_index(name))
         if rows is not None:
             values = values.slice(rows.start, rows.stop - rows.start)
-        column = Column(name, values, self.reading, is_text=self.dialect is not None)
+        of_categories = name in self.categories or pa.types.is_dictionary(values.type)
+        column = Column(name, values, self.reading, is_text=self.dialect is not None, of_categories=of_categories)
         if rows is None:
             self._columns[name] = column
         return column
@@ -210,9 +214,15 @@ def _read_parquet(shown: str, content: bytes, reading: Reading) -> Table:
     if given:
         raise UsageError(f"{given[0]} belongs to csv files, and {shown} is parquet.")
     data = parquet.read_table(pa.BufferReader(content))
-    index = (data.schema.pandas_metadata or {}).get("index_columns", [])
-    stored = {name for name in index if isinstance(name, str)}
-    return Table(shown, data, [name for name in data.column_names if name not in stored], None, reading)
+    views = [i for i, kind in enumerate(data.schema.types) if str(kind) == "string_view"]
+    for i in views:  # which few functions take
+        data = data.set_column(i, data.schema.field(i).with_type(pa.string()), data.column(i).cast(pa.string()))
+    known = data.schema.pandas_metadata or {}
+    stored = {name for name in known.get("index_columns", []) if isinstance(name, str)}
+    # Categories that are numbers are stored as numbers.
+    categories = {c["field_name"] for c in known.get("columns", []) if c["pandas_type"] == "categorical"}
+    names = [name for name in data.column_names if name not in stored]
+    return Table(shown, data, names, None, reading, frozenset(categories))
 
 
 # ---- csv

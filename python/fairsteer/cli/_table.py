@@ -344,7 +344,7 @@ def _bins(described: FeatureColumn, column: Column) -> NDArray[Any]:
 def _describe(column: Column, max_categories: int, tell: Tell) -> FeatureColumn | None:
     """Numbers, categories, or None for an identifier."""
     name, quoted, counts = column.name, shown(column.name), column.counts
-    if column.is_dictionary:
+    if column.of_categories:
         return _categorical(column, max_categories, tell)
     if not column.strangers and not column.has_codes:
         return _numeric(column, tell)
@@ -385,11 +385,14 @@ def _check_mixture(column: Column, total: int, tell: Tell) -> None:
             "them."
         )
     units = {found.groups() if (found := _UNIT.fullmatch(str(value))) else None for value in column.strangers}
-    if len(units) == 1 and None not in units and len(counts) > _FEW:
+    if len(units) == 1 and not units & {None, ("", "")} and len(counts) > _FEW:
         raise UsageError(
             f"column {name!r} holds numbers with a unit, such as {column.strangers[0]!r}: take it away for numbers; "
             f"--categorical {quoted} makes categories of them, --drop {quoted} leaves the column out."
         )
+    if column.has_numbers_as_text:
+        tell(f"column {name!r} holds numbers as text, which are read as categories.")
+        return
     n_strange = sum(counts[value] for value in column.strangers)
     if 2 * n_strange > total:
         placeholders = [value for value in counts if str(value).strip() in _PLACEHOLDERS]

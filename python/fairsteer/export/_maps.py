@@ -55,7 +55,7 @@ def _spread(model: SubgroupMoments) -> Doubles:
     """Smallest standard deviation of every feature within the subgroups, (d,)."""
     covariances = model.covariances
     variances = covariances if model.covariance == "diagonal" else np.diagonal(covariances, axis1=-2, axis2=-1)
-    return np.sqrt(variances.reshape(-1, model.n_features).min(axis=0))
+    return np.asarray(np.sqrt(variances.reshape(-1, model.n_features).min(axis=0)))
 
 
 def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:

@@ -206,7 +206,7 @@ def _by_group(graph: Graph, rows: Rows, taken: list[str | None], posterior: Post
     if moving:
         step: Any = taken[moving[0]]
         for a in moving[1:]:
-            step = graph.add("Where", of[a], taken[a], step)
+            step = graph.add("Where", of[a], str(taken[a]), step)
         moves = [graph.any([of[a] for a in moving]), rows.accepted]
         result = graph.choose(moves, rows.moved(step), result or graph.constant(np.nan))
     if infers is None or infers.hard:

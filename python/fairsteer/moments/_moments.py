@@ -249,10 +249,6 @@ class SubgroupMoments:
         weights, squares = self._sums()[:2]
         return rows_behind(weights.sum(axis=0), squares.sum(axis=0))
 
-    def is_finite(self) -> bool:
-        """Whether no sum is NaN or infinite: rows were finite, and not too large to be squared."""
-        return all(bool(np.isfinite(sums).all()) for sums in self._sums()[:4])
-
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
         return self.model.scaled_by(self.model.in_cells(self._pooled(self._sums()[0])), self._scatters)

@@ -22,8 +22,9 @@ _UNITS = 64
 _LARGEST = 1e150
 
 
-# Rows of probabilities sum to 1 but for the rounding of the type that they come in.
-_SUM_ROUNDING = 0.5
+# Probabilities lie in [0, 1] and sum to 1 but for this much, or for the rounding of half precision: they may have been
+# computed in less precision than they come in.
+_SLACK = 1e-3
 
 
 _EPSILON = float(np.finfo(np.float64).eps)
@@ -147,15 +148,14 @@ def as_scores(
 def _of_probabilities(answer: Floats, who: Callable[[], str], classes: npt.NDArray[Any], rows: Codes | None) -> Scores:
     dtype, proba = answer.dtype, answer.astype(np.float64)
     epsilon = float(np.finfo(dtype).eps)
-    # The square root, as in scikit-learn's log_loss: classifiers add up many rounded terms.
-    slack = _SUM_ROUNDING * np.sqrt(epsilon)
+    slack = max(_SLACK, 0.5 * np.sqrt(epsilon))
     bad = (proba < -slack) | (proba > 1 + slack)
     if bad.any():
         raise ValueError(_complaint(who, proba, bad, "no probabilities, in [0, 1]", classes, rows))
     proba = np.maximum(proba, 0)
     total = proba.sum(axis=1)
     silent = total == 0
-    bad = ~silent & (np.abs(total - 1) > max(slack * np.sqrt(proba.shape[1]), 1e-6))
+    bad = ~silent & (np.abs(total - 1) > slack)
     if bad.any():
         raise ValueError(_complaint(who, total, bad, "sums of probabilities (each must be 1, or 0)", classes, rows))
     proba[silent] = 1 / proba.shape[1]

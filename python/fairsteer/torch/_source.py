@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fairsteer._utils.fields import Fields
 from fairsteer._utils.labels import label_array, labels_to_json
-from fairsteer._utils.types import Doubles
+from fairsteer._utils.types import Doubles, UnknownGroup
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import IdealDistribution
 from fairsteer.moments import SubgroupMoments
@@ -90,7 +90,7 @@ class Settings(NamedTuple):
             column_names=column_names,
             moving=block.positions("moving", n_maps),
             one_for_all=one_for_all,
-            unknown_group=block.text("unknown_group", ("error", "infer", "infer_hard")),
+            unknown_group=block.text("unknown_group", get_args(UnknownGroup)),
             calibration=calibration,
             log=block.flag("log"),
         )

@@ -358,16 +358,16 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         )
         if factors is not None:
             moments._weigh_classes_alike(factors)
-        moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
-        if not moments.is_finite():
+        try:
+            return moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
+        except ValueError as error:  # that names the subgroup
             sizes, names = np.abs(rows).max(axis=0), self._feature_names()
             j = int(sizes.argmax())
             name = repr(names[j]) if len(names) == len(sizes) else f"number {j}"
             msg = (
                 f"The feature {name} is too large to be squared: it reaches {sizes[j]:.3g}. Scale it, or leave it out."
             )
-            raise ValueError(msg)
-        return moments
+            raise ValueError(msg) from error
 
     def _set_moments(self, moments: SubgroupMoments, batch: Batch) -> None:
         self.moments_ = moments

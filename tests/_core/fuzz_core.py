@@ -3,8 +3,8 @@
 A call may succeed or raise what it documents; it may neither crash nor return a number that is not finite. Calls run in
 processes of their own, so that a crash is counted and its seed is known:
 
-    python tests/fuzz/fuzz_core.py --calls 30000
-    python tests/fuzz/fuzz_core.py --seed 1234     # one call again, in this process
+    python tests/_core/fuzz_core.py --calls 30000
+    python tests/_core/fuzz_core.py --seed 1234     # one call again, in this process
 """
 
 from __future__ import annotations
