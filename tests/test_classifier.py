@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from scipy.special import logsumexp, softmax
@@ -24,8 +25,10 @@ from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, Scor
 METHODS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
 
 
-def fitted(data: Any, estimator: Any = None, cost_matrix: Any = None, **steering: Any) -> IdealDistributionClassifier:
-    classifier = IdealDistributionClassifier(estimator, FairSteeringTransformer(**steering), cost_matrix=cost_matrix)
+def fitted(data: Any, estimator: Any = None, cost_matrix: Any = None, **steering: Any) -> Any:
+    classifier: Any = IdealDistributionClassifier(
+        estimator, FairSteeringTransformer(**steering), cost_matrix=cost_matrix
+    )
     return classifier.fit(data.X, data.y, sensitive_features=data.group)
 
 
@@ -36,7 +39,7 @@ def fitted(data: Any, estimator: Any = None, cost_matrix: Any = None, **steering
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("intervention", ["affirmative", "all_subgroups"])
 def test_posterior_is_the_canonical_one_of_the_steered_row(
-    make_data: Callable, covariance: str, intervention: str
+    make_data: Callable[..., Any], covariance: str, intervention: str
 ) -> None:
     data = make_data(n_classes=3, n_groups=3)
     classifier = fitted(data, covariance=covariance, intervention=intervention)
@@ -55,7 +58,9 @@ def test_posterior_is_the_canonical_one_of_the_steered_row(
 
 @pytest.mark.parametrize("cost_matrix", [None, [[0, 1], [5, 0]], [[0, 3], [1, 0]], [[-1, 2], [2, 0.5]]])
 @pytest.mark.parametrize("intervention", ["affirmative", "all_subgroups"])
-def test_on_the_ideal_distribution_all_gaps_are_zero(data: Any, cost_matrix: list | None, intervention: str) -> None:
+def test_on_the_ideal_distribution_all_gaps_are_zero(
+    data: Any, cost_matrix: list[Any] | None, intervention: str
+) -> None:
     classifier = fitted(data, cost_matrix=cost_matrix, intervention=intervention)
     ideal = classifier.steering_.ideal_
     rng = np.random.default_rng(0)
@@ -71,7 +76,7 @@ def test_on_the_ideal_distribution_all_gaps_are_zero(data: Any, cost_matrix: lis
     np.testing.assert_allclose(prior[:, 0], prior[:, 1], atol=1e-9)
 
 
-def test_strength_zero_is_discriminant_analysis_within_groups(make_data: Callable) -> None:
+def test_strength_zero_is_discriminant_analysis_within_groups(make_data: Callable[..., Any]) -> None:
     data = make_data(n_classes=3)
     classifier = fitted(data, strength=0, shrinkage=None)
     for group in (0, 1):
@@ -105,9 +110,9 @@ def test_without_groups_it_is_discriminant_analysis_and_a_warning_says_so(data: 
 def test_partial_strength_pools_the_two_posteriors(data: Any) -> None:
     classifier = fitted(data)
 
-    def log_proba(strength: float) -> np.ndarray:
+    def log_proba(strength: float) -> npt.NDArray[Any]:
         classifier.steering_.set_params(strength=strength)  # needs no new fit
-        return classifier.predict_log_proba(data.X, sensitive_features=data.group)
+        return np.asarray(classifier.predict_log_proba(data.X, sensitive_features=data.group))
 
     pooled = 0.7 * log_proba(0) + 0.3 * log_proba(1)
     expected = pooled - logsumexp(pooled, axis=1, keepdims=True)
@@ -128,7 +133,7 @@ def test_a_class_that_a_group_lacks_has_probability_zero_only_unsteered(data: An
 
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("strength", [0, 0.5, 1])
-def test_methods_agree_with_one_another(make_data: Callable, n_classes: int, strength: float) -> None:
+def test_methods_agree_with_one_another(make_data: Callable[..., Any], n_classes: int, strength: float) -> None:
     data = make_data(n_classes=n_classes)
     y = np.array(["no", "yes", "maybe"])[data.y]
     classifier = fitted(data._replace(y=y), strength=strength)
@@ -145,7 +150,7 @@ def test_methods_agree_with_one_another(make_data: Callable, n_classes: int, str
         np.testing.assert_array_equal(decision, log_proba)
 
 
-def test_predictions_minimise_the_expected_cost(make_data: Callable) -> None:
+def test_predictions_minimise_the_expected_cost(make_data: Callable[..., Any]) -> None:
     data = make_data(n_classes=3)
     costs = np.array([[0, 1, 9], [2, 0, 1], [1, 4, -1]])
     classifier = fitted(data, cost_matrix=costs)
@@ -239,7 +244,7 @@ def test_half_precision_loses_no_more_than_its_own_rounding(data: Any) -> None:
     )
 
 
-def test_rows_are_classified_in_chunks(make_data: Callable) -> None:
+def test_rows_are_classified_in_chunks(make_data: Callable[..., Any]) -> None:
     data = make_data(n=9000)
     classifier = fitted(data, strength=0.5)
     few = [0, 4095, 4096, 8999]
@@ -256,7 +261,7 @@ def test_rows_are_classified_in_chunks(make_data: Callable) -> None:
 @pytest.mark.parametrize("strength", [0, 0.5, 1])
 def test_an_estimator_is_trained_on_steered_rows_with_ideal_weights(data: Any, strength: float) -> None:
     given = np.random.default_rng(0).uniform(0.5, 2, len(data.y))
-    classifier = IdealDistributionClassifier(LogisticRegression(), FairSteeringTransformer(strength=strength))
+    classifier: Any = IdealDistributionClassifier(LogisticRegression(), FairSteeringTransformer(strength=strength))
     classifier.fit(data.X, data.y, sensitive_features=data.group, sample_weight=given)
 
     steer = FairSteeringTransformer(strength=strength)
@@ -276,7 +281,7 @@ def test_rows_without_group_or_weight_do_not_train_the_estimator(data: Any) -> N
     groups[:50] = None
     weight = np.ones(600)
     weight[50:100] = 0
-    classifier = IdealDistributionClassifier(estimator=LogisticRegression())
+    classifier: Any = IdealDistributionClassifier(estimator=LogisticRegression())
     with pytest.warns(UserWarning, match="50 of 600"):
         classifier.fit(data.X, data.y, sensitive_features=groups, sample_weight=weight)
     without = fitted(type(data)(*(part[100:] for part in data)), LogisticRegression())
@@ -327,7 +332,7 @@ def test_methods_are_those_of_the_estimator(data: Any) -> None:
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
 def test_aligned_scores_are_those_of_the_aligner_around_it(
-    make_data: Callable, constraint: Any, n_classes: int, estimator: Any
+    make_data: Callable[..., Any], constraint: Any, n_classes: int, estimator: Any
 ) -> None:
     data = make_data(n_classes=n_classes, n=1200)
     groups = np.array(["f", "m"])[data.group]
@@ -360,10 +365,10 @@ def test_alignment_takes_groups_from_columns_and_weights(data: Any) -> None:
     )
 
 
-def test_costs_apply_to_aligned_probabilities_of_two_classes(make_data: Callable) -> None:
+def test_costs_apply_to_aligned_probabilities_of_two_classes(make_data: Callable[..., Any]) -> None:
     data = make_data()
     costs = [[0, 1], [3, 0]]
-    classifier = IdealDistributionClassifier(cost_matrix=costs, score_alignment="equal_opportunity")
+    classifier: Any = IdealDistributionClassifier(cost_matrix=costs, score_alignment="equal_opportunity")
     classifier.fit(data.X, data.y, sensitive_features=data.group)
     proba = classifier.predict_proba(data.X, sensitive_features=data.group)
     predicted = classifier.predict(data.X, sensitive_features=data.group)
@@ -374,7 +379,7 @@ def test_costs_apply_to_aligned_probabilities_of_two_classes(make_data: Callable
 
 
 def test_alignment_weights_inferred_groups_by_their_probability(data: Any) -> None:
-    classifier = IdealDistributionClassifier(
+    classifier: Any = IdealDistributionClassifier(
         steering=FairSteeringTransformer(unknown_group="infer"), score_alignment="equal_opportunity"
     ).fit(data.X, data.y, sensitive_features=data.group)
     steering = classifier.steering_
@@ -390,7 +395,7 @@ def test_alignment_weights_inferred_groups_by_their_probability(data: Any) -> No
 
 
 def test_alignment_gives_probabilities_to_an_estimator_without_them(data: Any) -> None:
-    classifier = IdealDistributionClassifier(estimator=RidgeClassifier(), score_alignment="demographic_parity")
+    classifier: Any = IdealDistributionClassifier(estimator=RidgeClassifier(), score_alignment="demographic_parity")
     assert hasattr(classifier, "predict_proba")
     proba = classifier.fit(data.X, data.y, sensitive_features=data.group).predict_proba(
         data.X, sensitive_features=data.group
@@ -401,7 +406,7 @@ def test_alignment_gives_probabilities_to_an_estimator_without_them(data: Any) -
 
 
 def test_one_class_needs_no_alignment(data: Any) -> None:
-    classifier = IdealDistributionClassifier(score_alignment="equal_opportunity")
+    classifier: Any = IdealDistributionClassifier(score_alignment="equal_opportunity")
     classifier.fit(data.X, np.ones(600), sensitive_features=data.group)
     assert (classifier.predict(data.X, sensitive_features=data.group) == 1).all()
 
@@ -411,7 +416,7 @@ def test_one_class_needs_no_alignment(data: Any) -> None:
 
 def test_parameters_are_left_alone(data: Any) -> None:
     steering, estimator = FairSteeringTransformer(), LogisticRegression()
-    classifier = IdealDistributionClassifier(estimator, steering)
+    classifier: Any = IdealDistributionClassifier(estimator, steering)
     classifier.fit(data.X, data.y, sensitive_features=data.group)
     assert not hasattr(steering, "moments_")
     assert not hasattr(estimator, "coef_")

@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import polars as pl
 import pytest
@@ -43,7 +44,7 @@ def model(kind: str, **parameters: Any) -> Any:
     )
 
 
-def with_group(data: Any) -> np.ndarray:
+def with_group(data: Any) -> npt.NDArray[Any]:
     return np.column_stack([data.X, data.group])
 
 
@@ -265,7 +266,7 @@ def test_weights_without_routing_reach_several_scorers(data: Any) -> None:
     measure = minus(GAPS[0])
     if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7):  # weights went to the fit alone
 
-        def measure(y, ask, group, weight):
+        def measure(y: Any, ask: Any, group: Any, weight: Any) -> Any:
             return minus(GAPS[0])(y, ask, group, None)
 
     expected = np.mean(by_hand("ideal", data, measure, weight=weight))
@@ -454,7 +455,7 @@ def test_without_fairlearn_its_metrics_are_missed_by_name(monkeypatch: pytest.Mo
 
 def budget_scores(accuracies: Any, gaps: Any, max_gap: float) -> list[float]:
     def gap_metric(y_true: Any, y_pred: Any, *, sensitive_features: Any) -> float:
-        return gaps[len(y_true) - 2]
+        return float(gaps[len(y_true) - 2])
 
     scorer = budget_scorer(
         lambda estimator, X, y: accuracies[len(X) - 2],

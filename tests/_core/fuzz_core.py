@@ -16,10 +16,13 @@ import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fairsteer import _core
+
+core: Any = _core  # for calls that its types forbid
 
 #: Calls of one process.
 BATCH = 500
@@ -40,7 +43,7 @@ class Arguments:
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
-    def pick(self, options):
+    def pick(self, options: Any) -> Any:
         return options[self.rng.integers(len(options))]
 
     def size(self, *usual: int) -> int:
@@ -49,7 +52,7 @@ class Arguments:
     def scale(self) -> float:
         return float(self.pick([1.0, 1.0, 1.0, 1e-150, 1e-30, 1e-10, 1e9, 1e20, 1e150]))
 
-    def values(self, shape, *, positive: bool = False, dtype=np.float64):
+    def values(self, shape: Any, *, positive: bool = False, dtype: Any = np.float64) -> Any:
         """Numbers of one size, or of all sizes, some of them extreme."""
         array = self.rng.normal(size=shape)
         if positive:
@@ -63,7 +66,7 @@ class Arguments:
                     array.flat[self.rng.integers(array.size)] = self.pick(EXTREMES)
         return array
 
-    def codes(self, n: int, n_codes: int):
+    def codes(self, n: int, n_codes: int) -> Any:
         codes = self.rng.integers(-1 if self.chance(0.3) else 0, max(n_codes, 1), size=n)
         if self.chance(0.2):
             codes = np.full(n, max(n_codes - 1, 0))
@@ -71,7 +74,7 @@ class Arguments:
             codes[self.rng.integers(n)] = self.pick([n_codes, 2**62, -(2**63), 2**31])
         return codes.astype(np.int64)
 
-    def covariances(self, shape):
+    def covariances(self, shape: Any) -> Any:
         """Positive definite, singular or worse."""
         d = shape[-1]
         root = self.values((*shape[:-2], d, self.size(2 * d + 1, 2 * d + 1, max(d, 1), 1)))
@@ -81,7 +84,7 @@ class Arguments:
             matrices = self.values(matrices.shape)
         return np.ascontiguousarray(matrices)
 
-    def laid_out(self, array):
+    def laid_out(self, array: Any) -> Any:
         """The same rows in some layout."""
         layout = self.pick(["C", "C", "C", "F", "strided", "negative", "record", "broadcast", "locked"])
         if layout == "F":
@@ -102,7 +105,7 @@ class Arguments:
             array.flags.writeable = False
         return array
 
-    def wrong(self, array):
+    def wrong(self, array: Any) -> Any:
         """Now and then another shape, type, order or address."""
         if not (self.spoilt and self.chance(0.08)) or not isinstance(array, np.ndarray):
             return array
@@ -129,9 +132,9 @@ class Arguments:
         return None if how == "none" else "text"
 
     def threads(self) -> int:
-        return self.pick([1, 1, 2, 5, 0, -1])
+        return int(self.pick([1, 1, 2, 5, 0, -1]))
 
-    def sums(self, kind: str, K: int, G: int, d: int, *, filled: bool):
+    def sums(self, kind: str, K: int, G: int, d: int, *, filled: bool) -> Any:
         scatter = {"tied": (G, d, d), "full": (K, G, d, d), "diagonal": (K, G, d)}[kind]
         quartic = (K, G, d) if kind == "diagonal" else (K, G)
         shapes = [(K, G), (K, G), (K, G, d), scatter, (K, G, d), quartic]
@@ -161,7 +164,7 @@ class Arguments:
         arguments = [given, X, self.codes(n, K), self.codes(n, G), weights]
         arguments[1:] = [self.wrong(argument) for argument in arguments[1:]]
         try:
-            _core.update_moments(self.name(kind), *arguments, self.threads())
+            core.update_moments(self.name(kind), *arguments, self.threads())
         except EXPECTED:
             if all(one is other for one, other in zip(given, sums, strict=True)):
                 for array, old in zip(sums, before, strict=True):
@@ -265,7 +268,7 @@ class Arguments:
         ]
         arguments = [self.wrong(argument) for argument in arguments]
         with np.errstate(all="ignore"):
-            _core.apply_maps(*arguments, self.threads())
+            core.apply_maps(*arguments, self.threads())
         if arguments[5] is out and arguments[1] is codes:
             assert (out[codes < 0] == 7).all(), "rows with a negative code were written"
 
@@ -326,10 +329,10 @@ def main(argv: list[str] | None = None) -> int:
             else:  # on with the call after
                 failures.append((int(text), done.returncode, done.stderr.strip()[-2000:]))
                 first = int(text) + 1
-    for end, n in sorted(ends.items()):
-        sys.stdout.write(f"{end} {n}\n")
-    for seed, code, text in failures:
-        sys.stdout.write(f"seed {seed} ended with {code}:\n{text}\n")
+    for end, times in sorted(ends.items()):
+        sys.stdout.write(f"{end} {times}\n")
+    for seed, code, said in failures:
+        sys.stdout.write(f"seed {seed} ended with {code}:\n{said}\n")
     sys.stdout.write(f"{options.calls} calls, {len(failures)} failures\n")
     return min(len(failures), 1)
 

@@ -45,9 +45,10 @@ def laid_out(X: Any, order: Any) -> Any:
     return np.ascontiguousarray(X)
 
 
-def in_precision_of(X: Any, A: Any, b: Any) -> list[npt.NDArray[Any]]:
+def in_precision_of(X: Any, A: Any, b: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Maps as they go with rows: double for double ones, single for the others."""
-    return [array.astype(np.float64 if X.dtype == np.float64 else np.float32) for array in (A, np.zeros_like(b), b)]
+    dtype = np.float64 if X.dtype == np.float64 else np.float32
+    return A.astype(dtype), np.zeros_like(b, dtype=dtype), b.astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -110,7 +111,7 @@ def test_a_code_beyond_the_groups_is_refused(code: Any) -> None:
         _core.apply_maps(X, codes, A, np.zeros_like(b), b, np.zeros_like(X))
 
 
-def misaligned(array):
+def misaligned(array: Any) -> Any:
     """The same numbers one byte off where a processor wants them."""
     space = np.zeros(array.nbytes + 1, dtype=np.uint8)
     shifted = space[1:].view(array.dtype).reshape(array.shape)

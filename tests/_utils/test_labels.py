@@ -102,7 +102,7 @@ MISSING = {
 
 @pytest.mark.parametrize("y", MISSING.values(), ids=MISSING)
 def test_a_missing_class_is_refused_in_one_sentence(y: Any) -> None:
-    fits = [
+    fits: list[Callable[[], Any]] = [
         lambda: ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=GROUPS),
         lambda: FairSteeringTransformer().fit(X, y, sensitive_features=GROUPS),
         lambda: IdealDistributionClassifier().fit(X, y, sensitive_features=GROUPS),
@@ -115,7 +115,8 @@ def test_a_missing_class_is_refused_in_one_sentence(y: Any) -> None:
 
 
 def test_scorers_read_groups_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, calls = LogisticRegression().fit(X, CLASSES), []
+    model = LogisticRegression().fit(X, CLASSES)
+    calls: Any = []
     factorise = fairsteer.groups._factorise
     monkeypatch.setattr(fairsteer.groups, "_factorise", lambda column: calls.append(1) or factorise(column))
     for metric in ("equal_opportunity_difference", "tpr_gap_rms"):

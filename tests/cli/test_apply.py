@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +16,7 @@ N_ROWS = 200
 
 
 @pytest.fixture
-def table():
+def table() -> Any:
     rng = np.random.default_rng(0)
     y, group = rng.integers(0, 2, (2, N_ROWS))
     return pd.DataFrame(
@@ -26,10 +30,10 @@ def table():
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
 
-    def write(frame, name):
+    def write(frame: Any, name: Any) -> Any:
         if name.endswith("csv"):
             frame.to_csv(name, index=False)
         else:
@@ -40,8 +44,8 @@ def write(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def steer(run):
-    def steer(file, *options, sensitive="sex"):
+def steer(run: Callable[..., tuple[int, str, str]]) -> Any:
+    def steer(file: Any, *options: Any, sensitive: str = "sex") -> None:
         arguments = ["steer", file, "--target", "hired", "--sensitive", sensitive, "--folds", 2, "--force"]
         code, _, err = run(*arguments, "--model", "map.safetensors", *options)
         assert code == 0, err
@@ -50,15 +54,15 @@ def steer(run):
 
 
 @pytest.fixture
-def apply(run):
-    def apply(file, *options, out="out.csv"):
+def apply(run: Callable[..., tuple[int, str, str]]) -> Any:
+    def apply(file: Any, *options: Any, out: str = "out.csv") -> Any:
         code, _, err = run("apply", "map.safetensors", file, "--out", out, "--force", *options)
         return code, " ".join(err.split())
 
     return apply
 
 
-KINDS = {
+KINDS: dict[str, Callable[[Any], Any]] = {
     "integers": lambda sex: sex.map({"f": 1, "m": 2}),
     "floats": lambda sex: sex.map({"f": 1.0, "m": 2.0}),
     "text": lambda sex: sex.map({"f": "1", "m": "2"}),
@@ -68,7 +72,9 @@ KINDS = {
 
 @pytest.mark.parametrize("fitted", ["rows.csv", "rows.parquet"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_is_the_same_however_the_file_writes_it(write, steer, apply, table, fitted, kind):
+def test_a_group_is_the_same_however_the_file_writes_it(
+    write: Any, steer: Any, apply: Any, table: Any, fitted: Any, kind: Any
+) -> None:
     steer(write(table.assign(sex=KINDS[kind](table["sex"])), fitted), "--out", "expected.csv")
     expected = pd.read_csv("expected.csv")[["age", "pay"]]
     for new, change in KINDS.items():
@@ -78,7 +84,7 @@ def test_a_group_is_the_same_however_the_file_writes_it(write, steer, apply, tab
             np.testing.assert_allclose(pd.read_csv("out.csv")[["age", "pay"]], expected, rtol=1e-12)
 
 
-def test_truths_are_the_same_in_csv_and_parquet(write, steer, apply, table):
+def test_truths_are_the_same_in_csv_and_parquet(write: Any, steer: Any, apply: Any, table: Any) -> None:
     table["sex"] = table["sex"] == "f"
     steer(write(table, "rows.parquet"))
     assert apply(write(table, "new.csv")) == (0, "")
@@ -89,7 +95,9 @@ def test_truths_are_the_same_in_csv_and_parquet(write, steer, apply, table):
 
 
 @pytest.mark.parametrize("name", ["new.csv", "new.parquet"])
-def test_groups_of_another_type_are_refused_even_if_groups_may_be_inferred(write, steer, apply, table, name):
+def test_groups_of_another_type_are_refused_even_if_groups_may_be_inferred(
+    write: Any, steer: Any, apply: Any, table: Any, name: Any
+) -> None:
     numbers = table.assign(sex=table["sex"].map({"f": 1, "m": 2}))
     for fitted, new, words in ((table, numbers, "numbers"), (numbers, table, "text")):
         steer(write(fitted, "rows.csv"))
@@ -99,7 +107,7 @@ def test_groups_of_another_type_are_refused_even_if_groups_may_be_inferred(write
             assert f"in 'sex' are {words}, and the map was fitted on" in err
 
 
-def test_new_and_missing_groups(write, steer, apply, table):
+def test_new_and_missing_groups(write: Any, steer: Any, apply: Any, table: Any) -> None:
     steer(write(table, "rows.csv"))
     new = table.assign(sex=["x", None, None, *table["sex"][3:]])
     code, err = apply(write(new, "new.csv"))
@@ -118,7 +126,7 @@ def test_new_and_missing_groups(write, steer, apply, table):
     assert "fitted without" not in notes
 
 
-def test_intersections_and_columns_that_are_kept(write, steer, apply, table):
+def test_intersections_and_columns_that_are_kept(write: Any, steer: Any, apply: Any, table: Any) -> None:
     table["old"] = np.arange(N_ROWS) % 2
     table["id"] = [f"{i:04d}" for i in range(N_ROWS)]
     steer(write(table, "rows.csv"), "--keep", "id", "--out", "expected.csv", sensitive="sex,old")
@@ -132,7 +140,7 @@ def test_intersections_and_columns_that_are_kept(write, steer, apply, table):
     assert "there is no column 'les' for --keep" in err
 
 
-def test_missing_values_are_read_as_at_the_fit(write, steer, apply, table):
+def test_missing_values_are_read_as_at_the_fit(write: Any, steer: Any, apply: Any, table: Any) -> None:
     table["x"] = ["?", *np.arange(N_ROWS - 1).astype(str)]
     table["y"] = ["NA", "b"] * (N_ROWS // 2)
     steer(write(table, "rows.csv"), "--na-values", "?", "--strict-na", "--out", "expected.csv")
@@ -147,7 +155,9 @@ def test_missing_values_are_read_as_at_the_fit(write, steer, apply, table):
 
 @pytest.mark.parametrize("align", ["equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_align_adds_the_classifier_to_table_output_and_map(run, write, apply, table, align, n_classes):
+def test_align_adds_the_classifier_to_table_output_and_map(
+    run: Callable[..., tuple[int, str, str]], write: Any, apply: Any, table: Any, align: Any, n_classes: Any
+) -> None:
     names = np.array(["no", "yes", "perhaps"])
     table["hired"] = names[(table["hired"] + np.arange(N_ROWS) % (n_classes - 1)).to_numpy() % n_classes]
     arguments = ["steer", write(table, "rows.csv"), "--target", "hired", "--sensitive", "sex", "--folds", 2]
@@ -175,7 +185,9 @@ def test_align_adds_the_classifier_to_table_output_and_map(run, write, apply, ta
     assert code == 0
 
 
-def test_align_measures_what_a_classifier_fitted_without_the_rows_predicts(run, write, table):
+def test_align_measures_what_a_classifier_fitted_without_the_rows_predicts(
+    run: Callable[..., tuple[int, str, str]], write: Any, table: Any
+) -> None:
     from sklearn.preprocessing import StandardScaler
 
     from fairsteer import FairSteeringTransformer, metrics
@@ -184,7 +196,7 @@ def test_align_measures_what_a_classifier_fitted_without_the_rows_predicts(run, 
 
     X, y, groups = table[["age", "pay"]], table["hired"].to_numpy(), table[["sex"]]
     steering = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=groups)
-    how = {"positive": None, "folds": 4, "min_rows": 1}
+    how: dict[str, Any] = {"positive": None, "folds": 4, "min_rows": 1}
     result = compare(steering, X, y, groups, alignment="equal_opportunity", **how)
     predicted = np.full(N_ROWS, -1)
     codes = np.unique(table["sex"], return_inverse=True)[1]

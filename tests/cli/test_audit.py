@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import date
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +20,7 @@ from fairsteer.transformer import FairSteeringTransformer
 
 
 @pytest.fixture
-def table():
+def table() -> Any:
     rng = np.random.default_rng(0)
     y, group = rng.integers(2, size=(2, 400))
     return pd.DataFrame(
@@ -31,11 +34,13 @@ def table():
     )
 
 
-def _audit(file, *options):
+def _audit(file: Any, *options: Any) -> Any:
     return ["audit", file, "--target", "ill", "--sensitive", "sex", "--drop", "leak", *options]
 
 
-def test_prints_the_report_of_the_library_and_writes_the_page(run, table, file):
+def test_prints_the_report_of_the_library_and_writes_the_page(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any
+) -> None:
     html = file.with_name("report.html")
     code, out, err = run(*_audit(file, "--html", html))
     assert (code, err) == (0, "")
@@ -64,7 +69,9 @@ def test_prints_the_report_of_the_library_and_writes_the_page(run, table, file):
     "options",
     [(), ("--folds", "3", "--min-rows", "5", "--positive", "no"), ("--min-cell-size", "60", "--small-cells", "merge")],
 )
-def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(run, table, file, options):
+def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, options: Any
+) -> None:
     rng = np.random.default_rng(1)
     # Features that are learnt from rows: filled gaps, categories of which some are rare, a group that is small.
     table["weight"] = np.where(rng.random(400) < 0.2, np.nan, table["height"] + rng.normal(size=400))
@@ -72,7 +79,7 @@ def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(run, table, fi
     table.loc[:59, "sex"] = "x"
     table.to_csv(file, index=False)
     numbers = re.compile(r"[-+]?\d\.\d{3}")
-    found = {}
+    found: dict[str, Any] = {}
     for command in ("steer", "audit"):
         code, out, err = run(command, *_audit(file, *options)[1:])
         assert code == 0, err
@@ -85,7 +92,9 @@ def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(run, table, fi
     assert all(len(values) == 3 for values in found["steer"].values())
 
 
-def test_without_html_nothing_is_written_and_every_run_prints_the_same(run, file):
+def test_without_html_nothing_is_written_and_every_run_prints_the_same(
+    run: Callable[..., tuple[int, str, str]], file: Any
+) -> None:
     first = run(*_audit(file))
     assert first == run(*_audit(file))
     assert list(file.parent.iterdir()) == [file]
@@ -100,13 +109,17 @@ def test_without_html_nothing_is_written_and_every_run_prints_the_same(run, file
         (("--confidence", "0.9", "--min-rows", "5", "--max-categories", "3"), "90 % bootstrap"),
     ],
 )
-def test_options_reach_the_report(run, file, options, shown):
+def test_options_reach_the_report(
+    run: Callable[..., tuple[int, str, str]], file: Any, options: Any, shown: Any
+) -> None:
     code, out, _ = run(*_audit(file, *options))
     assert code == 0
     assert shown in "".join(out.split("\n")).replace("  ", "") or shown in " ".join(out.split())
 
 
-def test_gaps_in_the_data_are_counted_and_left_out(run, table, file):
+def test_gaps_in_the_data_are_counted_and_left_out(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any
+) -> None:
     table.loc[:2, "ill"] = np.nan
     table.loc[2:4, "sex"] = np.nan
     table.loc[:9, "height"] = np.nan
@@ -134,14 +147,16 @@ def test_gaps_in_the_data_are_counted_and_left_out(run, table, file):
         (("--drop", "shoe"), "there is no column 'shoe'"),
     ],
 )
-def test_bad_input_costs_a_sentence(run, file, options, message):
+def test_bad_input_costs_a_sentence(
+    run: Callable[..., tuple[int, str, str]], file: Any, options: Any, message: Any
+) -> None:
     code, out, err = run(*_audit(file, *options))
     assert (code, out) == (2, "")
     assert message in " ".join(err.split())
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_real_data(run, real_data, tmp_path):
+def test_real_data(run: Callable[..., tuple[int, str, str]], real_data: Path, tmp_path: Path) -> None:
     html = tmp_path / "compas.html"
     leaks = ["days_b_screening_arrest", "decile_score", "score_text", "is_recid", "v_decile_score", "v_score_text"]
     frame = pd.read_parquet(real_data / "tabular" / "compas.parquet")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,7 @@ N_ROWS = 240
 
 
 @pytest.fixture
-def table():
+def table() -> Any:
     """Rows whose features depend on class and group, with units far apart, a category and a constant."""
     rng = np.random.default_rng(0)
     y, group = rng.integers(2, size=(2, N_ROWS))
@@ -36,18 +39,18 @@ def table():
     )
 
 
-def _steer(file, *options):
+def _steer(file: Any, *options: Any) -> Any:
     return ["steer", file, "--target", "ill", "--sensitive", "sex", *options]
 
 
-def _one_line(text):
+def _one_line(text: Any) -> Any:
     return " ".join(text.split())
 
 
 # ---- what is printed
 
 
-def test_demo_prints_the_same_table_every_time_within_80_columns(run):
+def test_demo_prints_the_same_table_every_time_within_80_columns(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = run("demo")
     assert code == 0
     assert err == ""
@@ -64,7 +67,9 @@ def test_demo_prints_the_same_table_every_time_within_80_columns(run):
     assert run("demo") == (code, out, err)
 
 
-def test_steer_without_out_prints_the_table_and_says_that_nothing_was_written(run, file):
+def test_steer_without_out_prints_the_table_and_says_that_nothing_was_written(
+    run: Callable[..., tuple[int, str, str]], file: Any
+) -> None:
     code, out, _ = run(*_steer(file))
     assert code == 0
     assert "each predicted by a fit that did not see it" in " ".join(out.split())
@@ -74,7 +79,7 @@ def test_steer_without_out_prints_the_table_and_says_that_nothing_was_written(ru
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_many_classes_and_intersections(run, table, tmp_path):
+def test_many_classes_and_intersections(run: Callable[..., tuple[int, str, str]], table: Any, tmp_path: Path) -> None:
     table["ill"] = np.arange(N_ROWS) % 3
     table["old"] = np.arange(N_ROWS) % 2 == 0
     table.to_parquet(tmp_path / "rows.parquet")
@@ -93,13 +98,15 @@ def test_many_classes_and_intersections(run, table, tmp_path):
         ("--shrinkage", "oas", "--positive", "no", "--max-categories", "1"),
     ],
 )
-def test_every_option_reaches_the_estimator(run, file, options):
+def test_every_option_reaches_the_estimator(run: Callable[..., tuple[int, str, str]], file: Any, options: Any) -> None:
     code, _, err = run(*_steer(file, *options))
     assert (code, "Traceback" in err) == (0, False)
 
 
 @pytest.mark.parametrize("small_cells", ["pool", "merge"])
-def test_small_cells_and_inference_are_those_of_the_estimator(run, table, file, small_cells):
+def test_small_cells_and_inference_are_those_of_the_estimator(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, small_cells: Any
+) -> None:
     table["sex"] = np.where(np.arange(N_ROWS) % 20 < 2, np.array(["x", "y"])[np.arange(N_ROWS) % 2], table["sex"])
     table.loc[30:39, "sex"] = np.nan
     table = table.drop(columns=["colour", "one"])
@@ -133,7 +140,9 @@ def test_small_cells_and_inference_are_those_of_the_estimator(run, table, file, 
     )
 
 
-def test_min_cell_size_is_asked_of_the_whole_file_not_of_its_folds(run, table, file):
+def test_min_cell_size_is_asked_of_the_whole_file_not_of_its_folds(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any
+) -> None:
     least = table.value_counts(["ill", "sex"]).min()
     assert run(*_steer(file, "--min-cell-size", least))[0] == 0
     code, _, err = run(*_steer(file, "--min-cell-size", least + 1))
@@ -142,7 +151,7 @@ def test_min_cell_size_is_asked_of_the_whole_file_not_of_its_folds(run, table, f
     assert f"({least}). --small-cells pool" in err
 
 
-def test_versions(run):
+def test_versions(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = run("versions")
     assert code == 0
     assert "fairsteer" in out
@@ -152,7 +161,9 @@ def test_versions(run):
 
 
 @pytest.mark.parametrize("extension", ["csv", "parquet"])
-def test_steered_file_holds_encoded_steered_features_and_untouched_labels(run, table, file, extension):
+def test_steered_file_holds_encoded_steered_features_and_untouched_labels(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, extension: Any
+) -> None:
     out = file.with_name(f"steered.{extension}")
     assert run(*_steer(file, "--out", out))[0] == 0
     written = pd.read_csv(out) if extension == "csv" else pd.read_parquet(out)
@@ -173,7 +184,9 @@ def test_steered_file_holds_encoded_steered_features_and_untouched_labels(run, t
 
 
 @pytest.mark.slow
-def test_output_is_the_same_bytes_every_time_and_in_any_pieces(run, file, monkeypatch):
+def test_output_is_the_same_bytes_every_time_and_in_any_pieces(
+    run: Callable[..., tuple[int, str, str]], file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, pieces = (file.with_name(f"{name}.csv") for name in ("first", "second", "pieces"))
     run(*_steer(file, "--out", first))
     run(*_steer(file, "--out", second))
@@ -187,7 +200,9 @@ def test_output_is_the_same_bytes_every_time_and_in_any_pieces(run, file, monkey
     )
 
 
-def test_index_and_types_survive_in_parquet(run, table, tmp_path):
+def test_index_and_types_survive_in_parquet(
+    run: Callable[..., tuple[int, str, str]], table: Any, tmp_path: Path
+) -> None:
     table.index = pd.Index([f"row{i}" for i in range(N_ROWS)], name="id")
     table["sex"] = table["sex"].astype("category")
     table["ill"] = (table["ill"] == "yes").astype("int8")
@@ -200,7 +215,9 @@ def test_index_and_types_survive_in_parquet(run, table, tmp_path):
     assert written["ill"].dtype == "int8"
 
 
-def test_plain_row_numbers_survive_in_pieces(run, table, tmp_path, monkeypatch):
+def test_plain_row_numbers_survive_in_pieces(
+    run: Callable[..., tuple[int, str, str]], table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "fairsteer.cli._steer.pieces", lambda n_rows, _: (slice(i, min(i + 50, n_rows)) for i in range(0, n_rows, 50))
     )
@@ -209,7 +226,9 @@ def test_plain_row_numbers_survive_in_pieces(run, table, tmp_path, monkeypatch):
     pd.testing.assert_index_equal(pd.read_parquet(tmp_path / "steered.parquet").index, pd.RangeIndex(N_ROWS))
 
 
-def test_map_steers_the_same_rows_alike_and_new_rows_without_target(run, table, file):
+def test_map_steers_the_same_rows_alike_and_new_rows_without_target(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any
+) -> None:
     out, again, model = (file.with_name(name) for name in ("out.parquet", "again.parquet", "map.safetensors"))
     assert run(*_steer(file, "--out", out, "--model", model))[0] == 0
     assert run("apply", model, file, "--out", again)[0] == 0
@@ -222,12 +241,14 @@ def test_map_steers_the_same_rows_alike_and_new_rows_without_target(run, table, 
     np.testing.assert_allclose(pd.read_parquet(again)["income"], pd.read_parquet(out)["income"].tail(5), rtol=1e-12)
 
 
-def test_input_file_may_be_replaced_with_force(run, file):
+def test_input_file_may_be_replaced_with_force(run: Callable[..., tuple[int, str, str]], file: Any) -> None:
     assert run(*_steer(file, "--out", file, "--force"))[0] == 0
     assert "colour=red" in pd.read_csv(file).columns
 
 
-def test_kept_columns_are_copied_and_dropped_ones_forgotten(run, table, file):
+def test_kept_columns_are_copied_and_dropped_ones_forgotten(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any
+) -> None:
     table["id"] = [f"p{i}" for i in range(N_ROWS)]
     table["leak"] = (table["ill"] == "yes").astype(int)
     table.to_csv(file, index=False)
@@ -248,7 +269,15 @@ def test_kept_columns_are_copied_and_dropped_ones_forgotten(run, table, file):
     ],
     ids=["compas", "compas with leaks", "adult"],
 )
-def test_real_data(run, real_data, tmp_path, file, target, sensitive, drop):
+def test_real_data(
+    run: Callable[..., tuple[int, str, str]],
+    real_data: Path,
+    tmp_path: Path,
+    file: Any,
+    target: Any,
+    sensitive: Any,
+    drop: Any,
+) -> None:
     path, out = real_data / "tabular" / f"{file}.parquet", tmp_path / "steered.parquet"
     arguments = ["steer", path, "--target", target, "--sensitive", sensitive, "--folds", 2]
     arguments += [word for name in drop for word in ("--drop", name)]
@@ -265,7 +294,9 @@ def test_real_data(run, real_data, tmp_path, file, target, sensitive, drop):
 # ---- gaps in the data
 
 
-def test_missing_values_are_counted_filled_and_kept(run, table, file):
+def test_missing_values_are_counted_filled_and_kept(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any
+) -> None:
     table.loc[:9, "height"] = np.nan
     table.loc[:4, "colour"] = np.nan
     table.loc[20:22, "ill"] = np.nan
@@ -287,7 +318,9 @@ def test_missing_values_are_counted_filled_and_kept(run, table, file):
     assert written.select_dtypes("number").notna().all(axis=None)
 
 
-def test_new_categories_are_counted_and_new_groups_refused_unless_inferred(run, table, file):
+def test_new_categories_are_counted_and_new_groups_refused_unless_inferred(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any
+) -> None:
     model, out = file.with_name("map.safetensors"), file.with_name("out.csv")
     run(*_steer(file, "--model", model))
     table.loc[0, "colour"] = "violet"
@@ -309,7 +342,9 @@ def test_new_categories_are_counted_and_new_groups_refused_unless_inferred(run, 
     assert len(pd.read_csv(out)) == N_ROWS
 
 
-def test_text_codes_stay_text_in_csv(run, table, file, tmp_path):
+def test_text_codes_stay_text_in_csv(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, tmp_path: Path
+) -> None:
     table["sex"] = table["sex"].map({"f": "01", "m": "02"})
     table["colour"] = table["colour"].map({"red": "7", "green": "8", "blue": "9"})
     table.to_parquet(tmp_path / "rows.parquet")
@@ -413,7 +448,9 @@ BAD_INPUT = {
 
 
 @pytest.fixture
-def folder(table, file, tmp_path, monkeypatch, run):
+def folder(
+    table: Any, file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> Any:
     """A working directory with every file that the refusals need."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.csv").mkdir()
@@ -439,7 +476,9 @@ def folder(table, file, tmp_path, monkeypatch, run):
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
-def test_bad_input_is_one_sentence_and_exit_code_2(run, folder, arguments, message):
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    run: Callable[..., tuple[int, str, str]], folder: Any, arguments: Any, message: Any
+) -> None:
     if {"map.safetensors", "other.safetensors"} & set(arguments):
         assert run(*_steer("rows.csv", "--model", "map.safetensors"))[0] == 0
         extra = persistence.read_extra("map.safetensors")
@@ -447,7 +486,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, folder, arguments, messa
     out = folder / "out.csv"
     out.write_text("old")
     before = sorted(folder.iterdir())
-    options = () if "--out" in arguments or arguments[0] != "steer" else ("--out", "out.csv", "--force")
+    options: tuple[str, ...] = (
+        () if "--out" in arguments or arguments[0] != "steer" else ("--out", "out.csv", "--force")
+    )
     if arguments[0] == "apply":
         options = ("--force",)
     code, printed, err = run(*arguments, *options)
@@ -461,7 +502,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, folder, arguments, messa
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_unwritable_folder_is_refused_before_the_work(run, file, tmp_path):
+def test_unwritable_folder_is_refused_before_the_work(
+    run: Callable[..., tuple[int, str, str]], file: Any, tmp_path: Path
+) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     code, _, err = run(*_steer(file, "--out", locked / "out.csv"))
@@ -469,12 +512,14 @@ def test_unwritable_folder_is_refused_before_the_work(run, file, tmp_path):
     assert "permission denied" in err
 
 
-def test_failure_while_writing_leaves_the_old_files(run, file, monkeypatch):
+def test_failure_while_writing_leaves_the_old_files(
+    run: Callable[..., tuple[int, str, str]], file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, model = file.with_name("out.csv"), file.with_name("map.safetensors")
     out.write_text("old rows")
     model.write_text("old map")
 
-    def fail(*_, **__):
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_writing._CsvWriter, "write", fail)
@@ -486,7 +531,9 @@ def test_failure_while_writing_leaves_the_old_files(run, file, monkeypatch):
     assert sorted(file.parent.iterdir()) == sorted([file, out, model])
 
 
-def test_defect_is_exit_code_1_without_a_traceback(run, file, monkeypatch):
+def test_defect_is_exit_code_1_without_a_traceback(
+    run: Callable[..., tuple[int, str, str]], file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("FAIRSTEER_TRACEBACK", raising=False)
     monkeypatch.setattr(_fitting, "read_table", lambda *_: 1 / 0)
     code, _, err = run(*_steer(file))
@@ -497,7 +544,7 @@ def test_defect_is_exit_code_1_without_a_traceback(run, file, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["typer", "rich", "pandas", "pyarrow"])
-def test_missing_extra_is_one_sentence(missing):
+def test_missing_extra_is_one_sentence(missing: Any) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None\nfrom fairsteer.cli import main\nmain(['demo'])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 2
@@ -505,7 +552,7 @@ def test_missing_extra_is_one_sentence(missing):
 
 
 @pytest.mark.slow
-def test_module_runs_as_a_program():
+def test_module_runs_as_a_program() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "fairsteer.cli", "--help"], capture_output=True, text=True, check=False
     )

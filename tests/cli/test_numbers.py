@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +21,7 @@ GAPS = ("demographic parity gap", "equal opportunity gap", "equalized odds gap")
 
 
 @pytest.fixture
-def table():
+def table() -> Any:
     """Gaps in the numbers and a rare category, so that folds are prepared differently; groups sorted, as files are."""
     rng = np.random.default_rng(3)
     y, group = rng.integers(0, 2, (2, N_ROWS))
@@ -35,20 +38,22 @@ def table():
     return frame.sort_values(["sex", "hired"])
 
 
-def _values(printed):
+def _values(printed: Any) -> Any:
     """Name of a line of the first table and its numbers: accuracy and gaps before, steered, and the change."""
     rows = {}
     for name in ("accuracy", *GAPS):
         found = re.search(rf"^{name}\s+(.*)$", printed, flags=re.MULTILINE)
+        assert found is not None
         rows[name] = found[1].split()[:3]
     return rows
 
 
-def _verdict(printed):
+def _verdict(printed: Any) -> Any:
     """The sentence that says what became of the gaps and of accuracy."""
     found = re.search(
         r"The [a-z ]+ gap (?:grew|shrank|stayed|is)[^•]*?accuracy .*?\.\d{3}[^.]*\.(?=\d{3})?\S*", printed, re.DOTALL
     )
+    assert found is not None
     return " ".join(found[0].split())
 
 
@@ -62,7 +67,9 @@ def _verdict(printed):
         ("--min-cell-size", "5", "--small-cells", "merge", "--keep", "town"),
     ],
 )
-def test_steer_and_audit_print_the_same_numbers(run, file, options):
+def test_steer_and_audit_print_the_same_numbers(
+    run: Callable[..., tuple[int, str, str]], file: Any, options: Any
+) -> None:
     arguments = (file, "--target", "hired", "--sensitive", "sex", *options)
     _, steered, _ = run("steer", *arguments)
     _, audited, _ = run("audit", *arguments)
@@ -73,7 +80,7 @@ def test_steer_and_audit_print_the_same_numbers(run, file, options):
         assert re.search(f"{gap} (grew|shrank|stayed|is)", verdicts[0], flags=re.IGNORECASE)
 
 
-def test_numbers_are_those_of_the_metrics_on_the_same_predictions(table):
+def test_numbers_are_those_of_the_metrics_on_the_same_predictions(table: Any) -> None:
     table = table.dropna()
     X, y, groups = table[["age", "pay"]], table["hired"].to_numpy(), table[["sex"]]
     steering = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=groups)
@@ -102,7 +109,7 @@ def test_numbers_are_those_of_the_metrics_on_the_same_predictions(table):
         np.testing.assert_allclose(result.group_rates(name)["TPR"], rates["true_positive_rate"], atol=1e-12)
 
 
-def test_the_positive_class_is_named(run, table, file):
+def test_the_positive_class_is_named(run: Callable[..., tuple[int, str, str]], table: Any, file: Any) -> None:
     table.assign(hired=np.where(table["hired"] == 1, 1, 2)).to_csv(file, index=False)
     arguments = (file, "--target", "hired", "--sensitive", "sex")
     assert "Positive class: 2 (by default the larger label" in " ".join(run("steer", *arguments)[1].split())
@@ -113,10 +120,12 @@ def test_the_positive_class_is_named(run, table, file):
 # ---- nothing that nobody asked for
 
 
-def test_groups_are_inferred_only_where_somebody_needs_it(run, table, file, tmp_path, monkeypatch):
+def test_groups_are_inferred_only_where_somebody_needs_it(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calibrated = []
 
-    def counted(*arguments):
+    def counted(*arguments: Any) -> Any:
         calibrated.append(1)
         return held_out_folds(*arguments)
 
@@ -133,11 +142,13 @@ def test_groups_are_inferred_only_where_somebody_needs_it(run, table, file, tmp_
     assert calibrated
 
 
-def test_every_fit_is_made_once(run, file, monkeypatch):
+def test_every_fit_is_made_once(
+    run: Callable[..., tuple[int, str, str]], file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fits = []
     fit = FairSteeringTransformer.fit
 
-    def counted(self, X, *arguments, **options):
+    def counted(self: Any, X: Any, *arguments: Any, **options: Any) -> Any:
         fits.append(len(X))
         return fit(self, X, *arguments, **options)
 
@@ -152,7 +163,7 @@ def test_every_fit_is_made_once(run, file, monkeypatch):
 # ---- notes of what makes the numbers doubtful
 
 
-def test_fewer_rows_than_features(run, tmp_path):
+def test_fewer_rows_than_features(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(60, 50)).round(3)).add_prefix("x")
     frame = frame.assign(sex=["f", "m", "m"] * 20, hired=rng.integers(0, 2, 60))
@@ -164,7 +175,7 @@ def test_fewer_rows_than_features(run, tmp_path):
         assert "fewer rows" not in run(command, *arguments, "--covariance", "diagonal")[2]
 
 
-def test_rows_that_move_far(run, table, file):
+def test_rows_that_move_far(run: Callable[..., tuple[int, str, str]], table: Any, file: Any) -> None:
     table["age"] += np.where(table["sex"] == "f", 500, 0)
     table["pay"] += np.where(table["sex"] == "f", 50_000, 0)
     table.drop(columns="town").to_csv(file, index=False)
@@ -175,19 +186,23 @@ def test_rows_that_move_far(run, table, file):
     assert "standard deviations: steered rows may lie" in " ".join(run("audit", *arguments)[1].split())
 
 
-def test_aligned_scores_are_measured_alike_by_steer_and_audit(run, table, file, tmp_path):
+def test_aligned_scores_are_measured_alike_by_steer_and_audit(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, tmp_path: Path
+) -> None:
     table.drop(columns="town").to_csv(file, index=False)
     arguments = (file, "--target", "hired", "--sensitive", "sex", "--align", "equal_opportunity")
     _, steered, _ = run("steer", *arguments)
     code, audited, err = run("audit", *arguments, "--html", tmp_path / "report.html")
     assert code == 0, err
     for name in ("accuracy", *GAPS):
-        aligned = re.search(rf"^{name}\s+(.*)$", steered, flags=re.MULTILINE)[1].split()[-1]
-        assert re.search(rf"^{name}\s+(.*)$", audited, flags=re.MULTILINE)[1].split()[1] == aligned
+        (aligned,), (again,) = (
+            re.findall(rf"^{name}\s+(.*)$", text, flags=re.MULTILINE) for text in (steered, audited)
+        )
+        assert again.split()[1] == aligned.split()[-1]
     assert "score_alignment=" in "".join(audited.split())
 
 
-def test_messages_of_the_library_name_options(run, tmp_path):
+def test_messages_of_the_library_name_options(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """One class is absent from a group, so the library warns, and speaks of its own parameters elsewhere."""
     from fairsteer.cli._fitting import _as_options
 
@@ -201,7 +216,9 @@ def test_messages_of_the_library_name_options(run, tmp_path):
     assert "Cells" not in note
 
 
-def test_control_characters_in_labels_are_written_out(run, table, file):
+def test_control_characters_in_labels_are_written_out(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any
+) -> None:
     table["sex"] = table["sex"].map({"f": "f\x1b[31m", "m": "m\x07"})
     table.to_csv(file, index=False)
     _, out, _ = run("steer", file, "--target", "hired", "--sensitive", "sex")

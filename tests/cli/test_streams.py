@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 
 
 @pytest.fixture
-def table():
+def table() -> Any:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, N_ROWS)
     return pd.DataFrame(
@@ -35,11 +37,11 @@ def table():
     )
 
 
-def _arguments(command, file, *options):
+def _arguments(command: Any, file: Any, *options: Any) -> Any:
     return [command, str(file), "--target", "hired", "--sensitive", "sex", "--folds", "2", *options]
 
 
-def _fairsteer(*arguments, **how):
+def _fairsteer(*arguments: Any, **how: Any) -> Any:
     """Run the command line as a process of its own."""
     environment = {**os.environ, "COLUMNS": "80", **how.pop("env", {})}
     return subprocess.run(
@@ -51,11 +53,11 @@ def _fairsteer(*arguments, **how):
 
 
 @pytest.fixture
-def run_on_descriptors(capfdbinary, monkeypatch):
+def run_on_descriptors(capfdbinary: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command line with what it writes to the descriptors, below Python's own streams; returns bytes."""
     monkeypatch.setenv("COLUMNS", "80")
 
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         capfdbinary.readouterr()
         with pytest.raises(SystemExit) as stop:
             main([str(argument) for argument in arguments])
@@ -66,7 +68,7 @@ def run_on_descriptors(capfdbinary, monkeypatch):
 
 @POSIX
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1"])
-def test_standard_output_carries_the_table_and_nothing_else(run_on_descriptors, file, name):
+def test_standard_output_carries_the_table_and_nothing_else(run_on_descriptors: Any, file: Any, name: Any) -> None:
     out = file.with_name("out.csv")
     assert run_on_descriptors(*_arguments("steer", file, "--out", out))[0] == 0
     code, printed, notes = run_on_descriptors(*_arguments("steer", file, "--out", name))
@@ -77,14 +79,16 @@ def test_standard_output_carries_the_table_and_nothing_else(run_on_descriptors, 
 
 
 @POSIX
-def test_a_process_reads_standard_input_and_writes_standard_output(file):
+def test_a_process_reads_standard_input_and_writes_standard_output(file: Any) -> None:
     done = _fairsteer(*_arguments("steer", "-", "--out", "-"), input=file.read_bytes(), capture_output=True)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == N_ROWS + 1
 
 
 @POSIX
-def test_a_pipe_and_a_link_to_a_device_stay_what_they_are(run, file, tmp_path):
+def test_a_pipe_and_a_link_to_a_device_stay_what_they_are(
+    run: Callable[..., tuple[int, str, str]], file: Any, tmp_path: Path
+) -> None:
     pipe, device = tmp_path / "pipe", tmp_path / "null"
     os.mkfifo(pipe)
     device.symlink_to(os.devnull)
@@ -101,7 +105,7 @@ def test_a_pipe_and_a_link_to_a_device_stay_what_they_are(run, file, tmp_path):
 
 
 @POSIX
-def test_a_link_to_a_file_stays_a_link(run, file, tmp_path):
+def test_a_link_to_a_file_stays_a_link(run: Callable[..., tuple[int, str, str]], file: Any, tmp_path: Path) -> None:
     link = tmp_path / "link.csv"
     link.symlink_to(tmp_path / "target.csv")
     assert run(*_arguments("steer", file, "--out", link))[0] == 0
@@ -110,7 +114,7 @@ def test_a_link_to_a_file_stays_a_link(run, file, tmp_path):
 
 
 @POSIX
-def test_the_page_of_audit_goes_to_standard_output(run_on_descriptors, file):
+def test_the_page_of_audit_goes_to_standard_output(run_on_descriptors: Any, file: Any) -> None:
     code, printed, notes = run_on_descriptors(*_arguments("audit", file, "--html", "-"))
     assert code == 0
     assert printed.startswith(b"<!DOCTYPE html>")
@@ -118,7 +122,7 @@ def test_the_page_of_audit_goes_to_standard_output(run_on_descriptors, file):
 
 
 @POSIX
-def test_a_reader_who_leaves_early_stops_nothing(file):
+def test_a_reader_who_leaves_early_stops_nothing(file: Any) -> None:
     out = file.with_name("out.csv")
     command = [sys.executable, "-m", "fairsteer.cli", *_arguments("steer", file, "--out", str(out))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -131,7 +135,9 @@ def test_a_reader_who_leaves_early_stops_nothing(file):
 
 
 @POSIX
-def test_the_next_run_removes_what_a_killed_one_left(run, file, tmp_path):
+def test_the_next_run_removes_what_a_killed_one_left(
+    run: Callable[..., tuple[int, str, str]], file: Any, tmp_path: Path
+) -> None:
     # A pipe without a reader holds the run up when the rows are written beside their target already.
     pipe = tmp_path / "map.safetensors"
     os.mkfifo(pipe)
@@ -149,7 +155,9 @@ def test_the_next_run_removes_what_a_killed_one_left(run, file, tmp_path):
 
 
 @POSIX
-def test_a_working_directory_that_is_gone_is_a_sentence(run, tmp_path, monkeypatch):
+def test_a_working_directory_that_is_gone_is_a_sentence(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -165,7 +173,14 @@ def test_a_working_directory_that_is_gone_is_a_sentence(run, tmp_path, monkeypat
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("command", ["steer", "audit"])
-def test_tables_fit_the_terminal_and_keep_their_labels(run, table, file, monkeypatch, width, command):
+def test_tables_fit_the_terminal_and_keep_their_labels(
+    run: Callable[..., tuple[int, str, str]],
+    table: Any,
+    file: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    width: Any,
+    command: Any,
+) -> None:
     table["sex"] = table["sex"].map({"f": "women and girls", "m": "men"})
     table.to_csv(file, index=False)
     monkeypatch.setenv("COLUMNS", str(width))  # after the fixture's own
@@ -185,7 +200,9 @@ def test_tables_fit_the_terminal_and_keep_their_labels(run, table, file, monkeyp
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("command", ["steer", "audit"])
-def test_streams_that_are_not_utf8_get_their_own_letters(table, file, monkeypatch, encoding, command):
+def test_streams_that_are_not_utf8_get_their_own_letters(
+    table: Any, file: Any, monkeypatch: pytest.MonkeyPatch, encoding: Any, command: Any
+) -> None:
     table["sex"] = table["sex"].map({"f": "日本 ≤", "m": "é"})
     table.to_csv(file, index=False)
     printed = io.BytesIO()
@@ -199,7 +216,9 @@ def test_streams_that_are_not_utf8_get_their_own_letters(table, file, monkeypatc
     assert "─" not in text
 
 
-def test_no_color_is_honoured(run, file, monkeypatch):
+def test_no_color_is_honoured(
+    run: Callable[..., tuple[int, str, str]], file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     file.write_text(file.read_text().replace("age", "id"), encoding="utf-8")
@@ -211,7 +230,7 @@ def test_no_color_is_honoured(run, file, monkeypatch):
 LABELS = ["[unknown]", "[/x]", "n/a [/]", ":female_sign:", "$x$", "<b>&amp;</b>", "[bold red]f[/]", r"\[x]", "=1+1"]
 
 
-def test_labels_are_text_everywhere(run, table, file):
+def test_labels_are_text_everywhere(run: Callable[..., tuple[int, str, str]], table: Any, file: Any) -> None:
     table["sex"] = np.array(LABELS)[np.arange(N_ROWS) % len(LABELS)]
     table.to_csv(file, index=False)
     out, html = file.with_name("out.csv"), file.with_name("report.html")
@@ -229,7 +248,7 @@ def test_labels_are_text_everywhere(run, table, file):
 # ---- help
 
 
-def test_help_imports_nothing_heavy_and_costs_little():
+def test_help_imports_nothing_heavy_and_costs_little() -> None:
     program = (
         "import sys, time\nfrom fairsteer.cli import main\n"
         "try: main(['steer', '--help'])\nexcept SystemExit: pass\n"
@@ -242,7 +261,7 @@ def test_help_imports_nothing_heavy_and_costs_little():
     assert float(seconds) < 0.6  # 0.15 on a machine that is not busy
 
 
-def test_without_arguments_it_says_what_there_is_in_ten_lines(run):
+def test_without_arguments_it_says_what_there_is_in_ten_lines(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = run()
     assert code == 0
     assert len(out.splitlines()) <= 10
@@ -251,7 +270,7 @@ def test_without_arguments_it_says_what_there_is_in_ten_lines(run):
 
 
 @pytest.mark.parametrize("command", ["demo", "steer", "audit", "apply", "export", "versions"])
-def test_every_command_has_help_with_an_example(run, command):
+def test_every_command_has_help_with_an_example(run: Callable[..., tuple[int, str, str]], command: Any) -> None:
     code, out, _ = run(command, "-h")
     assert code == 0
     assert run(command, "--help") == (0, out, "")
@@ -259,7 +278,7 @@ def test_every_command_has_help_with_an_example(run, command):
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_audit_and_export_have_every_option_of_the_fit(run):
+def test_audit_and_export_have_every_option_of_the_fit(run: Callable[..., tuple[int, str, str]]) -> None:
     options = {
         command: set(re.findall(r"--[a-z-]+", run(command, "-h")[1])) for command in ("steer", "audit", "export")
     }
@@ -269,7 +288,7 @@ def test_audit_and_export_have_every_option_of_the_fit(run):
     assert {"--keep", "--pooling", "--min-cell-size", "--small-cells", "--unknown-group"} <= options["steer"]
 
 
-def test_version_and_completion(run):
+def test_version_and_completion(run: Callable[..., tuple[int, str, str]]) -> None:
     import fairsteer
 
     assert run("--version") == (0, f"fairsteer {fairsteer.__version__}\n", "")
@@ -283,7 +302,9 @@ def test_version_and_completion(run):
     assert done.stdout.split() == ["steer"]
 
 
-def test_examples_of_the_help_run(run, table, tmp_path, monkeypatch):
+def test_examples_of_the_help_run(
+    run: Callable[..., tuple[int, str, str]], table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each as it is printed, one after the other."""
     monkeypatch.chdir(tmp_path)
     people = table.assign(id=[f"p{i}" for i in range(N_ROWS)], age_group=np.arange(N_ROWS) % 2)

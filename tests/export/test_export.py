@@ -7,7 +7,9 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,35 +39,36 @@ NAMES = np.array(["a", "b", "c"])
 
 
 @pytest.fixture(scope="module")
-def rows(make_data):
+def rows(make_data: Any) -> Any:
     """Positive float32 rows of three groups, far enough from the origin that scalers have something to do."""
     X, y, group = make_data(n=400, n_features=5, n_classes=3, n_groups=3)
     return np.exp(0.2 * X + 1).astype(np.float32), y, NAMES[group]
 
 
 @pytest.fixture
-def run_onnx(tmp_path):
+def run_onnx(tmp_path: Path) -> Any:
     """Export a transformer and run the graph; returns the output for rows and codes."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     path = tmp_path / "map.onnx"
 
-    def run(transformer, X, codes=None):
+    def run(transformer: Any, X: Any, codes: Any = None) -> Any:
         export_onnx(transformer, path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         inputs = {"X": X} if codes is None else {"X": X, "group": np.asarray(codes, dtype=np.int64)}
         (output,) = session.run(["Y"], inputs)
         return output
 
-    run.path = path
-    return run
+    found: Any = run
+    found.path = path
+    return found
 
 
-def _codes(labels):
+def _codes(labels: Any) -> Any:
     return np.searchsorted(NAMES, labels)
 
 
-def _assert_close(found, expected):
+def _assert_close(found: Any, expected: Any) -> None:
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -89,27 +92,27 @@ PARAMS = [
 
 
 @pytest.mark.parametrize("params", PARAMS, ids=str)
-def test_graph_does_what_transform_does(rows, run_onnx, params):
+def test_graph_does_what_transform_does(rows: Any, run_onnx: Any, params: Any) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
     _assert_close(run_onnx(steer, X, _codes(group)), steer.transform(X, sensitive_features=group))
 
 
 @pytest.mark.parametrize("kind", [MeanMatchingTransformer, CovarianceMatchingTransformer])
-def test_baselines_can_be_exported(rows, run_onnx, kind):
+def test_baselines_can_be_exported(rows: Any, run_onnx: Any, kind: Any) -> None:
     X, y, group = rows
     matching = kind().fit(X, y, sensitive_features=group)
     _assert_close(run_onnx(matching, X, _codes(group)), matching.transform(X, sensitive_features=group))
 
 
-def test_a_frozen_scaler_is_folded_in(rows, run_onnx):
+def test_a_frozen_scaler_is_folded_in(rows: Any, run_onnx: Any) -> None:
     X, y, group = rows
     scaler = FrozenEstimator(StandardScaler().fit(X))
     steer = FairSteeringTransformer(feature_transform=scaler).partial_fit(X, y, sensitive_features=group)
     _assert_close(run_onnx(steer, X, _codes(group)), steer.transform(X, sensitive_features=group))
 
 
-def test_where_one_map_moves_all_rows_the_graph_takes_no_groups(rows, run_onnx):
+def test_where_one_map_moves_all_rows_the_graph_takes_no_groups(rows: Any, run_onnx: Any) -> None:
     X, y, group = rows
     leace = LeaceTransformer().fit(X, sensitive_features=group)
     _assert_close(run_onnx(leace, X), leace.transform(X))
@@ -120,7 +123,7 @@ def test_where_one_map_moves_all_rows_the_graph_takes_no_groups(rows, run_onnx):
 
 
 @pytest.mark.parametrize("transform", [None, StandardScaler(), "log"], ids=str)
-def test_reference_group_keeps_its_bits(rows, run_onnx, transform):
+def test_reference_group_keeps_its_bits(rows: Any, run_onnx: Any, transform: Any) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer(
         intervention="affirmative", reference_group="b", feature_transform=transform, unknown_group="infer"
@@ -132,7 +135,9 @@ def test_reference_group_keeps_its_bits(rows, run_onnx, transform):
 
 @pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_codes_that_are_no_groups_are_inferred_or_become_nan(rows, run_onnx, unknown_group, covariance):
+def test_codes_that_are_no_groups_are_inferred_or_become_nan(
+    rows: Any, run_onnx: Any, unknown_group: Any, covariance: Any
+) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer(covariance=covariance, unknown_group=unknown_group)
     steer.fit(X, y, sensitive_features=group)
@@ -155,7 +160,7 @@ def test_codes_that_are_no_groups_are_inferred_or_become_nan(rows, run_onnx, unk
 
 
 @pytest.mark.parametrize("transform", [StandardScaler(), "log"], ids=str)
-def test_groups_are_inferred_in_the_coordinates_of_the_model(rows, run_onnx, transform):
+def test_groups_are_inferred_in_the_coordinates_of_the_model(rows: Any, run_onnx: Any, transform: Any) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer(feature_transform=transform, unknown_group="infer")
     steer.fit(X, y, sensitive_features=group)
@@ -163,13 +168,13 @@ def test_groups_are_inferred_in_the_coordinates_of_the_model(rows, run_onnx, tra
 
 
 @pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
-def test_an_empty_batch_comes_out_empty(rows, run_onnx, unknown_group):
+def test_an_empty_batch_comes_out_empty(rows: Any, run_onnx: Any, unknown_group: Any) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer(unknown_group=unknown_group).fit(X, y, sensitive_features=group)
     assert run_onnx(steer, X[:0], _codes(group[:0])).shape == (0, 5)
 
 
-def test_inference_knows_subgroups_without_rows_and_no_calibration(rows, run_onnx):
+def test_inference_knows_subgroups_without_rows_and_no_calibration(rows: Any, run_onnx: Any) -> None:
     X, y, group = rows
     seen = (y != 0) | (group != "a")
     steer = FairSteeringTransformer(unknown_group="infer")
@@ -185,7 +190,9 @@ STAYS = [{}, {"intervention": "affirmative", "reference_group": "b"}, {"strength
 @pytest.mark.parametrize("params", STAYS, ids=str)
 @pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
 @pytest.mark.parametrize("transform", [None, "log", StandardScaler(), FrozenEstimator(StandardScaler())], ids=str)
-def test_a_row_that_transform_refuses_is_nan_whatever_its_group(rows, run_onnx, transform, unknown_group, params):
+def test_a_row_that_transform_refuses_is_nan_whatever_its_group(
+    rows: Any, run_onnx: Any, transform: Any, unknown_group: Any, params: Any
+) -> None:
     X, y, group = rows
     if isinstance(transform, FrozenEstimator):
         transform.estimator.fit(X)
@@ -206,7 +213,7 @@ def test_a_row_that_transform_refuses_is_nan_whatever_its_group(rows, run_onnx, 
     _assert_close(output[n:], steer.transform(X, sensitive_features=group))
 
 
-def test_one_map_for_all_refuses_rows_too(rows, run_onnx):
+def test_one_map_for_all_refuses_rows_too(rows: Any, run_onnx: Any) -> None:
     X, y, group = rows
     with pytest.warns(UserWarning, match="nothing is being steered"):
         alone = FairSteeringTransformer(feature_transform="log").fit(X, y)
@@ -231,7 +238,7 @@ def test_one_map_for_all_refuses_rows_too(rows, run_onnx):
     ],
     ids=str,
 )
-def test_large_means_cost_one_rounding(make_data, run_onnx, params, offset):
+def test_large_means_cost_one_rounding(make_data: Any, run_onnx: Any, params: Any, offset: Any) -> None:
     X, y, group = make_data(n=500, n_features=8, n_classes=2, n_groups=3)
     X = (X + offset * np.array([1, -1, 2, 0.5, 1, 1, 0, 3])).astype(np.float32)
     steer = FairSteeringTransformer(**params).fit(X, y, sensitive_features=NAMES[group])
@@ -253,7 +260,7 @@ def test_large_means_cost_one_rounding(make_data, run_onnx, params, offset):
     ],
     ids=["shifts", "scales"],
 )
-def test_maps_that_scale_each_feature_alone_take_no_matrices(make_data, run_onnx, transformer):
+def test_maps_that_scale_each_feature_alone_take_no_matrices(make_data: Any, run_onnx: Any, transformer: Any) -> None:
     X, y, group = make_data(n=200, n_features=3, n_groups=3)
     X = np.tile(X, (1, 400)).astype(np.float32)
     transformer.fit(X, y, sensitive_features=NAMES[group])
@@ -261,7 +268,7 @@ def test_maps_that_scale_each_feature_alone_take_no_matrices(make_data, run_onnx
     assert run_onnx.path.stat().st_size < 100_000  # a matrix of 1200 features takes 5.8 MB
 
 
-def test_groups_near_one_another_share_their_centre(make_data, run_onnx):
+def test_groups_near_one_another_share_their_centre(make_data: Any, run_onnx: Any) -> None:
     onnx = pytest.importorskip("onnx")
     X, y, group = make_data(n_groups=3)
     for spread, n_centres in ((0, 1), (1e4, 3)):
@@ -271,7 +278,7 @@ def test_groups_near_one_another_share_their_centre(make_data, run_onnx):
         assert (nodes.count("Sub"), nodes.count("Gemm")) == (n_centres, 3)
 
 
-def test_groups_far_apart_cost_no_digits_either(make_data, run_onnx):
+def test_groups_far_apart_cost_no_digits_either(make_data: Any, run_onnx: Any) -> None:
     X, y, group = make_data(n=500, n_features=4, n_groups=3)
     X = (X + 1e5 * group[:, None]).astype(np.float32)
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=NAMES[group])
@@ -280,7 +287,7 @@ def test_groups_far_apart_cost_no_digits_either(make_data, run_onnx):
     assert np.abs(run_onnx(steer, X, group) - exact).max() < 2 * np.spacing(np.float32(2e5))
 
 
-def test_logarithms_of_large_numbers_cost_no_digits(make_data, run_onnx):
+def test_logarithms_of_large_numbers_cost_no_digits(make_data: Any, run_onnx: Any) -> None:
     X, y, group = make_data(n=500, n_features=4, n_groups=3)
     X = np.exp(0.01 * X + 12).astype(np.float32)
     steer = FairSteeringTransformer(feature_transform="log").fit(X, y, sensitive_features=NAMES[group])
@@ -292,27 +299,30 @@ def test_logarithms_of_large_numbers_cost_no_digits(make_data, run_onnx):
 
 
 @pytest.fixture
-def run_scores(tmp_path):
+def run_scores(tmp_path: Path) -> Any:
     """Export an alignment and run the graph; returns the output for scores and codes."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
 
-    def run(estimator, scores, codes):
+    def run(estimator: Any, scores: Any, codes: Any) -> Any:
         export_onnx(estimator, tmp_path / "scores.onnx")
         session = onnxruntime.InferenceSession(tmp_path / "scores.onnx", providers=["CPUExecutionProvider"])
         inputs = {"score": np.asarray(scores, dtype=np.float64), "group": np.asarray(codes, dtype=np.int64)}
         (output,) = session.run(["probability"], inputs)
         return output
 
-    run.path = tmp_path / "scores.onnx"
-    return run
+    found: Any = run
+    found.path = tmp_path / "scores.onnx"
+    return found
 
 
 @pytest.mark.filterwarnings("ignore:Gaps of up to:UserWarning")  # three classes whose rates only chance makes equal
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("params", [{}, {"max_gap": 0.1}, {"calibrate": True}, {"max_gap": 1.0}], ids=str)
-def test_scores_become_the_probabilities_of_the_aligner(rows, run_scores, n_classes, constraint, params):
+def test_scores_become_the_probabilities_of_the_aligner(
+    rows: Any, run_scores: Any, n_classes: Any, constraint: Any, params: Any
+) -> None:
     X, y, group = rows
     aligner = ScoreAligner(LogisticRegression(), constraint=constraint, **params)
     aligner.fit(X, y % n_classes, sensitive_features=group)
@@ -334,7 +344,7 @@ def test_scores_become_the_probabilities_of_the_aligner(rows, run_scores, n_clas
     assert np.isfinite(output[2]).all()
 
 
-def test_decision_functions_become_probabilities(rows, run_scores):
+def test_decision_functions_become_probabilities(rows: Any, run_scores: Any) -> None:
     X, y, group = rows
     aligner = ScoreAligner(LinearSVC()).fit(X, y > 0, sensitive_features=group)
     scores = aligner.estimator_.decision_function(X)
@@ -348,7 +358,9 @@ def test_decision_functions_become_probabilities(rows, run_scores):
 
 @pytest.mark.parametrize("estimator", [None, LogisticRegression()], ids=str)
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_an_aligned_classifier_is_exported_by_its_scores(rows, run_scores, estimator, n_classes):
+def test_an_aligned_classifier_is_exported_by_its_scores(
+    rows: Any, run_scores: Any, estimator: Any, n_classes: Any
+) -> None:
     X, y, group = rows
     y = y % n_classes
     plain = IdealDistributionClassifier(estimator=estimator).fit(X, y, sensitive_features=group)
@@ -360,7 +372,7 @@ def test_an_aligned_classifier_is_exported_by_its_scores(rows, run_scores, estim
         export_onnx(plain, run_scores.path)
 
 
-def test_a_loaded_aligner_needs_no_classifier_to_be_exported(rows, run_scores, tmp_path):
+def test_a_loaded_aligner_needs_no_classifier_to_be_exported(rows: Any, run_scores: Any, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     X, y, group = rows
     aligner = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
@@ -372,7 +384,7 @@ def test_a_loaded_aligner_needs_no_classifier_to_be_exported(rows, run_scores, t
     assert (tmp_path / "given.onnx").read_bytes() == (tmp_path / "loaded.onnx").read_bytes()
 
 
-def test_one_class_has_no_scores(rows, tmp_path):
+def test_one_class_has_no_scores(rows: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     X, _, group = rows
     aligner = ScoreAligner(DummyClassifier()).fit(X, np.zeros(len(X)), sensitive_features=group)
@@ -382,7 +394,7 @@ def test_one_class_has_no_scores(rows, tmp_path):
         export_onnx(ScoreAligner(DummyClassifier()), tmp_path / "scores.onnx")
 
 
-def test_labels_and_features_come_with_the_graph(rows, tmp_path):
+def test_labels_and_features_come_with_the_graph(rows: Any, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     X, y, group = rows
     table = pd.DataFrame(X, columns=list("vwxyz")).assign(group=_codes(group) == 1, old=_codes(group) % 2)
@@ -397,7 +409,7 @@ def test_labels_and_features_come_with_the_graph(rows, tmp_path):
     assert "Gemm" in {node.op_type for node in model.graph.node}
 
 
-def test_merged_groups_share_a_code(rows, run_onnx):
+def test_merged_groups_share_a_code(rows: Any, run_onnx: Any) -> None:
     X, y, group = rows
     few = np.flatnonzero(group == "c")[20:]
     X, y, group = (np.delete(array, few, axis=0) for array in (X, y, group))
@@ -418,7 +430,9 @@ def test_merged_groups_share_a_code(rows, run_onnx):
     ids=["quantile", "clip"],
 )
 @pytest.mark.parametrize("write", [export_onnx, export_affine])
-def test_transforms_that_are_no_affine_maps_are_refused(rows, tmp_path, write, transform, words):
+def test_transforms_that_are_no_affine_maps_are_refused(
+    rows: Any, tmp_path: Path, write: Any, transform: Any, words: Any
+) -> None:
     pytest.importorskip("onnx")
     X, y, group = rows
     steer = FairSteeringTransformer(feature_transform=transform).fit(X, y, sensitive_features=group)
@@ -428,7 +442,7 @@ def test_transforms_that_are_no_affine_maps_are_refused(rows, tmp_path, write, t
 
 
 @pytest.mark.parametrize("write", [export_onnx, export_affine])
-def test_what_is_no_fitted_transformer_is_refused(rows, tmp_path, write):
+def test_what_is_no_fitted_transformer_is_refused(rows: Any, tmp_path: Path, write: Any) -> None:
     pytest.importorskip("onnx")
     X, y, group = rows
     with pytest.raises(NotFittedError):
@@ -441,7 +455,7 @@ def test_what_is_no_fitted_transformer_is_refused(rows, tmp_path, write):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_no_graph_of_ours_is_refused(tmp_path):
+def test_a_file_that_is_no_graph_of_ours_is_refused(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "map.onnx"
     empty = onnx.helper.make_model(onnx.helper.make_graph([], "other", [], []))
@@ -451,7 +465,9 @@ def test_a_file_that_is_no_graph_of_ours_is_refused(tmp_path):
             read_onnx_codes(path)
 
 
-def test_without_onnx_a_sentence_says_what_to_install(rows, tmp_path, monkeypatch):
+def test_without_onnx_a_sentence_says_what_to_install(
+    rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     X, y, group = rows
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match="pip install"):
@@ -462,7 +478,7 @@ def test_without_onnx_a_sentence_says_what_to_install(rows, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("params", [{}, {"strength": 0.3}, {"feature_transform": StandardScaler()}], ids=str)
-def test_affine_files_are_read_back_bit_for_bit_and_by_the_server(rows, tmp_path, params):
+def test_affine_files_are_read_back_bit_for_bit_and_by_the_server(rows: Any, tmp_path: Path, params: Any) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
     export_affine(steer, tmp_path / "maps")
@@ -482,7 +498,7 @@ def test_affine_files_are_read_back_bit_for_bit_and_by_the_server(rows, tmp_path
             np.testing.assert_array_equal(b, steer.maps_[label][1])
 
 
-def test_reference_group_gets_the_exact_identity(rows, tmp_path):
+def test_reference_group_gets_the_exact_identity(rows: Any, tmp_path: Path) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer(
         intervention="affirmative", reference_group="b", feature_transform=StandardScaler()
@@ -493,7 +509,7 @@ def test_reference_group_gets_the_exact_identity(rows, tmp_path):
     np.testing.assert_array_equal(b, np.zeros(5))
 
 
-def test_merged_groups_and_one_map_for_all(rows, tmp_path):
+def test_merged_groups_and_one_map_for_all(rows: Any, tmp_path: Path) -> None:
     X, y, group = rows
     leace = LeaceTransformer().fit(X, sensitive_features=group)
     export_affine(leace, tmp_path / "leace")
@@ -513,14 +529,14 @@ def test_merged_groups_and_one_map_for_all(rows, tmp_path):
         )
 
 
-def test_logarithms_have_no_affine_form(rows, tmp_path):
+def test_logarithms_have_no_affine_form(rows: Any, tmp_path: Path) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer(feature_transform="log").fit(X, y, sensitive_features=group)
     with pytest.raises(ValueError, match="export_onnx can"):
         export_affine(steer, tmp_path)
 
 
-def test_maps_of_two_transformers_do_not_mix(rows, tmp_path):
+def test_maps_of_two_transformers_do_not_mix(rows: Any, tmp_path: Path) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     export_affine(steer, tmp_path)
@@ -533,7 +549,7 @@ def test_maps_of_two_transformers_do_not_mix(rows, tmp_path):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f8"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_of_numpys_own_pickles_are_read(protocol, dtype, order):
+def test_arrays_of_numpys_own_pickles_are_read(protocol: Any, dtype: Any, order: Any) -> None:
     array = np.asarray(np.random.default_rng(0).normal(size=(3, 4)), dtype=dtype, order=order)
     content = pickle.dumps({"A_": array, "again": array, "B_": array[0]}, protocol=protocol)
     if protocol == 2:  # bytes of old pickles are text that a function of theirs encodes
@@ -553,30 +569,30 @@ MARKER = "executed"
 class _Call:
     """Pickles as a call of a function."""
 
-    def __init__(self, function, *arguments):
+    def __init__(self, function: Any, *arguments: Any) -> None:
         self.reduced = (function, arguments)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return self.reduced
 
 
 class _State:
     """Pickles as an object whose state is set by a method."""
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         Path(state).touch()
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return (_State, (), MARKER)
 
 
-def _array_of(value):
+def _array_of(value: Any) -> Any:
     array = np.empty(1, dtype=object)
     array[0] = value
     return array
 
 
-def _malicious():
+def _malicious() -> Any:
     touch = f"import pathlib; pathlib.Path({MARKER!r}).touch()"
     arrays = dumps({"A_": np.eye(2), "B_": np.zeros(2)})
     body, end = arrays[:-1], b"."
@@ -600,7 +616,9 @@ def _malicious():
 
 
 @pytest.mark.parametrize("name", _malicious())
-def test_malicious_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch, name):
+def test_malicious_pickle_is_refused_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "map.pkl"
     path.write_bytes(_malicious()[name])
@@ -614,7 +632,7 @@ def test_malicious_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch, nam
     assert set(sys.modules) == before
 
 
-def test_the_malicious_pickles_would_run(tmp_path):
+def test_the_malicious_pickles_would_run(tmp_path: Path) -> None:
     """Otherwise the test above proves nothing."""
     for name in ("call of exec", "exec of protocol 0", "inst", "obj", "after the arrays", "array of objects"):
         program = "import pickle, sys, numpy\ntry: pickle.load(sys.stdin.buffer)\nexcept Exception: pass"
@@ -624,7 +642,7 @@ def test_the_malicious_pickles_would_run(tmp_path):
         assert (folder / MARKER).exists(), name
 
 
-def test_damaged_pickle_is_refused_wherever_it_is_damaged():
+def test_damaged_pickle_is_refused_wherever_it_is_damaged() -> None:
     content = dumps({"A_": np.eye(2), "B_": np.arange(2.0)})
     for end in range(len(content)):
         with pytest.raises(ValueError, match=r"\w"):
@@ -640,7 +658,7 @@ def test_damaged_pickle_is_refused_wherever_it_is_damaged():
         assert all(type(array) is np.ndarray and array.dtype.kind == "f" for array in arrays.values())
 
 
-def test_claimed_sizes_allocate_nothing():
+def test_claimed_sizes_allocate_nothing() -> None:
     huge = b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"."
     with pytest.raises(ValueError, match="bytes8"):
         loads(huge)
@@ -654,14 +672,14 @@ def test_claimed_sizes_allocate_nothing():
     [{"B_": np.zeros(2)}, {"A_": np.eye(2), "B_": np.zeros(3)}, {"A_": np.zeros((2, 3))}, {"A_": np.zeros(2)}],
     ids=["no matrix", "other size", "not square", "vector"],
 )
-def test_arrays_that_make_no_map_are_refused(tmp_path, arrays):
+def test_arrays_that_make_no_map_are_refused(tmp_path: Path, arrays: Any) -> None:
     path = tmp_path / "map.pkl"
     path.write_bytes(dumps(arrays))
     with pytest.raises(ValueError, match=r"must hold A_ of shape \(d, d\)"):
         read_affine_file(path)
 
 
-def test_a_shift_may_be_left_out(tmp_path):
+def test_a_shift_may_be_left_out(tmp_path: Path) -> None:
     path = tmp_path / "map.pkl"
     path.write_bytes(dumps({"A_": 2 * np.eye(2, dtype=np.float32)}))
     A, b = read_affine_file(path)
@@ -672,7 +690,7 @@ def test_a_shift_may_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     "index", ["no json", "[]", '{"files": {"../group-0.pkl": [{"str": "a"}]}}', '{"files": {"group-0.pkl": [1]}}']
 )
-def test_damaged_index_is_refused(rows, tmp_path, index):
+def test_damaged_index_is_refused(rows: Any, tmp_path: Path, index: Any) -> None:
     X, y, group = rows
     export_affine(FairSteeringTransformer().fit(X, y, sensitive_features=group), tmp_path)
     (tmp_path / "groups.json").write_text(index, encoding="utf-8")
@@ -684,7 +702,7 @@ def test_damaged_index_is_refused(rows, tmp_path, index):
 
 
 @pytest.fixture
-def map_file(rows, tmp_path):
+def map_file(rows: Any, tmp_path: Path) -> Any:
     pytest.importorskip("safetensors")
     X, y, group = rows
     steer = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=group)
@@ -692,7 +710,7 @@ def map_file(rows, tmp_path):
     return tmp_path / "map.safetensors"
 
 
-def test_command_writes_the_graph(run, map_file, rows):
+def test_command_writes_the_graph(run: Callable[..., tuple[int, str, str]], map_file: Any, rows: Any) -> None:
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     X, _, group = rows
@@ -705,7 +723,7 @@ def test_command_writes_the_graph(run, map_file, rows):
     _assert_close(output, persistence.load(map_file).transform(X, sensitive_features=group))
 
 
-def test_saved_map_exports_the_same_bytes(rows, tmp_path):
+def test_saved_map_exports_the_same_bytes(rows: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("safetensors")
     X, y, group = rows
@@ -720,7 +738,7 @@ def test_saved_map_exports_the_same_bytes(rows, tmp_path):
         assert file.read_bytes() == (tmp_path / "loaded" / file.name).read_bytes()
 
 
-def test_command_writes_the_files_of_a_server(run, map_file):
+def test_command_writes_the_files_of_a_server(run: Callable[..., tuple[int, str, str]], map_file: Any) -> None:
     out = map_file.parent / "maps"
     code, printed, err = run("export", map_file, "--to", "affine", "--out", out)
     assert (code, err) == (0, "")
@@ -728,7 +746,9 @@ def test_command_writes_the_files_of_a_server(run, map_file):
     assert list(read_affine(out)) == ["a", "b", "c"]
 
 
-def test_command_exports_the_steering_of_a_classifier(run, rows, tmp_path):
+def test_command_exports_the_steering_of_a_classifier(
+    run: Callable[..., tuple[int, str, str]], rows: Any, tmp_path: Path
+) -> None:
     pytest.importorskip("safetensors")
     X, y, group = rows
     classifier = IdealDistributionClassifier().fit(X, y, sensitive_features=group)
@@ -738,7 +758,9 @@ def test_command_exports_the_steering_of_a_classifier(run, rows, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["onnx", "affine"])
-def test_command_refuses_what_moves_no_rows_by_maps(run, rows, tmp_path, form):
+def test_command_refuses_what_moves_no_rows_by_maps(
+    run: Callable[..., tuple[int, str, str]], rows: Any, tmp_path: Path, form: Any
+) -> None:
     pytest.importorskip("safetensors")
     X, y, group = rows
     persistence.save(
@@ -764,7 +786,9 @@ def test_command_refuses_what_moves_no_rows_by_maps(run, rows, tmp_path, form):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_costs_a_sentence_and_nothing_else(run, map_file, monkeypatch, arguments, words):
+def test_bad_input_costs_a_sentence_and_nothing_else(
+    run: Callable[..., tuple[int, str, str]], map_file: Any, monkeypatch: pytest.MonkeyPatch, arguments: Any, words: Any
+) -> None:
     pytest.importorskip("onnx")
     monkeypatch.chdir(map_file.parent)
     Path("text.txt").write_text("no map", encoding="utf-8")

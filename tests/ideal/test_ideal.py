@@ -7,6 +7,7 @@ import functools
 import itertools
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,41 +17,41 @@ from benchmarks import problems, reference
 from fairsteer.ideal import nearest_ideal
 from fairsteer.moments import SubgroupMoments
 
-KINDS = ["tied", "full", "diagonal"]
-INTERVENTIONS = ["all_subgroups", "affirmative"]
-MAP_TYPES = ["affine", "symmetric"]
-EVERY = list(itertools.product(KINDS, INTERVENTIONS, MAP_TYPES))
+KINDS: list[Any] = ["tied", "full", "diagonal"]
+INTERVENTIONS: list[Any] = ["all_subgroups", "affirmative"]
+MAP_TYPES: list[Any] = ["affine", "symmetric"]
+EVERY: list[tuple[Any, Any, Any]] = list(itertools.product(KINDS, INTERVENTIONS, MAP_TYPES))
 CLASSES, GROUPS = ["no", "maybe", "yes"], [("f", 0), ("m", 1), ("x", 2)]
 K, G, D = 3, 3, 4
 
 
-def given(data, **labels):
+def given(data: Any, **labels: Any) -> Any:
     return SubgroupMoments.from_statistics(data.weights, data.means, data.covariances, **labels)
 
 
 @functools.cache
-def statistics(kind, seed=0, d=D):
+def statistics(kind: Any, seed: int = 0, d: Any = D) -> Any:
     return problems.statistics(K, G, d, covariance=kind, seed=seed)
 
 
 @functools.cache
-def labelled(kind, intervention, map_type):
+def labelled(kind: Any, intervention: Any, map_type: Any) -> Any:
     data = statistics(kind)
     moments = given(data, classes=CLASSES, groups=GROUPS)
-    options = {"intervention": intervention, "map_type": map_type, "covariance": kind}
+    options: dict[str, Any] = {"intervention": intervention, "map_type": map_type, "covariance": kind}
     return data, moments, nearest_ideal(moments, **options)
 
 
-def matrix(covariance):
+def matrix(covariance: Any) -> Any:
     """A covariance as a matrix, whichever model it came from."""
     return np.diag(covariance) if covariance.ndim == 1 else covariance
 
 
-def ideal_covariance(ideal, k, a):
+def ideal_covariance(ideal: Any, k: Any, a: Any) -> Any:
     return matrix(reference.cell_covariance(ideal.covariances, ideal.covariance, k, a))
 
 
-def canonical_covariance(ideal, k):
+def canonical_covariance(ideal: Any, k: Any) -> Any:
     C = ideal.canonical_covariances
     return C if ideal.covariance == "tied" else matrix(C[k])
 
@@ -59,7 +60,7 @@ def canonical_covariance(ideal, k):
 # What comes back
 # ---
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
-def test_shapes_labels_and_options(kind, intervention, map_type):
+def test_shapes_labels_and_options(kind: Any, intervention: Any, map_type: Any) -> None:
     data, _, ideal = labelled(kind, intervention, map_type)
     assert list(ideal.classes) == CLASSES
     assert list(ideal.groups) == GROUPS
@@ -87,7 +88,7 @@ def test_shapes_labels_and_options(kind, intervention, map_type):
 
 
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
-def test_results_cannot_be_changed(kind, intervention, map_type):
+def test_results_cannot_be_changed(kind: Any, intervention: Any, map_type: Any) -> None:
     _, _, ideal = labelled(kind, intervention, map_type)
     for name in ["kl_divergence", "weights", "maps"]:
         with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
@@ -100,14 +101,15 @@ def test_results_cannot_be_changed(kind, intervention, map_type):
         ideal.certificate.accuracy = 0.0
 
 
-def test_labels_of_any_kind_are_keys():
+def test_labels_of_any_kind_are_keys() -> None:
     data = problems.statistics(2, 2, D, seed=1)
-    for classes, groups in [
+    labels: list[tuple[list[Any], list[Any]]] = [
         ([0, 1], [1, 2]),
         ([False, True], ["a", "b"]),
         (["lo", "hi"], [("a", 1), ("a", 2)]),
         ([-1.5, 2.5], [np.str_("u"), np.str_("v")]),
-    ]:
+    ]
+    for classes, groups in labels:
         ideal = nearest_ideal(given(data, classes=classes, groups=groups))
         for group in groups:
             assert ideal.maps[group][0].shape == (D, D)
@@ -115,7 +117,7 @@ def test_labels_of_any_kind_are_keys():
                 assert ideal.subgroup_maps[klass, group][0].shape == (D, D)
 
 
-def test_reference_group_is_named_or_the_heaviest():
+def test_reference_group_is_named_or_the_heaviest() -> None:
     data = statistics("tied")
     moments = given(data, classes=CLASSES, groups=GROUPS)
     named = nearest_ideal(moments, intervention="affirmative", reference_group=GROUPS[2])
@@ -128,7 +130,7 @@ def test_reference_group_is_named_or_the_heaviest():
 
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_affirmative_leaves_the_reference_exactly_alone(kind, map_type):
+def test_affirmative_leaves_the_reference_exactly_alone(kind: Any, map_type: Any) -> None:
     data = statistics(kind)
     moments = given(data, classes=CLASSES, groups=GROUPS)
     for g, group in enumerate(GROUPS):
@@ -157,7 +159,7 @@ def test_affirmative_leaves_the_reference_exactly_alone(kind, map_type):
 # The parts agree with each other
 # ---
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
-def test_every_group_is_the_canonical_family_seen_through_its_map(kind, intervention, map_type):
+def test_every_group_is_the_canonical_family_seen_through_its_map(kind: Any, intervention: Any, map_type: Any) -> None:
     _, _, ideal = labelled(kind, intervention, map_type)
     for k, (a, group) in itertools.product(range(K), enumerate(GROUPS)):
         A, b = ideal.maps[group]
@@ -171,7 +173,7 @@ def test_every_group_is_the_canonical_family_seen_through_its_map(kind, interven
 
 
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
-def test_subgroup_maps_are_the_optimal_transport_onto_the_ideal(kind, intervention, map_type):
+def test_subgroup_maps_are_the_optimal_transport_onto_the_ideal(kind: Any, intervention: Any, map_type: Any) -> None:
     data, _, ideal = labelled(kind, intervention, map_type)
     for (k, klass), (a, group) in itertools.product(enumerate(CLASSES), enumerate(GROUPS)):
         W, b = ideal.subgroup_maps[klass, group]
@@ -186,7 +188,9 @@ def test_subgroup_maps_are_the_optimal_transport_onto_the_ideal(kind, interventi
 
 
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
-def test_divergence_and_certificate_are_those_of_the_returned_distribution(kind, intervention, map_type):
+def test_divergence_and_certificate_are_those_of_the_returned_distribution(
+    kind: Any, intervention: Any, map_type: Any
+) -> None:
     data, _, ideal = labelled(kind, intervention, map_type)
     kl, cells = reference.divergence(ideal.weights, ideal.means, ideal.covariances, data)
     assert ideal.kl_divergence == pytest.approx(kl, rel=1e-9, abs=1e-12)
@@ -202,7 +206,9 @@ def test_divergence_and_certificate_are_those_of_the_returned_distribution(kind,
 
 
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
-def test_log_posterior_is_the_bayes_posterior_of_the_ideal_group_by_group(kind, intervention, map_type):
+def test_log_posterior_is_the_bayes_posterior_of_the_ideal_group_by_group(
+    kind: Any, intervention: Any, map_type: Any
+) -> None:
     _, _, ideal = labelled(kind, intervention, map_type)
     X = 2 * np.random.default_rng(0).standard_normal((20, D))
     for a, group in enumerate(GROUPS):
@@ -223,7 +229,7 @@ def test_log_posterior_is_the_bayes_posterior_of_the_ideal_group_by_group(kind, 
 
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_objective_never_increases(kind, map_type):
+def test_the_objective_never_increases(kind: Any, map_type: Any) -> None:
     for seed in range(4):
         moments = given(statistics(kind, seed))
         ideal = nearest_ideal(moments, map_type=map_type, covariance=kind)
@@ -232,7 +238,7 @@ def test_the_objective_never_increases(kind, map_type):
         assert path[-1] == pytest.approx(ideal.kl_divergence, abs=1e-12)
 
 
-def test_diagonal_maps_are_diagonal():
+def test_diagonal_maps_are_diagonal() -> None:
     for intervention, map_type in itertools.product(INTERVENTIONS, MAP_TYPES):
         _, _, ideal = labelled("diagonal", intervention, map_type)
         for A, _ in ideal.maps.values():
@@ -240,11 +246,11 @@ def test_diagonal_maps_are_diagonal():
             assert map_type == "affine" or (np.diag(A) > 0).all()
 
 
-def test_affine_reflects_where_that_is_nearer_and_symmetric_never_does():
+def test_affine_reflects_where_that_is_nearer_and_symmetric_never_does() -> None:
     # Group 1 has its classes the other way round.
     means = np.array([[[-1.0], [1.0]], [[1.0], [-1.0]]])
     moments = SubgroupMoments.from_statistics(np.ones((2, 2)), means, 0.1 * np.ones((2, 2, 1)))
-    options = {"covariance": "diagonal", "intervention": "affirmative", "reference_group": 0}
+    options: dict[str, Any] = {"covariance": "diagonal", "intervention": "affirmative", "reference_group": 0}
     affine = nearest_ideal(moments, **options)
     np.testing.assert_allclose(affine.maps[1][0], [[-1.0]], atol=1e-12)
     assert affine.kl_divergence == pytest.approx(0, abs=1e-12)
@@ -253,7 +259,7 @@ def test_affine_reflects_where_that_is_nearer_and_symmetric_never_does():
     assert symmetric.kl_divergence > 1
 
 
-def test_inverse_maps_undo_the_maps_in_any_units():
+def test_inverse_maps_undo_the_maps_in_any_units() -> None:
     data = problems.statistics(3, 2, 120)
     units = 10.0 ** np.random.default_rng(0).uniform(-60, 60, 120)
     data.means *= units
@@ -265,7 +271,7 @@ def test_inverse_maps_undo_the_maps_in_any_units():
         np.testing.assert_allclose((B @ b + m) / units, 0, atol=1e-11)
 
 
-def displacement(data, maps):
+def displacement(data: Any, maps: Any) -> Any:
     """E |u - x|^2 of the data under the maps of its groups, from the cells' first two moments."""
     total = 0.0
     share = data.weights / data.weights.sum()
@@ -279,7 +285,7 @@ def displacement(data, maps):
 
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_frame_of_all_subgroups_moves_the_data_least(kind, map_type):
+def test_the_frame_of_all_subgroups_moves_the_data_least(kind: Any, map_type: Any) -> None:
     data, _, ideal = labelled(kind, "all_subgroups", map_type)
     least = displacement(data, ideal.maps.values())
     rng = np.random.default_rng(0)
@@ -293,7 +299,7 @@ def test_the_frame_of_all_subgroups_moves_the_data_least(kind, map_type):
 
 # Eight features and three classes: six directions carry no class information. Or nearly all do not.
 @pytest.mark.parametrize("shape", [(K, G, D + 4), (2, 2, 40), (3, 2, 80), (2, 3, 60)], ids=str)
-def test_the_isometries_that_tied_covariances_leave_free_move_the_data_least(shape):
+def test_the_isometries_that_tied_covariances_leave_free_move_the_data_least(shape: Any) -> None:
     for seed in range(3):
         data = problems.statistics(*shape, seed=seed)
         moments = given(data)
@@ -308,9 +314,9 @@ def test_the_isometries_that_tied_covariances_leave_free_move_the_data_least(sha
 # ---
 @pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (3, 2, 6), (5, 3, 2)], ids=str)
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
-def test_affirmative_equals_the_reference(kind, map_type, shape):
+def test_affirmative_equals_the_reference(kind: Any, map_type: Any, shape: Any) -> None:
     data = problems.statistics(*shape, covariance=kind, seed=sum(shape))
-    options = {"intervention": "affirmative", "map_type": map_type, "covariance": kind}
+    options: dict[str, Any] = {"intervention": "affirmative", "map_type": map_type, "covariance": kind}
     expected = reference.nearest_ideal(data, **options)
     ideal = nearest_ideal(given(data), **options)
     np.testing.assert_allclose(ideal.weights, expected.weights, rtol=1e-10)
@@ -325,7 +331,7 @@ def test_affirmative_equals_the_reference(kind, map_type, shape):
         np.testing.assert_allclose(b, expected.maps_b[a], rtol=1e-7, atol=1e-7)
 
 
-def assert_as_near(ideal, expected, n_classes):
+def assert_as_near(ideal: Any, expected: Any, n_classes: Any) -> None:
     """Full covariances under affine maps are no convex problem; the reference is the best of many starts.
 
     With two classes the simultaneous diagonalisation starts next to the best optimum known.
@@ -337,9 +343,9 @@ def assert_as_near(ideal, expected, n_classes):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (3, 3, 4)], ids=str)
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
-def test_all_subgroups_equals_the_reference(kind, map_type, shape):
+def test_all_subgroups_equals_the_reference(kind: Any, map_type: Any, shape: Any) -> None:
     data = problems.statistics(*shape, covariance=kind, seed=sum(shape))
-    options = {"map_type": map_type, "covariance": kind}
+    options: dict[str, Any] = {"map_type": map_type, "covariance": kind}
     expected = reference.nearest_ideal(data, tol=1e-12, **options)
     ideal = nearest_ideal(given(data), tol=1e-12, max_iter=5000, **options)
     if (kind, map_type) == ("full", "affine"):
@@ -352,7 +358,7 @@ def test_all_subgroups_equals_the_reference(kind, map_type, shape):
 
 
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, MAP_TYPES)))
-def test_the_default_tolerance_is_in_nats(kind, map_type):
+def test_the_default_tolerance_is_in_nats(kind: Any, map_type: Any) -> None:
     for seed in range(3):
         moments = given(statistics(kind, seed))
         loose = nearest_ideal(moments, covariance=kind, map_type=map_type)
@@ -360,7 +366,7 @@ def test_the_default_tolerance_is_in_nats(kind, map_type):
         assert loose.kl_divergence - tight.kl_divergence < 2e-5 * max(1, tight.kl_divergence)
 
 
-def test_tied_pools_full_moments():
+def test_tied_pools_full_moments() -> None:
     full = statistics("full")
     ideal = nearest_ideal(given(full), covariance="tied")
     pooled = nearest_ideal(given(reference.pooled(full)), covariance="tied")
@@ -369,7 +375,7 @@ def test_tied_pools_full_moments():
 
 
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
-def test_the_same_statistics_give_the_same_bits(kind, intervention, map_type):
+def test_the_same_statistics_give_the_same_bits(kind: Any, intervention: Any, map_type: Any) -> None:
     _, moments, ideal = labelled(kind, intervention, map_type)
     again = nearest_ideal(moments, intervention=intervention, map_type=map_type, covariance=kind)
     assert again.kl_divergence == ideal.kl_divergence
@@ -380,7 +386,7 @@ def test_the_same_statistics_give_the_same_bits(kind, intervention, map_type):
 
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_classes_and_groups_does_not_matter(kind, map_type):
+def test_the_order_of_classes_and_groups_does_not_matter(kind: Any, map_type: Any) -> None:
     data = statistics(kind)
     classes, groups = [2, 0, 1], [1, 2, 0]
     shuffled = reference.Moments(
@@ -389,7 +395,7 @@ def test_the_order_of_classes_and_groups_does_not_matter(kind, map_type):
         data.covariances[groups] if kind == "tied" else data.covariances[np.ix_(classes, groups)],
         kind,
     )
-    options = {"map_type": map_type, "covariance": kind, "tol": 1e-12, "max_iter": 5000}
+    options: dict[str, Any] = {"map_type": map_type, "covariance": kind, "tol": 1e-12, "max_iter": 5000}
     ideal = nearest_ideal(given(data), **options)
     other = nearest_ideal(given(shuffled), **options)
     assert other.kl_divergence == pytest.approx(ideal.kl_divergence, rel=1e-8)
@@ -404,14 +410,14 @@ def test_the_order_of_classes_and_groups_does_not_matter(kind, map_type):
 # ---
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "intervention", "map_type"), EVERY)
-def test_an_empty_cell_warns_and_equals_the_reference(kind, intervention, map_type):
+def test_an_empty_cell_warns_and_equals_the_reference(kind: Any, intervention: Any, map_type: Any) -> None:
     data = problems.statistics(3, 3, 2, covariance=kind, seed=5)
     data.weights[1, 2] = 0
     data.means[1, 2] = 0
     if kind != "tied":
         data.covariances[1, 2] = 0
     moments = given(data, classes=CLASSES, groups=GROUPS)
-    options = {"intervention": intervention, "map_type": map_type, "covariance": kind}
+    options: dict[str, Any] = {"intervention": intervention, "map_type": map_type, "covariance": kind}
     with pytest.warns(UserWarning, match="maybe") as caught:
         ideal = nearest_ideal(moments, tol=1e-12, max_iter=5000, **options)
     assert "('x', 2)" in str(caught[0].message)
@@ -430,13 +436,13 @@ def test_an_empty_cell_warns_and_equals_the_reference(kind, intervention, map_ty
 
 @pytest.mark.parametrize("map_type", MAP_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_class_that_the_reference_group_lacks_follows_from_the_others(kind, map_type):
+def test_a_class_that_the_reference_group_lacks_follows_from_the_others(kind: Any, map_type: Any) -> None:
     data = problems.statistics(3, 3, 2, covariance=kind, seed=5)
     data.weights[1, 0] = 0
     data.means[1, 0] = 0
     if kind != "tied":
         data.covariances[1, 0] = 0
-    options = {"intervention": "affirmative", "map_type": map_type, "covariance": kind}
+    options: dict[str, Any] = {"intervention": "affirmative", "map_type": map_type, "covariance": kind}
     with pytest.warns(UserWarning, match="No row"):
         ideal = nearest_ideal(given(data), reference_group=0, **options)
     np.testing.assert_array_equal(ideal.maps[0][0], np.eye(2))
@@ -453,7 +459,7 @@ def test_a_class_that_the_reference_group_lacks_follows_from_the_others(kind, ma
 @pytest.mark.filterwarnings("ignore:No row")
 @pytest.mark.parametrize("missing", range(3))
 @pytest.mark.parametrize("seed", range(6))
-def test_directions_that_the_shared_classes_leave_free_are_mapped_by_a_rule(seed, missing):
+def test_directions_that_the_shared_classes_leave_free_are_mapped_by_a_rule(seed: Any, missing: Any) -> None:
     # Two shared classes in two dimensions leave a reflection open; the sign of a singular vector must not decide.
     data = problems.statistics(3, 3, 2, covariance="tied", seed=seed)
     data.weights[missing, 0] = 0
@@ -464,7 +470,7 @@ def test_directions_that_the_shared_classes_leave_free_are_mapped_by_a_rule(seed
     np.testing.assert_allclose(ideal.canonical_means, expected.canonical_means, atol=1e-5)
 
 
-def test_a_group_without_a_row_is_refused_with_the_table():
+def test_a_group_without_a_row_is_refused_with_the_table() -> None:
     data = statistics("tied")
     weights = np.array([[12.0, 0, 3], [40, 0, 5], [7, 0, 6]])
     moments = SubgroupMoments.from_statistics(weights, data.means, data.covariances, classes=CLASSES, groups=GROUPS)
@@ -475,7 +481,7 @@ def test_a_group_without_a_row_is_refused_with_the_table():
         assert text in message
 
 
-def test_a_group_that_the_ideal_all_but_leaves_out_is_named():
+def test_a_group_that_the_ideal_all_but_leaves_out_is_named() -> None:
     covariances = np.ones((1, 2, 1, 1))
     covariances[0, 1] = 4
     means = np.array([[[0.0], [0.0]], [[1.0], [-40.0]]])
@@ -487,7 +493,7 @@ def test_a_group_that_the_ideal_all_but_leaves_out_is_named():
     np.testing.assert_allclose(kept.group_prior, [0.75, 0.25])
 
 
-def test_groups_that_share_no_class_are_refused():
+def test_groups_that_share_no_class_are_refused() -> None:
     weights = np.diag([10.0, 20.0])
     moments = SubgroupMoments.from_statistics(weights, np.ones((2, 2, 1)), np.ones((2, 1, 1)))
     with warnings.catch_warnings():
@@ -509,12 +515,12 @@ def test_groups_that_share_no_class_are_refused():
         ("tol", float("nan")),
     ],
 )
-def test_options_outside_the_contract_are_refused(option, value):
+def test_options_outside_the_contract_are_refused(option: Any, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=option):
         nearest_ideal(given(statistics("tied")), **{option: value})
 
 
-def test_an_unknown_reference_group_is_refused_and_the_known_ones_named():
+def test_an_unknown_reference_group_is_refused_and_the_known_ones_named() -> None:
     moments = given(statistics("tied"), groups=["her", "him", "them"])
     with pytest.raises(ValueError, match="she") as caught:
         nearest_ideal(moments, intervention="affirmative", reference_group="she")
@@ -522,7 +528,7 @@ def test_an_unknown_reference_group_is_refused_and_the_known_ones_named():
     assert "him" in str(caught.value)
 
 
-def test_a_covariance_model_that_the_moments_cannot_give_is_refused():
+def test_a_covariance_model_that_the_moments_cannot_give_is_refused() -> None:
     with pytest.raises(ValueError, match="full"):
         nearest_ideal(given(statistics("tied")), covariance="full")
     with pytest.raises(ValueError, match="diagonal"):
@@ -534,7 +540,7 @@ def test_a_covariance_model_that_the_moments_cannot_give_is_refused():
 # ---
 # Numbers at the edges: no NaN, ever
 # ---
-def assert_finite(ideal):
+def assert_finite(ideal: Any) -> None:
     assert np.isfinite(ideal.kl_divergence)
     assert ideal.kl_divergence >= 0
     for name in [
@@ -552,7 +558,7 @@ def assert_finite(ideal):
     assert np.isfinite(ideal.certificate.total_variation).all()
 
 
-def hard_rows(case, n_rows=400, d=6):
+def hard_rows(case: Any, n_rows: int = 400, d: int = 6) -> Any:
     X, y, a = problems.rows(n_rows, 2, 2, d, seed=4)
     if case == "fewer rows than features":
         X, y, a = problems.rows(24, 2, 2, 40, seed=4)
@@ -598,12 +604,17 @@ HARD = [
 @pytest.mark.slow
 @pytest.mark.parametrize("shrinkage", [None, "ledoit_wolf", "oas"])
 @pytest.mark.parametrize("case", HARD)
-def test_nothing_becomes_nan(case, shrinkage):
+def test_nothing_becomes_nan(case: Any, shrinkage: Any) -> None:
     X, y, a = hard_rows(case)
     for kind, intervention, map_type in EVERY:
         moments = SubgroupMoments(X.shape[1], classes=[0, 1], groups=[0, 1], covariance=kind)
         moments = moments.update(X, y, a).shrink(shrinkage)
-        options = {"intervention": intervention, "map_type": map_type, "covariance": kind, "max_iter": 50}
+        options: dict[str, Any] = {
+            "intervention": intervention,
+            "map_type": map_type,
+            "covariance": kind,
+            "max_iter": 50,
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             if case == "condition 1e12" and shrinkage is None and map_type == "symmetric" and kind != "diagonal":
@@ -615,14 +626,14 @@ def test_nothing_becomes_nan(case, shrinkage):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_units_do_not_matter(kind):
+def test_units_do_not_matter(kind: Any) -> None:
     # KL is invariant under invertible maps, and a diagonal one keeps every model a model of its kind.
     data = statistics(kind)
     scale = 10.0 ** np.array([-3, 0, 2, 4])
     square = scale**2 if kind == "diagonal" else np.outer(scale, scale)
     scaled = reference.Moments(data.weights, data.means * scale + 1e3 * scale, data.covariances * square, kind)
     for intervention in INTERVENTIONS:
-        options = {"covariance": kind, "intervention": intervention, "tol": 1e-12, "max_iter": 5000}
+        options: dict[str, Any] = {"covariance": kind, "intervention": intervention, "tol": 1e-12, "max_iter": 5000}
         one, two = nearest_ideal(given(data), **options), nearest_ideal(given(scaled), **options)
         if kind == "full":
             # Not convex, and the symmetric start depends on units.
@@ -633,7 +644,9 @@ def test_units_do_not_matter(kind):
 
 
 @pytest.mark.parametrize("intervention", INTERVENTIONS)
-def test_lapack_finds_nothing_to_complain_about_when_there_is_one_class(capfd, intervention):
+def test_lapack_finds_nothing_to_complain_about_when_there_is_one_class(
+    capfd: pytest.CaptureFixture[str], intervention: Any
+) -> None:
     # The part of the problem that classes decide has dimension zero then, which BLAS and LAPACK refuse aloud.
     data = problems.statistics(1, 3, 4, covariance="tied", seed=1)
     assert_finite(nearest_ideal(given(data), intervention=intervention))

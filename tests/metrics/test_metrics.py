@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ DIFFERENCES = [
 ]
 
 
-def _random_labels(seed, *, n=400, n_classes=2, n_groups=3):
+def _random_labels(seed: Any, *, n: int = 400, n_classes: int = 2, n_groups: int = 3) -> Any:
     rng = np.random.default_rng(seed)
     groups = rng.choice([f"g{a}" for a in range(n_groups)], size=n)
     y_true = rng.integers(n_classes, size=n)
@@ -25,7 +27,7 @@ def _random_labels(seed, *, n=400, n_classes=2, n_groups=3):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda f: f.__name__)
-def test_equals_fairlearn_on_two_classes(difference, weighted):
+def test_equals_fairlearn_on_two_classes(difference: Any, weighted: Any) -> None:
     fairlearn = pytest.importorskip("fairlearn.metrics")
     for seed in range(5):
         y_true, y_pred, groups, weight = _random_labels(seed)
@@ -34,7 +36,7 @@ def test_equals_fairlearn_on_two_classes(difference, weighted):
         assert difference(y_true, y_pred, **arguments) == pytest.approx(expected, abs=1e-12)
 
 
-def test_equals_fairlearn_on_intersections():
+def test_equals_fairlearn_on_intersections() -> None:
     fairlearn = pytest.importorskip("fairlearn.metrics")
     y_true, y_pred, groups, _ = _random_labels(7)
     both = pd.DataFrame({"a": groups, "b": np.arange(len(groups)) % 2})
@@ -43,7 +45,7 @@ def test_equals_fairlearn_on_intersections():
         assert difference(y_true, y_pred, sensitive_features=both) == pytest.approx(expected, abs=1e-12)
 
 
-def test_group_metrics_equals_fairlearn_metric_frame():
+def test_group_metrics_equals_fairlearn_metric_frame() -> None:
     fairlearn = pytest.importorskip("fairlearn.metrics")
     y_true, y_pred, groups, _ = _random_labels(3)
     table = metrics.group_metrics(y_true, y_pred, sensitive_features=groups)
@@ -62,7 +64,7 @@ def test_group_metrics_equals_fairlearn_metric_frame():
     )
 
 
-def _by_hand(y_true, y_pred, groups, *, given):
+def _by_hand(y_true: Any, y_pred: Any, groups: Any, *, given: Any) -> Any:
     """Largest gap over (true class or nothing, predicted class) by plain loops."""
     gaps = []
     for k in given:
@@ -73,7 +75,7 @@ def _by_hand(y_true, y_pred, groups, *, given):
     return dict(gaps)
 
 
-def test_many_classes_take_the_largest_gap_over_classes():
+def test_many_classes_take_the_largest_gap_over_classes() -> None:
     y_true, y_pred, groups, _ = _random_labels(11, n=3000, n_classes=4)
     classes = np.unique(y_true)
     parity = _by_hand(y_true, y_pred, groups, given=[None])
@@ -89,7 +91,7 @@ def test_many_classes_take_the_largest_gap_over_classes():
     )
 
 
-def test_root_mean_square_over_classes_by_hand():
+def test_root_mean_square_over_classes_by_hand() -> None:
     y_true, y_pred, groups, weight = _random_labels(11, n=3000, n_classes=4)
     odds = _by_hand(y_true, y_pred, groups, given=np.unique(y_true))
     by_class = np.array([odds[k, k] for k in np.unique(y_true)])
@@ -103,7 +105,7 @@ def test_root_mean_square_over_classes_by_hand():
     )
 
 
-def test_root_mean_square_counts_both_of_two_classes_or_the_one_asked_for():
+def test_root_mean_square_counts_both_of_two_classes_or_the_one_asked_for() -> None:
     arguments = {"sensitive_features": ["a", "a", "b", "b"]}
     y_true, y_pred = [0, 1, 0, 1], [0, 1, 0, 0]
     assert metrics.tpr_gap_rms(y_true, y_pred, **arguments) == pytest.approx(np.sqrt((0 + 1) / 2))
@@ -111,16 +113,16 @@ def test_root_mean_square_counts_both_of_two_classes_or_the_one_asked_for():
     assert metrics.tpr_gap_rms(y_true, y_pred, **arguments, pos_label=0) == 0.0
 
 
-def test_root_mean_square_leaves_out_classes_that_cannot_be_compared():
+def test_root_mean_square_leaves_out_classes_that_cannot_be_compared() -> None:
     groups = ["a", "a", "b", "b"]
     assert metrics.tpr_gap_rms([0, 1, 1, 1], [0, 1, 1, 0], sensitive_features=groups) == 0.5  # class 0 only in a
     assert np.isnan(metrics.tpr_gap_rms([0, 0, 1, 1], [0, 1, 1, 0], sensitive_features=groups))
     assert metrics.tpr_gap_rms([0, 1], [1, 0], sensitive_features=["a", "a"]) == 0.0
 
 
-def test_classes_that_do_not_occur_still_set_the_rule():
+def test_classes_that_do_not_occur_still_set_the_rule() -> None:
     y_true, y_pred, groups = [0, 1, 0, 1], [0, 1, 1, 1], ["a", "a", "b", "b"]
-    arguments = {"sensitive_features": groups}
+    arguments: dict[str, Any] = {"sensitive_features": groups}
     assert metrics.equal_opportunity_difference(y_true, y_pred, **arguments) == 0.0  # of two classes, the positive one
     assert metrics.equal_opportunity_difference(y_true, y_pred, **arguments, labels=[0, 1, 2]) == 1.0
     for difference in DIFFERENCES:
@@ -134,14 +136,14 @@ def test_classes_that_do_not_occur_still_set_the_rule():
         metrics.equalized_odds_difference(y_true, y_pred, **arguments, labels=["0", "1"])
 
 
-def test_pos_label_with_many_classes_is_one_against_the_rest():
+def test_pos_label_with_many_classes_is_one_against_the_rest() -> None:
     y_true, y_pred, groups, _ = _random_labels(5, n_classes=4)
     for difference in DIFFERENCES:
         folded = difference(y_true == 2, y_pred == 2, sensitive_features=groups)
         assert difference(y_true, y_pred, sensitive_features=groups, pos_label=2) == folded
 
 
-def test_positive_class_is_the_larger_label_unless_told():
+def test_positive_class_is_the_larger_label_unless_told() -> None:
     y_true = np.array(["no", "no", "yes", "yes", "no", "no", "yes", "yes"])
     y_pred = np.array(["no", "no", "yes", "no", "no", "yes", "yes", "no"])
     groups = np.repeat(["a", "b"], 4)
@@ -149,7 +151,7 @@ def test_positive_class_is_the_larger_label_unless_told():
     assert metrics.equal_opportunity_difference(y_true, y_pred, sensitive_features=groups, pos_label="no") == 0.5
 
 
-def test_many_classes_table_has_a_column_per_class():
+def test_many_classes_table_has_a_column_per_class() -> None:
     y_true, y_pred, groups, weight = _random_labels(2, n_classes=3)
     table = metrics.group_metrics(y_true, y_pred, sensitive_features=groups, sample_weight=weight)
     np.testing.assert_array_equal(table["classes"], [0, 1, 2])
@@ -158,7 +160,7 @@ def test_many_classes_table_has_a_column_per_class():
     np.testing.assert_allclose(table["weight"].sum(), weight.sum())
 
 
-def test_a_group_without_rows_of_a_class_is_left_out_of_that_class():
+def test_a_group_without_rows_of_a_class_is_left_out_of_that_class() -> None:
     y_true = [1, 1, 1, 1, 0, 0]
     y_pred = [1, 0, 1, 1, 1, 0]
     groups = ["a", "a", "b", "b", "c", "c"]  # c has no positive row
@@ -168,7 +170,7 @@ def test_a_group_without_rows_of_a_class_is_left_out_of_that_class():
     assert np.isnan(table["false_positive_rate"][0])
 
 
-def test_rows_of_weight_zero_count_as_absent():
+def test_rows_of_weight_zero_count_as_absent() -> None:
     arguments = {"sensitive_features": ["a", "a", "b", "b"]}
     assert metrics.equal_opportunity_difference([1, 1, 1, 1], [1, 1, 0, 0], **arguments) == 1.0
     assert np.isnan(
@@ -176,13 +178,13 @@ def test_rows_of_weight_zero_count_as_absent():
     )
 
 
-def test_nothing_to_compare_is_nan_and_one_group_is_zero():
+def test_nothing_to_compare_is_nan_and_one_group_is_zero() -> None:
     for difference in DIFFERENCES:
         assert difference([0, 1], [1, 1], sensitive_features=["a", "a"]) == 0.0
     assert np.isnan(metrics.equal_opportunity_difference([0, 1], [0, 1], sensitive_features=["a", "b"]))
 
 
-def test_rows_without_a_group_are_left_out_with_a_warning():
+def test_rows_without_a_group_are_left_out_with_a_warning() -> None:
     y_true, y_pred, groups, _ = _random_labels(1)
     some = groups.astype(object)
     some[:10] = None
@@ -191,7 +193,7 @@ def test_rows_without_a_group_are_left_out_with_a_warning():
         assert metrics.equalized_odds_difference(y_true, y_pred, sensitive_features=some) == expected
 
 
-def test_containers_and_label_types_agree():
+def test_containers_and_label_types_agree() -> None:
     y_true, y_pred, groups, _ = _random_labels(4)
     expected = metrics.equalized_odds_difference(y_true, y_pred, sensitive_features=groups)
     text = np.array(["n", "y"])
@@ -203,7 +205,7 @@ def test_containers_and_label_types_agree():
     assert metrics.equalized_odds_difference(y_true == 1, y_pred, sensitive_features=groups) == expected
 
 
-def test_noise_is_the_spread_of_a_gap_that_is_not_there():
+def test_noise_is_the_spread_of_a_gap_that_is_not_there() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(["a", "b"], [300, 100])
     y_true = np.ones(400, dtype=int)
@@ -217,11 +219,11 @@ def test_noise_is_the_spread_of_a_gap_that_is_not_there():
     assert gap.noise == pytest.approx(np.std(signed), rel=0.15)
 
 
-def test_rates_from_few_rows_can_be_left_out():
+def test_rates_from_few_rows_can_be_left_out() -> None:
     y_true = np.ones(30, dtype=int)
     groups = np.repeat(["a", "b", "c"], [14, 14, 2])
     y_pred = np.concatenate([np.ones(14), np.ones(7), np.zeros(7), np.zeros(2)]).astype(int)
-    arguments = {"sensitive_features": groups}
+    arguments: dict[str, Any] = {"sensitive_features": groups}
     assert metrics.gaps(y_true, y_pred, **arguments)["equal_opportunity"].value == 1.0
     assert metrics.gaps(y_true, y_pred, **arguments, min_rows=3)["equal_opportunity"].value == 0.5
 
@@ -250,14 +252,15 @@ def test_rates_from_few_rows_can_be_left_out():
         ({"sensitive_features": [None] * 4}, "No row has a group"),
     ],
 )
-def test_refuses_with_a_sentence(arguments, message):
+def test_refuses_with_a_sentence(arguments: Any, message: Any) -> None:
     valid = {
         "y_true": [0, 1, 0, 1],
         "y_pred": [0, 1, 1, 1],
         "sensitive_features": ["a", "a", "b", "b"],
     }
     arguments = valid | arguments
-    for difference in [*DIFFERENCES, metrics.tpr_gap_rms, metrics.group_metrics]:
+    measures: list[Any] = [*DIFFERENCES, metrics.tpr_gap_rms, metrics.group_metrics]
+    for difference in measures:
         with pytest.raises(ValueError, match=message):
             difference(
                 arguments["y_true"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from fairsteer import metrics
 from fairsteer.report import measured_gaps
 from fairsteer.scoring import budget_scorer, fairness_scorer
 
-MEASURES = [
+MEASURES: list[Any] = [
     metrics.demographic_parity_difference,
     metrics.equal_opportunity_difference,
     metrics.equalized_odds_difference,
@@ -44,14 +45,14 @@ CONTAINERS = {
 }
 
 
-def refused(true, pred, message, **arguments):
+def refused(true: Any, pred: Any, message: Any, **arguments: Any) -> None:
     for measure in MEASURES:
         with pytest.raises(ValueError, match=message):
             measure(true, pred, sensitive_features=GROUP, **arguments)
 
 
 @pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
-def test_every_container_gives_one_gap(container):
+def test_every_container_gives_one_gap(container: Any) -> None:
     expected = metrics.equal_opportunity_difference(TRUE, PRED, sensitive_features=GROUP)
     assert expected > 0.03
     for true, pred in ((TRUE, PRED), (WORDS[TRUE], WORDS[PRED])):
@@ -60,7 +61,7 @@ def test_every_container_gives_one_gap(container):
         )
 
 
-def test_booleans_integers_and_floats_are_one_label():
+def test_booleans_integers_and_floats_are_one_label() -> None:
     expected = metrics.equalized_odds_difference(TRUE, PRED, sensitive_features=GROUP)
     for pred in (PRED.astype(bool), PRED.astype(np.float32), PRED.astype(object), PRED.astype(np.int8)):
         assert metrics.equalized_odds_difference(TRUE, pred, sensitive_features=GROUP) == expected
@@ -70,7 +71,7 @@ def test_booleans_integers_and_floats_are_one_label():
 
 
 @pytest.mark.parametrize("container", [list, np.float32, np.float16, pl.Series, pa.array, pd.Series])
-def test_probabilities_and_scores_are_no_predictions(container):
+def test_probabilities_and_scores_are_no_predictions(container: Any) -> None:
     probability = np.linspace(0, 1, 100)
     refused(TRUE, container(probability), "y_pred is continuous: 98 distinct fractions.*not probabilities")
     refused(container(probability), TRUE, "y_true is continuous")
@@ -95,12 +96,12 @@ def test_probabilities_and_scores_are_no_predictions(container):
         (WORDS[TRUE * 0], WORDS[PRED * 0], "All true and predicted labels are 'No'"),
     ],
 )
-def test_other_spellings_and_codes_are_refused(true, pred, message):
+def test_other_spellings_and_codes_are_refused(true: Any, pred: Any, message: Any) -> None:
     refused(true, pred, message)
     refused(pd.Series(list(true)), pred.tolist(), message if "shape" not in message else "")
 
 
-def test_named_classes_say_what_is_meant():
+def test_named_classes_say_what_is_meant() -> None:
     some = {"sensitive_features": GROUP}
     refused(WORDS[TRUE], np.char.lower(WORDS[PRED]), "y_pred holds 'no', 'yes', but labels names", labels=WORDS)
     assert metrics.demographic_parity_difference(TRUE * 0, TRUE * 0, **some, labels=[0, 1]) == 0.0
@@ -129,13 +130,13 @@ def test_named_classes_say_what_is_meant():
     ],
     ids=lambda column: f"{type(column).__module__.partition('.')[0]}-{getattr(column, 'dtype', '')}",
 )
-def test_a_missing_label_is_no_class(missing):
+def test_a_missing_label_is_no_class(missing: Any) -> None:
     refused(missing, ["x"] * 100, "y_true has 1 missing labels")
     refused(["x"] * 100, missing, "y_pred has 1 missing labels")
 
 
 @pytest.fixture(scope="module")
-def data():
+def data() -> Any:
     rng = np.random.default_rng(0)
     y, group = rng.integers(0, 2, (2, 600))
     X = rng.normal(size=(600, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
@@ -143,7 +144,7 @@ def data():
 
 
 @pytest.mark.parametrize("metric", [metric.__name__ for metric in MEASURES[:4]])
-def test_scorers_refuse_what_metrics_refuse(data, metric):
+def test_scorers_refuse_what_metrics_refuse(data: Any, metric: Any) -> None:
     X, y, group = data
     scorer = fairness_scorer(metric)
     model = LogisticRegression().fit(X, WORDS[y])
@@ -161,7 +162,7 @@ def test_scorers_refuse_what_metrics_refuse(data, metric):
 
 
 @pytest.mark.parametrize("metric", ["zero_one_loss_difference", "accuracy_score_difference"])
-def test_metrics_of_fairlearn_are_guarded_too(data, metric):
+def test_metrics_of_fairlearn_are_guarded_too(data: Any, metric: Any) -> None:
     pytest.importorskip("fairlearn")
     X, y, group = data
     model = LogisticRegression().fit(X, WORDS[y])
@@ -169,7 +170,7 @@ def test_metrics_of_fairlearn_are_guarded_too(data, metric):
         fairness_scorer(metric)(model, X, np.char.lower(WORDS[y]), sensitive_features=group)
 
 
-def test_a_class_that_only_a_fold_holds_is_scored(data):
+def test_a_class_that_only_a_fold_holds_is_scored(data: Any) -> None:
     X, y, group = data
     model = LogisticRegression().fit(X, y)
     y = np.where(np.arange(600) == 7, 2, y)
@@ -177,7 +178,7 @@ def test_a_class_that_only_a_fold_holds_is_scored(data):
     assert gap == -metrics.equalized_odds_difference(y, model.predict(X), sensitive_features=group, labels=[0, 1, 2])
 
 
-def test_a_search_does_not_choose_the_regression_for_its_gap(data):
+def test_a_search_does_not_choose_the_regression_for_its_gap(data: Any) -> None:
     X, y, group = data
     table = np.column_stack([X, group])
     scorer = fairness_scorer("equal_opportunity_difference", sensitive_columns=[3])

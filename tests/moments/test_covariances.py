@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fairsteer import SubgroupMoments
@@ -16,7 +17,7 @@ K, G, D = 2, 3, 4
 MODELS = get_args(CovarianceModel)
 
 
-def rows(seed: int = 0, n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows(seed: int = 0, n: int = 300) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(n, D)) @ rng.normal(size=(D, D)), rng.integers(0, K, n), rng.integers(0, G, n)
 
@@ -26,7 +27,7 @@ def moments_of(covariance: Any, seed: int = 0, **labels: Any) -> SubgroupMoments
     return SubgroupMoments(D, covariance=covariance, **labels).update(*rows(seed))
 
 
-def matrix(moments: SubgroupMoments, covariances: np.ndarray, k: int, a: int) -> np.ndarray:
+def matrix(moments: SubgroupMoments, covariances: npt.NDArray[Any], k: int, a: int) -> npt.NDArray[Any]:
     own = moments.model.of_cell(covariances, k, a)
     return own if moments.model.matrices else np.diag(own)
 
@@ -82,7 +83,7 @@ def test_moments_add_up(covariance: Any) -> None:
 def test_borrowed_means_agree_with_dense_least_squares() -> None:
     rng = np.random.default_rng(0)
     for n_classes, n_groups in ((2, 5), (5, 2), (3, 3), (1, 4), (4, 1)):
-        weights = rng.integers(0, 9, (n_classes, n_groups)) + 0.5
+        weights = rng.integers(0, 9, (n_classes, n_groups)).astype(np.float64) + 0.5
         means = rng.normal(size=(n_classes, n_groups, 2))
         of_class, of_group = additive_means(weights, means)
         design = np.concatenate(

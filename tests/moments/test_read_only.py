@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -23,7 +26,7 @@ from fairsteer import (
 from fairsteer.concepts import ConceptSteering
 
 
-def _freeze(*arrays):
+def _freeze(*arrays: Any) -> Any:
     frozen = [np.array(array) for array in arrays]
     for array in frozen:
         array.flags.writeable = False
@@ -31,29 +34,29 @@ def _freeze(*arrays):
 
 
 @pytest.fixture
-def mapped(tmp_path):
+def mapped(tmp_path: Path) -> Any:
     """Give an object back with its arrays mapped from a file, read-only."""
 
-    def read_back(value):
+    def read_back(value: Any) -> Any:
         joblib.dump(value, tmp_path / "value.joblib")
         return joblib.load(tmp_path / "value.joblib", mmap_mode="r")
 
     return read_back
 
 
-def _moments(data, covariance, part=slice(None)):
+def _moments(data: Any, covariance: Any, part: Any = slice(None)) -> Any:
     moments = SubgroupMoments(3, classes=[0, 1], groups=[0, 1], covariance=covariance)
     return moments.update(data.X[part], data.y[part], data.group[part])
 
 
-def _assert_same(first, second):
+def _assert_same(first: Any, second: Any) -> None:
     for name in ("weights", "means", "covariances", "sizes"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     np.testing.assert_array_equal(first.shrink("ledoit_wolf").covariances, second.shrink("ledoit_wolf").covariances)
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_mapped_moments_are_updated_and_merged(data, mapped, covariance):
+def test_mapped_moments_are_updated_and_merged(data: Any, mapped: Any, covariance: Any) -> None:
     first, rest = slice(0, 300), slice(300, None)
     in_memory = _moments(data, covariance, first)
     other = mapped(_moments(data, covariance, rest))
@@ -64,7 +67,7 @@ def test_mapped_moments_are_updated_and_merged(data, mapped, covariance):
     _assert_same(updated, _moments(data, covariance, first).update(data.X[rest], data.y[rest], data.group[rest]))
 
 
-def test_an_update_leaves_the_file_alone(data, mapped):
+def test_an_update_leaves_the_file_alone(data: Any, mapped: Any) -> None:
     moments = mapped(_moments(data, "tied"))
     assert not moments.means.flags.writeable
     before = pickle.dumps(moments.means)
@@ -75,7 +78,7 @@ def test_an_update_leaves_the_file_alone(data, mapped):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_rows_codes_and_weights_may_be_read_only(data, dtype):
+def test_rows_codes_and_weights_may_be_read_only(data: Any, dtype: Any) -> None:
     X, y, group, weight = _freeze(data.X.astype(dtype), data.y, data.group, np.ones(len(data.X)))
     _assert_same(
         SubgroupMoments(3, classes=[0, 1], groups=[0, 1]).update(X, y, group, weight),
@@ -84,14 +87,15 @@ def test_rows_codes_and_weights_may_be_read_only(data, dtype):
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_mapped_moments_are_projected(data, mapped, covariance):
+def test_mapped_moments_are_projected(data: Any, mapped: Any, covariance: Any) -> None:
     moments = _moments(data, covariance)
-    for prepare in (
+    prepared: list[Callable[[Any], Any]] = [
         lambda m: m,
         lambda m: m.shrink("oas"),
         lambda m: m.borrow(1000.0),
         lambda m: m.pool(0.5) if covariance == "full" else m,
-    ):
+    ]
+    for prepare in prepared:
         expected = nearest_ideal(prepare(moments), covariance=covariance)
         for found in (nearest_ideal(prepare(mapped(moments)), covariance=covariance), mapped(expected)):
             assert found.kl_divergence == expected.kl_divergence
@@ -111,7 +115,7 @@ def test_mapped_moments_are_projected(data, mapped, covariance):
     ],
     ids=str,
 )
-def test_a_mapped_transformer_does_what_the_other_does(make_data, mapped, transformer):
+def test_a_mapped_transformer_does_what_the_other_does(make_data: Any, mapped: Any, transformer: Any) -> None:
     X, y, group = make_data(n_groups=3)
     transformer.fit(X, y, sensitive_features=group)
     other = mapped(transformer)
@@ -142,7 +146,9 @@ def test_a_mapped_transformer_does_what_the_other_does(make_data, mapped, transf
     ],
     ids=str,
 )
-def test_a_mapped_classifier_does_what_the_other_does(make_data, mapped, classifier, n_classes):
+def test_a_mapped_classifier_does_what_the_other_does(
+    make_data: Any, mapped: Any, classifier: Any, n_classes: Any
+) -> None:
     X, y, group = make_data(n_classes=n_classes)
     classifier.fit(X, y, sensitive_features=group)
     other = mapped(classifier)
@@ -153,7 +159,7 @@ def test_a_mapped_classifier_does_what_the_other_does(make_data, mapped, classif
         )
 
 
-def test_a_mapped_concept_steers(make_data, mapped):
+def test_a_mapped_concept_steers(make_data: Any, mapped: Any) -> None:
     X, y, group = make_data()
     concept = ConceptSteering(n_probes=4).fit(X + 3 * np.eye(3)[y], y, sensitive_features=group)
     found, expected = (one.steer(X, sensitive_features=group) for one in (mapped(concept), concept))

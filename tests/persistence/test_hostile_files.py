@@ -11,6 +11,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,18 +200,18 @@ _PICKLES = {
 # ---- maps
 
 
-def _groups(*tagged):
+def _groups(*tagged: Any) -> Any:
     return {"dtype": "object", "labels": list(tagged)}
 
 
-def _deep(n):
+def _deep(n: Any) -> Any:
     return "[" * n + "]" * n
 
 
-def _header(**changes):
+def _header(**changes: Any) -> Any:
     """Change of a saved map's header by paths of names."""
 
-    def change(header):
+    def change(header: Any) -> None:
         for path, value in changes.items():
             *keys, last = path.split("__")
             block = header
@@ -270,7 +271,7 @@ def _raw(header: bytes, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
 
-def _tensor(shape, dtype="F64", offsets=(0, 0)):
+def _tensor(shape: Any, dtype: str = "F64", offsets: Any = (0, 0)) -> Any:
     tensor = {"dtype": dtype, "shape": shape, "data_offsets": list(offsets)}
     return json.dumps({"a": tensor, "__metadata__": {"fairsteer": "00000000{}"}}).encode()
 
@@ -307,7 +308,7 @@ _INDICES = {
 
 
 @pytest.fixture(scope="module")
-def results(make_data, tmp_path_factory):
+def results(make_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("hostile")
     X, y, group = make_data()
     persistence.save(FairSteeringTransformer().fit(X, y, sensitive_features=group), folder / "good.safetensors")
@@ -351,7 +352,7 @@ _ALL = [
 
 
 @pytest.mark.parametrize("name", _ALL)
-def test_a_hostile_file_is_refused_at_once(results, name):
+def test_a_hostile_file_is_refused_at_once(results: Any, name: Any) -> None:
     result = results[f"bad {name}"]
     assert result["outcome"] == "ValueError", result["text"]
     assert "MemoryError" not in result["why"]
@@ -362,7 +363,7 @@ def test_a_hostile_file_is_refused_at_once(results, name):
     assert result["imported"] == []
 
 
-def test_the_limits_hold_what_a_believer_would_break():
+def test_the_limits_hold_what_a_believer_would_break() -> None:
     """The standard library, unguarded, does what the pickles say: otherwise the test above proves nothing."""
     program = (
         "import pickle, resource, signal, sys\n"

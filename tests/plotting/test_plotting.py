@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,25 +21,24 @@ from matplotlib.colors import to_rgb
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
 from fairsteer._utils.labels import label_text
-from fairsteer.metrics._intervals import Measured, measured_gaps
 from fairsteer.plotting import CertificateDisplay, GroupScoreDisplay, TPRDisplay, TradeOffDisplay, _style
-from fairsteer.report import steering_report
+from fairsteer.report import Measured, measured_gaps, steering_report
 
 
 @pytest.fixture(autouse=True)
-def close_figures():
+def close_figures() -> Iterator[Any]:
     yield
     plt.close("all")
 
 
 @pytest.fixture(scope="module")
-def fitted(make_data):
+def fitted(make_data: Any) -> Any:
     X, y, group = make_data(n=600, n_features=3, n_groups=2, seed=2)
     y, group = np.array(["no", "yes"])[y], np.array(["a", "b"])[group]
     return FairSteeringTransformer().fit(X, y, sensitive_features=group), X, y, group
 
 
-def _predictions(K, G, n=1500):
+def _predictions(K: Any, G: Any, n: int = 1500) -> Any:
     rng = np.random.default_rng(0)
     y, group = rng.integers(0, K, n), rng.integers(0, G, n)
     wrong = rng.random(n) < 0.1 + 0.5 * rng.random((K, G))[y, group]
@@ -44,7 +46,7 @@ def _predictions(K, G, n=1500):
     return names[y], names[np.where(wrong, rng.integers(0, K, n), y)], np.array([f"group {a}" for a in range(G)])[group]
 
 
-def _draw_all(fitted):
+def _draw_all(fitted: Any) -> Any:
     steer, X, y, group = fitted
     displays = [
         GroupScoreDisplay.from_estimator(steer, X, y, sensitive_features=group),
@@ -60,7 +62,7 @@ def _draw_all(fitted):
     return displays
 
 
-def _texts(ax):
+def _texts(ax: Any) -> Any:
     legend = ax.get_legend()
     ticks = []
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
@@ -75,7 +77,7 @@ def _texts(ax):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["default", "dark_background", "Solarize_Light2"])
-def test_no_text_covers_another_or_vanishes_in_the_ground(fitted, style):
+def test_no_text_covers_another_or_vanishes_in_the_ground(fitted: Any, style: Any) -> None:
     with plt.style.context(style):
         for display in _draw_all(fitted):
             display.figure_.canvas.draw()
@@ -94,10 +96,10 @@ def test_no_text_covers_another_or_vanishes_in_the_ground(fitted, style):
 
 
 @pytest.mark.parametrize(("style", "palette"), [("default", _style._ON_LIGHT), ("dark_background", _style._ON_DARK)])
-def test_colours_stand_out_from_the_ground(style, palette):
+def test_colours_stand_out_from_the_ground(style: Any, palette: Any) -> None:
     """Contrast as the Web Content Accessibility Guidelines define it; 1.9 is that of the paper's lightest colour."""
 
-    def luminance(colour):
+    def luminance(colour: Any) -> Any:
         c = np.array(to_rgb(colour))
         return np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
 
@@ -110,7 +112,7 @@ def test_colours_stand_out_from_the_ground(style, palette):
         assert (high + 0.05) / (low + 0.05) > 1.9
 
 
-def test_densities_lie_on_both_sides_of_the_line_and_integrate_to_one(fitted):
+def test_densities_lie_on_both_sides_of_the_line_and_integrate_to_one(fitted: Any) -> None:
     steer, X, y, group = fitted
     display = GroupScoreDisplay.from_estimator(steer, X, y, sensitive_features=group)
     assert set(display.lines_) == set(itertools.product(["before", "after"], ["a", "b"]))
@@ -121,7 +123,7 @@ def test_densities_lie_on_both_sides_of_the_line_and_integrate_to_one(fitted):
     assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == ["a", "b"]
 
 
-def test_the_discriminant_is_that_of_the_classes_and_steering_closes_the_distance_of_the_groups():
+def test_the_discriminant_is_that_of_the_classes_and_steering_closes_the_distance_of_the_groups() -> None:
     rng = np.random.default_rng(0)
     y, group = rng.integers(0, 2, (2, 2000))
     X = rng.normal(size=(2000, 2)) + np.outer(y, [2, 0]) + np.outer(group, [3, 0])
@@ -137,7 +139,7 @@ def test_the_discriminant_is_that_of_the_classes_and_steering_closes_the_distanc
     assert GroupScoreDisplay.from_estimator(class_blind, X, sensitive_features=group).lines_
 
 
-def test_scores_of_a_classifier_that_takes_groups(fitted):
+def test_scores_of_a_classifier_that_takes_groups(fitted: Any) -> None:
     steer, X, y, group = fitted
     model = IdealDistributionClassifier(steering=steer).fit(X, y, sensitive_features=group)
     display = GroupScoreDisplay.from_estimator(model, X, sensitive_features=group)
@@ -149,7 +151,7 @@ def test_scores_of_a_classifier_that_takes_groups(fitted):
         )
 
 
-def test_a_group_with_one_score_has_no_density_but_its_place_in_the_legend():
+def test_a_group_with_one_score_has_no_density_but_its_place_in_the_legend() -> None:
     display = GroupScoreDisplay.from_predictions(
         np.r_[np.zeros(5), np.arange(20.0)], sensitive_features=["a"] * 5 + ["b"] * 20, sample_weight=np.ones(25)
     )
@@ -157,7 +159,7 @@ def test_a_group_with_one_score_has_no_density_but_its_place_in_the_legend():
     assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == ["a", "b"]
 
 
-def test_trade_off_is_what_cross_validation_measures(fitted):
+def test_trade_off_is_what_cross_validation_measures(fitted: Any) -> None:
     steer, X, y, group = fitted
     display = TradeOffDisplay.from_estimator(
         steer, X, y, sensitive_features=group, strengths=[1, 0], gap="demographic_parity", n_resamples=20
@@ -171,7 +173,7 @@ def test_trade_off_is_what_cross_validation_measures(fitted):
     assert steer.strength == 1
 
 
-def test_trade_off_from_predictions_labels_both_ends():
+def test_trade_off_from_predictions_labels_both_ends() -> None:
     y, predicted, group = _predictions(2, 2)
     display = TradeOffDisplay.from_predictions(
         y, {1.0: y, 0.0: predicted}, sensitive_features=group, n_resamples=20, pos_label="class number 0"
@@ -183,7 +185,7 @@ def test_trade_off_from_predictions_labels_both_ends():
 
 
 @pytest.mark.parametrize("G", [2, 4])
-def test_rates_are_those_measured_and_the_largest_gap_is_on_top(G):
+def test_rates_are_those_measured_and_the_largest_gap_is_on_top(G: Any) -> None:
     y, predicted, group = _predictions(6, G)
     display = TPRDisplay.from_predictions(y, predicted, sensitive_features=group)
     found = measured_gaps(y, predicted, sensitive_features=group)
@@ -199,7 +201,7 @@ def test_rates_are_those_measured_and_the_largest_gap_is_on_top(G):
     assert len(markers) == G  # shapes tell groups apart where colours cannot
 
 
-def test_a_class_that_a_group_lacks_has_no_point_there(fitted):
+def test_a_class_that_a_group_lacks_has_no_point_there(fitted: Any) -> None:
     _, X, y, _ = fitted
     group = np.where(y == "no", "a", np.arange(len(y)) % 2).astype(str)
     model = LogisticRegression().fit(X, y)
@@ -208,9 +210,9 @@ def test_a_class_that_a_group_lacks_has_no_point_there(fitted):
     assert np.isnan(absent)
 
 
-def test_certificate_draws_bounds_and_measured_gaps(fitted):
+def test_certificate_draws_bounds_and_measured_gaps(fitted: Any) -> None:
     steer, X, y, group = fitted
-    reported = steering_report(steer, X, y, sensitive_features=group, n_resamples=20)
+    reported: Any = steering_report(steer, X, y, sensitive_features=group, n_resamples=20)
     display = CertificateDisplay.from_estimator(reported)
     assert display.labels == ["no", "yes", "all classes"]
     widths = [bar.get_width() for bar in display.bars_]
@@ -232,7 +234,7 @@ LABELS = ["$x_1$", "$", "_other", "", "[/x]", r"$\frac{", "two\nlines", r"a\$b",
 
 
 @pytest.mark.parametrize("output", ["png", "svg", "pdf"])
-def test_labels_are_drawn_as_they_are_and_all_have_a_place_in_the_legend(output, tmp_path):
+def test_labels_are_drawn_as_they_are_and_all_have_a_place_in_the_legend(output: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     n = 100 * len(LABELS)
     group = np.array(LABELS, dtype=object)[rng.integers(0, len(LABELS), n)]
@@ -250,12 +252,12 @@ def test_labels_are_drawn_as_they_are_and_all_have_a_place_in_the_legend(output,
     assert named.ax_.get_xlabel() == "score of class $y$"
     assert [text.get_text() for text in tpr.ax_.get_yticklabels()] == [label_text(x) for x in tpr.classes_]
     assert [text.get_text() for text in certificate.ax_.get_yticklabels()] == ["_d", "$c$"][::-1]
-    for display in (tpr, scores, named, certificate):
-        display.figure_.savefig(tmp_path / f"picture.{output}")  # as mathematics some of them would raise
+    for picture in (tpr, scores, named, certificate):
+        picture.figure_.savefig(tmp_path / f"picture.{output}")  # as mathematics some of them would raise
         assert not any(text.get_parse_math() for text in _texts(display.ax_) if "$" in text.get_text())
 
 
-def test_long_names_leave_room_for_the_picture():
+def test_long_names_leave_room_for_the_picture() -> None:
     group = np.array(["x" * 200, "y" * 200])[np.arange(400) % 2]
     y, predicted = np.array([["a" * 300, "b" * 300]])[0][np.random.default_rng(0).integers(0, 2, (2, 400))]
     display = TPRDisplay.from_predictions(y, predicted, sensitive_features=group)
@@ -263,7 +265,7 @@ def test_long_names_leave_room_for_the_picture():
     assert display.ax_.get_window_extent().width > 0.4 * display.figure_.bbox.width
 
 
-def test_pipelines_hand_groups_to_a_classifier_that_knows_them(fitted):
+def test_pipelines_hand_groups_to_a_classifier_that_knows_them(fitted: Any) -> None:
     _, X, y, group = fitted
     pipe = make_pipeline(StandardScaler(), ScoreAligner(LogisticRegression()))
     pipe.fit(X, y, scorealigner__sensitive_features=group)
@@ -274,7 +276,7 @@ def test_pipelines_hand_groups_to_a_classifier_that_knows_them(fitted):
     np.testing.assert_allclose(scores, pipe[1].decision_function(pipe[0].transform(X), sensitive_features=group))
 
 
-def test_bounds_of_a_classifier_that_steers_and_of_none(fitted):
+def test_bounds_of_a_classifier_that_steers_and_of_none(fitted: Any) -> None:
     _, X, y, group = fitted
     quick = {"sensitive_features": group, "n_resamples": 20, "cv": 2}
     model = IdealDistributionClassifier().fit(X, y, sensitive_features=group)
@@ -285,7 +287,7 @@ def test_bounds_of_a_classifier_that_steers_and_of_none(fitted):
         CertificateDisplay.from_estimator(aligner, X, y, **quick)
 
 
-def test_axes_that_are_given_are_drawn_on(fitted):
+def test_axes_that_are_given_are_drawn_on(fitted: Any) -> None:
     steer, X, y, group = fitted
     figure, axes = plt.subplots(1, 2)
     display = GroupScoreDisplay.from_estimator(steer, X, y, sensitive_features=group, ax=axes[1])
@@ -295,7 +297,7 @@ def test_axes_that_are_given_are_drawn_on(fitted):
     assert display.plot().ax_ is not axes[1]
 
 
-def test_without_matplotlib_a_sentence_says_what_to_install(monkeypatch):
+def test_without_matplotlib_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r'pip install "fairsteer\[report\]"'):
         TPRDisplay.from_predictions([0, 1, 0, 1], [0, 1, 1, 1], sensitive_features=[0, 0, 1, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,17 +24,17 @@ from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, Scor
 from fairsteer.groups import GroupEncoder
 from fairsteer.report import steering_report
 
-QUICK = {"n_resamples": 20}
+QUICK: dict[str, Any] = {"n_resamples": 20}
 
 
 @pytest.fixture(scope="module")
-def rows(make_data):
+def rows(make_data: Any) -> Any:
     X, y, group = make_data(n=900, n_features=3, n_groups=3, seed=1)
     X = pd.DataFrame(X, columns=["age", "pay", "hours"])
     return X, np.array(["no", "yes"])[y], np.array(["a", "b", "c"])[group]
 
 
-def _held_out(model, X, y, group, *, fit_params=None, **predict_params):
+def _held_out(model: Any, X: Any, y: Any, group: Any, *, fit_params: Any = None, **predict_params: Any) -> Any:
     predicted = np.empty_like(y)
     for train, test in StratifiedKFold(5).split(X, np.char.add(y, group)):
         fitted = clone(model).fit(X.iloc[train], y[train], **{k: v[train] for k, v in (fit_params or {}).items()})
@@ -41,7 +42,7 @@ def _held_out(model, X, y, group, *, fit_params=None, **predict_params):
     return predicted
 
 
-def _check_gaps(report, when, y, predicted, group):
+def _check_gaps(report: Any, when: Any, y: Any, predicted: Any, group: Any) -> None:
     table = report.to_frame("gaps").set_index("measure")[when]
     assert table["accuracy"] == pytest.approx(np.mean(predicted == y))
     for name, gap in metrics.gaps(y, predicted, sensitive_features=group).items():
@@ -58,10 +59,10 @@ def _check_gaps(report, when, y, predicted, group):
     ],
     ids=["aligner", "bayes", "trained", "inferring"],
 )
-def test_a_classifier_that_knows_groups_is_compared_with_one_that_does_not(rows, model):
+def test_a_classifier_that_knows_groups_is_compared_with_one_that_does_not(rows: Any, model: Any) -> None:
     X, y, group = rows
     groups = {"sensitive_features": group}
-    report = steering_report(clone(model).fit(X, y, **groups), X, y, **groups, **QUICK)
+    report: Any = steering_report(clone(model).fit(X, y, **groups), X, y, **groups, **QUICK)
     _check_gaps(report, "after", y, _held_out(model, X, y, group, fit_params=groups, **groups), group)
     plain = model.estimator or make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     _check_gaps(report, "before", y, _held_out(plain, X, y, group), group)
@@ -74,10 +75,10 @@ def test_a_classifier_that_knows_groups_is_compared_with_one_that_does_not(rows,
         assert "Classes in groups" in text
 
 
-def test_any_classifier_is_compared_with_any_other(rows):
+def test_any_classifier_is_compared_with_any_other(rows: Any) -> None:
     X, y, group = rows
     tree, other = DecisionTreeClassifier(max_depth=3, random_state=0), ScoreAligner(LogisticRegression())
-    report = steering_report(tree.fit(X, y), X, y, sensitive_features=group, before=other, **QUICK)
+    report: Any = steering_report(tree.fit(X, y), X, y, sensitive_features=group, before=other, **QUICK)
     _check_gaps(report, "after", y, _held_out(tree, X, y, group), group)
     groups = {"sensitive_features": group}
     _check_gaps(report, "before", y, _held_out(other, X, y, group, fit_params=groups, **groups), group)
@@ -85,21 +86,21 @@ def test_any_classifier_is_compared_with_any_other(rows):
     assert report.compared_with == "ScoreAligner(estimator=LogisticRegression())"
 
 
-def test_a_meta_estimator_is_compared_with_what_it_wraps(rows):
+def test_a_meta_estimator_is_compared_with_what_it_wraps(rows: Any) -> None:
     X, y, group = rows
     inner = DecisionTreeClassifier(max_depth=3, random_state=0)
-    report = steering_report(CalibratedClassifierCV(inner).fit(X, y), X, y, sensitive_features=group, **QUICK)
+    report: Any = steering_report(CalibratedClassifierCV(inner).fit(X, y), X, y, sensitive_features=group, **QUICK)
     _check_gaps(report, "before", y, _held_out(inner, X, y, group), group)
 
 
-def test_a_pipeline_is_compared_with_itself_without_steering(rows):
+def test_a_pipeline_is_compared_with_itself_without_steering(rows: Any) -> None:
     X, y, group = rows
     table = X.assign(sex=group)
     scale = make_column_transformer(
         (StandardScaler(), ["age", "pay"]), remainder="passthrough", verbose_feature_names_out=False
     ).set_output(transform="pandas")
     pipe = make_pipeline(scale, FairSteeringTransformer(sensitive_columns="sex"), LogisticRegression()).fit(table, y)
-    report = steering_report(pipe, table, y, **QUICK)
+    report: Any = steering_report(pipe, table, y, **QUICK)
     assert report.same_rows
     _check_gaps(report, "after", y, _held_out(pipe, table, y, group), group)
     plain = make_pipeline(clone(scale), LogisticRegression())
@@ -113,46 +114,45 @@ def test_a_pipeline_is_compared_with_itself_without_steering(rows):
     _check_gaps(report, "before", y, _held_out(own, table, y, group), group)
 
 
-def test_a_pipeline_with_the_classifier_last_gets_the_groups_beside(rows):
+def test_a_pipeline_with_the_classifier_last_gets_the_groups_beside(rows: Any) -> None:
     X, y, group = rows
     pipe = make_pipeline(StandardScaler(), IdealDistributionClassifier())
     pipe.fit(X, y, idealdistributionclassifier__sensitive_features=group)
-    report = steering_report(pipe, X, y, sensitive_features=group, **QUICK)
+    report: Any = steering_report(pipe, X, y, sensitive_features=group, **QUICK)
     of_fit = {"idealdistributionclassifier__sensitive_features": group}
     expected = _held_out(pipe, X, y, group, fit_params=of_fit, sensitive_features=group)
     _check_gaps(report, "after", y, expected, group)
     assert report.kl_divergence == pipe[-1].steering_.kl_divergence_
 
 
-def test_on_other_rows_what_is_fitted_is_judged_as_it_is(rows):
+def test_on_other_rows_what_is_fitted_is_judged_as_it_is(rows: Any) -> None:
     X, y, group = rows
     half = np.arange(len(y)) % 2 == 0
     for model in (
         IdealDistributionClassifier(LogisticRegression()).fit(X[half], y[half], sensitive_features=group[half]),
         FrozenEstimator(ScoreAligner(LogisticRegression()).fit(X[half], y[half], sensitive_features=group[half])),
     ):
-        report = steering_report(model, X[~half], y[~half], sensitive_features=group[~half], **QUICK)
-        predicted = getattr(model, "estimator", model)
-        predicted = model if isinstance(model, IdealDistributionClassifier) else predicted
-        predicted = predicted.predict(X[~half], sensitive_features=group[~half])
+        report: Any = steering_report(model, X[~half], y[~half], sensitive_features=group[~half], **QUICK)
+        own: Any = model if isinstance(model, IdealDistributionClassifier) else getattr(model, "estimator", model)
+        predicted = own.predict(X[~half], sensitive_features=group[~half])
         _check_gaps(report, "after", y[~half], predicted, group[~half])
     plain = model.estimator.estimator_.predict(X[~half])
     _check_gaps(report, "before", y[~half], plain, group[~half])
 
 
-def test_gaps_are_between_the_groups_given_also_where_small_ones_steer_as_one(make_data):
+def test_gaps_are_between_the_groups_given_also_where_small_ones_steer_as_one(make_data: Any) -> None:
     X, y, group = make_data(n=600, n_features=2, n_groups=4, seed=2)
     keep = (group < 2) | (np.arange(600) < 120)
     X, y, group = X[keep], y[keep], group[keep]
     steer = FairSteeringTransformer(min_cell_size=30, small_cells="merge").fit(X, y, sensitive_features=group)
     assert len(steer.groups_) == 3
-    report = steering_report(steer, X, y, sensitive_features=group, min_rows=1, **QUICK)
+    report: Any = steering_report(steer, X, y, sensitive_features=group, min_rows=1, **QUICK)
     assert report.after.groups.tolist() == [0, 1, 2, 3]
     assert len(report.tables["groups"]["group"]) == 3
     assert np.isfinite(report.tables["certificate"]["measured"]).all()
 
 
-def test_refusals_name_the_way_out(rows):
+def test_refusals_name_the_way_out(rows: Any) -> None:
     X, y, group = rows
     tree = DecisionTreeClassifier().fit(X, y)
     aligner = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=group)
@@ -174,13 +174,13 @@ def test_refusals_name_the_way_out(rows):
         steering_report(StandardScaler().fit(X), X, y, **groups)
 
 
-def test_a_report_of_five_folds_reads_rows_at_most_eight_times(rows, monkeypatch):
+def test_a_report_of_five_folds_reads_rows_at_most_eight_times(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, group = rows
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
-    calls = Counter()
+    calls: Counter[str] = Counter()
 
-    def counted(name, function):
-        def call(*args, **params):
+    def counted(name: Any, function: Any) -> Any:
+        def call(*args: Any, **params: Any) -> Any:
             calls[name] += 1
             return function(*args, **params)
 

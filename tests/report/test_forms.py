@@ -6,6 +6,8 @@ import io
 import re
 from html import unescape
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from fairsteer import FairSteeringTransformer, ScoreAligner
 from fairsteer._utils.labels import label_text
 from fairsteer.report import steering_report
 
-QUICK = {"n_resamples": 30, "cv": 3, "min_rows": 5}
+QUICK: dict[str, Any] = {"n_resamples": 30, "cv": 3, "min_rows": 5}
 
 #: Labels as they occur in files, and how they are shown.
 HOSTILE = {
@@ -37,26 +39,26 @@ HOSTILE = {
 }
 
 
-def _report(make_data, labels, *, n_classes=2, **params):
+def _report(make_data: Any, labels: Any, *, n_classes: int = 2, **params: Any) -> Any:
     X, y, group = make_data(n=200 * len(labels), n_features=2, n_classes=n_classes, n_groups=len(labels), seed=3)
     group = np.array(labels, dtype=object)[group]
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     return steering_report(steer, X, y, sensitive_features=group, **QUICK, **params)
 
 
-def _in_rich(report, width):
+def _in_rich(report: Any, width: Any) -> Any:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(report)
     return console.export_text()
 
 
 @pytest.fixture(scope="module")
-def hostile(make_data):
+def hostile(make_data: Any) -> Any:
     return _report(make_data, list(HOSTILE))
 
 
 @pytest.fixture(scope="module")
-def many_classes(make_data):
+def many_classes(make_data: Any) -> Any:
     X, y, group = make_data(n=6000, n_features=3, n_classes=20, n_groups=3, seed=4)
     classes = np.array([f"occupation {k}" for k in range(20)])[y]
     group = np.array(["women", "men", "non-binary"])[group]
@@ -67,12 +69,12 @@ def many_classes(make_data):
 @pytest.mark.parametrize(
     ("label", "shown"), [*HOSTILE.items(), ("", "''"), (("a", 1.5), "a, 1.5"), (np.str_("b"), "b")]
 )
-def test_labels_are_one_line_of_text_that_prints(label, shown):
+def test_labels_are_one_line_of_text_that_prints(label: Any, shown: Any) -> None:
     assert label_text(label) == shown
     assert label_text(label).isprintable()
 
 
-def test_labels_are_text_in_every_form(hostile):
+def test_labels_are_text_in_every_form(hostile: Any) -> None:
     plain, rich, page = str(hostile), _in_rich(hostile, 100), hostile.to_html()
     body = unescape(re.sub(r"<[^>]*>", "", page.partition("</style>")[2].partition("</style>")[2]))
     groups = hostile.tables["groups"]["group"]
@@ -86,7 +88,7 @@ def test_labels_are_text_in_every_form(hostile):
     plain.encode("utf-8")
 
 
-def test_words_of_our_own_print_on_every_terminal(make_data):
+def test_words_of_our_own_print_on_every_terminal(make_data: Any) -> None:
     report = _report(make_data, ["a", "b", "c"])
     str(report).encode("ascii")
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
@@ -96,7 +98,9 @@ def test_words_of_our_own_print_on_every_terminal(make_data):
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 @pytest.mark.parametrize("which", ["hostile", "many_classes"])
-def test_tables_fit_the_width_and_keep_every_class_group_and_number(width, which, request):
+def test_tables_fit_the_width_and_keep_every_class_group_and_number(
+    width: Any, which: Any, request: pytest.FixtureRequest
+) -> None:
     report = request.getfixturevalue(which)
     plain, rich = report.to_text(width), _in_rich(report, width)
     assert max(map(len, plain.splitlines())) <= width
@@ -110,18 +114,20 @@ def test_tables_fit_the_width_and_keep_every_class_group_and_number(width, which
             assert any(heading in line for line in lines), heading
 
 
-def test_the_chart_and_the_table_of_many_classes_have_the_worst_one(many_classes):
+def test_the_chart_and_the_table_of_many_classes_have_the_worst_one(many_classes: Any) -> None:
     certificate = many_classes.to_frame("certificate")
     of_class = certificate[certificate["group"].isna() & certificate["class"].notna()]
     worst = of_class["class"].iloc[int(of_class["measured"].to_numpy().argmax())]
-    chart = re.search(r"<svg[^>]*Bounds of the model.*?</svg>", many_classes.to_html(), re.DOTALL).group()
+    found = re.search(r"<svg[^>]*Bounds of the model.*?</svg>", many_classes.to_html(), re.DOTALL)
+    assert found is not None
+    chart = found.group()
     assert f"class {worst}<" in chart
     table = str(many_classes).partition("Certificate")[2].partition("How unlike")[0]
     assert worst in table
     assert re.search(r"\(\d+ more\)", table)
 
 
-def test_one_group_has_no_gap_but_a_page(make_data):
+def test_one_group_has_no_gap_but_a_page(make_data: Any) -> None:
     X, y, _ = make_data(n=200)
     group = np.zeros(len(y))
     report = steering_report(
@@ -135,7 +141,7 @@ def test_one_group_has_no_gap_but_a_page(make_data):
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("rows", ["zero", "constant", "one feature", "a constant feature"])
-def test_rows_without_spread_are_reported(make_data, rows, covariance):
+def test_rows_without_spread_are_reported(make_data: Any, rows: Any, covariance: Any) -> None:
     X, y, group = make_data(n=200, n_features=2)
     X = {
         "zero": np.zeros_like(X),
@@ -149,7 +155,7 @@ def test_rows_without_spread_are_reported(make_data, rows, covariance):
         assert not re.search(r"\bnan\b|\binf\b", text)
 
 
-def test_one_class_is_nothing_to_predict(make_data):
+def test_one_class_is_nothing_to_predict(make_data: Any) -> None:
     X, _, group = make_data(n=200)
     y = np.array(["only"] * len(X))
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
@@ -160,13 +166,13 @@ def test_one_class_is_nothing_to_predict(make_data):
     assert "<svg" in report.to_html()
 
 
-def test_repr_is_one_line(hostile):
+def test_repr_is_one_line(hostile: Any) -> None:
     assert repr(hostile).startswith(f"<SteeringReport: {hostile.n_rows} rows, accuracy 0.")
     assert "\n" not in repr(hostile)
     assert len(repr(hostile)) < 250
 
 
-def test_every_form_says_what_it_is_about(make_data, tmp_path):
+def test_every_form_says_what_it_is_about(make_data: Any, tmp_path: Path) -> None:
     context = {"File": "jobs & co.csv", "Rows without a class": 7}
     report = _report(make_data, ["a", "b"], context=context)
     page = report.to_html(tmp_path / "page.html", title="Audit of <jobs>")
@@ -181,7 +187,7 @@ def test_every_form_says_what_it_is_about(make_data, tmp_path):
         assert re.search(r"Positive class:? +1", text)
 
 
-def test_the_first_finding_says_of_every_gap_whether_it_grew(make_data):
+def test_the_first_finding_says_of_every_gap_whether_it_grew(make_data: Any) -> None:
     report = _report(make_data, ["a", "b"])
     gaps = report.to_frame("gaps").set_index("measure")
     verdict = report.findings[0]
@@ -195,7 +201,7 @@ def test_the_first_finding_says_of_every_gap_whether_it_grew(make_data):
         assert f"{expected}{line['after']:.3f}{chance}" in verdict
 
 
-def test_a_gap_that_grows_is_said_to_grow(make_data):
+def test_a_gap_that_grows_is_said_to_grow(make_data: Any) -> None:
     X, y, group = make_data(n=2000, n_features=2, seed=1)
     model = LogisticRegression()
     report = steering_report(
@@ -208,14 +214,14 @@ def test_a_gap_that_grows_is_said_to_grow(make_data):
     assert f"he equal opportunity gap grew from {before:.3f} to {after:.3f};" in report.findings[0]
 
 
-def test_bounds_from_fewer_rows_than_features_are_said_to_be_worth_little(make_data):
+def test_bounds_from_fewer_rows_than_features_are_said_to_be_worth_little(make_data: Any) -> None:
     X, y, group = make_data(n=60, n_features=50)
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     report = steering_report(steer, X, y, sensitive_features=group, **QUICK)
     assert any(re.search(r"of 50 features comes from \d+ rows: .* say next to nothing", x) for x in report.findings)
 
 
-def test_rows_that_move_far_are_named():
+def test_rows_that_move_far_are_named() -> None:
     rng = np.random.default_rng(0)
     y, group = rng.integers(0, 2, (2, 400))
     X = rng.normal(size=(400, 2)) + 8.0 * group[:, None] + y[:, None]
@@ -225,18 +231,18 @@ def test_rows_that_move_far_are_named():
     assert any(text.startswith("Rows of far move by up to ") for text in report.findings)
 
 
-def test_names_of_features_are_text(make_data):
+def test_names_of_features_are_text(make_data: Any) -> None:
     X, y, group = make_data(n=300, n_features=3)
     table = pd.DataFrame(X, columns=["[/f]", "<f>", "$f$"])
     steer = FairSteeringTransformer().fit(table, y, sensitive_features=group)
     report = steering_report(steer, table, y, sensitive_features=group, **QUICK)
-    for name in table:
+    for name in table.columns.astype(str):
         assert name in _in_rich(report, 80)
         assert name in unescape(report.to_html())
     assert "<f>" not in report.to_html()
 
 
-def test_the_style_breaks_no_words_and_is_a_file_of_the_package():
+def test_the_style_breaks_no_words_and_is_a_file_of_the_package() -> None:
     from importlib.resources import files
 
     style = files("fairsteer.report").joinpath("style.css").read_text(encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,16 +20,16 @@ from fairsteer.report._held_out import Method, default_classifier, predict_held_
 
 
 @pytest.fixture(scope="module")
-def data(make_data):
+def data(make_data: Any) -> Any:
     X, y, group = make_data(n=600, n_features=3, n_classes=2, n_groups=3, seed=1)
     return X, np.array(["no", "yes"])[y], np.array(["a", "b", "c"])[group]
 
 
-def _splits(y, group):
+def _splits(y: Any, group: Any) -> Any:
     return list(StratifiedKFold(5).split(y, np.char.add(y, group)))
 
 
-def test_every_method_predicts_as_fits_by_hand_do(data):
+def test_every_method_predicts_as_fits_by_hand_do(data: Any) -> None:
     X, y, group = data
     steer = FairSteeringTransformer()
     model = LogisticRegression()
@@ -56,7 +58,7 @@ def test_every_method_predicts_as_fits_by_hand_do(data):
         np.testing.assert_array_equal(found.y_pred[name], labels, err_msg=name)
 
 
-def test_groups_in_a_column_are_no_feature_and_give_the_same_predictions(data):
+def test_groups_in_a_column_are_no_feature_and_give_the_same_predictions(data: Any) -> None:
     X, y, group = data
     table = pd.DataFrame(X, columns=["x", "y", "z"]).assign(group=group)
     beside, inside = FairSteeringTransformer(), FairSteeringTransformer(sensitive_columns="group")
@@ -68,9 +70,9 @@ def test_groups_in_a_column_are_no_feature_and_give_the_same_predictions(data):
     assert two.groups.tolist() == ["a", "b", "c"]
 
 
-def test_a_steering_is_fitted_once_a_fold_for_all_its_methods(data, monkeypatch):
+def test_a_steering_is_fitted_once_a_fold_for_all_its_methods(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, group = data
-    fits = []
+    fits: Any = []
     fit = FairSteeringTransformer.fit
     monkeypatch.setattr(FairSteeringTransformer, "fit", lambda self, *a, **k: fits.append(1) or fit(self, *a, **k))
     steer, model = FairSteeringTransformer(), LogisticRegression()
@@ -79,7 +81,7 @@ def test_a_steering_is_fitted_once_a_fold_for_all_its_methods(data, monkeypatch)
     assert len(fits) == 4
 
 
-def test_what_is_frozen_is_used_as_it_is(data):
+def test_what_is_frozen_is_used_as_it_is(data: Any) -> None:
     X, y, group = data
     half = np.arange(len(y)) % 2 == 0
     model = LogisticRegression().fit(X[half], y[half])
@@ -90,11 +92,11 @@ def test_what_is_frozen_is_used_as_it_is(data):
     assert all(trial.fitted["steer"] is steer for trial in found.trials)
 
 
-def test_features_that_learn_are_made_from_the_training_rows(data):
+def test_features_that_learn_are_made_from_the_training_rows(data: Any) -> None:
     X, y, group = data
     seen = []
 
-    def prepare(may_learn):
+    def prepare(may_learn: Any) -> Any:
         seen.append(may_learn)
         return StandardScaler().fit(X[may_learn]).transform(X)
 
@@ -111,7 +113,7 @@ def test_features_that_learn_are_made_from_the_training_rows(data):
         np.testing.assert_array_equal(found.y_pred["after"][test], expected)
 
 
-def test_rows_without_a_group_are_left_out_and_splits_speak_of_the_rows_given(data):
+def test_rows_without_a_group_are_left_out_and_splits_speak_of_the_rows_given(data: Any) -> None:
     X, y, group = data
     labels = group.astype(object)
     labels[:7] = None
@@ -126,7 +128,7 @@ def test_rows_without_a_group_are_left_out_and_splits_speak_of_the_rows_given(da
         np.testing.assert_array_equal(found.y_pred[0][test - 7], expected)
 
 
-def test_pipelines_hand_the_groups_to_their_last_step(data):
+def test_pipelines_hand_the_groups_to_their_last_step(data: Any) -> None:
     X, y, group = data
     pipe = make_pipeline(StandardScaler(), IdealDistributionClassifier())
     found = predict_held_out({0: pipe}, X, y, sensitive_features=group, cv=2)
@@ -135,7 +137,7 @@ def test_pipelines_hand_the_groups_to_their_last_step(data):
         np.testing.assert_array_equal(found.y_pred[0][test], again.predict(X[test], sensitive_features=group[test]))
 
 
-def test_weights_go_to_the_fits_and_rows_of_weight_zero_are_left_out(data):
+def test_weights_go_to_the_fits_and_rows_of_weight_zero_are_left_out(data: Any) -> None:
     X, y, group = data
     weight = np.random.default_rng(0).integers(0, 3, len(y)).astype(float)
     found = predict_held_out({0: LogisticRegression()}, X, y, sensitive_features=group, sample_weight=weight, cv=3)
@@ -147,7 +149,7 @@ def test_weights_go_to_the_fits_and_rows_of_weight_zero_are_left_out(data):
         np.testing.assert_array_equal(found.y_pred[0][trial.test], model.predict(X[kept][trial.test]))
 
 
-def test_groups_may_be_a_column_that_a_classifier_names(data):
+def test_groups_may_be_a_column_that_a_classifier_names(data: Any) -> None:
     X, y, group = data
     codes = np.unique(group, return_inverse=True)[1]
     table = np.column_stack([X, codes])
@@ -160,7 +162,7 @@ def test_groups_may_be_a_column_that_a_classifier_names(data):
         )
 
 
-def test_with_metadata_routing_a_pipeline_steers_in_the_middle(data):
+def test_with_metadata_routing_a_pipeline_steers_in_the_middle(data: Any) -> None:
     X, y, group = data
     pipe = make_pipeline(StandardScaler(), FairSteeringTransformer(), LogisticRegression())
     with config_context(enable_metadata_routing=True):
@@ -170,7 +172,7 @@ def test_with_metadata_routing_a_pipeline_steers_in_the_middle(data):
             np.testing.assert_array_equal(found.y_pred[0][test], again.predict(X[test], sensitive_features=group[test]))
 
 
-def test_labels_that_only_a_frozen_classifier_knows_are_classes_and_other_spellings_are_refused(data):
+def test_labels_that_only_a_frozen_classifier_knows_are_classes_and_other_spellings_are_refused(data: Any) -> None:
     X, y, group = data
     third = np.where(X[:, 0] > np.quantile(X[:, 0], 0.8), "maybe", y)
     model = FrozenEstimator(LogisticRegression().fit(X, third))
@@ -181,7 +183,7 @@ def test_labels_that_only_a_frozen_classifier_knows_are_classes_and_other_spelli
         predict_held_out({"loud": loud}, X, y, sensitive_features=group).rows("loud")
 
 
-def test_splits_that_test_nothing_and_rows_that_are_all_left_out_are_refused(data):
+def test_splits_that_test_nothing_and_rows_that_are_all_left_out_are_refused(data: Any) -> None:
     X, y, group = data
     with pytest.raises(ValueError, match="leaves no row of a known group to test"):
         predict_held_out({0: LogisticRegression()}, X, y, sensitive_features=group, cv=[(np.arange(600), np.arange(0))])

@@ -6,6 +6,8 @@ import dataclasses
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,14 +20,14 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks import problems
 from fairsteer import FairSteeringTransformer, SubgroupMoments, metrics, nearest_ideal
-from fairsteer.metrics import _intervals
-from fairsteer.metrics._intervals import measured_gaps
-from fairsteer.report import _likeness, steering_report
+from fairsteer.report import _likeness, measured_gaps, steering_report
 
-QUICK = {"n_resamples": 50}
+QUICK: dict[str, Any] = {"n_resamples": 50}
+
+GAPS = ("demographic_parity", "equal_opportunity", "equalized_odds")
 
 
-def _sampled(ideal_or_data, counts, rng, *, covariance):
+def _sampled(ideal_or_data: Any, counts: Any, rng: Any, *, covariance: Any) -> Any:
     """Rows of every subgroup, with their classes and groups."""
     K, G, d = ideal_or_data.means.shape
     parts, y, group = [], [], []
@@ -40,7 +42,7 @@ def _sampled(ideal_or_data, counts, rng, *, covariance):
     return np.concatenate(parts), np.array(y), np.array(group)
 
 
-def _predictions(K=2, G=2, n=600, seed=0):
+def _predictions(K: int = 2, G: int = 2, n: int = 600, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     y, group = rng.integers(0, K, n), rng.integers(0, G, n)
     wrong = rng.random(n) < 0.2 + 0.2 * group / G
@@ -52,7 +54,7 @@ def _predictions(K=2, G=2, n=600, seed=0):
 
 @pytest.mark.parametrize("interval", ["exact", "bootstrap"])
 @pytest.mark.parametrize(("K", "G"), [(2, 2), (2, 4), (3, 3)])
-def test_measured_gaps_are_those_of_the_metrics_and_lie_in_their_intervals(K, G, interval):
+def test_measured_gaps_are_those_of_the_metrics_and_lie_in_their_intervals(K: Any, G: Any, interval: Any) -> None:
     y, predicted, group = _predictions(K, G)
     found = measured_gaps(y, predicted, sensitive_features=group, interval=interval, **QUICK)
     for name, gap in metrics.gaps(y, predicted, sensitive_features=group).items():
@@ -65,7 +67,7 @@ def test_measured_gaps_are_those_of_the_metrics_and_lie_in_their_intervals(K, G,
     np.testing.assert_allclose(found.by_cell.value.max(axis=1), found.by_class.value)
 
 
-def test_weights_count_as_in_the_metrics_and_equal_weights_change_nothing():
+def test_weights_count_as_in_the_metrics_and_equal_weights_change_nothing() -> None:
     y, predicted, group = _predictions()
     weight = np.random.default_rng(1).random(len(y))
     found = measured_gaps(y, predicted, sensitive_features=group, sample_weight=weight)
@@ -77,7 +79,7 @@ def test_weights_count_as_in_the_metrics_and_equal_weights_change_nothing():
     assert (found.rows < one.rows).all()
 
 
-def test_rates_have_clopper_pearson_intervals():
+def test_rates_have_clopper_pearson_intervals() -> None:
     y_pred = np.repeat([1, 0], [7, 13])
     found = measured_gaps(np.ones(20, int), y_pred, sensitive_features=np.zeros(20), labels=[0, 1])
     lower, upper = found.rates.lower[1, 0, 1], found.rates.upper[1, 0, 1]
@@ -86,7 +88,7 @@ def test_rates_have_clopper_pearson_intervals():
 
 
 @pytest.mark.parametrize("interval", ["exact", "bootstrap"])
-def test_intervals_hold_the_true_gap(interval):
+def test_intervals_hold_the_true_gap(interval: Any) -> None:
     rng = np.random.default_rng(0)
     rate = np.array([[0.3, 0.3, 0.3], [0.8, 0.7, 0.6]])  # of predicting 1, by class and group
     truth = {"equal_opportunity": 0.2, "equalized_odds": 0.2, "demographic_parity": 0.1}
@@ -105,7 +107,7 @@ def test_intervals_hold_the_true_gap(interval):
         assert count >= n_trials * 0.9 - 3 * np.sqrt(n_trials * 0.09)
 
 
-def test_what_cannot_be_compared_is_nan_and_one_group_has_no_gap():
+def test_what_cannot_be_compared_is_nan_and_one_group_has_no_gap() -> None:
     found = measured_gaps([0, 0, 1, 1], [0, 1, 1, 0], sensitive_features=["a", "a", "b", "b"])
     assert np.isnan(found.equal_opportunity.value)
     assert np.isnan(found.by_cell.value).all()
@@ -113,7 +115,7 @@ def test_what_cannot_be_compared_is_nan_and_one_group_has_no_gap():
     assert alone.equalized_odds.value == alone.equalized_odds.upper == 0
 
 
-def test_rates_of_few_rows_can_be_left_out():
+def test_rates_of_few_rows_can_be_left_out() -> None:
     y, predicted, group = _predictions()
     y, predicted, group = np.append(y, [1, 0]), np.append(predicted, [0, 1]), np.append(group, [2, 2])
     assert measured_gaps(y, predicted, sensitive_features=group).equalized_odds.value > 0.7
@@ -131,7 +133,7 @@ def test_rates_of_few_rows_can_be_left_out():
         ({"sensitive_features": [0]}, "sensitive_features has 1 rows and y_true has 4"),
     ],
 )
-def test_measured_gaps_refuse_with_a_sentence(arguments, message):
+def test_measured_gaps_refuse_with_a_sentence(arguments: Any, message: Any) -> None:
     with pytest.raises(ValueError, match=message):
         measured_gaps([0, 1, 0, 1], [0, 1, 1, 1], **{"sensitive_features": [0, 0, 1, 1], **arguments})
 
@@ -140,10 +142,11 @@ def test_measured_gaps_refuse_with_a_sentence(arguments, message):
 
 
 @pytest.mark.slow
-def test_the_certificate_is_never_violated_by_a_thousand_random_threshold_classifiers():
+def test_the_certificate_is_never_violated_by_a_thousand_random_threshold_classifiers() -> None:
     rng = np.random.default_rng(0)
     violations, tightest = [], np.inf
-    for seed, covariance in enumerate(("tied", "full", "diagonal", "tied", "full")):
+    covariances: tuple[Any, ...] = ("tied", "full", "diagonal", "tied", "full")
+    for seed, covariance in enumerate(covariances):
         data = problems.statistics(2, 3, 3, covariance=covariance, seed=seed, difference=0.3, degrees=40)
         moments = SubgroupMoments.from_statistics(data.weights, data.means, data.covariances)
         ideal = nearest_ideal(moments, covariance=covariance)
@@ -166,7 +169,7 @@ def test_the_certificate_is_never_violated_by_a_thousand_random_threshold_classi
     assert tightest < 0.1  # the bounds are near enough to fail if they were smaller
 
 
-def test_gaps_on_an_ideal_distribution_are_zero_within_sampling_error_for_five_costs():
+def test_gaps_on_an_ideal_distribution_are_zero_within_sampling_error_for_five_costs() -> None:
     rng = np.random.default_rng(0)
     costs = np.array([[[0, 1], [c, 0]] for c in (0.25, 0.5, 1, 2, 4)])
     data = problems.statistics(2, 3, 3, covariance="full", seed=3, separation=0.7)
@@ -184,7 +187,7 @@ def test_gaps_on_an_ideal_distribution_are_zero_within_sampling_error_for_five_c
         for cost in costs:
             predicted = (posterior @ cost).argmin(axis=1)
             found = measured_gaps(y, predicted, sensitive_features=group, confidence_level=0.999)
-            rows.append((name, *(getattr(found, gap).lower for gap in _intervals.GAPS), found.equalized_odds.upper))
+            rows.append((name, *(getattr(found, gap).lower for gap in GAPS), found.equalized_odds.upper))
     for name, *lower, upper in rows:
         if name == "ideal":
             assert lower == [0, 0, 0]
@@ -197,7 +200,7 @@ def test_gaps_on_an_ideal_distribution_are_zero_within_sampling_error_for_five_c
 
 
 @pytest.fixture(scope="module")
-def fitted(make_data):
+def fitted(make_data: Any) -> Any:
     X, y, group = make_data(n=900, n_features=4, n_classes=2, n_groups=3, seed=1)
     X = pd.DataFrame(X, columns=["height", "weight", "age", "pay"])
     y, group = np.array(["no", "yes"])[y], np.array(["a", "b", "c"])[group]
@@ -205,12 +208,12 @@ def fitted(make_data):
 
 
 @pytest.fixture(scope="module")
-def reported(fitted):
+def reported(fitted: Any) -> Any:
     steer, X, y, group = fitted
     return steering_report(steer, X, y, sensitive_features=group, **QUICK)
 
 
-def test_divergence_after_full_steering_is_that_of_the_nearest_ideal(fitted, reported):
+def test_divergence_after_full_steering_is_that_of_the_nearest_ideal(fitted: Any, reported: Any) -> None:
     table = reported.tables["divergence"]
     assert table["after"][0] == pytest.approx(fitted[0].kl_divergence_, rel=1e-6)
     assert table["before"][0] > table["after"][0]
@@ -218,7 +221,7 @@ def test_divergence_after_full_steering_is_that_of_the_nearest_ideal(fitted, rep
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_divergence_before_is_a_minimum(make_data, covariance):
+def test_divergence_before_is_a_minimum(make_data: Any, covariance: Any) -> None:
     X, y, group = make_data()
     steer = FairSteeringTransformer(covariance=covariance).fit(X, y, sensitive_features=group)
     fitted, ideal, _ = steer._fitted()
@@ -232,7 +235,7 @@ def test_divergence_before_is_a_minimum(make_data, covariance):
         assert worse.divergence_from(fitted) > best
 
 
-def test_displacement_and_shift_are_those_of_the_rows(fitted, reported):
+def test_displacement_and_shift_are_those_of_the_rows(fitted: Any, reported: Any) -> None:
     steer, X, _, group = fitted
     rows, moved = X.to_numpy(), steer.transform(X, sensitive_features=group)
     of_group = group == "b"
@@ -247,7 +250,7 @@ def test_displacement_and_shift_are_those_of_the_rows(fitted, reported):
     assert features["displacement"].is_monotonic_decreasing
 
 
-def test_gaps_are_those_of_classifiers_that_did_not_see_the_rows(fitted, reported):
+def test_gaps_are_those_of_classifiers_that_did_not_see_the_rows(fitted: Any, reported: Any) -> None:
     steer, X, y, group = fitted
     # The same five folds by hand: rows of a cell are dealt in their order.
     from sklearn.base import clone
@@ -270,7 +273,7 @@ def test_gaps_are_those_of_classifiers_that_did_not_see_the_rows(fitted, reporte
     assert ((table["change_lower"] <= table["change"]) & (table["change"] <= table["change_upper"])).all()
 
 
-def test_model_and_measurement_stand_side_by_side(fitted, reported):
+def test_model_and_measurement_stand_side_by_side(fitted: Any, reported: Any) -> None:
     table = reported.to_frame("certificate")
     certificate = fitted[0].certificate_
     overall = table[table["class"].isna()]
@@ -285,18 +288,18 @@ def test_model_and_measurement_stand_side_by_side(fitted, reported):
         assert "measured" in text
 
 
-def test_the_report_is_the_same_every_time(fitted, reported):
+def test_the_report_is_the_same_every_time(fitted: Any, reported: Any) -> None:
     steer, X, y, group = fitted
     again = steering_report(steer, X, y, sensitive_features=group, **QUICK)
     assert str(again) == str(reported)
     assert again.to_html() == reported.to_html()
 
 
-def test_other_rows_are_judged_by_the_maps_as_they_are(fitted, make_data):
+def test_other_rows_are_judged_by_the_maps_as_they_are(fitted: Any, make_data: Any) -> None:
     steer = fitted[0]
     X, y, group = make_data(n=600, n_features=4, n_classes=2, n_groups=3, seed=1)
     X = pd.DataFrame(X, columns=fitted[1].columns)
-    found = steering_report(
+    found: Any = steering_report(
         steer, X, np.array(["no", "yes"])[y], sensitive_features=np.array(["a", "b", "c"])[group], **QUICK
     )
     assert not found.same_rows
@@ -305,12 +308,12 @@ def test_other_rows_are_judged_by_the_maps_as_they_are(fitted, make_data):
     assert "rows other than those of the fit" in str(found)
 
 
-def test_a_map_that_is_nearly_the_identity_says_so():
+def test_a_map_that_is_nearly_the_identity_says_so() -> None:
     rng = np.random.default_rng(0)
     y, group = rng.integers(0, 2, (2, 4000))
     X = rng.normal(size=(4000, 2)) + y[:, None]
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
-    found = steering_report(steer, X, y, sensitive_features=group, **QUICK)
+    found: Any = steering_report(steer, X, y, sensitive_features=group, **QUICK)
     assert found.nearly_identity
     assert "nearly the identity" in str(found)
     assert not steering_report(steer.set_params(strength=0), X, y, sensitive_features=group, **QUICK).tables["groups"][
@@ -318,30 +321,30 @@ def test_a_map_that_is_nearly_the_identity_says_so():
     ][0]
 
 
-def test_at_partial_strength_the_bounds_are_said_not_to_apply(fitted):
+def test_at_partial_strength_the_bounds_are_said_not_to_apply(fitted: Any) -> None:
     steer, X, y, group = fitted
     from sklearn.base import clone
 
     half = clone(steer).set_params(strength=0.5).fit(X, y, sensitive_features=group)
-    found = steering_report(half, X, y, sensitive_features=group, **QUICK)
+    found: Any = steering_report(half, X, y, sensitive_features=group, **QUICK)
     assert any("At strength 0.5 they say nothing" in text for text in found.findings)
     table = found.tables["divergence"]
     assert half.kl_divergence_ < table["after"][0] < table["before"][0]
 
 
-def test_without_classes_there_is_no_classifier_and_the_bound_is_on_demographic_parity(make_data):
+def test_without_classes_there_is_no_classifier_and_the_bound_is_on_demographic_parity(make_data: Any) -> None:
     X, y, group = make_data()
     steer = FairSteeringTransformer().fit(X, sensitive_features=group)
     silent = steering_report(steer, X, sensitive_features=group)
     assert silent.before is None
     assert "gaps" not in silent.tables
     assert "measured" not in str(silent)
-    found = steering_report(steer, X, y, sensitive_features=group, **QUICK)
+    found: Any = steering_report(steer, X, y, sensitive_features=group, **QUICK)
     line = found.to_frame("certificate")
     assert line["measured"].item() == pytest.approx(found.after.demographic_parity.value)
 
 
-def test_sensitive_columns_weights_and_unknown_groups(fitted):
+def test_sensitive_columns_weights_and_unknown_groups(fitted: Any) -> None:
     _, X, y, group = fitted
     labels = group.astype(object)
     labels[:3] = None
@@ -350,7 +353,7 @@ def test_sensitive_columns_weights_and_unknown_groups(fitted):
     with pytest.warns(UserWarning, match="missing group"):
         steer = FairSteeringTransformer(sensitive_columns="group").fit(table, y, sample_weight=weight)
     with pytest.warns(UserWarning, match="3 of 900 rows have a missing or unknown group"):
-        found = steering_report(steer, table, y, sample_weight=weight, **QUICK)
+        found: Any = steering_report(steer, table, y, sample_weight=weight, **QUICK)
     assert found.same_rows
     assert found.n_rows == ((weight > 0) & (np.arange(len(y)) >= 3)).sum()
     assert found.n_left_out == len(y) - found.n_rows
@@ -358,9 +361,9 @@ def test_sensitive_columns_weights_and_unknown_groups(fitted):
     assert found.n_features == 4
 
 
-def test_positive_class_and_own_classifier(fitted):
+def test_positive_class_and_own_classifier(fitted: Any) -> None:
     steer, X, y, group = fitted
-    found = steering_report(
+    found: Any = steering_report(
         steer, X, y, sensitive_features=group, estimator=LogisticRegression(C=0.1), pos_label="no", cv=3, **QUICK
     )
     assert found.positive == "no"
@@ -372,10 +375,10 @@ def test_positive_class_and_own_classifier(fitted):
         steering_report(steer, X, y, sensitive_features=group, pos_label="maybe", **QUICK)
 
 
-def test_many_classes_and_groups_stay_readable(make_data):
+def test_many_classes_and_groups_stay_readable(make_data: Any) -> None:
     X, y, group = make_data(n=3000, n_features=3, n_classes=5, n_groups=6)
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
-    found = steering_report(steer, X, y, sensitive_features=group, min_rows=10, **QUICK)
+    found: Any = steering_report(steer, X, y, sensitive_features=group, min_rows=10, **QUICK)
     assert found.positive is None
     assert len(found.tables["cells"]["class"]) == 30
     text = str(found)
@@ -384,7 +387,7 @@ def test_many_classes_and_groups_stay_readable(make_data):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_text_and_rich_hold_the_same_numbers_within_80_columns(reported):
+def test_text_and_rich_hold_the_same_numbers_within_80_columns(reported: Any) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(reported)
     rich = console.export_text()
@@ -397,21 +400,22 @@ def test_text_and_rich_hold_the_same_numbers_within_80_columns(reported):
 class _Page(HTMLParser):
     """Tags that are open at the end, and those that were seen."""
 
-    def __init__(self, text):
+    def __init__(self, text: Any) -> None:
         super().__init__()
-        self.open, self.seen = [], []
+        self.open: list[str] = []
+        self.seen: list[Any] = []
         self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.seen.append((tag, dict(attrs)))
         if tag not in {"meta", "br"}:
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: Any) -> None:
         assert self.open.pop() == tag
 
 
-def test_html_is_one_page_that_needs_nothing_and_knows_dark(reported, tmp_path):
+def test_html_is_one_page_that_needs_nothing_and_knows_dark(reported: Any, tmp_path: Path) -> None:
     text = reported.to_html(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
     page = _Page(text)
@@ -430,12 +434,12 @@ def test_html_is_one_page_that_needs_nothing_and_knows_dark(reported, tmp_path):
     assert reported._repr_html_() in text
 
 
-def test_html_escapes_labels(fitted):
+def test_html_escapes_labels(fitted: Any) -> None:
     _, X, y, group = fitted
     X = X.rename(columns={"pay": "<b>&pay"})
     group = np.array(["<i>a", "b", "c"])[np.unique(group, return_inverse=True)[1]]
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
-    found = steering_report(steer, X, y, sensitive_features=group, **QUICK)
+    found: Any = steering_report(steer, X, y, sensitive_features=group, **QUICK)
     text = found.to_html()
     assert "<b>" not in text
     assert "<i>" not in text
@@ -443,7 +447,7 @@ def test_html_escapes_labels(fitted):
     assert "[bold]" not in str(found)
 
 
-def test_too_few_held_out_rows_tell_nothing_of_the_divergence(make_data):
+def test_too_few_held_out_rows_tell_nothing_of_the_divergence(make_data: Any) -> None:
     X, y, group = make_data(n=60, n_features=8)
     steer = FairSteeringTransformer(shrinkage=LedoitWolf()).fit(X, y, sensitive_features=group)
     table = steering_report(steer, X, y, sensitive_features=group, min_rows=5, **QUICK).tables["divergence"]
@@ -451,7 +455,7 @@ def test_too_few_held_out_rows_tell_nothing_of_the_divergence(make_data):
     assert np.isnan(table["after"][1])
 
 
-def test_refusals(fitted, reported):
+def test_refusals(fitted: Any, reported: Any) -> None:
     steer, X, y, group = fitted
     with pytest.raises(TypeError, match="takes a fitted FairSteeringTransformer or classifier, not StandardScaler"):
         steering_report(StandardScaler().fit(X), X, y, sensitive_features=group)

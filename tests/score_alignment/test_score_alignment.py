@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import polars as pl
 import pytest
@@ -34,7 +35,7 @@ from fairsteer.score_alignment._monotone import MonotoneAlignment, ScoreDistribu
 from fairsteer.score_alignment._offsets import GroupScalings, OffsetAlignment
 from fairsteer.score_alignment._rate_program import RateProgram
 
-CONSTRAINTS = ["equal_opportunity", "demographic_parity"]
+CONSTRAINTS: list[Any] = ["equal_opportunity", "demographic_parity"]
 METHODS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
 
 
@@ -45,11 +46,11 @@ class Scores(ClassifierMixin, BaseEstimator):
         self.classes_ = np.unique(y)
         return self
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any) -> npt.NDArray[Any]:
         return np.asarray(X)
 
 
-def sample(n: int = 400, n_groups: int = 2, seed: int = 0, digits: int = 12) -> tuple[np.ndarray, Cells]:
+def sample(n: int = 400, n_groups: int = 2, seed: int = 0, digits: int = 12) -> tuple[npt.NDArray[Any], Cells]:
     """Log-odds of two classes that are shifted and stretched by group; weighted; tied after rounding."""
     rng = np.random.default_rng(seed)
     y, group = rng.integers(0, 2, n), rng.integers(0, n_groups, n)
@@ -64,7 +65,7 @@ def class_proba(
     seed: int = 0,
     constraint: Any = "equal_opportunity",
     spread: float = 1.5,
-) -> tuple[np.ndarray, Cells]:
+) -> tuple[npt.NDArray[Any], Cells]:
     """Probabilities of several classes, true ones, under which groups differ."""
     rng = np.random.default_rng(seed)
     group = rng.integers(0, n_groups, n)
@@ -73,7 +74,9 @@ def class_proba(
     return proba, Cells(y, group, np.ones(n), n_classes, n_groups, constraint)
 
 
-def class_data(n: int = 900, n_classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def class_data(
+    n: int = 900, n_classes: int = 3, seed: int = 0
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     rng = np.random.default_rng(seed)
     y, group = rng.integers(0, n_classes, n), rng.integers(0, 2, n)
     X = rng.normal(size=(n, 3)) + np.eye(n_classes, 3)[y] * 1.5 + np.outer(group, [0.8, 0, -0.5])
@@ -186,17 +189,17 @@ def test_the_measured_gap_is_the_largest_over_thresholds() -> None:
     scores, cells = sample(n=300)
     alignment = MonotoneAlignment.fit(scores, cells, 0.1)
     mapped = alignment.mapped(scores, cells.group_codes)
-    above = [
-        [np.average(mapped[rows] > t, weights=cells.weight[rows]) for t in mapped]
+    one, two = (
+        np.array([np.average(mapped[rows] > t, weights=cells.weight[rows]) for t in mapped])
         for rows in (cells.counted(1, a) for a in (0, 1))
-    ]
-    assert alignment.measured[0, 0, 1] == pytest.approx(np.abs(np.subtract(*above)).max())
+    )
+    assert alignment.measured[0, 0, 1] == pytest.approx(np.abs(one - two).max())
 
 
 # ---- several classes
 
 
-def primal(proba: np.ndarray, cells: Cells, max_gap: float) -> float:
+def primal(proba: npt.NDArray[Any], cells: Cells, max_gap: float) -> float:
     """Accuracy of the best randomised classifier within the budget, from a generic solver."""
     n, K = proba.shape
     G = cells.n_groups
@@ -214,7 +217,7 @@ def primal(proba: np.ndarray, cells: Cells, max_gap: float) -> float:
                 bounds.append(max_gap / 2)
     one_class_each = np.hstack([np.kron(np.eye(n), np.ones(K)), np.zeros((n, K))])
     found = linprog(cost, A_ub=limits, b_ub=bounds, A_eq=one_class_each, b_eq=np.ones(n), bounds=(0, None))
-    return -found.fun
+    return -float(found.fun)
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
@@ -239,7 +242,7 @@ def test_the_multipliers_are_optimal(constraint: Any, max_gap: float, n_groups: 
     assert abs(proba[np.arange(150), chosen].mean() - optimum) <= len(free) / 150
 
 
-def primal_rms(proba: np.ndarray, cells: Cells, max_gap: float) -> float:
+def primal_rms(proba: npt.NDArray[Any], cells: Cells, max_gap: float) -> float:
     """Accuracy under the probabilities of the best randomised classifier whose gaps have a bounded root mean square."""
     cp = pytest.importorskip("cvxpy")
     n, K = proba.shape
@@ -359,11 +362,11 @@ def test_offsets_reach_the_smallest_gap_where_one_group_is_better_in_every_class
     assert aligner.max_gap_ == alignment.budget
 
 
-def distorted(proba: np.ndarray, cells: Cells) -> np.ndarray:
+def distorted(proba: npt.NDArray[Any], cells: Cells) -> npt.NDArray[Any]:
     """Probabilities that are too sure, and off by class, otherwise in each group."""
     slope = 2 + np.arange(cells.n_groups)[cells.group_codes, None]
     shift = np.random.default_rng(5).normal(size=(cells.n_groups, cells.n_classes))
-    return softmax(slope * np.log(proba) + shift[cells.group_codes], axis=1)
+    return np.asarray(softmax(slope * np.log(proba) + shift[cells.group_codes], axis=1))
 
 
 def test_calibration_undoes_what_a_slope_and_offsets_did_to_the_probabilities() -> None:
@@ -382,7 +385,8 @@ def test_calibration_counts_integer_weights_as_repetitions_and_stays_finite() ->
     some = Cells(cells.y_codes[kept], cells.group_codes[kept], np.ones(kept.sum()), 4, 2, cells.constraint)
     times = np.random.default_rng(0).integers(1, 4, kept.sum())
     weighted = GroupScalings.fit(proba[kept], some._replace(weight=times.astype(float)))
-    repeated = Cells(*(np.repeat(v, times) for v in some[:3]), 4, 2, cells.constraint)
+    y_codes, group_codes = np.repeat(some.y_codes, times), np.repeat(some.group_codes, times)
+    repeated = Cells(y_codes, group_codes, np.repeat(some.weight, times), 4, 2, cells.constraint)
     again = GroupScalings.fit(np.repeat(proba[kept], times, axis=0), repeated)
     np.testing.assert_allclose(weighted.offsets, again.offsets, atol=1e-3)
     assert np.isfinite(weighted.offsets).all()
@@ -394,9 +398,9 @@ def test_calibrated_probabilities_are_aligned_as_the_true_ones_are(constraint: A
     proba, cells = class_proba(n=10_000, constraint=constraint)
     off = distorted(proba, cells)
 
-    def chosen(scores: np.ndarray, calibrate: bool) -> np.ndarray:
+    def chosen(scores: npt.NDArray[Any], calibrate: bool) -> npt.NDArray[Any]:
         alignment = OffsetAlignment.fit(scores, cells, 0.05, 10.0, calibrate=calibrate)
-        return alignment.proba(scores, cells.group_codes).argmax(axis=1)
+        return np.asarray(alignment.proba(scores, cells.group_codes).argmax(axis=1))
 
     truth = chosen(proba, False)
     agree = {calibrate: np.mean(chosen(off, calibrate) == truth) for calibrate in (False, True)}
@@ -469,7 +473,8 @@ def test_the_band_holds_at_every_threshold_as_often_as_it_says() -> None:
         band = aligner.gap_band(confidence_level=0.8)
         widths.append(band.upper[0, 0, 1])
         # P(mapped > t) in group a is that of the score above the only score that is mapped to t.
-        mapped = [aligner.alignment_.maps.mapped(grid, np.full(400, a)) for a in (0, 1)]
+        maps: Any = aligner.alignment_.maps
+        mapped = [maps.mapped(grid, np.full(400, a)) for a in (0, 1)]
         above = [np.interp(mapped[0], m, np.exp(-grid / scale)) for m, scale in zip(mapped, (1, 2), strict=True)]
         failures += np.abs(above[0] - above[1]).max() > band.upper[0, 0, 1]
     assert failures / 200 <= 0.2

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
@@ -37,13 +38,13 @@ class Says(ClassifierMixin, BaseEstimator):
         self.classes_ = np.unique(y)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        return self.classes_[np.asarray(X)[:, :-1].argmax(axis=1)]
+    def predict(self, X: Any) -> npt.NDArray[Any]:
+        return np.asarray(self.classes_[np.asarray(X)[:, :-1].argmax(axis=1)])
 
-    def answer(self, X: Any) -> np.ndarray:
+    def answer(self, X: Any) -> npt.NDArray[Any]:
         X = np.asarray(X)
         answer = X[:, :-1].astype(self.dtype)
-        return answer if self.spoil is None else self.spoil(answer, X[:, -1] == 1)
+        return np.asarray(answer if self.spoil is None else self.spoil(answer, X[:, -1] == 1))
 
 
 class SaysProba(Says):
@@ -56,7 +57,9 @@ class SaysScore(Says):
         return self.answer(X)[:, 0]
 
 
-def rows(n_classes: int = 2, n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows(
+    n_classes: int = 2, n: int = 600, seed: int = 0
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Probabilities and a last column that marks no row; classes; groups."""
     rng = np.random.default_rng(seed)
     proba, group = rng.dirichlet(np.ones(n_classes), n), rng.integers(0, 2, n)
@@ -64,14 +67,14 @@ def rows(n_classes: int = 2, n: int = 600, seed: int = 0) -> tuple[np.ndarray, n
     return np.column_stack([proba, np.zeros(n)]), y, group
 
 
-def marked(X: np.ndarray, row: int) -> np.ndarray:
+def marked(X: npt.NDArray[Any], row: int) -> npt.NDArray[Any]:
     X = X.copy()
     X[row, -1] = 1
     return X
 
 
 def put(value: float) -> Any:
-    def spoil(answer: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    def spoil(answer: npt.NDArray[Any], bad: npt.NDArray[Any]) -> npt.NDArray[Any]:
         answer[bad, -1] = value
         return answer
 
@@ -171,10 +174,10 @@ def test_the_aligned_classifier_refuses_and_defines_as_the_aligner_does() -> Non
     X, y, group = rows(3)
     X = np.column_stack([X[:, :-1] + 0.05 * np.random.default_rng(1).normal(size=(600, 3)), X[:, -1]])
 
-    def silent(answer: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    def silent(answer: npt.NDArray[Any], bad: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.zeros_like(answer)
 
-    def infinite(answer: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    def infinite(answer: npt.NDArray[Any], bad: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.where(np.arange(len(answer))[:, None] == 2, np.nan, np.full_like(answer, 1 / 3))
 
     inner = IdealDistributionClassifier(estimator=SaysProba(silent), score_alignment="equal_opportunity")
@@ -189,7 +192,7 @@ def test_the_aligned_classifier_refuses_and_defines_as_the_aligner_does() -> Non
 # ---- scores that differ by rounding only
 
 
-def jitter(answer: np.ndarray, bad: np.ndarray) -> np.ndarray:
+def jitter(answer: npt.NDArray[Any], bad: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Last digits that depend on the place in the batch, of the second class; the first is 1 less the others."""
     rng = np.random.default_rng(len(answer))
     for _ in range(3):
@@ -251,7 +254,8 @@ def test_the_order_of_tiny_probabilities_stays() -> None:
     aligner = ScoreAligner(GaussianNB()).fit(X, y, sensitive_features=group)
     sure = aligner.estimator_.predict_proba(X).min(axis=1) < 1e-20
     assert sure.sum() > 20
-    assert sum(len(ties.values) for ties in aligner.alignment_.maps.ties) == 0
+    maps: Any = aligner.alignment_.maps
+    assert sum(len(ties.values) for ties in maps.ties) == 0
 
 
 def test_rows_far_from_those_of_the_fit_have_finite_probabilities() -> None:
@@ -313,13 +317,13 @@ def test_the_alignment_of_a_decision_function_and_of_one_class() -> None:
 def test_folds_in_several_processes_give_the_same(n_classes: int) -> None:
     X, y, group = rows(n_classes)
     weight = np.random.default_rng(0).uniform(0.5, 2, 600)
-    found = [
+    one, two = (
         ScoreAligner(LogisticRegression(), n_jobs=n_jobs)
         .fit(X, y, sensitive_features=group, sample_weight=weight)
         .predict_proba(X, sensitive_features=group)
         for n_jobs in (None, 2)
-    ]
-    np.testing.assert_array_equal(*found)
+    )
+    np.testing.assert_array_equal(one, two)
 
 
 def test_progress_is_printed_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,4 +387,5 @@ def test_the_graph_knows_ties_and_rows_of_zeros(kind: Any, n_classes: int, tmp_p
     (found,) = session.run(None, {"score": scores, "group": group.astype(np.int64)})
     np.testing.assert_allclose(found, aligner.predict_proba(X, sensitive_features=group), rtol=1e-9, atol=1e-12)
     if n_classes == 2:
-        assert sum(len(ties.values) for ties in aligner.alignment_.maps.ties) > 5
+        maps: Any = aligner.alignment_.maps
+        assert sum(len(ties.values) for ties in maps.ties) > 5

