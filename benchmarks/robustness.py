@@ -1,4 +1,4 @@
-"""``python -m benchmarks.robustness``: which maps hold on real rows, over data sets, draws of their columns, and classifiers.
+"""``python -m benchmarks.robustness``: which maps hold on real rows, over data sets, draws of columns, classifiers.
 
 A problem is a data set with some of its columns (the first draw takes all, the others half of them at random). Rows are
 split into folds; every method is fitted on the other folds, and all folds' held-out predictions are measured together:
@@ -48,7 +48,7 @@ from fairsteer.metrics import group_leakage
 
 OUTPUT = Path(__file__).parent / "results" / "robustness"
 FOLDS = 4
-NOTHING, DEFAULT = "none", "FairSteeringTransformer()"
+NOTHING, AUTO = "none", "auto, standardised"
 CLASSIFIERS: dict[str, Any] = {
     "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
     "gradient boosting": HistGradientBoostingClassifier(max_iter=60, random_state=0),
@@ -68,12 +68,12 @@ SETS: dict[str, Callable[[Path], Rows]] = {
 
 def methods() -> dict[str, fm.Preprocessing]:
     steer = FairSteeringTransformer
-    found: dict[str, Any] = {DEFAULT: steer()}
+    found: dict[str, Any] = {AUTO: steer(map_type="auto", standardize=True)}
     for constraint in ("ideal", "equal_opportunity", "demographic_parity"):
         for map_type in ("translation", "diagonal", "symmetric", "affine", "monotone"):
-            found[f"{map_type}, {constraint}"] = steer(map_type=map_type, constraint=constraint)
-    found["affine, ideal, own shares"] = steer(map_type="affine", standardize=False)
-    found["affine, ideal, full"] = steer(map_type="affine", covariance="full")
+            found[f"{map_type}, {constraint}"] = steer(map_type=map_type, constraint=constraint, standardize=True)
+    found["affine, ideal, own shares"] = steer()
+    found["affine, ideal, full"] = steer(covariance="full")
     found["symmetric, ideal, full, affirmative"] = steer(
         map_type="symmetric", covariance="full", intervention="affirmative"
     )
@@ -116,7 +116,8 @@ def problems(rows: Rows, n_draws: int, most: int) -> Iterator[list[tuple[Table, 
             fitted = features.fit(rows.X.iloc[chosen[train]])
             X = np.asarray(fitted.transform(rows.X.iloc[chosen]), dtype=np.float64)
             X = X[:, np.ptp(X[train], axis=0) > 0]
-            folds.append(tuple(Table(X[part], y[part], group[part], 0) for part in (train, test)))
+            before, after = (Table(X[part], y[part], group[part], 0) for part in (train, test))
+            folds.append((before, after))
         yield folds
 
 
@@ -208,7 +209,8 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     )
     nothing = found.xs(NOTHING, level="method")
     for gap in ("tpr_gap", "larger_gap"):
-        found[f"{gap}_ratio"] = found[gap] / found.index.get_level_values("classifier").map(nothing[gap])
+        of_nothing = nothing[gap].to_dict()
+        found[f"{gap}_ratio"] = found[gap] / [of_nothing[name] for name in found.index.get_level_values("classifier")]
     return found.reset_index()
 
 
@@ -223,25 +225,25 @@ def write(folder: Path, results: pd.DataFrame, command: str) -> None:
         f"    {command}",
         "",
         f"Python {platform.python_version()}, {versions}; threads: {os.environ.get('OMP_NUM_THREADS', 'all')}.",
-        f"{n_problems} problems ({results['data'].nunique()} data sets, draws of their columns), {FOLDS} folds each. Lost: mean",
-        "accuracy lost against doing nothing ± standard error over problems. Gaps: means, and as a share of that of doing",
-        "nothing. ±: standard error of the change of the larger gap. Worse: share of problems whose larger gap grew by more than",
-        ".02. Leakage: mean over data sets of the largest area under the curve with which a family of classifiers tells the",
-        "groups apart within a class (.5 is a coin). Every number: [results.csv](results.csv).",
+        f"{n_problems} problems ({results['data'].nunique()} data sets, draws of their columns), {FOLDS} folds each. Lost:",
+        "mean accuracy lost against doing nothing ± standard error over problems. Gaps: means, and as a share of that of",
+        "doing nothing. ±: standard error of the change of the larger gap. Worse: share of problems whose larger gap grew",
+        "by more than .02. Leakage: mean over data sets of the largest area under the curve with which a family of",
+        "classifiers tells the groups apart within a class (.5 is a coin). Every number: [results.csv](results.csv).",
     ]
+    head = ("method", "lost", "TPR gap", "larger gap", "±", "worse", "leakage, linear", "leakage, trees")
     for classifier, part in found.groupby("classifier", sort=False):
-        text += ["", f"## {str(classifier).capitalize()}", ""]
-        text += [
-            "| method | lost | TPR gap | larger gap | ± | worse | leakage, linear | leakage, trees |",
-            "|---|" + "---|" * 7,
-        ]
-        for line in part.sort_values("larger_gap").itertuples():
-            leak = [f"{x:.2f}" if np.isfinite(x) else "" for x in (line.leakage_linear, line.leakage_trees)]
-            text.append(
-                f"| {line.method} | {line.lost:+.4f} ± {line.lost_error:.4f} | {line.tpr_gap:.3f} ({line.tpr_gap_ratio:.2f}) "
-                f"| {line.larger_gap:.3f} ({line.larger_gap_ratio:.2f}) | {line.change_error:.3f} | {line.worse:.0%} "
-                f"| {' | '.join(leak)} |"
-            )
+        text += ["", f"## {classifier!s}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for line in part.sort_values("larger_gap").to_dict("records"):
+            cells = [
+                str(line["method"]),
+                f"{line['lost']:+.4f} ± {line['lost_error']:.4f}",
+                *(f"{line[gap]:.3f} ({line[f'{gap}_ratio']:.2f})" for gap in ("tpr_gap", "larger_gap")),
+                f"{line['change_error']:.3f}",
+                f"{line['worse']:.0%}",
+                *(f"{line[f'leakage_{of}']:.2f}".replace("nan", "") for of in ("linear", "trees")),
+            ]
+            text.append(f"| {' | '.join(cells)} |")
     (folder / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     picture(found, folder / "robustness.png")
 
@@ -253,13 +255,12 @@ def picture(found: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(5 * len(classifiers), 4.5), layout="constrained")
     for ax, classifier in zip(np.atleast_1d(figure.subplots(1, len(classifiers))), classifiers, strict=True):
         part = found[found["classifier"] == classifier]
-        for line in part.itertuples():
-            marked = line.method in (NOTHING, DEFAULT, *POST) or "matching" in line.method or line.method == "LEACE"
-            ax.plot(line.lost, line.larger_gap, "o" if line.method == DEFAULT else "." if not marked else "s", ms=7)
-            if marked or line.larger_gap_ratio < 0.6:
-                ax.annotate(
-                    line.method, (line.lost, line.larger_gap), fontsize=6, xytext=(3, 3), textcoords="offset points"
-                )
+        for line in part.to_dict("records"):
+            name, x, y = line["method"], line["lost"], line["larger_gap"]
+            known = name in (NOTHING, *POST) or "matching" in name or name == "LEACE"
+            ax.plot(x, y, "o" if name == AUTO else "s" if known else ".", ms=7)
+            if known or line["larger_gap_ratio"] < 0.6:
+                ax.annotate(name, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
         ax.set(title=classifier, xlabel="accuracy lost", ylabel="larger gap")
     figure.savefig(path, dpi=150)
 
@@ -284,16 +285,10 @@ def main() -> int:
             file.flush()
     results = pd.read_csv(arguments.output / "results.csv", keep_default_na=True)
     results["method"] = results["method"].fillna(NOTHING)
-    named = (
-        ""
-        if arguments.classifiers == list(CLASSIFIERS)
-        else f" --classifiers {' '.join(map(repr, arguments.classifiers))}"
-    )
-    write(
-        arguments.output,
-        results,
-        f"python -m benchmarks.robustness --draws {arguments.draws} --rows {arguments.rows}{named}",
-    )
+    command = f"python -m benchmarks.robustness --draws {arguments.draws} --rows {arguments.rows}"
+    if arguments.classifiers != list(CLASSIFIERS):
+        command += " --classifiers" + "".join(f" '{name}'" for name in arguments.classifiers)
+    write(arguments.output, results, command)
     return 0
 
 
