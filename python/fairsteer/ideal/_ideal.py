@@ -535,7 +535,9 @@ def nearest_ideal(
     with own_threads() if covariance == "full" else nullcontext():
         try:
             if map_type == "translation" or (map_type == "diagonal" and covariance != "diagonal"):
-                result = _nearest_restricted(weights, means, covariances, covariance, map_type, held, max_iter, tol)
+                result = _nearest_restricted(
+                    weights, means, covariances, covariance, map_type, held, max_iter, tol, max_time
+                )
             else:
                 result = _core.nearest_ideal(
                     covariance,
@@ -603,6 +605,7 @@ def _nearest_restricted(
     held: int | None,
     max_iter: int,
     tol: float,
+    max_time: float | None,
 ) -> dict[str, Any]:
     """Solve without mixing of features; what the core's `nearest_ideal` answers."""
     S = covariances[None] if covariance == "tied" else covariances
@@ -612,7 +615,9 @@ def _nearest_restricted(
     unit = np.sqrt(variances[known].mean(axis=0))
     square = unit**2 if covariance == "diagonal" else np.outer(unit, unit)
     means, S, scales = means / unit, S / square, map_type == "diagonal"
-    found = solve_restricted(weights, means, S, scales=scales, reference=held, max_iter=max_iter, tol=tol)
+    found = solve_restricted(
+        weights, means, S, scales=scales, reference=held, max_iter=max_iter, tol=tol, max_time=max_time
+    )
     linear, offset, canonical_means, canonical = in_common_frame(found, weights, means, S, scales=scales, held=held)
     offset, canonical_means, canonical = offset * unit, canonical_means * unit, canonical * square
     if held is not None:
@@ -677,9 +682,9 @@ def _warn_of_vanishing(what: str, prior: FloatArray, share: FloatArray, labels: 
         if now < _VANISHING * before:
             warnings.warn(
                 f"The nearest ideal distribution all but leaves out {what} {label!r}: its share falls from "
-                f"{before:.3g} to {now:.2g}, which costs less divergence than to move it. Ideal sample weights would silence "
-                f"the {what}. Use intervention='affirmative', which keeps the shares of every group and of the reference "
-                "group's classes, or covariances that fit less noise: covariance='tied', more pooling or more "
+                f"{before:.3g} to {now:.2g}, which costs less divergence than to move it. Ideal sample weights would "
+                f"silence the {what}. Use intervention='affirmative', which keeps the shares of every group and of the "
+                "reference group's classes, or covariances that fit less noise: covariance='tied', more pooling or more "
                 "shrinkage.",
                 UserWarning,
                 stacklevel=3,

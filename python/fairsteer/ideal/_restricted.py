@@ -8,6 +8,7 @@ objective is a strictly convex function of ``beta > 0``, minimised by damped New
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,7 @@ def solve_restricted(
     reference: int | None,
     max_iter: int,
     tol: float,
+    max_time: float | None = None,
 ) -> RestrictedSolution:
     """Find the nearest ideal distribution that translations, or translations and scales, of the groups reach.
 
@@ -73,6 +75,8 @@ def solve_restricted(
         Rounds.
     tol : float
         Stop when a round gains less, in nats, relative to max(1, KL).
+    max_time : float or None, default=None
+        Seconds after which no further round begins.
 
     Returns
     -------
@@ -82,7 +86,7 @@ def solve_restricted(
     problem = _Problem(weights, means, covariances, scales)
     if reference is not None:
         return problem.affirmative(reference)
-    return problem.all_subgroups(max_iter, tol)
+    return problem.all_subgroups(max_iter, tol, np.inf if max_time is None else time.monotonic() + max_time)
 
 
 class _Dense:
@@ -197,7 +201,7 @@ class _Problem:
         value = self.objective(p, r, cells)
         return RestrictedSolution(scale, shift, *family, p, r, cells, np.array([value]), converged=True)
 
-    def all_subgroups(self, max_iter: int, tol: float) -> RestrictedSolution:
+    def all_subgroups(self, max_iter: int, tol: float, deadline: float) -> RestrictedSolution:
         log_p, log_r = np.log(self.q.sum(axis=1)), np.log(self.q.sum(axis=0))
         scale, shift = self.start()
         family = self.fit_family(np.exp(log_p[:, None] + log_r), scale, shift)
@@ -206,6 +210,8 @@ class _Problem:
         everything = np.ones(self.K, dtype=bool)
         converged = False
         for _ in range(max_iter):
+            if time.monotonic() > deadline:
+                break
             log_p, log_r = self.fit_priors(log_p, log_r, cells)
             p, r = np.exp(log_p), np.exp(log_r)
             family = self.fit_family(np.outer(p, r), scale, shift)
