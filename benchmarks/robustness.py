@@ -226,10 +226,10 @@ def write(folder: Path, results: pd.DataFrame, command: str) -> None:
         "",
         f"Python {platform.python_version()}, {versions}; threads: {os.environ.get('OMP_NUM_THREADS', 'all')}.",
         f"{n_problems} problems ({results['data'].nunique()} data sets, draws of their columns), {FOLDS} folds each.",
-        "Lost: mean accuracy lost against doing nothing ± standard error over problems. Gaps: means, and as a share of",
-        "that of doing nothing. ±: standard error of the change of the larger gap. Worse: share of problems whose larger",
-        "gap grew by more than .02. Leakage: mean over data sets of the largest area under the curve with which a family",
-        "of classifiers tells the groups apart within a class (.5 is a coin). Every number: [results.csv](results.csv).",
+        "Lost: mean accuracy lost against doing nothing ± standard error over problems. Gaps: means, and as a share",
+        "of that of doing nothing. ±: standard error of the change of the larger gap. Worse: share of problems whose",
+        "larger gap grew by more than .02. Leakage: mean over data sets of the largest area under the curve with which",
+        "a family of classifiers tells the groups apart within a class (.5: a coin). All: [results.csv](results.csv).",
     ]
     head = ("method", "lost", "TPR gap", "larger gap", "±", "worse", "leakage, linear", "leakage, trees")
     for classifier, part in found.groupby("classifier", sort=False):

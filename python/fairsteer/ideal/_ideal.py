@@ -684,8 +684,8 @@ def _warn_of_vanishing(what: str, prior: FloatArray, share: FloatArray, labels: 
                 f"The nearest ideal distribution all but leaves out {what} {label!r}: its share falls from "
                 f"{before:.3g} to {now:.2g}, which costs less divergence than to move it. Ideal sample weights would "
                 f"silence the {what}. Use intervention='affirmative', which keeps the shares of every group and of the "
-                "reference group's classes, or covariances that fit less noise: covariance='tied', more pooling or more "
-                "shrinkage.",
+                "reference group's classes, or covariances that fit less noise: covariance='tied', more pooling or "
+                "more shrinkage.",
                 UserWarning,
                 stacklevel=3,
             )
