@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -61,13 +62,8 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
   for (const auto& [name, array] : {std::pair{"weights", &weights}, std::pair{"means", &means},
                                     std::pair{"covariances", &covariances}})
     check_aligned(name, *array);
-  Subgroups subgroups{covariance_model(covariance),
-                      K,
-                      G,
-                      d,
-                      Matrix(K, G),
-                      means.data(),
-                      covariances.data()};
+  Subgroups subgroups{
+      covariance_model(covariance), K, G, d, Matrix(K, G), means.data(), covariances.data()};
   for (Index k = 0; k < K; ++k)
     for (Index a = 0; a < G; ++a) subgroups.weight(k, a) = weights.at(k, a);
   check_not_negative("nearest_ideal", "weight", subgroups.weight.data(), K * G);
@@ -177,6 +173,38 @@ DoubleArray transport(const DoubleArray& source, const DoubleArray& target) {
   return to_array(map);
 }
 
+DoubleArray inverses(const DoubleArray& matrices, Index n_threads) {
+  if (matrices.ndim() != 3)
+    throw std::invalid_argument("matrices must have 3 dimensions, not " +
+                                std::to_string(matrices.ndim()));
+  const Index n = matrices.shape(0), d = matrices.shape(1);
+  check_shape("matrices", matrices, {n, d, d});
+  DoubleArray out({n, d, d});
+  double* data = out.mutable_data();
+  const double* from = matrices.data();
+  const py::gil_scoped_release release;
+  std::copy_n(from, n * d * d, data);
+  invert(data, n, d, n_threads);
+  return out;
+}
+
+DoubleArray mapped_covariances(const DoubleArray& maps, const DoubleArray& covariances,
+                               Index n_threads) {
+  if (maps.ndim() != 3 || covariances.ndim() != 3)
+    throw std::invalid_argument("maps and covariances must have 3 dimensions, not " +
+                                std::to_string(maps.ndim()) + " and " +
+                                std::to_string(covariances.ndim()));
+  const Index G = maps.shape(0), n = covariances.shape(0), d = maps.shape(1);
+  check_shape("maps", maps, {G, d, d});
+  check_shape("covariances", covariances, {n, d, d});
+  DoubleArray out({n, G, d, d});
+  double* data = out.mutable_data();
+  const double *B = maps.data(), *C = covariances.data();
+  const py::gil_scoped_release release;
+  map_covariances(B, G, C, n, d, data, n_threads);
+  return out;
+}
+
 }  // namespace
 
 void bind_ideal(py::module_& m) {
@@ -199,6 +227,11 @@ void bind_ideal(py::module_& m) {
       "floor_spectra", &floor_spectra, py::arg("covariances").noconvert(),
       py::arg("scale").noconvert(), py::arg("floor"),
       "Lift eigenvalues below `floor` (after division by `scale`), in place; the effective ranks.");
+  m.def("invert", &inverses, py::arg("matrices").noconvert(), py::arg("n_threads") = 1,
+        "The inverse of every matrix; NumericalError's group is the number of a singular one.");
+  m.def("map_covariances", &mapped_covariances, py::arg("maps").noconvert(),
+        py::arg("covariances").noconvert(), py::arg("n_threads") = 1,
+        "out[k, a] = maps[a] @ covariances[k] @ maps[a].T, symmetric to the last digit.");
   m.def("transport_map", &transport, py::arg("source").noconvert(), py::arg("target").noconvert(),
         "The symmetric W with W source W = target.");
 }

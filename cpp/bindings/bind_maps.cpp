@@ -21,8 +21,7 @@ template <class S>
 const S* numbers(const char* name, const py::object& object, std::initializer_list<Index> shape) {
   using MapArray = py::array_t<S, py::array::c_style>;
   if (!py::isinstance<MapArray>(object))
-    throw py::type_error(std::string(name) +
-                         " must be C-contiguous and of the precision of X, " +
+    throw py::type_error(std::string(name) + " must be C-contiguous and of the precision of X, " +
                          std::string(py::str(py::dtype::of<S>())));
   const auto array = py::reinterpret_borrow<py::array>(object);
   check_shape(name, array, shape);
@@ -64,7 +63,8 @@ void apply(const py::array& X, const CodeArray& codes, const py::object& A, cons
 void bind_maps(py::module_& m) {
   m.def("apply_maps", &apply, py::arg("X"), py::arg("codes").noconvert(), py::arg("A"),
         py::arg("c"), py::arg("b"), py::arg("out").noconvert(), py::arg("n_threads") = 1,
-        "out[i] = A[codes[i]] (X[i] - c[codes[i]]) + b[codes[i]], A dense, diagonal or (with c) None; rows with a "
+        "out[i] = A[codes[i]] (X[i] - c[codes[i]]) + b[codes[i]], A dense, diagonal or (with c) "
+        "None; rows with a "
         "negative code are not written.");
 }
 

@@ -183,14 +183,15 @@ void merge_cells(const MomentSums& sums, const MomentSums& other,
 void check_merged(const MomentSums& sums, const char* what) {
   const Index d = sums.n_features;
   for (Index c = 0; c < sums.n_cells(); ++c) {
-    if (!(sums.weight[c] > 0) && !std::isnan(sums.weight[c])) continue;
-    const double* variances = sums.scatter + sums.scatter_of(c) * sums.scatter_size();
     bool finite = std::isfinite(sums.weight[c]) && std::isfinite(sums.weight_square[c]);
-    for (Index j = 0; finite && j < d; ++j)
-      finite = std::isfinite(sums.mean[c * d + j]) &&
-               std::isfinite(variances[j * sums.variance_stride()]);
+    for (Index j = 0; finite && j < d; ++j) finite = std::isfinite(sums.mean[c * d + j]);
     if (!finite) throw NumericalError(what, c / sums.n_groups, c % sums.n_groups);
   }
+  const bool tied = sums.model == CovarianceModel::tied;
+  for (Index i = 0; i < sums.n_scatters(); ++i)
+    for (Index j = 0; j < d; ++j)
+      if (!std::isfinite(sums.scatter[i * sums.scatter_size() + j * sums.variance_stride()]))
+        throw NumericalError(what, tied ? -1 : i / sums.n_groups, i % sums.n_groups);
 }
 
 }  // namespace detail

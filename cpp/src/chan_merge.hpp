@@ -79,7 +79,8 @@ void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell&
 void merge_cells(const MomentSums& sums, const MomentSums& other,
                  const std::vector<Index>& cells);
 
-/// Throws NumericalError(what) with the first cell whose weight, mean or variance is not finite.
+/// Throws NumericalError(what) with the first cell whose weight or mean is not finite, or else the
+/// first whose variance is not (tied: the group).
 void check_merged(const MomentSums& sums, const char* what);
 
 }  // namespace fairsteer::detail

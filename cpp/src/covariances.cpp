@@ -5,6 +5,7 @@
 
 #include "fairsteer/errors.hpp"
 #include "linalg.hpp"
+#include "parallel.hpp"
 
 namespace fairsteer {
 namespace {
@@ -185,6 +186,26 @@ Matrix polar_factor(const ConstMatrixRef& matrix) {
 }
 
 double log_abs_det(const ConstMatrixRef& matrix) { return linalg::LU(matrix).log_abs_det(); }
+
+void invert(double* matrices, Index n, Index d, Index n_threads) {
+  detail::for_each_task(n, n_threads, [&](Index i, Index) {
+    Eigen::Map<Matrix> matrix(matrices + i * d * d, d, d);
+    linalg::LU factors{Matrix(matrix)};
+    if (!factors.invertible())
+      throw NumericalError("a matrix is singular or not finite, and has no inverse", -1, i);
+    matrix = std::move(factors).inverse();
+  });
+}
+
+void map_covariances(const double* maps, Index n_maps, const double* covariances, Index n, Index d,
+                     double* out, Index n_threads) {
+  detail::for_each_task(n * n_maps, n_threads, [&](Index task, Index) {
+    const Index k = task / n_maps, a = task % n_maps;
+    // Row-major storage read as column-major is the transpose.
+    const MatrixView map(maps + a * d * d, d, d), covariance(covariances + k * d * d, d, d);
+    Eigen::Map<Matrix>(out + task * d * d, d, d) = linalg::congruence(map.transpose(), covariance);
+  });
+}
 
 SquareRoot square_root(const ConstMatrixRef& covariance) {
   const auto eigen = eigen_decomposition(covariance);

@@ -30,6 +30,20 @@ struct ClosedForm {
   void complete(Index s, const ConstMatrixRef& pull);
 };
 
+// T and M of one group's problem, with the shift eliminated.
+struct TiedProblem {
+  Vector nu_mean, mu_mean;
+  Matrix T, M;
+
+  TiedProblem(const Matrix& C, const Matrix& nu, const Matrix& mu, const Vector& w)
+      : nu_mean(nu * w), mu_mean(mu * w), T(C) {
+    const Matrix centred = nu.colwise() - nu_mean, mu_centred = mu.colwise() - mu_mean;
+    const Matrix weighted = centred * w.asDiagonal();
+    linalg::add_product(weighted, centred.transpose(), T);
+    M = linalg::product(mu_centred, weighted.transpose());
+  }
+};
+
 class TiedModel {
  public:
   struct State {
@@ -57,6 +71,7 @@ class TiedModel {
   void lift(const Solution<State>& solution, Index reference, IdealResult& result);
 
  private:
+  class Lifting;
   struct Group {
     Matrix H;         // (d, d) lower
     linalg::QR span;  // Q_a and its complement
@@ -66,11 +81,6 @@ class TiedModel {
 
   /// H Q: the span of a group in the coordinates of the features (d, r).
   Matrix span_image(Index a) const;
-  Vector group_mean(Index a) const;
-  /// Class means of a group minus its mean, times the roots of their weights: (d, K).
-  Matrix class_differences(Index a) const;
-  /// Standard deviations of the features over all groups; 1 where there is none.
-  Vector feature_scale() const;
 
   const Subgroups& subgroups_;
   const IdealOptions& options_;

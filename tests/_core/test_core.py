@@ -299,3 +299,39 @@ def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind: Any, dty
         for n_threads, out in zip((1, 2, 5), mapped, strict=True):
             _core.apply_maps(X, a, A, c, b, out, n_threads)
             assert np.array_equal(out, mapped[0])
+
+
+@pytest.mark.parametrize("d", [1, 7, 60])
+def test_inverses_and_mapped_covariances_are_those_of_numpy(d: Any) -> None:
+    rng = np.random.default_rng(5)
+    maps = rng.standard_normal((4, d, d)) + 3 * np.eye(d)
+    roots = rng.standard_normal((3, d, d))
+    covariances = roots @ np.swapaxes(roots, 1, 2)
+    inverses = _core.invert(maps)
+    np.testing.assert_allclose(inverses @ maps, np.broadcast_to(np.eye(d), maps.shape), atol=1e-9)
+    mapped = _core.map_covariances(maps, covariances)
+    np.testing.assert_allclose(mapped, np.einsum("aij,kjl,aml->kaim", maps, covariances, maps), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(mapped, np.swapaxes(mapped, 2, 3))
+    with threadpool_limits(1, "blas"):
+        np.testing.assert_array_equal(inverses, _core.invert(maps, 3))
+        np.testing.assert_array_equal(mapped, _core.map_covariances(maps, covariances, 3))
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_the_inverse_that_is_missing_is_named(value: Any) -> None:
+    maps = np.broadcast_to(np.eye(30), (3, 30, 30)).copy()
+    maps[1, 4, 4] = value
+    with pytest.raises(_core.NumericalError, match="singular or not finite") as caught:
+        _core.invert(maps, 2)
+    assert caught.value.args[1:] == (-1, 1)
+
+
+def test_matrices_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 dimensions"):
+        _core.invert(np.eye(3))
+    with pytest.raises(ValueError, match="must have shape"):
+        _core.invert(np.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match="must have shape"):
+        _core.map_covariances(np.ones((2, 3, 3)), np.ones((2, 4, 4)))
+    with pytest.raises(TypeError):
+        _core.invert(np.swapaxes(np.ones((2, 3, 3)), 0, 2))

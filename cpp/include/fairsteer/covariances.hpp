@@ -37,6 +37,17 @@ struct SingularValues {
 };
 SingularValues svd(const ConstMatrixRef& matrix);
 
+/// Inverts `n` matrices (d, d), one after the other in memory, in place and on several threads,
+/// each of which calls BLAS. Throws NumericalError, its group_index the number of a matrix, when
+/// one is singular or not finite: the matrices are spoilt then.
+void invert(double* matrices, Index n, Index d, Index n_threads = 1);
+
+/// out[k][a] = B_a C_k B_a^T, symmetric to the last digit, for `n_maps` matrices B and `n`
+/// symmetric matrices C, all (d, d) in row-major order; on several threads, each of which calls
+/// BLAS.
+void map_covariances(const double* maps, Index n_maps, const double* covariances, Index n, Index d,
+                     double* out, Index n_threads = 1);
+
 /// log|det|; -infinity for a singular matrix.
 double log_abs_det(const ConstMatrixRef& matrix);
 

@@ -61,10 +61,10 @@ struct IdealOptions {
 /// Everything is in the coordinates of the features. Group a's map into the common frame is
 /// u = linear[a] x + offset[a].
 struct IdealResult {
-  Vector class_prior;      ///< p (K)
-  Vector group_prior;      ///< r (G)
-  Matrix cell_divergence;  ///< (K, G) nats; 0 where no row was seen
-  double divergence = 0;   ///< nats
+  Vector class_prior;          ///< p (K)
+  Vector group_prior;          ///< r (G)
+  Matrix cell_divergence;      ///< (K, G) nats; 0 where no row was seen
+  double divergence = 0;       ///< nats
   std::vector<Matrix> linear;  ///< (d, d); diagonal: (d, 1), the scales
   std::vector<Vector> offset;
   Matrix canonical_mean;  ///< (d, K), in the common frame

@@ -41,7 +41,8 @@ struct MapsView {
 ///
 /// Throws std::invalid_argument for a code of `n_groups` or more and for rows of another length
 /// than the maps, before anything is written; what `watch` throws, after which some rows have been
-/// written. Cost: O(n d^2) for dense maps, else O(n d). Safe to call from several threads at a time.
+/// written. Cost: O(n d^2) for dense maps, else O(n d). Safe to call from several threads at a
+/// time.
 template <class T>
 void apply_maps(const RowsView<T>& rows, const std::int64_t* codes,
                 const MapsView<MapScalar<T>>& maps, T* out, Index n_threads = 1,

@@ -40,8 +40,8 @@ struct MomentShape {
   Index variance_stride() const { return model == CovarianceModel::diagonal ? 1 : n_features + 1; }
 };
 
-/// Views of the sums over the rows of every cell. All are about the cell's own mean, so that a large
-/// offset costs no digits.
+/// Views of the sums over the rows of every cell. All are about the cell's own mean, so that a
+/// large offset costs no digits.
 ///
 /// With `i` over the rows of a cell, s_i their weights and y_i = x_i - mean:
 struct MomentSums : MomentShape {
@@ -75,17 +75,18 @@ void check_sums(const char* function, const char* argument, const MomentSums& su
 /// out; `weights` may be null (all one); a row of weight zero is left out.
 ///
 /// T is float, double or Eigen::half. Products of float and half rows are formed in float over a
-/// few thousand rows at a time and summed in double; where they leave the range of float, in double.
-/// The result does not depend on `n_threads`, each of which calls BLAS: the caller keeps BLAS to one
-/// thread of its own.
+/// few thousand rows at a time and summed in double; where they leave the range of float, in
+/// double. The result does not depend on `n_threads`, each of which calls BLAS: the caller keeps
+/// BLAS to one thread of its own.
 ///
 /// Expects what `check_sums` checks, rows of the sums' length, codes below the numbers of classes
-/// and groups, and weights that are finite and not negative; throws std::invalid_argument otherwise.
-/// Throws NumericalError, with the cell, when a row is not finite or too large to be squared, and
-/// what `watch` throws. Whatever is thrown, the sums are what they were (strong guarantee).
+/// and groups, and weights that are finite and not negative; throws std::invalid_argument
+/// otherwise. Throws NumericalError, with the cell, when a row is not finite or too large to be
+/// squared, and what `watch` throws. Whatever is thrown, the sums are what they were (strong
+/// guarantee).
 ///
-/// Cost: O(n d^2), diagonal O(n d); memory O(n) and, while sums that hold rows are added to, as much
-/// as these. Safe for different sums from several threads at a time.
+/// Cost: O(n d^2), diagonal O(n d); memory O(n) and, while sums that hold rows are added to, as
+/// much as these. Safe for different sums from several threads at a time.
 template <class T>
 void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* classes,
                     const std::int64_t* groups, const double* weights, Index n_threads = 1,
@@ -97,10 +98,10 @@ void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::
 /// group's stands in for it in a term of relative size 1/n.
 ///
 /// Expects sums of one model and one number of features that do not overlap in memory, what
-/// `check_sums` checks, and `cells` that are distinct, lie within the sums, and (tied) lead the cells
-/// of one group to one group; throws std::invalid_argument otherwise, with nothing changed. Throws
-/// NumericalError, with the cell, when the merged sums are too large: they are spoilt then, and so
-/// are they when memory runs out (basic guarantee). Cost: O(cells d + scatters d^2).
+/// `check_sums` checks, and `cells` that are distinct, lie within the sums, and (tied) lead the
+/// cells of one group to one group; throws std::invalid_argument otherwise, with nothing changed.
+/// Throws NumericalError, with the cell, when the merged sums are too large: they are spoilt then,
+/// and so are they when memory runs out (basic guarantee). Cost: O(cells d + scatters d^2).
 void merge_moments(const MomentSums& sums, const MomentSums& other, const std::int64_t* cells);
 
 }  // namespace fairsteer

@@ -44,6 +44,9 @@ _VANISHING = 0.01
 # Subgroups that a notebook lists.
 _LISTED = 40
 
+# Log-densities below minus this have lost digits to the distance of their rows.
+_FAR = 1e10
+
 # What the core counts iterations in.
 _MOST_ITERATIONS = 2**62
 
@@ -218,7 +221,8 @@ class IdealDistribution:
         # In units of the features' own spread, which may differ by powers of ten.
         C = self.canonical_covariances
         scale = np.sqrt(np.atleast_2d(np.diagonal(C, axis1=-2, axis2=-1)).mean(axis=0))
-        inverse = np.linalg.inv(self.linear / scale[:, None] * scale)
+        with own_threads() as n_threads:
+            inverse = _core.invert(np.ascontiguousarray(self.linear / scale[:, None] * scale), n_threads)
         inverse *= scale[:, None]
         inverse /= scale
         return _read_only(inverse)
@@ -253,9 +257,10 @@ class IdealDistribution:
         if B.ndim == 2:
             squares = B[:, :, None] * B[:, None, :]
             return _read_only(squares * C if self.covariance == "tied" else squares[None] * C[:, None])
-        if self.covariance == "tied":
-            return _read_only(B @ C @ np.swapaxes(B, 1, 2))
-        return _read_only(B[None] @ C[:, None] @ np.swapaxes(B, 1, 2)[None])
+        with own_threads() as n_threads:
+            families = np.ascontiguousarray(C if self.covariance == "full" else C[None])
+            covariances = _core.map_covariances(np.ascontiguousarray(B), families, n_threads)
+        return _read_only(covariances if self.covariance == "full" else covariances[0])
 
     @cached_property
     def subgroup_maps(self) -> dict[tuple[Any, Any], AffineMap]:
@@ -378,9 +383,12 @@ class IdealDistribution:
             log_prior = np.log(self.class_prior)
         family = Family(self.canonical_means, self.canonical_covariances, self.covariance)
         out = log_prior + log_densities(rows, family)
-        far = ~np.isfinite(out[:, self.class_prior > 0]).all(axis=1)
+        # Far away, what classes with one covariance differ by is lost beside their distances.
+        least = -_FAR if self.covariance == "tied" else -np.finfo(np.float64).max
+        far = ~(out[:, self.class_prior > 0] >= least).all(axis=1)
         if far.any():
             out[far] = log_prior + relative_log_densities(rows[far], [family])[0]
+        out -= out.max(axis=1, keepdims=True)
         out -= logsumexp(out, axis=1, keepdims=True)
         return out
 

@@ -120,7 +120,9 @@ def relative_log_densities(rows: Doubles, families: list[Family]) -> list[Double
             more = square - least
             farther = np.exp(np.minimum(least, np.log(_MOST))) * np.expm1(np.where(more > _EQUAL, more, 0.0))
             out.append(-0.5 * (np.minimum(farther, _MOST) + rest))
-        return out
+        # Near 0, so that what is added to them, and their differences, keep their digits.
+        most = np.max([values.max(axis=1) for values in out], axis=0)[:, None]
+        return [values - most for values in out]
 
 
 def _whitened(factor: Doubles, rows: Doubles) -> Doubles:

@@ -335,7 +335,10 @@ class SubgroupMoments:
                 _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
         except _core.NumericalError as error:
             what, k, g = error.args
-            msg = f"{what} (class {self.classes.tolist()[k]!r}, group {self.groups.tolist()[g]!r})."
+            where = f"group {self.groups.tolist()[g]!r}"
+            if k >= 0:
+                where = f"class {self.classes.tolist()[k]!r}, {where}"
+            msg = f"{what} ({where})."
             raise ValueError(msg) from error
         for sums, added in zip((self.weights, self._weight_squares), of_cells, strict=False):
             sums += added.reshape(sums.shape)

@@ -636,6 +636,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
 
     def _move(self, rows: Floats, codes: Codes, maps: AffineMaps | MonotoneMaps) -> Floats:
         """Map rows in the coordinates of the model; negative codes are weighted by their posterior."""
+        if isinstance(maps, MonotoneMaps):  # onto values that occur, to the bit
+            return maps.apply(rows, codes, lambda some: self._group_proba(self._to_model(some)))[0]
         mapped, moved = maps.apply(self._to_model(rows), codes, self._group_proba)
         if self.feature_transform_ is None:
             return mapped

@@ -112,7 +112,8 @@ class AffineMaps:
                 f"{smallest[singular[0]]:.1e}), so its rows cannot be recovered. Another strength has an inverse."
             )
             raise ValueError(msg)
-        A = 1 / self.A if self.A.ndim == 2 else np.asarray(np.linalg.inv(self.A), dtype=np.float64)
+        with own_threads() as n_threads:
+            A = 1 / self.A if self.A.ndim == 2 else _core.invert(np.ascontiguousarray(self.A), n_threads)
         back = AffineMaps(A, np.zeros_like(self.b), self.moves, self.image)
         return replace(back, b=self.centre - back._scaled(self.image))
 

@@ -55,8 +55,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         How rows may move. Four follow from the Gaussian model: ``"affine"`` is the nearest of all ideal distributions;
         ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which does not rotate; ``"diagonal"`` scales
         and shifts every feature for itself; ``"translation"`` only shifts. ``"monotone"`` moves every feature for
-        itself, by the groups' quantiles, onto values that occur, so that integers and flags stay what they are. The
-        fewer ways a map has to move, the less harm it can do where rows are not Gaussian. ``"auto"``, which
+        itself, by the groups' quantiles, onto values that occur, so that integers and flags stay what they are;
+        it needs no coordinates and takes the features as they come. The fewer ways a map has to move, the less harm it can do where rows are not Gaussian. ``"auto"``, which
         `map_type_` resolves: ``"monotone"`` for a table, that is if in at least half of at most 256 features several
         different rows share the smallest or the largest value, else ``"affine"``; after ``partial_fit``, which keeps no
         rows, always ``"affine"``.
@@ -311,7 +311,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         weights = solution.model.weights
         held = reference_code(solution.model, self.reference_group) if self.intervention == "affirmative" else None
         maps = MonotoneMaps.fit(
-            rows,
+            batch.rows,
             batch.y_codes,
             self._group_of_label[batch.group_codes],
             batch.sample_weight,
