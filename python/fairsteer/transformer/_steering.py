@@ -52,14 +52,15 @@ class FairSteeringTransformer(GroupMapTransformer):
         equally often in every group, for which their rows alone count; or that predictions are equally frequent in
         every group, for which classes do not count and `y` is not looked at.
     map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="affine"
-        How rows may move. Four follow from the Gaussian model: ``"affine"`` is the nearest of all ideal distributions;
-        ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which does not rotate; ``"diagonal"`` scales
-        and shifts every feature for itself; ``"translation"`` only shifts. ``"monotone"`` moves every feature for
-        itself, by the groups' quantiles, onto values that occur, so that integers and flags stay what they are; it
-        takes the features as they come, whatever the `feature_transform`. The fewer ways a map has to move, the less
-        harm it can do where rows are not Gaussian. ``"auto"``, which `map_type_` resolves: ``"monotone"`` for a table, that is if in at least half of at most 256 features several
-        different rows share the smallest or the largest value, else ``"affine"``; after ``partial_fit``, which keeps no
-        rows, always ``"affine"``.
+        How rows may move. Four follow from the Gaussian model: ``"affine"`` is the nearest of all ideal
+        distributions; ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which does not rotate;
+        ``"diagonal"`` scales and shifts every feature for itself; ``"translation"`` only shifts. ``"monotone"`` moves
+        every feature for itself, by the groups' quantiles, onto values that occur, so that integers and flags stay
+        what they are; it takes the features as they come, whatever the `feature_transform`. The fewer ways a map has
+        to move, the less harm it can do where rows are not Gaussian. ``"auto"``, which `map_type_` resolves:
+        ``"monotone"`` for a table, that is if in at least half of at most 256 features several different rows share
+        the smallest or the largest value, else ``"affine"``; after ``partial_fit``, which keeps no rows, always
+        ``"affine"``.
     covariance : {"tied", "full", "diagonal"}, default="tied"
         One covariance per group, one per subgroup, or one diagonal per subgroup.
     shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
