@@ -152,11 +152,13 @@ def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> di
     }
 
 
-def unpack_ideal(block: Fields, tensors: Tensors, like: SubgroupMoments | None = None) -> IdealDistribution:
-    """Read an ideal distribution, of the classes, groups and features of `like`."""
+def unpack_ideal(
+    block: Fields, tensors: Tensors, like: SubgroupMoments | None = None, counted: list[Any] | None = None
+) -> IdealDistribution:
+    """Read an ideal distribution, of the groups and features of `like`, and of its classes or those that count."""
     classes, groups, d = block.labels("classes"), block.labels("groups"), block.integer("n_features", 1)
     if like is not None and (
-        not set(classes.tolist()) <= set(like.classes.tolist())
+        classes.tolist() != (like.classes.tolist() if counted is None else counted)
         or groups.tolist() != like.groups.tolist()
         or d != like.n_features
     ):

@@ -538,8 +538,10 @@ def _unpack_transformer(kind: type[GroupMapTransformer], block: Fields, tensors:
     if transformer.groups_.tolist() != model.groups.tolist():
         msg = f"its model has the groups {model.groups.tolist()}, its moments {transformer.groups_.tolist()}"
         raise ValueError(msg)
-    ideal = kind is FairSteeringTransformer
-    maps = unpack_ideal(block.fields("ideal"), tensors, like=model) if ideal else _unpack_maps(kind, model, tensors)
+    if isinstance(transformer, FairSteeringTransformer):
+        maps: Any = unpack_ideal(block.fields("ideal"), tensors, like=model, counted=transformer._favourable())
+    else:
+        maps = _unpack_maps(kind, model, tensors)
     solution = Solution.of(model, maps)
     if block.flag("monotone"):
         solution = solution._replace(folded=_unpack_monotone(model, tensors))
