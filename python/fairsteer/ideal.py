@@ -638,10 +638,10 @@ def _warn_of_vanishing(what: str, prior: FloatArray, share: FloatArray, labels: 
         if now < _VANISHING * before:
             warnings.warn(
                 f"The nearest ideal distribution all but leaves out {what} {label!r}: its share falls from "
-                f"{before:.3g} to {now:.2g}, which costs less divergence than to move it. Ideal sample weights would silence the "
-                f"{what}. Use intervention='affirmative', which keeps the shares of every group and of the reference "
-                "group's classes, or covariances that fit less noise: covariance='tied', more pooling or more "
-                "shrinkage.",
+                f"{before:.3g} to {now:.2g}, which costs less divergence than to move it. Ideal sample weights would "
+                f"silence the {what}. Use intervention='affirmative', which keeps the shares of every group and of the "
+                "reference group's classes, or covariances that fit less noise: covariance='tied', more pooling or "
+                "more shrinkage.",
                 UserWarning,
                 stacklevel=3,
             )
