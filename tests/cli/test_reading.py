@@ -49,7 +49,7 @@ def steer(run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch:
     """Steer a file in the working directory to another; returns code and notes."""
     monkeypatch.chdir(tmp_path)
 
-    def steer(file: Any, out: str = "out.csv", *options: Any, keep: Any = KEPT) -> Any:
+    def steer(file: Any, out: Any = "out.csv", *options: Any, keep: Any = KEPT) -> Any:
         kept = ["--keep", ",".join(keep)] if keep else []
         arguments = ["steer", file, "--target", "hired", "--sensitive", "sex", *kept, "--out", out, "--force"]
         code, _, err = run(*arguments, "--folds", 2, *options)
@@ -154,7 +154,7 @@ def test_parquet_keeps_types_that_pandas_would_change(steer: Any, table: Any) ->
 # ---- rows that do not fit
 
 
-def _rewrite(table: Any, change: Any) -> None:
+def _rewrite(table: Any, change: Any) -> Any:
     names, *rows = table.to_csv(index=False).splitlines()
     Path("rows.csv").write_text("\n".join([names, *change(rows)]) + "\n", encoding="utf-8")
 
@@ -170,9 +170,7 @@ def _rewrite(table: Any, change: Any) -> None:
         (lambda rows: [*rows[:3], rows[3] + ',"', *rows[4:]], "row 4 of rows.csv"),
     ],
 )
-def test_rows_of_another_length_are_refused_with_their_number(
-    steer: Any, table: Any, change: Any, message: Any
-) -> None:
+def test_rows_of_another_length_are_refused(steer: Any, table: Any, change: Any, message: Any) -> None:
     _rewrite(table[["sex", "hired", "age", "pay"]], change)
     code, err = steer("rows.csv", keep=[])
     assert code == 2
