@@ -35,12 +35,8 @@ def objective(moments: SubgroupMoments, p: Any, r: Any, means: Any, covariances:
     own = moments.covariances
     total = 0.0
     for k, a in np.ndindex(q.shape):
-        S = {
-            "tied": lambda a=a: own[a],
-            "full": lambda k=k, a=a: own[k, a],
-            "diagonal": lambda k=k, a=a: np.diag(own[k, a]),
-        }
-        source, residual = S[moments.covariance](), means[k, a] - moments.means[k, a]
+        source = own[a] if moments.covariance == "tied" else own[k, a]
+        residual = means[k, a] - moments.means[k, a]
         divergence = np.trace(np.linalg.solve(source, covariances[k, a])) + residual @ np.linalg.solve(source, residual)
         divergence += np.linalg.slogdet(source)[1] - np.linalg.slogdet(covariances[k, a])[1] - len(residual)
         total += p[k] * r[a] * (np.log(p[k] * r[a] / q[k, a]) + divergence / 2)
@@ -48,7 +44,7 @@ def objective(moments: SubgroupMoments, p: Any, r: Any, means: Any, covariances:
 
 
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(["tied", "full"], RESTRICTED)))
-def test_no_generic_optimiser_finds_a_nearer_one(kind, map_type):
+def test_no_generic_optimiser_finds_a_nearer_one(kind: Any, map_type: Any) -> None:
     moments = statistics(kind, d=2)
     K, G, d = moments.means.shape
     n_families = 1 if kind == "tied" else K
@@ -74,13 +70,11 @@ def test_no_generic_optimiser_finds_a_nearer_one(kind, map_type):
 
 
 @pytest.mark.parametrize(("kind", "intervention"), list(itertools.product(KINDS, INTERVENTIONS)))
-def test_each_class_of_maps_is_nearer_than_the_one_it_contains(kind, intervention):
+def test_each_class_of_maps_is_nearer_than_the_one_it_contains(kind: Any, intervention: Any) -> None:
     for seed in range(5):
         moments = statistics(kind, seed=seed)
         options: dict[str, Any] = {"covariance": kind, "intervention": intervention, "tol": 1e-10, "max_iter": 5000}
-        order = (
-            ["translation", "diagonal", "affine"] if kind == "diagonal" else ["translation", "diagonal", "symmetric"]
-        )
+        order: list[Any] = ["translation", "diagonal", "affine" if kind == "diagonal" else "symmetric"]
         found = [nearest_ideal(moments, map_type=name, **options).kl_divergence for name in order]
         assert found[0] >= found[1] - 1e-8
         assert found[1] >= found[2] - 1e-8
@@ -89,7 +83,7 @@ def test_each_class_of_maps_is_nearer_than_the_one_it_contains(kind, interventio
 @pytest.mark.parametrize(
     ("kind", "map_type", "intervention"), list(itertools.product(KINDS, RESTRICTED, INTERVENTIONS))
 )
-def test_maps_have_the_form_and_lead_to_one_family(kind, map_type, intervention):
+def test_maps_have_the_form_and_lead_to_one_family(kind: Any, map_type: Any, intervention: Any) -> None:
     moments = statistics(kind)
     ideal = nearest_ideal(moments, covariance=kind, map_type=map_type, intervention=intervention)
     for a, (A, _) in enumerate(ideal.maps.values()):
@@ -106,7 +100,7 @@ def test_maps_have_the_form_and_lead_to_one_family(kind, map_type, intervention)
         np.testing.assert_array_equal(b, 0)
 
 
-def test_a_tied_translation_takes_away_the_standardised_class_means():
+def test_a_tied_translation_takes_away_the_standardised_class_means() -> None:
     moments = statistics("tied")
     ideal = nearest_ideal(moments, map_type="translation", tol=1e-14, max_iter=5000)
     standardised = np.einsum("k,kaj->aj", ideal.class_prior, moments.means)
@@ -114,7 +108,7 @@ def test_a_tied_translation_takes_away_the_standardised_class_means():
 
 
 @pytest.mark.parametrize("map_type", RESTRICTED)
-def test_no_other_frame_moves_the_rows_less(map_type):
+def test_no_other_frame_moves_the_rows_less(map_type: Any) -> None:
     moments = statistics("full")
     ideal = nearest_ideal(moments, covariance="full", map_type=map_type)
 
@@ -134,7 +128,7 @@ def test_no_other_frame_moves_the_rows_less(map_type):
 
 
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(KINDS, RESTRICTED)))
-def test_names_and_order_of_groups_and_classes_do_not_matter(kind, map_type):
+def test_names_and_order_of_groups_and_classes_do_not_matter(kind: Any, map_type: Any) -> None:
     moments = statistics(kind)
     ideal = nearest_ideal(moments, covariance=kind, map_type=map_type)
     classes, groups = [2, 0, 1], [1, 2, 0]
@@ -150,7 +144,7 @@ def test_names_and_order_of_groups_and_classes_do_not_matter(kind, map_type):
 @pytest.mark.parametrize(
     ("kind", "map_type", "intervention"), list(itertools.product(KINDS, RESTRICTED, INTERVENTIONS))
 )
-def test_empty_cells_and_units_leave_finite_maps(kind, map_type, intervention):
+def test_empty_cells_and_units_leave_finite_maps(kind: Any, map_type: Any, intervention: Any) -> None:
     moments = statistics(kind)
     weights = moments.weights.copy()
     weights[0, 1] = weights[2, 0] = 0

@@ -22,7 +22,7 @@ def rows(shift: Any, n: int = 4000, seed: int = 0) -> tuple[Any, Any, Any]:
     return rng.normal(size=(n, 3)) + np.asarray(shift)[y][:, None] * (group == "b")[:, None], y, group
 
 
-def test_the_advantage_of_two_gaussians_is_their_total_variation():
+def test_the_advantage_of_two_gaussians_is_their_total_variation() -> None:
     shift = np.array([0.5, 1.5])  # in each of three features
     X, y, group = rows(shift)
     found = group_leakage(X, y, sensitive_features=group)
@@ -34,7 +34,7 @@ def test_the_advantage_of_two_gaussians_is_their_total_variation():
     assert found.largest.value == found.advantage.value[1]
 
 
-def test_groups_that_are_alike_leak_nothing():
+def test_groups_that_are_alike_leak_nothing() -> None:
     X, y, group = rows([0.0, 0.0])
     for estimator in ("linear", "boosting"):
         found = group_leakage(X, y, sensitive_features=group, estimator=estimator)
@@ -42,7 +42,7 @@ def test_groups_that_are_alike_leak_nothing():
         assert found.largest.value < 0.08
 
 
-def test_no_classifier_of_the_family_has_a_larger_gap():
+def test_no_classifier_of_the_family_has_a_larger_gap() -> None:
     X, y, group = rows([0.8, 0.3])
     found = group_leakage(X, y, sensitive_features=group, estimator=LinearDiscriminantAnalysis())
     rng = np.random.default_rng(1)
@@ -52,7 +52,7 @@ def test_no_classifier_of_the_family_has_a_larger_gap():
         assert gap < found.advantage.upper[0]
 
 
-def test_trees_see_what_lines_do_not():
+def test_trees_see_what_lines_do_not() -> None:
     rng = np.random.default_rng(0)
     group = rng.choice(["a", "b"], 3000)
     X = np.where((group == "a")[:, None], rng.integers(0, 5, (3000, 2)), rng.integers(0, 5, (3000, 2)) + 0.0)
@@ -62,7 +62,7 @@ def test_trees_see_what_lines_do_not():
     assert boosting.largest.lower > 0.9
 
 
-def test_integer_weights_are_repetitions_for_the_rates():
+def test_integer_weights_are_repetitions_for_the_rates() -> None:
     X, y, group = rows([0.5, 0.5], n=600)
     weight = np.where(group == "a", 3.0, 1.0)
     by_weight = group_leakage(X, y, sensitive_features=group, sample_weight=weight, estimator=GaussianNB())
@@ -71,7 +71,7 @@ def test_integer_weights_are_repetitions_for_the_rates():
     np.testing.assert_allclose(by_weight.rows, plain.rows)
 
 
-def test_several_groups_are_compared_pair_by_pair_and_small_ones_left_out():
+def test_several_groups_are_compared_pair_by_pair_and_small_ones_left_out() -> None:
     rng = np.random.default_rng(0)
     group = rng.choice([1, 2, 3], 900)
     X = rng.normal(size=(900, 2)) + np.where(group == 3, 2.0, 0.0)[:, None]
@@ -86,7 +86,7 @@ def test_several_groups_are_compared_pair_by_pair_and_small_ones_left_out():
     assert "3 comparisons" in repr(found)
 
 
-def test_the_same_rows_give_the_same_numbers():
+def test_the_same_rows_give_the_same_numbers() -> None:
     X, y, group = rows([0.5, 0.5], n=400)
     first, second = (
         group_leakage(X, y, sensitive_features=group, estimator="boosting", n_jobs=jobs, cv=3) for jobs in (None, 2)
@@ -94,7 +94,7 @@ def test_the_same_rows_give_the_same_numbers():
     np.testing.assert_array_equal(first.advantage.value, second.advantage.value)
 
 
-def test_rows_without_a_group_are_left_out():
+def test_rows_without_a_group_are_left_out() -> None:
     X, y, group = rows([0.5, 0.5], n=400)
     some = np.array(group, dtype=object)
     some[:10] = None
@@ -104,7 +104,7 @@ def test_rows_without_a_group_are_left_out():
     np.testing.assert_array_equal(found.advantage.value, rest.advantage.value)
 
 
-def test_one_group_leaks_nothing_that_could_be_compared():
+def test_one_group_leaks_nothing_that_could_be_compared() -> None:
     found = group_leakage(np.ones((30, 1)), sensitive_features=["a"] * 30)
     assert found.pairs == []
     assert np.isnan(found.largest.value)
@@ -123,7 +123,7 @@ def test_one_group_leaks_nothing_that_could_be_compared():
         ({"sensitive_features": ["a", "b"] * 20}, "40 rows and X has 60"),
     ],
 )
-def test_refuses_with_a_sentence(change, message):
+def test_refuses_with_a_sentence(change: Any, message: Any) -> None:
     arguments: dict[str, Any] = {"y": np.repeat([0, 1], 30), "sensitive_features": ["a", "b"] * 30, **change}
     with pytest.raises((ValueError, TypeError), match=message):
         group_leakage(np.random.default_rng(0).normal(size=(60, 2)), arguments.pop("y"), **arguments)

@@ -36,7 +36,7 @@ def full(X: Any, y: Any, group: Any, weight: Any = None) -> SubgroupMoments:
     return SubgroupMoments(X.shape[1], classes=[0, 1], groups=["f", "m"], covariance="full").update(X, y, group, weight)
 
 
-def test_groups_that_differ_in_base_rates_alone_stay_where_they_are():
+def test_groups_that_differ_in_base_rates_alone_stay_where_they_are() -> None:
     spread = np.diag([4.0, 1.0, 1.0])
     covariances = np.stack([[np.eye(3)] * 2, [spread] * 2])
     means = np.repeat([np.zeros(3), np.ones(3)], 2, axis=0).reshape(2, 2, 3)
@@ -52,7 +52,7 @@ def test_groups_that_differ_in_base_rates_alone_stay_where_they_are():
     assert np.abs(own.linear - np.eye(3)).max() > 0.1
 
 
-def test_the_covariance_is_the_average_by_the_shares_of_all_rows():
+def test_the_covariance_is_the_average_by_the_shares_of_all_rows() -> None:
     X, y, group = rows()
     weight = np.random.default_rng(1).uniform(0.5, 2, len(y))
     cells, p = full(X, y, group, weight), np.bincount(y, weight) / weight.sum()
@@ -64,7 +64,7 @@ def test_the_covariance_is_the_average_by_the_shares_of_all_rows():
 
 
 @pytest.mark.parametrize("shrinkage", ["ledoit_wolf", "oas"])
-def test_shrinkage_is_that_of_rows_that_are_weighted(shrinkage):
+def test_shrinkage_is_that_of_rows_that_are_weighted(shrinkage: Any) -> None:
     X, y, group = rows(200)
     q = counts(y, group)
     factors = q.sum(axis=1, keepdims=True) * q.sum(axis=0) / len(y) / q
@@ -75,7 +75,7 @@ def test_shrinkage_is_that_of_rows_that_are_weighted(shrinkage):
         np.testing.assert_allclose(moments.shrink(shrinkage).covariances, weighted.shrink(shrinkage).covariances)
 
 
-def test_with_equal_base_rates_it_is_what_ledoit_wolf_is_without():
+def test_with_equal_base_rates_it_is_what_ledoit_wolf_is_without() -> None:
     X, y, group = rows(400)
     y = np.arange(400) % 2
     group = np.arange(400) // 2 % 2
@@ -87,7 +87,7 @@ def test_with_equal_base_rates_it_is_what_ledoit_wolf_is_without():
         np.testing.assert_allclose(moments.shrinkage_intensity("ledoit_wolf")[a], expected)
 
 
-def test_parts_of_the_rows_merge_when_they_know_the_counts_of_all():
+def test_parts_of_the_rows_merge_when_they_know_the_counts_of_all() -> None:
     X, y, group = rows()
     whole = accumulated(X, y, group)
     parts = [slice(0, 700), slice(700, 701), slice(701, None)]
@@ -105,7 +105,7 @@ def test_parts_of_the_rows_merge_when_they_know_the_counts_of_all():
         whole.merge(SubgroupMoments(4, classes=[0, 1], groups=["f", "m"]).update(X, y, group))
 
 
-def test_groups_whose_counts_were_their_own_do_not_merge():
+def test_groups_whose_counts_were_their_own_do_not_merge() -> None:
     X, y, group = rows()
     three = np.where(np.arange(len(y)) % 3 == 0, 2, group)
     q = np.bincount(3 * y + three, minlength=6).reshape(2, 3)
@@ -114,7 +114,7 @@ def test_groups_whose_counts_were_their_own_do_not_merge():
         moments.merge_groups([1, 2], "rest")
 
 
-def test_a_class_that_a_group_lacks_is_left_out_there():
+def test_a_class_that_a_group_lacks_is_left_out_there() -> None:
     X, y, group = rows()
     kept = (group == 0) | (y == 1)
     moments = accumulated(X[kept], y[kept], group[kept])
@@ -122,7 +122,7 @@ def test_a_class_that_a_group_lacks_is_left_out_there():
     np.testing.assert_allclose(moments.covariances[1], cells.covariances[1, 1])
 
 
-def test_refusals_name_the_way_out():
+def test_refusals_name_the_way_out() -> None:
     X, y, group = rows(100)
     with pytest.raises(ValueError, match="cell_counts is for covariance='tied'"):
         SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], covariance="full", cell_counts=np.ones((2, 2)))

@@ -48,7 +48,9 @@ def table(n: int = 1500, seed: int = 0) -> tuple[pd.DataFrame, Any, Any]:
     ("map_type", "constraint", "intervention", "standardize"),
     list(itertools.product(MAP_TYPES, CONSTRAINTS, ["all_subgroups", "affirmative"], [False, True])),
 )
-def test_every_combination_moves_rows_and_what_is_to_agree_agrees(map_type, constraint, intervention, standardize):
+def test_every_combination_moves_rows_and_what_is_to_agree_agrees(
+    map_type: Any, constraint: Any, intervention: Any, standardize: Any
+) -> None:
     X, y, group = table()
     steer = FairSteeringTransformer(
         map_type=map_type, constraint=constraint, intervention=intervention, standardize=standardize, shrinkage=None
@@ -74,7 +76,7 @@ def test_every_combination_moves_rows_and_what_is_to_agree_agrees(map_type, cons
     assert apart(X) > 0.6
 
 
-def test_equal_opportunity_matches_the_favourable_class_alone():
+def test_equal_opportunity_matches_the_favourable_class_alone() -> None:
     X, y, group = table()
     steer = FairSteeringTransformer(constraint="equal_opportunity", shrinkage=None).fit(X, y, sensitive_features=group)
     U = steer.transform(X, sensitive_features=group)
@@ -95,7 +97,7 @@ def test_equal_opportunity_matches_the_favourable_class_alone():
     )
 
 
-def test_demographic_parity_does_not_look_at_classes():
+def test_demographic_parity_does_not_look_at_classes() -> None:
     X, y, group = table()
     with_classes = FairSteeringTransformer(constraint="demographic_parity").fit(X, y, sensitive_features=group)
     without = FairSteeringTransformer().fit(X, sensitive_features=group)
@@ -107,7 +109,7 @@ def test_demographic_parity_does_not_look_at_classes():
 
 @pytest.mark.parametrize("constraint", ["ideal", "equal_opportunity"])
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_batches_give_what_all_rows_give(covariance, constraint):
+def test_batches_give_what_all_rows_give(covariance: Any, constraint: Any) -> None:
     X, y, group = table()
     options: dict[str, Any] = {"covariance": covariance, "constraint": constraint, "standardize": True}
     whole = FairSteeringTransformer(**options, shrinkage="oas").fit(X, y, sensitive_features=group)
@@ -119,7 +121,7 @@ def test_batches_give_what_all_rows_give(covariance, constraint):
     )
 
 
-def test_a_fit_that_is_standardised_takes_no_more_rows():
+def test_a_fit_that_is_standardised_takes_no_more_rows() -> None:
     X, y, group = table(300)
     steer = FairSteeringTransformer(standardize=True).fit(X, y, sensitive_features=group)
     with pytest.raises(ValueError, match="Start with partial_fit, or set standardize=False"):
@@ -128,7 +130,7 @@ def test_a_fit_that_is_standardised_takes_no_more_rows():
     assert not hasattr(monotone, "partial_fit")
 
 
-def test_standardised_maps_leave_base_rates_alone():
+def test_standardised_maps_leave_base_rates_alone() -> None:
     rng = np.random.default_rng(0)
     group = rng.integers(0, 2, 40_000)
     y = (rng.random(40_000) < np.where(group == 1, 0.7, 0.2)).astype(int)
@@ -149,7 +151,7 @@ def test_standardised_maps_leave_base_rates_alone():
     assert not hasattr(MeanMatchingTransformer(standardize=True), "partial_fit")
 
 
-def test_auto_is_monotone_for_tables_and_affine_for_what_is_continuous():
+def test_auto_is_monotone_for_tables_and_affine_for_what_is_continuous() -> None:
     X, y, group = table()
     steer = FairSteeringTransformer(map_type="auto", standardize=True)
     assert steer.fit(X, y, sensitive_features=group).map_type_ == "monotone"
@@ -166,7 +168,7 @@ def test_auto_is_monotone_for_tables_and_affine_for_what_is_continuous():
 
 
 @pytest.mark.parametrize(("map_type", "constraint"), list(itertools.product([*MAP_TYPES, "auto"], CONSTRAINTS)))
-def test_saved_maps_do_what_the_fitted_ones_do(map_type, constraint, tmp_path: Path):
+def test_saved_maps_do_what_the_fitted_ones_do(map_type: Any, constraint: Any, tmp_path: Path) -> None:
     X, y, group = table()
     steer = FairSteeringTransformer(
         map_type=map_type, constraint=constraint, standardize=True, strength=0.5, unknown_group="infer"
@@ -182,7 +184,7 @@ def test_saved_maps_do_what_the_fitted_ones_do(map_type, constraint, tmp_path: P
     assert again.kl_divergence_ == steer.kl_divergence_
 
 
-def test_monotone_maps_refuse_what_they_cannot_do(tmp_path: Path):
+def test_monotone_maps_refuse_what_they_cannot_do(tmp_path: Path) -> None:
     X, y, group = table()
     steer = FairSteeringTransformer(map_type="monotone").fit(X, y, sensitive_features=group)
     with pytest.raises(AttributeError, match="Monotone maps are no matrices"):
@@ -196,7 +198,7 @@ def test_monotone_maps_refuse_what_they_cannot_do(tmp_path: Path):
     np.testing.assert_array_equal(steer.transform(pd.DataFrame(back, columns=X.columns), sensitive_features=group), U)
 
 
-def test_steer_and_weights_say_what_they_are_for():
+def test_steer_and_weights_say_what_they_are_for() -> None:
     X, y, group = table()
     steer = FairSteeringTransformer(constraint="equal_opportunity").fit(X, y, sensitive_features=group)
     with pytest.raises(ValueError, match="the distribution stays what it is: use transform"):
@@ -211,7 +213,7 @@ def test_steer_and_weights_say_what_they_are_for():
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("map_type", ["monotone", "translation"])
-def test_classifiers_and_reports_take_every_steering(map_type, constraint):
+def test_classifiers_and_reports_take_every_steering(map_type: Any, constraint: Any) -> None:
     X, y, group = table(600)
     steering = FairSteeringTransformer(map_type=map_type, constraint=constraint, feature_transform=StandardScaler())
     classifier = IdealDistributionClassifier(LogisticRegression(), steering).fit(X, y, sensitive_features=group)
@@ -229,7 +231,7 @@ def test_classifiers_and_reports_take_every_steering(map_type, constraint):
     assert "<svg" in report.to_html()
 
 
-def test_the_model_is_that_of_the_moments():
+def test_the_model_is_that_of_the_moments() -> None:
     X, y, group = table()
     steer = FairSteeringTransformer(map_type="diagonal", standardize=True, shrinkage=None)
     steer.fit(X, y, sensitive_features=group)

@@ -35,7 +35,7 @@ def distance(values: Any, y: Any, group: Any, classes: Any) -> float:
     return float(np.abs(steps[0] - steps[1]).max())
 
 
-def test_groups_have_one_distribution_when_classes_weigh_alike():
+def test_groups_have_one_distribution_when_classes_weigh_alike() -> None:
     X, y, group = integers()
     U, moved = fitted(X, y, group).apply(X, group)
     assert moved.all()
@@ -44,7 +44,7 @@ def test_groups_have_one_distribution_when_classes_weigh_alike():
     assert distance(U[:, 0], y, group, (0.5, 0.5)) < 0.4 * distance(X[:, 0], y, group, (0.5, 0.5))
 
 
-def test_base_rates_alone_move_nothing():
+def test_base_rates_alone_move_nothing() -> None:
     rng = np.random.default_rng(0)
     group = rng.integers(0, 2, 20_000)
     y = (rng.random(20_000) < np.where(group == 1, 0.7, 0.2)).astype(int)
@@ -54,13 +54,13 @@ def test_base_rates_alone_move_nothing():
     assert np.abs(raw.apply(X, group)[0] - X).mean() > 1
 
 
-def test_one_class_alone_can_count():
+def test_one_class_alone_can_count() -> None:
     X, y, group = integers()
     U, _ = fitted(X, y, group, classes=(0, 1)).apply(X, group)
     assert distance(U[:, 0], y, group, (0, 1)) < 0.16 < 0.3 < distance(X[:, 0], y, group, (0, 1))
 
 
-def test_integers_stay_on_values_that_occur_and_flags_stay():
+def test_integers_stay_on_values_that_occur_and_flags_stay() -> None:
     X, y, group = integers()
     maps = fitted(X, y, group)
     U, _ = maps.apply(X, group)
@@ -75,7 +75,7 @@ def test_integers_stay_on_values_that_occur_and_flags_stay():
 
 
 @pytest.mark.parametrize("kind", ["integers", "normal"])
-def test_maps_never_decrease_and_tails_move_as_the_last_value(kind):
+def test_maps_never_decrease_and_tails_move_as_the_last_value(kind: Any) -> None:
     rng = np.random.default_rng(0)
     X, y, group = integers()
     if kind == "normal":
@@ -88,7 +88,7 @@ def test_maps_never_decrease_and_tails_move_as_the_last_value(kind):
         np.testing.assert_allclose(np.diff(out[[0, 1, -2, -1], 0])[[0, 2]], np.diff(grid)[0])
 
 
-def test_a_normal_feature_moves_as_its_quantiles_do():
+def test_a_normal_feature_moves_as_its_quantiles_do() -> None:
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 20_000)
     X = (rng.normal(size=40_000) * np.where(group == 1, 3, 1) + 2 * group)[:, None]
@@ -100,7 +100,7 @@ def test_a_normal_feature_moves_as_its_quantiles_do():
     assert np.abs(U[:, 0] - expected)[inner].max() < 0.15
 
 
-def test_the_reference_stays_and_the_others_take_its_distribution():
+def test_the_reference_stays_and_the_others_take_its_distribution() -> None:
     X, y, group = integers()
     maps = fitted(X, y, group, reference=0)
     U, moved = maps.apply(X, group)
@@ -109,7 +109,7 @@ def test_the_reference_stays_and_the_others_take_its_distribution():
     assert distance(U[:, 0], y, group, (0.5, 0.5)) < 0.16
 
 
-def test_what_chance_makes_is_left_alone():
+def test_what_chance_makes_is_left_alone() -> None:
     rng = np.random.default_rng(0)
     still = 0
     for _ in range(50):
@@ -120,7 +120,7 @@ def test_what_chance_makes_is_left_alone():
     assert fitted(rng.integers(0, 8, (60, 1)) + 6.0 * group[:, None], 0 * group, group, classes=(1.0,)).moves.all()
 
 
-def test_weights_are_repetitions_and_the_order_of_rows_is_nothing():
+def test_weights_are_repetitions_and_the_order_of_rows_is_nothing() -> None:
     X, y, group = integers(300)
     weight = np.random.default_rng(1).integers(1, 4, 300).astype(float)
     repeated = [np.repeat(part, weight.astype(int), axis=0) for part in (X, y, group)]
@@ -131,21 +131,21 @@ def test_weights_are_repetitions_and_the_order_of_rows_is_nothing():
     np.testing.assert_array_equal(shuffled.images, by_weight.images)
 
 
-def test_names_of_groups_are_nothing():
+def test_names_of_groups_are_nothing() -> None:
     X, y, group = integers()
     one, other = fitted(X, y, group).apply(X, group)[0], fitted(X, y, 1 - group).apply(X, 1 - group)[0]
     np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_rows_keep_their_type(dtype):
+def test_rows_keep_their_type(dtype: Any) -> None:
     X, y, group = integers(400)
     out, _ = fitted(X.astype(dtype), y, group).apply(X.astype(dtype), group)
     assert out.dtype == dtype
     np.testing.assert_array_equal(out, fitted(X, y, group).apply(X, group)[0])
 
 
-def test_the_inverse_brings_back_what_no_other_value_became():
+def test_the_inverse_brings_back_what_no_other_value_became() -> None:
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 3000)
     X = (rng.normal(size=6000) + group)[:, None]
@@ -162,7 +162,7 @@ def test_the_inverse_brings_back_what_no_other_value_became():
         maps(0.5).inverse(["a", "b"])
 
 
-def test_strength_goes_part_of_the_way_and_inferred_groups_are_weighted():
+def test_strength_goes_part_of_the_way_and_inferred_groups_are_weighted() -> None:
     X, y, group = integers(400)
     maps = fitted(X, y, group)
     full, _ = maps.apply(X, group)
@@ -176,7 +176,7 @@ def test_strength_goes_part_of_the_way_and_inferred_groups_are_weighted():
     np.testing.assert_allclose(mixed, 0.25 * one + 0.75 * other)
 
 
-def test_a_column_of_one_value_and_a_class_that_a_group_lacks():
+def test_a_column_of_one_value_and_a_class_that_a_group_lacks() -> None:
     X, y, group = integers(400)
     X[:, 1] = 7.0
     some = (y == 1) | (group == 0)
