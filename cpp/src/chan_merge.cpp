@@ -141,8 +141,7 @@ void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell&
   sums.weight_square[cell] += other.weight_square;
 }
 
-void merge_cells(const MomentSums& sums, const MomentSums& other,
-                 const std::vector<Index>& cells) {
+void merge_cells(const MomentSums& sums, const MomentSums& other, const std::vector<Index>& cells) {
   const Index d = sums.n_features;
   const auto cell_of = [&](Index c) { return cells.empty() ? c : cells[c]; };
   if (sums.model == CovarianceModel::diagonal) {
@@ -231,8 +230,7 @@ void merge_moments(const MomentSums& sums, const MomentSums& other, const std::i
     const auto cell = static_cast<Index>(cells[c]);
     const std::string name = "cells[" + std::to_string(c) + "]";
     check_index(function, name.c_str(), cell, sums.n_cells());
-    if (taken[cell]++)
-      refuse(function, name, "differ from the others", static_cast<double>(cell));
+    if (taken[cell]++) refuse(function, name, "differ from the others", static_cast<double>(cell));
     Index& own = scatter[other.scatter_of(c)];
     if (own < 0) own = sums.scatter_of(cell);
     if (own != sums.scatter_of(cell))

@@ -76,8 +76,7 @@ struct DiagonalCell {
 void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell& other);
 
 /// What merge_moments does, its arguments checked. Empty `cells`: every cell to the same one.
-void merge_cells(const MomentSums& sums, const MomentSums& other,
-                 const std::vector<Index>& cells);
+void merge_cells(const MomentSums& sums, const MomentSums& other, const std::vector<Index>& cells);
 
 /// Throws NumericalError(what) with the first cell whose weight or mean is not finite, or else the
 /// first whose variance is not (tied: the group).

@@ -222,7 +222,7 @@ template void apply_maps(const RowsView<float>&, const std::int64_t*, const Maps
                          float*, Index, const Watch*);
 template void apply_maps(const RowsView<double>&, const std::int64_t*, const MapsView<double>&,
                          double*, Index, const Watch*);
-template void apply_maps(const RowsView<Eigen::half>&, const std::int64_t*,
-                         const MapsView<float>&, Eigen::half*, Index, const Watch*);
+template void apply_maps(const RowsView<Eigen::half>&, const std::int64_t*, const MapsView<float>&,
+                         Eigen::half*, Index, const Watch*);
 
 }  // namespace fairsteer

@@ -371,9 +371,8 @@ class ColumnBlocks {
       const double largest = *std::max_element(factors + begin, factors + end);
       if (!(largest > 0)) continue;
       for (Index i = begin; i < end; ++i) tables.factors[i] = static_cast<S>(factors[i] / largest);
-      add_weighted_columns(block + begin, leading_, end - begin, d_,
-                           tables.factors.data() + begin, largest,
-                           scratch.vectors.col(chunk.slot[begin]).data());
+      add_weighted_columns(block + begin, leading_, end - begin, d_, tables.factors.data() + begin,
+                           largest, scratch.vectors.col(chunk.slot[begin]).data());
     }
   }
 
@@ -503,10 +502,10 @@ Vector add_batch(const MomentSums& sums, const Addition<T>& addition) {
   const Index table = small ? RowBlocks<T>::table_size(sums) : 0;
   const bool in_order = (small || diagonal) && table <= kTableSize &&
                         sums.n_cells() * sums.n_features <= kTableSize / 2;
-  Batch<T> batch(sums, rows, cells,
-                 in_order ? MomentPlan::in_order(sums, rows.rows)
-                          : MomentPlan::sorted(sums, cells, rows.rows),
-                 diagonal ? 3 * sums.n_features : sums.n_features, n_threads, watch);
+  Batch<T> batch(
+      sums, rows, cells,
+      in_order ? MomentPlan::in_order(sums, rows.rows) : MomentPlan::sorted(sums, cells, rows.rows),
+      diagonal ? 3 * sums.n_features : sums.n_features, n_threads, watch);
   CellSums added = batch.find_means();
   if (!(added.weight.sum() > 0)) return added.weight;
   const bool weighted = cells.weights != nullptr;
@@ -627,8 +626,8 @@ bool left_range(const MomentSums& sums, const Backup& before, const Vector& adde
   return any && any_varies(sums, addition, tiny);
 }
 
-/// Adds rows whose products or weights leave the range of their precision: some at a time in double,
-/// their weights over the largest, and then as a whole to the sums.
+/// Adds rows whose products or weights leave the range of their precision: some at a time in
+/// double, their weights over the largest, and then as a whole to the sums.
 template <class T>
 void add_out_of_range(const MomentSums& sums, const Addition<T>& addition,
                       const std::vector<double>& largest) {
@@ -652,7 +651,8 @@ void add_out_of_range(const MomentSums& sums, const Addition<T>& addition,
         block(j, i) = static_cast<double>(rows.row(begin + i)[j * rows.col_stride]);
     if (cells.weights != nullptr) {
       weights.resize(count);
-      for (Index i = 0; i < count; ++i) weights[i] = std::ldexp(cells.weights[begin + i], -exponent);
+      for (Index i = 0; i < count; ++i)
+        weights[i] = std::ldexp(cells.weights[begin + i], -exponent);
     }
     const RowsView<double> view{block.data(), count, d, d, 1};
     const RowCells some{cells.classes + begin, cells.groups + begin,

@@ -140,6 +140,7 @@ class TiedModel::Lifting {
       result.linear.push_back(std::move(linear));
     }
     result.canonical_covariance.push_back(linalg::gram(frame.linear));
+    if (cut_short_) result.converged = false;
   }
 
  private:
@@ -222,7 +223,10 @@ class TiedModel::Lifting {
     Frame frame = regress();
     double last = std::numeric_limits<double>::infinity();
     for (int round = 0; subgroups_.n_groups > 2 && free && round < kFrameRounds; ++round) {
-      if (model_.options_.stop()) break;
+      if (model_.options_.stop()) {
+        cut_short_ = true;
+        break;
+      }
       const Matrix before = frame.linear;
       for (Index a = 0; a < subgroups_.n_groups; ++a) displace_least(a, before);
       frame = regress();
@@ -338,6 +342,7 @@ class TiedModel::Lifting {
   const Index anchor_;     // the reference, or the heaviest group, which comes first
   Matrix nu_;              // (r, K)
   std::vector<Lifted> lifted_;
+  bool cut_short_ = false;  // time was up before isometries and frame stood still
 };
 
 void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResult& result) {

@@ -79,7 +79,8 @@ TEST_CASE("the reported divergence is that of the maps") {
         const IdealResult result = nearest_ideal(problem.subgroups, options);
         CHECK(result.converged);
         CHECK_NEAR(divergence(problem.subgroups, result), result.divergence, 1e-9);
-        if (intervention == Intervention::affirmative) CHECK(matrix_of(result.linear[1]).isIdentity(0));
+        if (intervention == Intervention::affirmative)
+          CHECK(matrix_of(result.linear[1]).isIdentity(0));
         for (std::size_t i = 1; i < result.objective_path.size(); ++i)
           CHECK(result.objective_path[i] <= result.objective_path[i - 1] + 1e-10);
       }

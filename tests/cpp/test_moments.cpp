@@ -21,13 +21,8 @@ struct Sums {
                 0.0),
         cubic(K * G * d, 0.0),
         quartic(model == CovarianceModel::diagonal ? K * G * d : K * G, 0.0) {
-    view = {{model, K, G, d},
-            weight.data(),
-            weight_square.data(),
-            mean.data(),
-            scatter.data(),
-            cubic.data(),
-            quartic.data()};
+    view = {{model, K, G, d}, weight.data(), weight_square.data(), mean.data(),
+            scatter.data(),   cubic.data(),  quartic.data()};
   }
   std::vector<double> weight, weight_square, mean, scatter, cubic, quartic;
   MomentSums view{};

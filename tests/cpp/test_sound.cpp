@@ -147,7 +147,8 @@ TEST_CASE("rows that are not finite are refused and leave the sums as they were"
       Moments moments({model, 1, 1, d}), same({model, 1, 1, d});
       const MomentSums sums = moments.sums(), before = same.sums();
       for (const MomentSums& some : {sums, before})
-        update_moments<double>(some, {rows.data(), 50, d, d, 1}, codes.data(), codes.data(), nullptr);
+        update_moments<double>(some, {rows.data(), 50, d, d, 1}, codes.data(), codes.data(),
+                               nullptr);
       for (const double value : {kNaN, std::numeric_limits<double>::infinity(), 1e200}) {
         Matrix bad = rows;
         bad(1, 20) = value;
@@ -205,8 +206,8 @@ TEST_CASE("sums that make no sense, and cells that lose rows, are refused") {
 TEST_CASE("maps of every kind agree with the matrix") {
   Random random(10);
   const Index n = 130, d = 7;
-  const Matrix rows = random.matrix(d, n), scale = random.matrix(d, 2), centre = random.matrix(d, 2),
-               offset = random.matrix(d, 2);
+  const Matrix rows = random.matrix(d, n), scale = random.matrix(d, 2),
+               centre = random.matrix(d, 2), offset = random.matrix(d, 2);
   Matrix dense = Matrix::Zero(d, 2 * d);
   for (Index a = 0; a < 2; ++a)
     for (Index j = 0; j < d; ++j) dense(j, a * d + j) = scale(j, a);
@@ -221,8 +222,8 @@ TEST_CASE("maps of every kind agree with the matrix") {
                      {MapKind::diagonal, 2, d, scale.data(), centre.data(), offset.data()},
                      by_scale.data(), 2);
   apply_maps<double>(view, codes.data(),
-                     {MapKind::translation, 2, d, nullptr, nullptr, offset.data()},
-                     shifted.data(), 2);
+                     {MapKind::translation, 2, d, nullptr, nullptr, offset.data()}, shifted.data(),
+                     2);
   CHECK_NEAR((by_matrix - by_scale).norm(), 0, 1e-12);
   for (Index i = 0; i < n; ++i)
     if (codes[i] < 0)

@@ -92,8 +92,9 @@ class AffineMaps:
     def of(self, rows: Doubles, code: int) -> Doubles:
         """Map double-precision rows (m, d) by one map."""
         relative = rows - self.centre[code]
-        moved = relative * self.A[code] if self.A.ndim == 2 else relative @ self.A[code].T
-        return moved + self.image[code]
+        moved: Doubles = relative * self.A[code] if self.A.ndim == 2 else relative @ self.A[code].T
+        moved += self.image[code]
+        return moved
 
     def inverse(self, labels: Sequence[Any]) -> AffineMaps:
         """Invert every map; `labels` name them in the error that a singular one raises."""
