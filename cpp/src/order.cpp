@@ -101,8 +101,14 @@ Order order_by_data(const Subgroups& subgroups) {
 
 Subgroups reordered(const Subgroups& subgroups, const Order& order) {
   Subgroups other = subgroups;
-  other.class_at = order.classes;
-  other.group_at = order.groups;
+  const auto behind = [](const std::vector<Index>& at, const std::vector<Index>& places) {
+    if (at.empty()) return places;
+    std::vector<Index> composed;
+    for (const Index place : places) composed.push_back(at[place]);
+    return composed;
+  };
+  other.class_at = behind(subgroups.class_at, order.classes);
+  other.group_at = behind(subgroups.group_at, order.groups);
   for (Index k = 0; k < subgroups.n_classes; ++k)
     for (Index a = 0; a < subgroups.n_groups; ++a)
       other.weight(k, a) = subgroups.weight(order.classes[k], order.groups[a]);

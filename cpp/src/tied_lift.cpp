@@ -140,7 +140,7 @@ class TiedModel::Lifting {
       result.linear.push_back(std::move(linear));
     }
     result.canonical_covariance.push_back(linalg::gram(frame.linear));
-    if (!in_time_) result.converged = false;
+    if (cut_short_) result.converged = false;
   }
 
  private:
@@ -224,7 +224,7 @@ class TiedModel::Lifting {
     double last = std::numeric_limits<double>::infinity();
     for (int round = 0; subgroups_.n_groups > 2 && free && round < kFrameRounds; ++round) {
       if (model_.options_.stop()) {
-        in_time_ = false;
+        cut_short_ = true;
         break;
       }
       const Matrix before = frame.linear;
@@ -338,7 +338,7 @@ class TiedModel::Lifting {
   const Index anchor_;     // the reference, or the heaviest group, which comes first
   Matrix nu_;              // (r, K)
   std::vector<Lifted> lifted_;
-  bool in_time_ = true;
+  bool cut_short_ = false;  // time was up before isometries and frame stood still
 };
 
 void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResult& result) {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ N_ROWS = 200
 
 
 @pytest.fixture
-def table():
+def table() -> Any:
     """Two features, and columns that nobody may touch."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, N_ROWS)
@@ -43,11 +45,11 @@ CARRIED = ["sex", "hired", *KEPT]
 
 
 @pytest.fixture
-def steer(run, tmp_path, monkeypatch):
+def steer(run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Steer a file in the working directory to another; returns code and notes."""
     monkeypatch.chdir(tmp_path)
 
-    def steer(file, out="out.csv", *options, keep=KEPT):
+    def steer(file: Any, out: Any = "out.csv", *options: Any, keep: Any = KEPT) -> Any:
         kept = ["--keep", ",".join(keep)] if keep else []
         arguments = ["steer", file, "--target", "hired", "--sensitive", "sex", *kept, "--out", out, "--force"]
         code, _, err = run(*arguments, "--folds", 2, *options)
@@ -56,7 +58,7 @@ def steer(run, tmp_path, monkeypatch):
     return steer
 
 
-def _texts(path, **how):
+def _texts(path: Any, **how: Any) -> Any:
     return pd.read_csv(path, dtype=str, keep_default_na=False, **how)
 
 
@@ -79,7 +81,7 @@ def _texts(path, **how):
         ({"quoting": csv.QUOTE_NONNUMERIC}, {}, ""),
     ],
 )
-def test_dialects_are_guessed_said_and_kept(steer, table, written, read, said):
+def test_dialects_are_guessed_said_and_kept(steer: Any, table: Any, written: Any, read: Any, said: Any) -> None:
     table["country"] = {"cp1252": "Š", "latin-1": "Österreich"}.get(written.get("encoding"), "日本" if written else "é")
     if written.get("lineterminator") == "\r":  # pandas would not quote the other end of a line
         table["text"] = table["text"].str.replace("\n", " ")
@@ -95,7 +97,7 @@ def test_dialects_are_guessed_said_and_kept(steer, table, written, read, said):
     assert ends[0] == ends[1]
 
 
-def test_kept_fields_are_the_same_bytes_even_where_quotes_were_not_needed(steer, table):
+def test_kept_fields_are_the_same_bytes_even_where_quotes_were_not_needed(steer: Any, table: Any) -> None:
     table["text"] = "plain"
     table.to_csv("rows.csv", index=False, quoting=csv.QUOTE_ALL)
     assert steer("rows.csv")[0] == 0
@@ -105,7 +107,7 @@ def test_kept_fields_are_the_same_bytes_even_where_quotes_were_not_needed(steer,
         assert again.split(",")[-6:] == id_to_text
 
 
-def test_gzip_is_read_and_written(steer, table):
+def test_gzip_is_read_and_written(steer: Any, table: Any) -> None:
     table.to_csv("rows.csv.gz", index=False)
     code, notes = steer("rows.csv.gz", "out.csv.gz")
     assert code == 0
@@ -126,13 +128,13 @@ def test_gzip_is_read_and_written(steer, table):
         ({"encoding": "latin-1"}, ("--encoding", "latin-1")),
     ],
 )
-def test_what_the_user_says_is_not_guessed_nor_said(steer, table, written, options):
+def test_what_the_user_says_is_not_guessed_nor_said(steer: Any, table: Any, written: Any, options: Any) -> None:
     table.assign(country="é").to_csv("rows.csv", index=False, **written)
     code, notes = steer("rows.csv", "out.csv", *options)
     assert (code, notes) == (0, "")
 
 
-def test_parquet_keeps_types_that_pandas_would_change(steer, table):
+def test_parquet_keeps_types_that_pandas_would_change(steer: Any, table: Any) -> None:
     stored = {
         "id": pa.array([None if i == 7 else 2**53 + 1 + i for i in range(N_ROWS)], pa.int64()),
         "list": pa.array([[i] for i in range(N_ROWS)]),
@@ -152,7 +154,7 @@ def test_parquet_keeps_types_that_pandas_would_change(steer, table):
 # ---- rows that do not fit
 
 
-def _rewrite(table, change):
+def _rewrite(table: Any, change: Any) -> Any:
     names, *rows = table.to_csv(index=False).splitlines()
     Path("rows.csv").write_text("\n".join([names, *change(rows)]) + "\n", encoding="utf-8")
 
@@ -168,7 +170,7 @@ def _rewrite(table, change):
         (lambda rows: [*rows[:3], rows[3] + ',"', *rows[4:]], "row 4 of rows.csv"),
     ],
 )
-def test_rows_of_another_length_are_refused_with_their_number(steer, table, change, message):
+def test_rows_of_another_length_are_refused(steer: Any, table: Any, change: Any, message: Any) -> None:
     _rewrite(table[["sex", "hired", "age", "pay"]], change)
     code, err = steer("rows.csv", keep=[])
     assert code == 2
@@ -176,7 +178,7 @@ def test_rows_of_another_length_are_refused_with_their_number(steer, table, chan
     assert not Path("out.csv").exists()
 
 
-def test_a_separator_at_the_end_of_every_row_shifts_nothing(steer, table):
+def test_a_separator_at_the_end_of_every_row_shifts_nothing(steer: Any, table: Any) -> None:
     plain = table[["sex", "hired", "age", "pay"]]
     plain.to_csv("rows.csv", index=False)
     assert steer("rows.csv", "plain.csv", keep=[])[0] == 0
@@ -198,7 +200,7 @@ def test_a_separator_at_the_end_of_every_row_shifts_nothing(steer, table):
         (b"sex;hired\n", "has no rows"),
     ],
 )
-def test_what_is_no_table_is_a_sentence(steer, content, message):
+def test_what_is_no_table_is_a_sentence(steer: Any, content: Any, message: Any) -> None:
     Path("rows.csv").write_bytes(content)
     code, err = steer("rows.csv", keep=[])
     assert code == 2
@@ -215,7 +217,7 @@ def test_what_is_no_table_is_a_sentence(steer, content, message):
         (("--decimal", "x"), "--decimal must be '.' or ',', not x"),
     ],
 )
-def test_wrong_options_of_reading_are_a_sentence(steer, table, options, message):
+def test_wrong_options_of_reading_are_a_sentence(steer: Any, table: Any, options: Any, message: Any) -> None:
     table["country"] = "é"
     table.to_csv("rows.csv", index=False)
     code, err = steer("rows.csv", "out.csv", *options)
@@ -223,7 +225,7 @@ def test_wrong_options_of_reading_are_a_sentence(steer, table, options, message)
     assert message in err
 
 
-def test_options_of_csv_are_refused_for_parquet(steer, table):
+def test_options_of_csv_are_refused_for_parquet(steer: Any, table: Any) -> None:
     table.to_parquet("rows.parquet")
     code, err = steer("rows.parquet", "out.parquet", "--separator", ";")
     assert code == 2
@@ -234,10 +236,10 @@ def test_options_of_csv_are_refused_for_parquet(steer, table):
 
 
 @pytest.fixture
-def column(steer, table):
+def column(steer: Any, table: Any) -> Any:
     """Steer a table with one more column; returns code, notes and the columns of the output."""
 
-    def column(values, *options, target=None):
+    def column(values: Any, *options: Any, target: Any = None) -> Any:
         plain = table[["sex", "hired", "age", "pay"]].assign(x=values)
         if target is not None:
             plain["hired"] = target
@@ -281,7 +283,7 @@ NUMBERS = RNG.normal(size=N_ROWS).round(3).astype(str).tolist()
         (["inf", *NUMBERS[1:]], "column 'x' has 1 infinite value (inf)"),
     ],
 )
-def test_what_is_ambiguous_is_refused_with_the_way_out(column, values, message):
+def test_what_is_ambiguous_is_refused_with_the_way_out(column: Any, values: Any, message: Any) -> None:
     code, err, _ = column(values)
     assert code == 2
     assert message in err
@@ -304,7 +306,7 @@ def test_what_is_ambiguous_is_refused_with_the_way_out(column, values, message):
         ([""] * N_ROWS, (), []),
     ],
 )
-def test_columns_become_what_they_are(column, values, options, columns):
+def test_columns_become_what_they_are(column: Any, values: Any, options: Any, columns: Any) -> None:
     code, err, names = column(values, *options)
     assert code == 0, err
     assert names == ["age", "pay", *columns, "sex", "hired"]
@@ -332,20 +334,20 @@ def test_columns_become_what_they_are(column, values, options, columns):
         ([f"{i % 7:03d}" for i in range(N_ROWS)], "has numbers with leading zeros, which are read as categories"),
     ],
 )
-def test_what_may_be_meant_otherwise_is_noted(column, values, note):
+def test_what_may_be_meant_otherwise_is_noted(column: Any, values: Any, note: Any) -> None:
     code, notes, _ = column(values)
     assert code == 0, notes
     assert note in notes
 
 
-def test_an_identifier_is_copied_to_the_output(column):
+def test_an_identifier_is_copied_to_the_output(column: Any) -> None:
     values = [f"p{i}" for i in range(N_ROWS)]
     assert column(values)[2] == ["age", "pay", "sex", "hired", "x"]
     assert _texts("out.csv")["x"].tolist() == values
 
 
 @pytest.mark.parametrize("kind", ["number", "category", "many classes"])
-def test_a_column_that_alone_tells_the_class_is_named(column, table, kind):
+def test_a_column_that_alone_tells_the_class_is_named(column: Any, table: Any, kind: Any) -> None:
     y = table["hired"].to_numpy()
     if kind == "many classes":
         y = np.arange(N_ROWS) % 3
@@ -357,7 +359,7 @@ def test_a_column_that_alone_tells_the_class_is_named(column, table, kind):
     assert "'age' alone" not in notes
 
 
-def test_a_rare_class_is_no_leak(column):
+def test_a_rare_class_is_no_leak(column: Any) -> None:
     """Every column tells the class of 99 % of the rows where one class has 99 % of them."""
     y = np.zeros(N_ROWS, int)
     y[:2] = 1
@@ -367,7 +369,7 @@ def test_a_rare_class_is_no_leak(column):
 @pytest.mark.parametrize(
     "target", [lambda y: y.astype(float), lambda y: np.where(y == 1, "1.0", "0"), lambda y: y == 1]
 )
-def test_classes_may_be_written_as_decimals_or_truths(column, table, target):
+def test_classes_may_be_written_as_decimals_or_truths(column: Any, table: Any, target: Any) -> None:
     code, err, _ = column("1", target=target(table["hired"].to_numpy()))
     assert code == 0, err
 
@@ -386,7 +388,7 @@ def test_classes_may_be_written_as_decimals_or_truths(column, table, target):
     ],
     ids=lambda value: str(getattr(value, "type", "")),
 )
-def test_columns_of_parquet_are_what_their_types_say(steer, table, values, columns):
+def test_columns_of_parquet_are_what_their_types_say(steer: Any, table: Any, values: Any, columns: Any) -> None:
     stored = pa.table({**{name: table[name] for name in ("sex", "hired", "age", "pay")}, "x": values})
     pq.write_table(stored, "rows.parquet")
     code, err = steer("rows.parquet", "out.parquet", keep=[])
@@ -396,7 +398,7 @@ def test_columns_of_parquet_are_what_their_types_say(steer, table, values, colum
     assert pq.read_table("out.parquet").column("x").equals(stored.column("x"))
 
 
-def test_categories_that_pandas_stored_as_numbers_are_categories(steer, table):
+def test_categories_that_pandas_stored_as_numbers_are_categories(steer: Any, table: Any) -> None:
     table["x"] = pd.Categorical([3, 1] * 100)
     table[["sex", "hired", "age", "x"]].to_parquet("rows.parquet")
     assert steer("rows.parquet", "out.parquet", keep=[])[0] == 0
@@ -412,7 +414,7 @@ def test_categories_that_pandas_stored_as_numbers_are_categories(steer, table):
         (pa.array([float("inf"), 1.0] * 100), "column 'x' has 100 infinite values (inf)"),
     ],
 )
-def test_columns_of_parquet_that_are_no_features(steer, table, values, message):
+def test_columns_of_parquet_that_are_no_features(steer: Any, table: Any, values: Any, message: Any) -> None:
     stored = pa.table({**{name: table[name] for name in ("sex", "hired", "age")}, "x": values})
     pq.write_table(stored, "rows.parquet")
     code, err = steer("rows.parquet", "out.parquet", keep=[])

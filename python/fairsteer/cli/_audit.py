@@ -69,6 +69,8 @@ def audit_file(
     report.say(result)
     if html is not None:
         with writing(html) as output:
-            output.file.write(result.to_html().encode("utf-8", "backslashreplace"))
+            output.file.write(
+                result.to_html(title=f"Steering report: {problem.table.name}").encode("utf-8", "backslashreplace")
+            )
             output.commit()
         report.say(f"\nWrote the report to {'standard output' if is_standard_output(html) else html.name}.")

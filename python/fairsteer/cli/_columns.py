@@ -286,6 +286,14 @@ class Column:
         result: NDArray[Any] = table[codes]
         return result
 
+    def positions(self, known: Sequence[Any]) -> NDArray[np.intp]:
+        """Position of every row's label among known ones, -1 where it is none of them."""
+        distinct, codes = self._factors
+        place = {label: k for k, label in enumerate(known)}
+        table = [place.get(label, -1) for label in self._like(distinct, known)]
+        result: NDArray[np.intp] = np.array(table, dtype=np.intp)[codes]
+        return result
+
     def _typed(self, distinct: Sequence[Any]) -> list[Any]:
         if self.is_text:
             texts = [value.strip() for value in distinct if value is not None]

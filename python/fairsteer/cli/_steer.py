@@ -26,9 +26,9 @@ from ._reading import Table, format_of
 from ._table import TableDescription, pieces
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, open_writer, writing
 
-__all__ = ["NOISE", "check_table_path", "steer_file", "write_files"]
+__all__ = ["check_table_path", "steer_file", "write_files"]
 
-NOISE = (
+_HOW_TO_READ = (
     "A gap is the largest difference between two groups; 0 is fair, and chance alone makes it larger than 0, the more "
     "so the more groups there are."
 )
@@ -86,7 +86,7 @@ def steer_file(
     tell_of_fit(result.displacement, report.note)
     report.comparison(result, steering)
     report.by_group(result)
-    report.say(NOISE + "\n")
+    report.say(_HOW_TO_READ + "\n")
     if out is None and model is None:
         report.say("Nothing was written: --out writes the steered table, --model the map for new rows.")
         return

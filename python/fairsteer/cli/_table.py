@@ -94,9 +94,7 @@ class CategoricalColumn:
 
     def codes(self, column: Column) -> NDArray[np.intp]:
         """Position of every value among the categories, -1 where it has none."""
-        position = {label: k for k, label in enumerate(self.categories)}
-        labels = column.labels(self.categories)
-        return np.fromiter((position.get(label, -1) for label in labels), np.intp, len(labels))
+        return column.positions(self.categories)
 
 
 FeatureColumn = NumericColumn | CategoricalColumn

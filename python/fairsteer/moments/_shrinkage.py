@@ -48,11 +48,20 @@ def shrunk_covariances(
 def formula_intensity(moments: SubgroupMoments, shrinkage: str) -> Doubles:
     """Intensity that a formula gives every covariance, see `SubgroupMoments.shrinkage_intensity`."""
     model = moments.model
-    sums = (moments.weights, moments._weight_squares, moments._quartics)
-    weights, squares, quartics = (model.in_cells(moments._pooled(of_cells)) for of_cells in sums)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fourth = quartics / weights.reshape(weights.shape + (1,) * (quartics.ndim - weights.ndim))
-        intensity = model.intensity(shrinkage, moments.covariances, fourth, rows_behind(weights, squares))
+    own_weights, own_squares = moments._sums()[:2]
+    sums = ((own_weights, 1), (own_squares, 2), (moments._quartics, 1))
+    weights, squares, quartics = (model.in_cells(moments._pooled(of_cells, power)) for of_cells, power in sums)
+    if shrinkage == "ledoit_wolf" and not np.isfinite(quartics).all():
+        msg = (
+            "The features are too large for shrinkage='ledoit_wolf', which needs their fourth powers. Scale them, or "
+            "use 'oas', a number in [0, 1] or None."
+        )
+        raise ValueError(msg)
+    # In units in which covariances are of order one: they are squared.
+    unit = np.abs(moments.covariances).max(initial=0.0) or 1.0
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        fourth = quartics / weights.reshape(weights.shape + (1,) * (quartics.ndim - weights.ndim)) / unit / unit
+        intensity = model.intensity(shrinkage, moments.covariances / unit, fourth, rows_behind(weights, squares))
     # 0/0: nothing to shrink (one feature, or a multiple of the identity already).
     clipped: Doubles = np.clip(np.nan_to_num(intensity, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
     return clipped

@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import unfrozen
+from fairsteer._utils.files import write_file
 from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_array, label_text
 from fairsteer._utils.types import Codes
@@ -182,7 +183,7 @@ class SteeringReport:
         made = f"Made with fairsteer {version('fairsteer')} on {dt.datetime.now().astimezone():%Y-%m-%d}."
         text = page(self._document(_MOST_ON_A_PAGE), title, made)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            write_file(path, text)
         return text
 
     def to_text(self, width: int = 80) -> str:

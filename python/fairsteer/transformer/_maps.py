@@ -93,7 +93,7 @@ class AffineMaps:
         """Map double-precision rows (m, d) by one map."""
         relative = rows - self.centre[code]
         moved = relative * self.A[code] if self.A.ndim == 2 else relative @ self.A[code].T
-        return moved + self.image[code]
+        return np.asarray(moved + self.image[code])
 
     def inverse(self, labels: Sequence[Any]) -> AffineMaps:
         """Invert every map; `labels` name them in the error that a singular one raises."""
