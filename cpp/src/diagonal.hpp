@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "alternation.hpp"
+#include "block_descent.hpp"
 
 namespace fairsteer::detail {
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "alternation.hpp"
+#include "block_descent.hpp"
 #include "group_problem.hpp"
 
 namespace fairsteer::detail {

@@ -7,7 +7,7 @@
 #include "fairsteer/errors.hpp"
 #include "linalg.hpp"
 #include "newton.hpp"
-#include "row_descent.hpp"
+#include "vectorwise_descent.hpp"
 
 namespace fairsteer::detail {
 namespace {

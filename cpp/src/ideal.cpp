@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "alternation.hpp"
+#include "block_descent.hpp"
 #include "diagonal.hpp"
 #include "fairsteer/check.hpp"
 #include "fairsteer/covariances.hpp"
@@ -22,19 +22,19 @@ namespace {
 template <class Model>
 detail::Solution<typename Model::State> alternate(const Model& model, const Subgroups& subgroups,
                                                   const IdealOptions& options) {
-  const detail::Alternation<Model> alternation(model, subgroups, options);
-  return options.intervention == Intervention::affirmative ? alternation.affirmative()
-                                                           : alternation.all_subgroups();
+  const detail::BlockDescent<Model> descent(model, subgroups, options);
+  return options.intervention == Intervention::affirmative ? descent.affirmative()
+                                                           : descent.all_subgroups();
 }
 
 template <class Model>
 detail::Solution<typename Model::State> alternate(const Model& model, const Subgroups& subgroups,
                                                   const IdealOptions& options,
                                                   detail::Solution<typename Model::State> start) {
-  const detail::Alternation<Model> alternation(model, subgroups, options);
+  const detail::BlockDescent<Model> descent(model, subgroups, options);
   return options.intervention == Intervention::affirmative
-             ? alternation.affirmative(std::move(start))
-             : alternation.all_subgroups(std::move(start));
+             ? descent.affirmative(std::move(start))
+             : descent.all_subgroups(std::move(start));
 }
 
 Index reference_of(const IdealOptions& options) {

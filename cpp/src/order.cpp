@@ -15,20 +15,25 @@ constexpr double kEqual = 1e-9;
 using Key = std::vector<double>;
 using Cells = std::vector<std::pair<Index, Index>>;
 
-// Sorts a stretch by one number of the keys, and each run of equal ones by the next.
+// Sorts a stretch by one number of the keys, and each run of equal ones by the next. A stretch that
+// is one run stays in the loop: the keys of classes have a number for every group, and so deep must
+// the recursion not go.
 void sort_stretch(std::vector<Index>& order, std::size_t begin, std::size_t end,
                   const std::vector<Key>& keys, std::size_t number) {
-  if (end - begin < 2 || number == keys[order[begin]].size()) return;
   const auto value = [&](std::size_t i) { return keys[order[i]][number]; };
-  std::stable_sort(order.begin() + static_cast<std::ptrdiff_t>(begin),
-                   order.begin() + static_cast<std::ptrdiff_t>(end),
-                   [&](Index a, Index b) { return keys[a][number] < keys[b][number]; });
-  const double scale = std::max({1.0, std::abs(value(begin)), std::abs(value(end - 1))});
-  for (std::size_t first = begin, i = begin + 1; i <= end; ++i)
-    if (i == end || value(i) - value(i - 1) > kEqual * scale) {
-      sort_stretch(order, first, i, keys, number + 1);
-      first = i;
-    }
+  for (; end - begin > 1 && number < keys[order[begin]].size(); ++number) {
+    std::stable_sort(order.begin() + static_cast<std::ptrdiff_t>(begin),
+                     order.begin() + static_cast<std::ptrdiff_t>(end),
+                     [&](Index a, Index b) { return keys[a][number] < keys[b][number]; });
+    const double scale = std::max({1.0, std::abs(value(begin)), std::abs(value(end - 1))});
+    std::size_t first = begin;
+    for (std::size_t i = begin + 1; i < end; ++i)
+      if (value(i) - value(i - 1) > kEqual * scale) {
+        sort_stretch(order, first, i, keys, number + 1);
+        first = i;
+      }
+    begin = first;  // the last run
+  }
 }
 
 std::vector<Index> sorted(const std::vector<Key>& keys) {

@@ -1,4 +1,5 @@
-// Tied covariances, all invertible maps: theory section 5 in closed form, section 7 by alternation.
+// Tied covariances, all invertible maps: theory section 5 in closed form, section 7 by
+// block-coordinate descent.
 //
 // With Sigma_a = H_a H_a^T, everything that depends on the classes lies in the span Q_a (d x r) of
 // the whitened mean differences H_a^{-1}(mu_ka - mu_ja), r <= min(d, K-1). The problem is solved
@@ -8,7 +9,7 @@
 
 #include <vector>
 
-#include "alternation.hpp"
+#include "block_descent.hpp"
 #include "linalg.hpp"
 
 namespace fairsteer::detail {

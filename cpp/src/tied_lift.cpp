@@ -242,22 +242,21 @@ class TiedModel::Lifting {
   }
 
   // The regression of x on z, for the present isometries: F cov(z) = cov(x, z). The covariance of z
-  // is the identity and a few directions: I + U S U^T, U = (span, means).
+  // is the identity and a few directions: I + U diag(S, I) U^T, U = (span, means).
   Frame regress() const {
-    const Index K = subgroups_.n_classes, G = subgroups_.n_groups, n_means = G * (K + 1);
+    const Index K = subgroups_.n_classes, G = subgroups_.n_groups;
     Vector x_mean = Vector::Zero(d_), z_mean = Vector::Zero(d_);
     Matrix xz = Matrix::Zero(d_, d_);
-    Matrix U = Matrix::Zero(d_, r_ + n_means), S = Matrix::Identity(r_ + n_means, r_ + n_means);
-    U.topLeftCorner(r_, r_).setIdentity();
-    S.topLeftCorner(r_, r_) *= -1;
+    Matrix S = -Matrix::Identity(r_, r_);
+    Matrix means = Matrix::Zero(d_, G * (K + 1));
     std::vector<Vector> x_of, z_of;
     for (Index a = 0; a < G; ++a) {
       const double weight = subgroups_.weight.col(a).sum();
       // Within classes: Sigma E^T = H X^{-T}, and E Sigma E^T = X^{-1} X^{-T}.
-      if (r_ > 0) S.topLeftCorner(r_, r_) += weight * lifted_[a].span_covariance();
+      if (r_ > 0) S += weight * lifted_[a].span_covariance();
       xz += weight * lifted_[a].factor_to_canonical(model_.groups_[a].H);
       const Matrix between = class_differences(a);
-      auto moved = U.middleCols(r_ + a * (K + 1), K);
+      auto moved = means.middleCols(a * (K + 1), K);
       moved = into_canonical(a, between);
       linalg::add_product(between, moved.transpose(), xz);
       x_of.push_back(group_mean(a));
@@ -269,27 +268,32 @@ class TiedModel::Lifting {
       const double weight = subgroups_.weight.col(a).sum();
       const Vector dz = z_of[a] - z_mean;
       xz.noalias() += (weight * (x_of[a] - x_mean)) * dz.transpose();
-      U.col(r_ + a * (K + 1) + K) = std::sqrt(weight) * dz;
+      means.col(a * (K + 1) + K) = std::sqrt(weight) * dz;
     }
-    Frame frame{divide(std::move(xz), U, S), Vector()};
+    Frame frame{divide(std::move(xz), S, means), Vector()};
     frame.offset = x_mean - frame.linear * z_mean;
     return frame;
   }
 
-  // xz (I + U S U^T)^{-1}; NaN where that is no covariance.
-  static Matrix divide(Matrix xz, const Matrix& U, const Matrix& S) {
-    const Index d = U.rows();
-    if (U.cols() < d / 4) {
-      // xz - (xz U) S (I + U^T U S)^{-1} U^T
-      Matrix small = Matrix::Identity(U.cols(), U.cols());
-      linalg::add_product(linalg::gram(U.transpose()), S, small);
-      Matrix left = linalg::product(linalg::product(xz, U), S).transpose();
+  // xz (I + U diag(S, I) U^T)^{-1}, U = (the first coordinates, means); NaN where that is no
+  // covariance.
+  static Matrix divide(Matrix xz, const Matrix& S, const Matrix& means) {
+    const Index d = means.rows(), r = S.rows(), n = r + means.cols();
+    if (n < d / 4) {
+      // xz - (xz U) T (I + U^T U T)^{-1} U^T, T = diag(S, I)
+      Matrix U = Matrix::Identity(d, n), T = Matrix::Identity(n, n);
+      U.rightCols(means.cols()) = means;
+      T.topLeftCorner(r, r) = S;
+      Matrix small = Matrix::Identity(n, n);
+      linalg::add_product(linalg::gram(U.transpose()), T, small);
+      Matrix left = linalg::product(linalg::product(xz, U), T).transpose();
       linalg::LU(std::move(small)).solve_transposed_in_place(left);
       linalg::add_product(left.transpose(), U.transpose(), xz, -1);
       return xz;
     }
-    Matrix zz = Matrix::Identity(d, d);
-    zz += linalg::congruence(U, S);
+    // T is never formed here: its size is the square of the number of groups.
+    Matrix zz = Matrix::Identity(d, d) + linalg::gram(means);
+    zz.topLeftCorner(r, r) += S;
     const linalg::Cholesky factor(std::move(zz));
     if (!factor.succeeded())
       return Matrix::Constant(d, d, std::numeric_limits<double>::quiet_NaN());

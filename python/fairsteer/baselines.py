@@ -13,9 +13,10 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer import _core
-from fairsteer._utils.types import Doubles, Floats, UnknownGroup
+from fairsteer._utils.types import CovarianceModel, Doubles, Floats, UnknownGroup
 from fairsteer.ideal import reference_code
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._standardizing import class_factors
 from fairsteer.transformer._base import GroupMapTransformer
 from fairsteer.transformer._reading import Batch, Reading
 
@@ -65,6 +66,7 @@ class _MatchingTransformer(_ClassBlindTransformer):
             "strength",
             "sensitive_columns",
             "unknown_group",
+            "standardize",
         )
     }
 
@@ -77,6 +79,7 @@ class _MatchingTransformer(_ClassBlindTransformer):
         strength: float = 1.0,
         sensitive_columns: Any = None,
         unknown_group: UnknownGroup = "error",
+        standardize: bool = False,
     ) -> None:
         self.reference_group = reference_group
         self.shrinkage = shrinkage
@@ -84,6 +87,35 @@ class _MatchingTransformer(_ClassBlindTransformer):
         self.strength = strength
         self.sensitive_columns = sensitive_columns
         self.unknown_group = unknown_group
+        self.standardize = standardize
+
+    def _read(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
+        if not self.standardize:
+            return super()._read(X, y, sensitive_features, sample_weight, reset=reset)
+        if y is None:
+            msg = "standardize=True gives the classes the same weights in every group, and needs them: pass y."
+            raise ValueError(msg)
+        return GroupMapTransformer._read(self, X, y, sensitive_features, sample_weight, reset=reset)
+
+    def _needs_all_rows(self) -> str | None:
+        if not self.standardize:
+            return None
+        return "standardize=True needs the counts of all rows, so partial_fit cannot use it. Leave it out, or call fit."
+
+    def _counted(self, batch: Batch) -> Batch:
+        """Rows of one class, with weights under which the classes' shares are the same in every group."""
+        if not self.standardize:
+            return batch
+        G = len(batch.groups)
+        cell = batch.y_codes * G + batch.group_codes
+        weight = np.ones(len(cell)) if batch.sample_weight is None else batch.sample_weight
+        counts = np.bincount(cell, weight, len(batch.classes) * G).astype(np.float64).reshape(-1, G)
+        return batch._replace(
+            y_codes=np.zeros_like(batch.y_codes),
+            sample_weight=weight * class_factors(counts)[batch.y_codes, batch.group_codes],
+            classes=np.zeros(1, dtype=np.intp),
+            class_blind=True,
+        )
 
     def _reference(self) -> int | None:
         """Position of the group that stays: the only one, the one asked for, or none."""
@@ -108,6 +140,9 @@ class MeanMatchingTransformer(_MatchingTransformer):
         probabilities do, under ``unknown_group="infer"``.
     feature_transform, strength, sensitive_columns, unknown_group
         As for :class:`~fairsteer.FairSteeringTransformer`.
+    standardize : bool, default=False
+        Whether the classes, which ``fit`` then needs, weigh alike in every group, so that different base rates are no
+        difference of the groups.
 
     Attributes
     ----------
@@ -158,6 +193,9 @@ class CovarianceMatchingTransformer(_MatchingTransformer):
         estimator.
     feature_transform, strength, sensitive_columns, unknown_group
         As for :class:`~fairsteer.FairSteeringTransformer`.
+    standardize : bool, default=False
+        Whether the classes, which ``fit`` then needs, weigh alike in every group, so that different base rates are no
+        difference of the groups.
 
     Attributes
     ----------
@@ -295,9 +333,11 @@ class LeaceTransformer(_ClassBlindTransformer):
             raise ValueError(msg)
         return super().inverse_transform(X)
 
-    def _batch_moments(self, rows: Floats, batch: Batch) -> SubgroupMoments:
+    def _batch_moments(
+        self, rows: Floats, batch: Batch, factors: Doubles | None = None, covariance: CovarianceModel | None = None
+    ) -> SubgroupMoments:
         # Sums of products in float32 would make directions that do not vary look as if they did.
-        return super()._batch_moments(rows.astype(np.float64, copy=False), batch)
+        return super()._batch_moments(rows.astype(np.float64, copy=False), batch, factors, covariance)
 
     def _fit_maps(self, model: SubgroupMoments) -> GroupMaps:
         weights, means = _shares(model), model.means[0]

@@ -32,7 +32,8 @@ from fairsteer.score_alignment._cells import Constraint, Maps
 from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment
 from fairsteer.score_alignment._scores import Scores, as_scores
 from fairsteer.transformer import FairSteeringTransformer
-from fairsteer.transformer._maps import row_chunks
+from fairsteer.transformer._maps import AffineMaps, row_chunks
+from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading
 
 _Self = TypeVar("_Self", bound="IdealDistributionClassifier")
@@ -264,7 +265,13 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
 
     def _fit_batch(self, steering: FairSteeringTransformer, batch: Batch) -> None:
         """Fit all but the alignment, to the rows that the steering has been fitted to."""
-        self.steering_, self.classes_ = steering, steering.classes_
+        self.steering_, self.classes_ = steering, batch.classes
+        if self.estimator is None and steering.constraint != "ideal":
+            msg = (
+                f"Under constraint={steering.constraint!r} there is no ideal distribution of all classes, whose Bayes "
+                "rule this could be: pass an estimator."
+            )
+            raise ValueError(msg)
         self.cost_matrix_ = self._check_cost_matrix()
         self.estimator_ = self._alignment = None
         if self.estimator is not None:
@@ -404,6 +411,8 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         strength = steering._strength()
         shrunk, ideal, _ = steering._fitted()
         to_frame = steering._group_maps(1.0)
+        if isinstance(to_frame, MonotoneMaps):  # the frame of the ideal distribution is that of its Gaussian model
+            to_frame = AffineMaps.at_strength(ideal.linear, ideal.offset, 1.0)
         result = np.zeros((len(rows), len(self.classes_)))
         for chunk in row_chunks(len(rows)):
             x, a, out = rows[chunk].astype(np.float64), codes[chunk], result[chunk]

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from fairsteer import FairSteeringTransformer, MeanMatchingTransformer, SubgroupMoments, _core, nearest_ideal
 
-KINDS: list[Any] = ["tied", "full", "diagonal"]
+KINDS: Any = ["tied", "full", "diagonal"]
 
 
 def fitted(X: Any, y: Any, g: Any, **params: Any) -> Any:
@@ -28,7 +28,7 @@ def fitted(X: Any, y: Any, g: Any, **params: Any) -> Any:
         return FairSteeringTransformer(**params).fit(X, y, sensitive_features=g)
 
 
-def random_rows(seed: Any, n: Any = 500, d: Any = 4, K: Any = 2, G: Any = 3) -> Any:
+def random_rows(seed: Any, n: int = 500, d: int = 4, K: int = 2, G: int = 3) -> Any:
     rng = np.random.default_rng(seed)
     y, g = rng.integers(K, size=n), rng.integers(G, size=n)
     mixing = rng.normal(size=(G, d, d)) / np.sqrt(d) + np.eye(d)

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ from fairsteer.transformer import FairSteeringTransformer
 
 
 @pytest.fixture
-def rows():
+def rows() -> Any:
     rng = np.random.default_rng(0)
     y, group = rng.integers(3, size=150), rng.integers(2, size=150)
     X = np.exp(0.3 * rng.normal(size=(150, 4)) + 0.2 * np.outer(y, [1, 0, 0, 1]) + 0.3 * group[:, None])
@@ -44,22 +45,22 @@ def rows():
 
 
 @pytest.fixture
-def hidden(rows):
+def hidden(rows: Any) -> Any:
     X, y, group = rows
     return X + np.eye(4)[y], y, group
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Any:
     return tmp_path / "map.safetensors"
 
 
-def _round_trip(transformer, path, **options):
+def _round_trip(transformer: Any, path: Any, **options: Any) -> Any:
     persistence.save(transformer, path, **options)
     return persistence.load(path)
 
 
-def _assert_same(loaded, saved, X, y, group):
+def _assert_same(loaded: Any, saved: Any, X: Any, y: Any, group: Any) -> None:
     """Everything the two can do gives the same bits."""
     for dtype in (np.float64, np.float32):
         rows = X.astype(dtype)
@@ -99,7 +100,7 @@ def _assert_same(loaded, saved, X, y, group):
     ],
     ids=str,
 )
-def test_loaded_transformer_does_what_the_saved_one_did(rows, path, params):
+def test_loaded_transformer_does_what_the_saved_one_did(rows: Any, path: Any, params: Any) -> None:
     X, y, group = rows
     saved = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
     loaded = _round_trip(saved, path)
@@ -127,7 +128,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize(("classes", "groups"), LABELS.values(), ids=LABELS.keys())
-def test_labels_keep_their_types(rows, path, classes, groups):
+def test_labels_keep_their_types(rows: Any, path: Any, classes: Any, groups: Any) -> None:
     X, y, group = rows
     saved = FairSteeringTransformer().fit(X, classes[y], sensitive_features=groups[group])
     loaded = _round_trip(saved, path)
@@ -141,7 +142,9 @@ def test_labels_keep_their_types(rows, path, classes, groups):
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("small_cells", ["pool", "merge"])
 @pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
-def test_small_subgroups_and_calibration(rows, path, covariance, small_cells, unknown_group):
+def test_small_subgroups_and_calibration(
+    rows: Any, path: Any, covariance: Any, small_cells: Any, unknown_group: Any
+) -> None:
     X, y, group = rows
     group = np.where(np.arange(150) % 9 == 0, 2 + np.arange(150) % 2, group)
     saved = FairSteeringTransformer(
@@ -160,7 +163,7 @@ def test_small_subgroups_and_calibration(rows, path, covariance, small_cells, un
     _assert_same(loaded, saved, X, y, group)
 
 
-def test_intersections_and_their_column_names(rows, path):
+def test_intersections_and_their_column_names(rows: Any, path: Any) -> None:
     X, y, group = rows
     groups = pd.DataFrame({"sex": np.array(["f", "m"])[group], "old": np.arange(150) % 2 == 0})
     saved = FairSteeringTransformer().fit(X, y, sensitive_features=groups)
@@ -172,7 +175,7 @@ def test_intersections_and_their_column_names(rows, path):
 
 
 @pytest.mark.parametrize("columns", ["g", ["g"], [4], 4, -1])
-def test_sensitive_columns_names_and_output(rows, path, columns):
+def test_sensitive_columns_names_and_output(rows: Any, path: Any, columns: Any) -> None:
     X, y, group = rows
     frame = pd.DataFrame(X, columns=list("abcd")).assign(g=group)
     saved = FairSteeringTransformer(sensitive_columns=columns).fit(frame, y).set_output(transform="pandas")
@@ -184,7 +187,7 @@ def test_sensitive_columns_names_and_output(rows, path, columns):
         loaded.transform(frame.rename(columns={"a": "z"}))
 
 
-def test_without_classes_and_without_groups(rows, path):
+def test_without_classes_and_without_groups(rows: Any, path: Any) -> None:
     X, _, group = rows
     blind = FairSteeringTransformer().fit(X, sensitive_features=group)
     loaded = _round_trip(blind, path)
@@ -195,7 +198,7 @@ def test_without_classes_and_without_groups(rows, path):
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_loaded_transformer_takes_further_batches(rows, path, covariance):
+def test_loaded_transformer_takes_further_batches(rows: Any, path: Any, covariance: Any) -> None:
     X, y, group = rows
     frozen = FrozenEstimator(StandardScaler().fit(X))
     first = FairSteeringTransformer(covariance=covariance, feature_transform=frozen)
@@ -206,7 +209,7 @@ def test_loaded_transformer_takes_further_batches(rows, path, covariance):
     _assert_same(loaded, first, X, y, group)
 
 
-def test_extra_values_come_back(rows, path):
+def test_extra_values_come_back(rows: Any, path: Any) -> None:
     X, y, group = rows
     saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     extra = {"columns": ["a", "ü"], "fill": [1.5, None], "deep": {"er": True}}
@@ -222,13 +225,13 @@ def test_extra_values_come_back(rows, path):
     "label",
     [1, True, 1.5, 0.1, float("inf"), "1", "", (1, "1", (True, 2.5)), np.int8(3), np.float32(0.1), np.str_("a"), None],
 )
-def test_label_survives_json(label):
+def test_label_survives_json(label: Any) -> None:
     again = label_from_json(json.loads(json.dumps(label_to_json(label))))
     assert again == label
     assert type(again) is type(label)
 
 
-def test_the_file_is_the_same_every_time(rows, path):
+def test_the_file_is_the_same_every_time(rows: Any, path: Any) -> None:
     X, y, group = rows
     saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     contents = set()
@@ -242,7 +245,7 @@ def test_the_file_is_the_same_every_time(rows, path):
 # ---- the classifier
 
 
-def _assert_predicts_the_same(loaded, saved, X, group):
+def _assert_predicts_the_same(loaded: Any, saved: Any, X: Any, group: Any) -> None:
     for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
         np.testing.assert_array_equal(
             getattr(loaded, method)(X, sensitive_features=group),
@@ -255,7 +258,9 @@ def _assert_predicts_the_same(loaded, saved, X, group):
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("score_alignment", [None, "equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("steering", [None, FairSteeringTransformer(unknown_group="infer", covariance="full")], ids=str)
-def test_loaded_classifier_predicts_as_the_saved_one_did(rows, path, n_classes, score_alignment, steering):
+def test_loaded_classifier_predicts_as_the_saved_one_did(
+    rows: Any, path: Any, n_classes: Any, score_alignment: Any, steering: Any
+) -> None:
     X, y, group = rows
     y = np.array(["a", "b", "c"])[y % n_classes]
     saved = IdealDistributionClassifier(steering=steering, score_alignment=score_alignment, cv=4)
@@ -272,7 +277,7 @@ def test_loaded_classifier_predicts_as_the_saved_one_did(rows, path, n_classes, 
     _assert_predicts_the_same(refitted, saved, X, group)
 
 
-def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_group(rows, path):
+def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_group(rows: Any, path: Any) -> None:
     X, y, group = rows
     y = np.where(group == 1, np.minimum(y, 1), y)
     frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group)
@@ -293,7 +298,7 @@ def test_loaded_classifier_keeps_costs_columns_and_a_class_without_rows_in_a_gro
     _assert_predicts_the_same(_round_trip(saved, path), saved, frame, None)
 
 
-def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, path):
+def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows: Any, path: Any) -> None:
     X, y, group = rows
     with pytest.raises(ValueError, match=r"LogisticRegression cannot be saved.*skops.*SKOPS_TYPES.*joblib"):
         persistence.save(LogisticRegression().fit(X, y), path)
@@ -312,7 +317,7 @@ def test_save_names_the_way_out_for_classifiers_that_hold_other_things(rows, pat
 
 
 @pytest.mark.parametrize("params", [{}, {"covariance": "tied", "reference_group": ("M", 2), "towards_ideal": 0.5}])
-def test_loaded_concept_steers_as_the_saved_one_did(hidden, path, params):
+def test_loaded_concept_steers_as_the_saved_one_did(hidden: Any, path: Any, params: Any) -> None:
     X, y, group = hidden
     groups = pd.DataFrame({"sex": np.array(["F", "M"])[group], "site": 2})
     saved = ConceptSteering(n_probes=6, **params).fit(X, y, sensitive_features=groups)
@@ -336,7 +341,7 @@ def test_loaded_concept_steers_as_the_saved_one_did(hidden, path, params):
 # ---- moments and ideal distributions
 
 
-def _assert_equal_arrays(loaded, saved):
+def _assert_equal_arrays(loaded: Any, saved: Any) -> None:
     for name, value in vars(saved).items():
         if isinstance(value, np.ndarray):
             np.testing.assert_array_equal(getattr(loaded, name), value, strict=True)
@@ -345,7 +350,7 @@ def _assert_equal_arrays(loaded, saved):
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-def test_moments_come_back_and_go_on(rows, path, covariance):
+def test_moments_come_back_and_go_on(rows: Any, path: Any, covariance: Any) -> None:
     X, y, group = rows
     saved = SubgroupMoments(4, classes=["a", "b", "c"], groups=[(0, "x"), (1, "y")], covariance=covariance)
     saved.update(X, y, group, np.linspace(0.5, 2, 150))
@@ -363,14 +368,14 @@ def test_moments_come_back_and_go_on(rows, path, covariance):
     _assert_equal_arrays(loaded.update(X, y, group), saved.update(X, y, group))
 
 
-def test_moments_without_rows_or_from_statistics(path):
+def test_moments_without_rows_or_from_statistics(path: Any) -> None:
     given = SubgroupMoments.from_statistics([[1.0, 2.0], [0.0, 3.0]], np.zeros((2, 2, 1)), np.ones((2, 1, 1)))
     _assert_equal_arrays(_round_trip(given, path), given)
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("reference", [None, "m"])
-def test_ideal_distributions_come_back(rows, path, covariance, reference):
+def test_ideal_distributions_come_back(rows: Any, path: Any, covariance: Any, reference: Any) -> None:
     X, y, group = rows
     moments = SubgroupMoments(4, classes=[0, 1, 2], groups=["f", "m"], covariance=covariance).update(X, y, group)
     saved = nearest_ideal(
@@ -394,7 +399,9 @@ def test_ideal_distributions_come_back(rows, path, covariance, reference):
 @pytest.mark.parametrize("n_classes", [1, 2, 3])
 @pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("params", [{}, {"max_gap": 0.1, "unknown_group": "average", "calibrate": True}], ids=str)
-def test_loaded_aligner_predicts_as_the_saved_one_did(rows, path, n_classes, constraint, params):
+def test_loaded_aligner_predicts_as_the_saved_one_did(
+    rows: Any, path: Any, n_classes: Any, constraint: Any, params: Any
+) -> None:
     X, y, group = rows
     y, groups = np.array(["a", "b", "c"])[y % n_classes], np.array(["f", "m"])[group]
     classifier = LogisticRegression() if n_classes > 1 else DummyClassifier()
@@ -416,7 +423,7 @@ def test_loaded_aligner_predicts_as_the_saved_one_did(rows, path, n_classes, con
 
 
 @pytest.mark.parametrize("n_classes", [1, 2, 3])
-def test_the_alignment_alone_comes_back(rows, path, n_classes):
+def test_the_alignment_alone_comes_back(rows: Any, path: Any, n_classes: Any) -> None:
     X, y, group = rows
     classifier = LogisticRegression() if n_classes > 1 else DummyClassifier()
     aligner = ScoreAligner(classifier, max_gap=0.3).fit(X, y % n_classes, sensitive_features=group)
@@ -429,7 +436,7 @@ def test_the_alignment_alone_comes_back(rows, path, n_classes):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_aligner_of_columns_and_of_scores_without_probabilities(rows, path):
+def test_aligner_of_columns_and_of_scores_without_probabilities(rows: Any, path: Any) -> None:
     X, y, group = rows
     frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=group, old=np.arange(150) % 2)
     for columns in (["sex", "old"], slice(4, 6), [False] * 4 + [True] * 2):
@@ -444,7 +451,7 @@ def test_aligner_of_columns_and_of_scores_without_probabilities(rows, path):
 
 
 @pytest.mark.parametrize("score_alignment", [None, "equal_opportunity"])
-def test_loaded_classifier_takes_its_estimator_back(rows, path, score_alignment):
+def test_loaded_classifier_takes_its_estimator_back(rows: Any, path: Any, score_alignment: Any) -> None:
     X, y, group = rows
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
     saved = IdealDistributionClassifier(estimator=pipeline, score_alignment=score_alignment, cost_matrix=1 - np.eye(2))
@@ -462,7 +469,7 @@ def test_loaded_classifier_takes_its_estimator_back(rows, path, score_alignment)
         alone.predict(X, sensitive_features=group)
 
 
-def test_what_is_loaded_without_its_classifier_says_so(rows, path):
+def test_what_is_loaded_without_its_classifier_says_so(rows: Any, path: Any) -> None:
     X, y, group = rows
     saved = ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group)
     loaded = _round_trip(saved, path)
@@ -475,7 +482,7 @@ def test_what_is_loaded_without_its_classifier_says_so(rows, path):
     _assert_predicts_the_same(again, saved, X, group)
 
 
-def test_a_classifier_that_is_not_the_missing_one_is_refused(rows, path):
+def test_a_classifier_that_is_not_the_missing_one_is_refused(rows: Any, path: Any) -> None:
     X, y, group = rows
     persistence.save(ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group), path)
     with pytest.raises(NotFittedError):
@@ -489,7 +496,7 @@ def test_a_classifier_that_is_not_the_missing_one_is_refused(rows, path):
         persistence.load(path, estimator=LogisticRegression().fit(X, y > 0))
 
 
-def test_pipelines_are_kept_by_skops(rows):
+def test_pipelines_are_kept_by_skops(rows: Any) -> None:
     skops = pytest.importorskip("skops.io", reason="skops is not installed")
     X, y, group = rows
     frame = pd.DataFrame(X, columns=list("abcd")).assign(sex=np.array(["f", "m"])[group])
@@ -514,7 +521,7 @@ def test_pipelines_are_kept_by_skops(rows):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_maps_are_written_through_pipes_and_links(rows, path, tmp_path):
+def test_maps_are_written_through_pipes_and_links(rows: Any, path: Any, tmp_path: Path) -> None:
     X, y, group = rows
     saved = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     persistence.save(saved, path)
@@ -545,7 +552,7 @@ def test_maps_are_written_through_pipes_and_links(rows, path, tmp_path):
         ({"feature_transform": PCA()}, "feature_transform=PCA.. cannot be saved"),
     ],
 )
-def test_save_refuses_what_would_need_a_pickle(rows, path, params, message):
+def test_save_refuses_what_would_need_a_pickle(rows: Any, path: Any, params: Any, message: Any) -> None:
     X, y, group = rows
     saved = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
     path.write_text("old")
@@ -554,7 +561,7 @@ def test_save_refuses_what_would_need_a_pickle(rows, path, params, message):
     assert path.read_text() == "old"
 
 
-def test_save_refuses_other_things(rows, path):
+def test_save_refuses_other_things(rows: Any, path: Any) -> None:
     X, y, group = rows
 
     class Mine(FairSteeringTransformer):
@@ -572,14 +579,14 @@ def test_save_refuses_other_things(rows, path):
 
 
 @pytest.fixture
-def content(rows, path):
+def content(rows: Any, path: Any) -> Any:
     X, y, group = rows
     saved = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=group)
     persistence.save(saved, path)
     return path.read_bytes()
 
 
-def test_every_cut_and_every_flipped_byte_is_a_value_error(content, path):
+def test_every_cut_and_every_flipped_byte_is_a_value_error(content: Any, path: Any) -> None:
     for size in (0, 1, 8, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
         with pytest.raises(ValueError, match="damaged"):
@@ -594,13 +601,13 @@ def test_every_cut_and_every_flipped_byte_is_a_value_error(content, path):
 
 
 @pytest.mark.parametrize("other", [b"", b"PK\x03\x04", b"{}", pickle.dumps(1), st.save({"a": np.zeros(3)})])
-def test_other_files_are_refused(path, other):
+def test_other_files_are_refused(path: Any, other: Any) -> None:
     path.write_bytes(other)
     with pytest.raises(ValueError, match="damaged or no saved map"):
         persistence.load(path)
 
 
-def _rewrite(content, path, *, header=None, arrays=None):
+def _rewrite(content: Any, path: Any, *, header: Any = None, arrays: Any = None) -> None:
     """Write the file anew with a changed header or changed arrays, and a checksum that agrees."""
     tensors = st.load(content)
     length = int.from_bytes(content[:8], "little")
@@ -613,15 +620,15 @@ def _rewrite(content, path, *, header=None, arrays=None):
     path.write_bytes(st.save(tensors, metadata={"fairsteer": _file.checksum(text, tensors) + text}))
 
 
-_NESTED = [{"int": 1}]
+_NESTED: list[Any] = [{"int": 1}]
 for _ in range(400):
     _NESTED = [{"tuple": _NESTED}]
 
 
-def _set(*keys_and_value):
+def _set(*keys_and_value: Any) -> Any:
     *keys, last, value = keys_and_value
 
-    def change(block):
+    def change(block: Any) -> None:
         for key in keys:
             block = block[key]
         block[last] = value
@@ -718,13 +725,13 @@ _INT = {"dtype": "<i8", "labels": [{"int": 0}, {"int": 1}]}
         (_set("saved", "feature_transform", "frozen", 0), "not true or false"),
     ],
 )
-def test_header_that_does_not_fit_is_refused(content, path, change, message):
+def test_header_that_does_not_fit_is_refused(content: Any, path: Any, change: Any, message: Any) -> None:
     _rewrite(content, path, header=change)
     with pytest.raises(ValueError, match=message):
         persistence.load(path)
 
 
-def _without(tensors):
+def _without(tensors: Any) -> None:
     del tensors["ideal.linear"]
 
 
@@ -750,7 +757,7 @@ def _without(tensors):
         (lambda t: t.update({"scaler.mean_": np.zeros(3)}), r"shape \(3,\)"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(content, path, change, message):
+def test_arrays_that_do_not_fit_are_refused(content: Any, path: Any, change: Any, message: Any) -> None:
     _rewrite(content, path, arrays=change)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -759,7 +766,7 @@ def test_arrays_that_do_not_fit_are_refused(content, path, change, message):
 
 
 @pytest.fixture
-def aligned(rows, path):
+def aligned(rows: Any, path: Any) -> Any:
     X, y, group = rows
     classifier = IdealDistributionClassifier(score_alignment="equal_opportunity", cost_matrix=1 - np.eye(2))
     persistence.save(classifier.fit(X, y > 0, sensitive_features=group), path)
@@ -789,7 +796,9 @@ def aligned(rows, path):
         (None, lambda t: t.update({"alignment.shares": np.ones(2)}), "no shares of a whole"),
     ],
 )
-def test_classifier_that_does_not_fit_together_is_refused(aligned, path, header, arrays, message):
+def test_classifier_that_does_not_fit_together_is_refused(
+    aligned: Any, path: Any, header: Any, arrays: Any, message: Any
+) -> None:
     _rewrite(aligned, path, header=header, arrays=arrays)
     with pytest.raises(ValueError, match=message):
         persistence.load(path)
@@ -816,7 +825,9 @@ def test_classifier_that_does_not_fit_together_is_refused(aligned, path, header,
         (None, lambda t: t.update({"alignment.ties.0": np.zeros((2, 0))}), r"shape \(2, 0\)"),
     ],
 )
-def test_aligner_that_does_not_fit_together_is_refused(rows, path, header, arrays, message):
+def test_aligner_that_does_not_fit_together_is_refused(
+    rows: Any, path: Any, header: Any, arrays: Any, message: Any
+) -> None:
     X, y, group = rows
     persistence.save(ScoreAligner(LogisticRegression()).fit(X, y > 0, sensitive_features=group), path)
     _rewrite(path.read_bytes(), path, header=header, arrays=arrays)
@@ -824,7 +835,7 @@ def test_aligner_that_does_not_fit_together_is_refused(rows, path, header, array
         persistence.load(path)
 
 
-def test_baseline_that_does_not_fit_together_is_refused(rows, path):
+def test_baseline_that_does_not_fit_together_is_refused(rows: Any, path: Any) -> None:
     X, _, group = rows
     persistence.save(MeanMatchingTransformer().fit(X, sensitive_features=group), path)
     content = path.read_bytes()
@@ -847,14 +858,16 @@ def test_baseline_that_does_not_fit_together_is_refused(rows, path):
         (None, lambda t: t.update({"concept.separation": np.full((3, 2), np.nan)}), "not finite"),
     ],
 )
-def test_concept_that_does_not_fit_together_is_refused(hidden, path, header, arrays, message):
+def test_concept_that_does_not_fit_together_is_refused(
+    hidden: Any, path: Any, header: Any, arrays: Any, message: Any
+) -> None:
     persistence.save(ConceptSteering(n_probes=4).fit(*hidden[:2], sensitive_features=hidden[2]), path)
     _rewrite(path.read_bytes(), path, header=header, arrays=arrays)
     with pytest.raises(ValueError, match=message):
         persistence.load(path)
 
 
-def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden, path):
+def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden: Any, path: Any) -> None:
     concept = ConceptSteering(n_probes=4, random_state=np.random.RandomState(0))
     concept.fit(*hidden[:2], sensitive_features=hidden[2])
     with pytest.raises(ValueError, match=r"random_state=RandomState.* cannot be saved.*set_params\(random_state=0\)"):
@@ -866,7 +879,7 @@ def test_save_names_the_way_out_for_a_concept_with_a_generator(hidden, path):
 
 
 @pytest.mark.slow
-def test_missing_safetensors_is_a_sentence():
+def test_missing_safetensors_is_a_sentence() -> None:
     program = "import sys; sys.modules['safetensors'] = None\nfrom fairsteer import persistence\npersistence.load('x')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ImportError: Saving and loading need safetensors" in result.stderr

@@ -50,7 +50,7 @@ struct IdealOptions {
   Intervention intervention = Intervention::all_subgroups;
   Index reference = -1;  ///< group that is left alone; only read when affirmative
   Alignment alignment = Alignment::affine;
-  Index max_iter = 200;  ///< of the alternation and of each inner Newton iteration
+  Index max_iter = 200;  ///< rounds of block-coordinate descent, and steps of each descent within
   double tol = 1e-6;     ///< estimated distance to the limit in nats, relative to max(1, KL)
   const Watch* watch = nullptr;  ///< null: neither interrupted nor limited in time
 

@@ -76,7 +76,15 @@ class Settings(Reads):
         str | None,
         _option("With affirmative: the group left as it is; by default the largest.", metavar="LABEL"),
     ] = None
-    map_type: Annotated[Literal["affine", "symmetric"], _option("Any affine map, or no rotation.")] = "affine"
+    constraint: Annotated[
+        Literal["ideal", "equal_opportunity", "demographic_parity"],
+        _option("All criteria, rates of the positive class, or rates of prediction."),
+    ] = "ideal"
+    map_type: Annotated[
+        Literal["affine", "symmetric", "diagonal", "translation", "monotone", "auto"],
+        _option("How rows may move; monotone keeps values that occur, auto takes it for tables."),
+    ] = "affine"
+    standardize: Annotated[bool, _option("Let the classes weigh alike in every group.")] = False
     covariance: Annotated[
         Literal["tied", "full", "diagonal"],
         _option("One covariance per group, per class and group, or diagonal ones."),

@@ -61,7 +61,7 @@ def _spread(model: SubgroupMoments) -> Doubles:
 def group_maps(transformer: Any) -> tuple[AffineMaps, SimpleCoordinates]:
     """Fold strength and any scaler into the maps; beside them, the coordinates of the model."""
     coordinates = _simple_coordinates(transformer)
-    maps = transformer._group_maps(transformer._strength())
+    maps = transformer._affine_maps("an exported graph or file")
     A, b = np.array(as_matrices(maps.A)), maps.b - coordinates.shift
     coordinates.fold(A, b)
     # What does not move stays exactly the identity.

@@ -7,6 +7,7 @@ Which one to use
 * `equalized_odds_difference`: is every kind of error made equally often?
 * `tpr_gap_rms`: equal opportunity of many classes, averaged over them instead of the worst.
 * `group_metrics`: the table behind these numbers, one entry per group.
+* `group_leakage`: how large a gap any model of a family could have on these features.
 
 With two classes the three differences equal those of fairlearn, whose names they carry; fairlearn
 has no version for more classes, which is why they are here. To score models by these or any of
@@ -29,14 +30,17 @@ from fairsteer.metrics._gaps import (
     group_metrics,
     tpr_gap_rms,
 )
+from fairsteer.metrics._leakage import GroupLeakage, group_leakage
 from fairsteer.metrics._rates import Gap
 
 __all__ = [
     "Gap",
+    "GroupLeakage",
     "demographic_parity_difference",
     "equal_opportunity_difference",
     "equalized_odds_difference",
     "gaps",
+    "group_leakage",
     "group_metrics",
     "tpr_gap_rms",
 ]

@@ -283,12 +283,12 @@ class PredictedRows(NamedTuple):
             classes=self.classes,
             groups=self.groups,
             rows=sizes.T,
-            rates=Measured(rates, *_clopper_pearson(rates, sizes.T[..., None], 1 - confidence_level)),
+            rates=Measured(rates, *clopper_pearson(rates, sizes.T[..., None], 1 - confidence_level)),
             by_cell=Measured(*(np.array([part[i] for part in of_classes]) for i in range(3))),
             by_class=Measured(*(np.array([_largest(part[i]) for part in of_classes]) for i in range(3))),
             gaps={name: Measured(*map(_largest, spreads[name])) for name in GAPS},
             accuracy=Measured(
-                *(float(x[0]) for x in (accuracy, *_clopper_pearson(accuracy, rows_in_all, 1 - confidence_level)))
+                *(float(x[0]) for x in (accuracy, *clopper_pearson(accuracy, rows_in_all, 1 - confidence_level)))
             ),
             confidence_level=confidence_level,
             interval=interval,
@@ -405,7 +405,7 @@ def _widest(rates: Doubles) -> Doubles:
 def _exact_spread(rates: Doubles, rows: Doubles, confidence_level: float) -> Measured:
     rows = np.broadcast_to(rows, rates.shape)
     compared = max(int(np.isfinite(rates).sum()), 1)
-    return _spread(*_clopper_pearson(rates, rows, (1 - confidence_level) / compared, middle=True))
+    return _spread(*clopper_pearson(rates, rows, (1 - confidence_level) / compared, middle=True))
 
 
 def _spread(lower: Doubles, rates: Doubles, upper: Doubles) -> Measured:
@@ -453,7 +453,7 @@ def _largest(values: Doubles) -> float:
     return float(known.max()) if known.size else float("nan")
 
 
-def _clopper_pearson(rates: Doubles, rows: Any, alpha: float, *, middle: bool = False) -> tuple[Doubles, ...]:
+def clopper_pearson(rates: Doubles, rows: Any, alpha: float, *, middle: bool = False) -> tuple[Doubles, ...]:
     """Bound binomial rates at level ``1 - alpha``: lower and upper ends, with `middle` the rates between them."""
     hits = rates * rows
     misses = rows - hits

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fairsteer._utils.types import Doubles
+from fairsteer.moments._standardizing import class_factors
 
 if TYPE_CHECKING:
     from fairsteer.moments._moments import SubgroupMoments
@@ -31,12 +32,13 @@ def additive_means(weights: Doubles, means: Doubles) -> tuple[Doubles, Doubles]:
     return class_means - shares @ offsets, offsets
 
 
-def borrowed_sums(moments: SubgroupMoments, min_size: float) -> tuple[Doubles, Doubles, Doubles]:
+def borrowed_sums(moments: SubgroupMoments, min_size: float, standardize: bool) -> tuple[Doubles, Doubles, Doubles]:
     """Weights, means and covariances of subgroups that are filled up, see `SubgroupMoments.borrow`."""
     model, weights, means = moments.model, moments.weights, moments.means
     own, of_group = (np.minimum(n / min_size, 1.0) for n in (moments.sizes, moments.group_sizes))
     group_weights = weights.sum(axis=0)
-    of_class = np.divide(weights, group_weights, out=np.zeros_like(weights), where=group_weights > 0)
+    shares = weights * class_factors(weights) if standardize else weights
+    of_class = np.divide(shares, group_weights, out=np.zeros_like(weights), where=group_weights > 0)
     class_means, offsets = additive_means(weights, means)
     borrowed = class_means[:, None] + offsets * of_group[:, None]
     difference = means - borrowed

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairsteer import _core
-from fairsteer._utils.input import brief, with_whole_strides
+from fairsteer._utils.input import brief, few, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
@@ -18,6 +18,7 @@ from fairsteer.moments._borrowing import borrowed_sums
 from fairsteer.moments._covariances import Covariances, covariance_model, matching_model
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
 from fairsteer.moments._shrinkage import FORMULAS, formula_intensity, shrunk_covariances
+from fairsteer.moments._standardizing import class_factors, common_factors, small_columns
 from fairsteer.moments._table import LISTED_CELLS, weight_table
 
 # What is accumulated, in the core's order.
@@ -42,6 +43,9 @@ class SubgroupMoments:
     covariance : {"tied", "full", "diagonal"}, default="tied"
         One covariance a group, about the means of its classes; one a subgroup; or one variance a feature and
         subgroup.
+    cell_counts : array-like of shape (n_classes, n_groups), default=None
+        With "tied", weight of the rows that every subgroup will have, known beforehand: the classes then have the same
+        weights in the covariance of every group (standardised pooling, see `tie`). Only ratios matter.
 
     Attributes
     ----------
@@ -79,7 +83,13 @@ class SubgroupMoments:
     """
 
     def __init__(
-        self, n_features: int, *, classes: Iterable[Any], groups: Iterable[Any], covariance: CovarianceModel = "tied"
+        self,
+        n_features: int,
+        *,
+        classes: Iterable[Any],
+        groups: Iterable[Any],
+        covariance: CovarianceModel = "tied",
+        cell_counts: ArrayLike | None = None,
     ) -> None:
         model = covariance_model(covariance)
         if n_features < 1:
@@ -99,6 +109,18 @@ class SubgroupMoments:
         # Third and fourth moments, for the Ledoit-Wolf intensity.
         self._cubics: Doubles = np.zeros((K, G, d))
         self._quartics: Doubles = np.zeros(model.quartic_shape(K, G, d))
+        # With which weights, relative to their own, rows enter the scatter of their group, and the sums of those.
+        self._factors: Doubles | None = None
+        self._scatter_sums: tuple[Doubles, Doubles] | None = None
+        if cell_counts is not None:
+            if model.by_class:
+                msg = f"cell_counts is for covariance='tied': with {covariance!r} subgroups have scatters of their own."
+                raise ValueError(msg)
+            counts = np.asarray(cell_counts, dtype=np.float64)
+            if counts.shape != (K, G) or not np.isfinite(counts).all() or (counts < 0).any():
+                msg = f"cell_counts must be finite, not negative and of shape ({K}, {G}), got shape {counts.shape}."
+                raise ValueError(msg)
+            self._weigh_classes_alike(class_factors(counts))
 
     @classmethod
     def from_statistics(
@@ -198,7 +220,19 @@ class SubgroupMoments:
         return len(self.groups)
 
     def _sums(self) -> tuple[Doubles, ...]:
-        return tuple(getattr(self, name) for name in SUMS)
+        """Give the sums as the core takes them: of rows weighted by the factors where there are factors."""
+        own = tuple(getattr(self, name) for name in SUMS)
+        return own if self._scatter_sums is None else (*self._scatter_sums, *own[2:])
+
+    def _weigh_classes_alike(self, factors: Doubles) -> None:
+        """Let the rows of a cell enter the scatter of their group with these weights (K, G) relative to their own."""
+        self._factors = factors
+        self._scatter_sums = (self.weights * factors, self._weight_squares * factors**2)
+
+    @property
+    def standardized(self) -> bool:
+        """Whether the classes have the same weights in the covariance of every group, see `tie`."""
+        return self._factors is not None
 
     @property
     def sizes(self) -> Doubles:
@@ -212,17 +246,19 @@ class SubgroupMoments:
     @property
     def group_sizes(self) -> Doubles:
         """Number of rows behind every group, (n_groups,); counted as in `sizes`."""
-        return rows_behind(self.weights.sum(axis=0), self._weight_squares.sum(axis=0))
+        weights, squares = self._sums()[:2]
+        return rows_behind(weights.sum(axis=0), squares.sum(axis=0))
 
     def _scatter_weights(self) -> Doubles:
         """Weight sum behind every scatter, shaped to broadcast against them."""
-        return self.model.scaled_by(self.model.in_cells(self._pooled(self.weights)), self._scatters)
+        return self.model.scaled_by(self.model.in_cells(self._pooled(self._sums()[0])), self._scatters)
 
-    def _pooled(self, sums: Doubles) -> Doubles:
+    def _pooled(self, sums: Doubles, power: int = 1) -> Doubles:
         """Replace part of the sums of every subgroup (first two axes) by those of its group."""
         if self._pooling == 0:
             return sums
-        pooled: Doubles = (1 - self._pooling) * sums + self._pooling * sums.sum(axis=0)
+        of_group = sums if self._factors is None else self.model.scaled_by(self._factors**power, sums) * sums
+        pooled: Doubles = (1 - self._pooling) * sums + self._pooling * of_group.sum(axis=0)
         return pooled
 
     @property
@@ -278,6 +314,22 @@ class SubgroupMoments:
                 raise ValueError(msg)
         for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
             vars(self)[name] = _writable(vars(self)[name])
+        of_cells = []
+        if self._factors is not None and self._scatter_sums is not None:
+            self._scatter_sums = (_writable(self._scatter_sums[0]), _writable(self._scatter_sums[1]))
+            counted = (y >= 0) & (a >= 0)
+            own = np.ones(len(y)) if weights is None else weights
+            cell = y[counted] * self.n_groups + a[counted]
+            lost = cell[self._factors.ravel()[cell] == 0]
+            if lost.size:
+                k, g = divmod(int(lost[0]), self.n_groups)
+                msg = (
+                    f"There is a row of class {self.classes.tolist()[k]!r} in group {self.groups.tolist()[g]!r}, for "
+                    "which cell_counts has 0."
+                )
+                raise ValueError(msg)
+            of_cells = [np.bincount(cell, w[counted], self.weights.size) for w in (own, own**2)]
+            weights = np.where(counted, own * self._factors[y, a], 0.0)
         try:
             with own_threads() as n_threads:
                 _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
@@ -288,6 +340,8 @@ class SubgroupMoments:
                 where = f"class {self.classes.tolist()[k]!r}, {where}"
             msg = f"{what} ({where})."
             raise ValueError(msg) from error
+        for sums, added in zip((self.weights, self._weight_squares), of_cells, strict=False):
+            sums += added.reshape(sums.shape)
         return self
 
     @staticmethod
@@ -342,11 +396,18 @@ class SubgroupMoments:
             groups=union_of_labels(self.groups, other.groups),
             covariance=self.covariance,
         )
-        for part in (self, other):
-            k = positions_within(part.classes, merged.classes)
-            a = positions_within(part.groups, merged.groups)
-            cells = np.ascontiguousarray((k[:, None] * merged.n_groups + a).ravel())
+        places = [
+            np.ix_(positions_within(part.classes, merged.classes), positions_within(part.groups, merged.groups))
+            for part in (self, other)
+        ]
+        if self._factors is not None or other._factors is not None:
+            merged._weigh_classes_alike(common_factors(self, other, places, merged.weights.shape))
+        for part, (k, a) in zip((self, other), places, strict=True):
+            cells = np.ascontiguousarray((k * merged.n_groups + a).ravel())
             _core.merge_moments(self.covariance, merged._sums(), tuple(map(_writable, part._sums())), cells)
+            if merged._factors is not None:
+                merged.weights[k, a] += part.weights
+                merged._weight_squares[k, a] += part._weight_squares
         return merged
 
     def __add__(self, other: Any) -> SubgroupMoments:
@@ -369,7 +430,7 @@ class SubgroupMoments:
             copy._pooling = pooling
         return copy
 
-    def pool(self, amount: float) -> SubgroupMoments:
+    def pool(self, amount: float, *, standardize: bool = False) -> SubgroupMoments:
         """Let the classes of a group share their covariances: regularised discriminant analysis.
 
         Between one covariance a subgroup and one a group [1]_: with the weight sum n, the scatter S of a subgroup and
@@ -380,6 +441,8 @@ class SubgroupMoments:
         ----------
         amount : float in [0, 1]
             0 leaves the covariances as they are, 1 makes them those of the group.
+        standardize : bool, default=False
+            Whether the classes have the same weights in the covariance of every group, see `tie`.
 
         Returns
         -------
@@ -402,7 +465,9 @@ class SubgroupMoments:
         if not 0 <= amount <= 1:
             msg = f"amount must lie in [0, 1], not {amount}."
             raise ValueError(msg)
-        return self._replace_covariances(None, float(amount))
+        moments = self._replace_covariances(None, float(amount))
+        moments._factors = class_factors(self.weights) if standardize else None
+        return moments
 
     def small_groups(self, min_size: float) -> list[Any]:
         """Find groups to merge so that no subgroup is left with few rows.
@@ -418,16 +483,8 @@ class SubgroupMoments:
             The groups that have fewer in some class. Where these together have too few as well, the next smallest
             groups join them. Every group, if nothing less will do; empty, if nothing is small.
         """
-        smallest = self.sizes.min(axis=0)
-        order = np.argsort(smallest, kind="stable")
-        n = int((smallest < min_size).sum())
-        if n:
-            sums = (self.weights, self._weight_squares)
-            joined = rows_behind(*(of_cells[:, order].cumsum(axis=1) for of_cells in sums)).min(axis=0)
-            enough = np.flatnonzero(joined[n - 1 :] >= min_size)
-            n = n + int(enough[0]) if enough.size else self.n_groups
         labels = self.groups.tolist()
-        return [labels[a] for a in sorted(order[:n].tolist())]
+        return [labels[a] for a in small_columns(self.weights, self._weight_squares, min_size)]
 
     def merge_groups(self, labels: Iterable[Any], into: Any) -> SubgroupMoments:
         """Take several groups as one.
@@ -461,9 +518,19 @@ class SubgroupMoments:
             msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
             raise ValueError(msg)
         one = SubgroupMoments(self.n_features, classes=self.classes, groups=[into], covariance=self.covariance)
+        if self._factors is not None:
+            some = self._factors[:, [place[label] for label in merging]]
+            joint = some.max(axis=1, keepdims=True, initial=0.0)
+            if not np.allclose(some, np.where(some > 0, joint, 0.0), rtol=1e-9):
+                msg = "Standardised moments can be merged if their cell_counts were those of the groups as merged."
+                raise ValueError(msg)
+            one._weigh_classes_alike(joint)
         for label in merging:
             part = self._of_groups([place[label]])
             _core.merge_moments(self.covariance, one._sums(), part._sums(), np.arange(self.n_classes))
+            if self._factors is not None:
+                one.weights += part.weights
+                one._weight_squares += part._weight_squares
         kept = [a for label, a in place.items() if label not in merging]
         return self._of_groups(kept).merge(one) if kept else one
 
@@ -471,11 +538,53 @@ class SubgroupMoments:
         part = SubgroupMoments(
             self.n_features, classes=self.classes, groups=self.groups[positions], covariance=self.covariance
         )
+        if self._factors is not None:
+            part._weigh_classes_alike(self._factors[:, positions])
+            part.weights[:], part._weight_squares[:] = self.weights[:, positions], self._weight_squares[:, positions]
         for to, array in zip(part._sums(), self._sums(), strict=True):
             to[...] = self.model.take_groups(array, positions) if array is self._scatters else array[:, positions]
         return part
 
-    def borrow(self, min_size: float) -> SubgroupMoments:
+    def of_classes(self, labels: Iterable[Any]) -> SubgroupMoments:
+        """Keep some of the classes.
+
+        Parameters
+        ----------
+        labels : iterable
+            Labels of the classes to keep.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            A new object with these classes, in their present order; `self` if that is all of them.
+
+        Raises
+        ------
+        ValueError
+            When a label is no class, or the moments are tied: their covariances are of all classes.
+        """
+        labels, classes = list(labels), self.classes.tolist()
+        unknown = [label for label in labels if label not in classes]
+        if unknown or not labels:
+            what = f"{unknown[0]!r} is no class" if unknown else "no class is asked for"
+            msg = f"{what}; the classes are {few(map(repr, classes))}."
+            raise ValueError(msg)
+        kept = [k for k, label in enumerate(classes) if label in labels]
+        if len(kept) == len(classes):
+            return self
+        if not self.model.by_class:
+            msg = "Tied moments keep no covariance of single classes; accumulate with covariance='full'."
+            raise ValueError(msg)
+        part = SubgroupMoments(
+            self.n_features, classes=self.classes[kept], groups=self.groups, covariance=self.covariance
+        )
+        for to, array in zip(part._sums(), self._sums(), strict=True):
+            to[...] = array[kept]
+        part._pooling, part._factors = self._pooling, None if self._factors is None else self._factors[kept]
+        part._shrunk = None if self._shrunk is None else self._shrunk[kept]
+        return part
+
+    def borrow(self, min_size: float, *, standardize: bool = False) -> SubgroupMoments:
         """Fill small subgroups up with rows that the other subgroups suggest.
 
         A subgroup of n < `min_size` rows gets the mean and covariance of its n rows together with ``min_size - n`` rows
@@ -488,6 +597,8 @@ class SubgroupMoments:
         ----------
         min_size : float
             Rows (see `sizes`) from which on a subgroup stands for itself.
+        standardize : bool, default=False
+            Whether the classes have the same weights in the covariance of every group, see `tie`.
 
         Returns
         -------
@@ -505,13 +616,21 @@ class SubgroupMoments:
             raise ValueError(msg)
         if not min_size or not (self.sizes < min_size).any():
             return self
-        weights, means, covariances = borrowed_sums(self, min_size)
+        weights, means, covariances = borrowed_sums(self, min_size, standardize)
         moments = self._replace_covariances(covariances)
         moments.weights, moments.means = weights, means
         return moments
 
-    def tie(self) -> SubgroupMoments:
-        """Pool the covariances of the classes of every group, by weight.
+    def tie(self, *, standardize: bool = False) -> SubgroupMoments:
+        """Pool the covariances of the classes of every group.
+
+        Parameters
+        ----------
+        standardize : bool, default=False
+            Whether the classes have the same weights in every group, those that they have in all rows, instead of
+            their weights in the group. Else groups whose classes are distributed alike have different covariances
+            wherever classes differ in spread and groups in base rates. Moments that are tied already must have been
+            given `cell_counts` for that.
 
         Returns
         -------
@@ -521,9 +640,16 @@ class SubgroupMoments:
         Raises
         ------
         ValueError
-            For the diagonal model, which keeps no covariance between features.
+            For the diagonal model, which keeps no covariance between features; for tied moments that were not
+            standardised as they were accumulated.
         """
         if not self.model.by_class:
+            if standardize and self._factors is None and self.n_classes > 1:
+                msg = (
+                    "Tied moments keep no scatter of single classes: to standardise them, accumulate with "
+                    "SubgroupMoments(..., cell_counts=...), or with covariance='full'."
+                )
+                raise ValueError(msg)
             return self
         if not self.model.matrices:
             msg = "Diagonal moments keep no covariance between features; use covariance='diagonal'."
@@ -531,11 +657,17 @@ class SubgroupMoments:
         tied = SubgroupMoments(self.n_features, classes=self.classes, groups=self.groups, covariance="tied")
         tied.weights[:], tied._weight_squares[:] = self.weights, self._weight_squares
         tied.means[:], tied._cubics[:], tied._quartics[:] = self.means, self._cubics, self._quartics
-        tied._scatters[:] = self._scatters.sum(axis=0)
+        factors = class_factors(self.weights) if standardize else np.ones_like(self.weights)
+        tied._scatters[:] = (factors[..., None, None] * self._scatters).sum(axis=0)
+        if standardize:
+            tied._weigh_classes_alike(factors)
+            tied._cubics *= factors[..., None]
+            tied._quartics *= factors
         if self._shrunk is None:  # pooling moves scatter within a group, whose sum it leaves
             return tied
-        totals = self.weights.sum(axis=0)[:, None, None]
-        pooled = (self._shrunk * self.weights[..., None, None]).sum(axis=0)
+        weights = self.weights * factors
+        totals = weights.sum(axis=0)[:, None, None]
+        pooled = (self._shrunk * weights[..., None, None]).sum(axis=0)
         return tied._replace_covariances(np.divide(pooled, totals, out=np.zeros_like(pooled), where=totals > 0))
 
     def shrinkage_intensity(self, shrinkage: str) -> Doubles:

@@ -48,8 +48,9 @@ def shrunk_covariances(
 def formula_intensity(moments: SubgroupMoments, shrinkage: str) -> Doubles:
     """Intensity that a formula gives every covariance, see `SubgroupMoments.shrinkage_intensity`."""
     model = moments.model
-    sums = (moments.weights, moments._weight_squares, moments._quartics)
-    weights, squares, quartics = (model.in_cells(moments._pooled(of_cells)) for of_cells in sums)
+    own_weights, own_squares = moments._sums()[:2]
+    sums = ((own_weights, 1), (own_squares, 2), (moments._quartics, 1))
+    weights, squares, quartics = (model.in_cells(moments._pooled(of_cells, power)) for of_cells, power in sums)
     if shrinkage == "ledoit_wolf" and not np.isfinite(quartics).all():
         msg = (
             "The features are too large for shrinkage='ledoit_wolf', which needs their fourth powers. Scale them, or "

@@ -45,6 +45,12 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
     tensors.update(zip((f"moments.{name.lstrip('_')}" for name in SUMS), moments._sums(), strict=True))
     if moments._shrunk is not None:
         tensors["moments.shrunk"] = moments._shrunk
+    if moments._factors is not None:
+        tensors["moments.factors"] = moments._factors
+        if moments._scatter_sums is not None:  # the sums above are of weighted rows
+            tensors.update(
+                {"moments.own_weights": moments.weights, "moments.own_weight_squares": moments._weight_squares}
+            )
     return {
         "n_features": moments.n_features,
         "covariance": moments.covariance,
@@ -52,6 +58,7 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
         "groups": labels_to_json(moments.groups),
         "pooling": float(moments._pooling),
         "shrunk": moments._shrunk is not None,
+        "standardized": moments._factors is not None,
     }
 
 
@@ -67,6 +74,17 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
     for to, array in zip(moments._sums(), sums, strict=True):
         to[...] = array
     _check_sums(moments)
+    if block.flag("standardized"):
+        factors = tensors.take("moments.factors", (K, G))
+        if (factors < 0).any():
+            raise ValueError("a factor of its moments is negative")
+        moments._factors = factors
+        if not model.by_class:
+            moments._scatter_sums = (moments.weights, moments._weight_squares)
+            own = [tensors.take(f"moments.own_{name}", (K, G)) for name in ("weights", "weight_squares")]
+            if min(array.min() for array in own) < 0 or not own[0].any():
+                raise ValueError("a weight of its moments is negative, or all are zero")
+            moments.weights, moments._weight_squares = own
     moments._pooling = block.number("pooling", 0, 1)
     if block.flag("shrunk"):
         moments._shrunk = _covariances("moments.shrunk", tensors, covariance, scatter)
@@ -118,7 +136,7 @@ def _covariances(name: str, tensors: Tensors, covariance: str, shape: tuple[int,
 
 
 def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    shapes = _ideal_shapes(ideal.covariance, len(ideal.classes), *ideal.offset.shape)
+    shapes = _ideal_shapes(ideal.covariance, ideal.map_type, len(ideal.classes), *ideal.offset.shape)
     tensors.update({f"ideal.{name}": getattr(ideal, name) for name in shapes})
     return {
         "classes": labels_to_json(ideal.classes),
@@ -134,17 +152,22 @@ def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> di
     }
 
 
-def unpack_ideal(block: Fields, tensors: Tensors, like: SubgroupMoments | None = None) -> IdealDistribution:
-    """Read an ideal distribution, of the classes, groups and features of `like`."""
+def unpack_ideal(
+    block: Fields, tensors: Tensors, like: SubgroupMoments | None = None, counted: list[Any] | None = None
+) -> IdealDistribution:
+    """Read an ideal distribution, of the groups and features of `like`, and of its classes or those that count."""
     classes, groups, d = block.labels("classes"), block.labels("groups"), block.integer("n_features", 1)
     if like is not None and (
-        classes.tolist() != like.classes.tolist() or groups.tolist() != like.groups.tolist() or d != like.n_features
+        classes.tolist() != (like.classes.tolist() if counted is None else counted)
+        or groups.tolist() != like.groups.tolist()
+        or d != like.n_features
     ):
         raise ValueError("its ideal distribution has other classes, groups or features than its model")
     covariance, reference = block.text("covariance", _COVARIANCES), block.label("reference_group")
     if reference is not None and reference not in groups.tolist():
         raise ValueError("its reference group is none of its groups")
-    shapes = _ideal_shapes(covariance, len(classes), len(groups), d)
+    map_type = block.text("map_type", get_args(MapType))
+    shapes = _ideal_shapes(covariance, map_type, len(classes), len(groups), d)
     arrays: dict[str, Any] = {name: tensors.take(f"ideal.{name}", shape) for name, shape in shapes.items()}
     for name in ("class_prior", "group_prior"):
         shares(f"ideal.{name}", arrays[name])
@@ -162,7 +185,7 @@ def unpack_ideal(block: Fields, tensors: Tensors, like: SubgroupMoments | None =
         reference_group=reference,
         kl_divergence=block.number("kl_divergence"),
         intervention=block.text("intervention", get_args(Intervention)),
-        map_type=block.text("map_type", get_args(MapType)),
+        map_type=map_type,
         covariance=covariance,
         n_iter=block.integer("n_iter"),
         converged=block.flag("converged"),
@@ -170,7 +193,7 @@ def unpack_ideal(block: Fields, tensors: Tensors, like: SubgroupMoments | None =
     )
 
 
-def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:
+def _ideal_shapes(covariance: str, map_type: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:
     """Shape of every array of an ideal distribution; None for any length."""
     return {
         "class_prior": (K,),
@@ -182,6 +205,6 @@ def _ideal_shapes(covariance: str, K: int, G: int, d: int) -> dict[str, tuple[in
         "source_weights": (K, G),
         "source_means": (K, G, d),
         "source_covariances": covariance_model(covariance).shape(K, G, d),
-        "linear": (G, d) if covariance == "diagonal" else (G, d, d),
+        "linear": (G, d) if covariance == "diagonal" or map_type in ("diagonal", "translation") else (G, d, d),
         "offset": (G, d),
     }

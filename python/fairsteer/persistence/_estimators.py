@@ -58,6 +58,7 @@ from fairsteer.score_alignment._scores import Ties
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._maps import FoldedMaps
+from fairsteer.transformer._monotone import MonotoneMaps
 
 #: Types that a file of skops needs beside scikit-learn's to hold estimators of fairsteer, alone or within pipelines and
 #: searches: ``skops.io.load(path, trusted=SKOPS_TYPES)``.
@@ -463,13 +464,25 @@ def _check_number(name: str, value: Any, replacement: int) -> None:
 
 def _pack_transformer(transformer: GroupMapTransformer, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe a fitted transformer in JSON and add its arrays to `tensors`."""
-    model, maps, _ = transformer._fitted()
+    model, maps, folded = transformer._fitted()
     transformer._validate_params()
+    monotone = isinstance(folded, MonotoneMaps)
+    if isinstance(folded, MonotoneMaps):
+        tensors.update(
+            {
+                "monotone.values": folded.values,
+                "monotone.images": folded.images,
+                "monotone.lengths": np.diff(folded.starts).astype(np.float64),
+                "monotone.discrete": folded.discrete.astype(np.float64),
+            }
+        )
     ideal = isinstance(maps, IdealDistribution)
     if not ideal:
         tensors.update({"maps.linear": maps.linear, "maps.offset": maps.offset})
     params = transformer.get_params(deep=False)
     params.pop("feature_transform", None)  # rebuilt from the fitted one
+    if isinstance(params.get("pos_label"), (list, set, frozenset, np.ndarray)):
+        params["pos_label"] = tuple(params["pos_label"])
     if hasattr(transformer.shrinkage, "fit"):
         msg = (
             f"shrinkage={transformer.shrinkage!r} is an estimator and cannot be saved without pickling it; "
@@ -489,6 +502,7 @@ def _pack_transformer(transformer: GroupMapTransformer, tensors: dict[str, NDArr
         "model": pack_model(model, tensors),
         "calibration": _pack_calibration(transformer.group_calibration_, tensors),
         "ideal": pack_ideal(maps, tensors) if ideal else None,
+        "monotone": monotone,
     }
 
 
@@ -524,9 +538,14 @@ def _unpack_transformer(kind: type[GroupMapTransformer], block: Fields, tensors:
     if transformer.groups_.tolist() != model.groups.tolist():
         msg = f"its model has the groups {model.groups.tolist()}, its moments {transformer.groups_.tolist()}"
         raise ValueError(msg)
-    ideal = kind is FairSteeringTransformer
-    maps = unpack_ideal(block.fields("ideal"), tensors, like=model) if ideal else _unpack_maps(kind, model, tensors)
-    transformer._set_solution(Solution.of(model, maps))
+    if isinstance(transformer, FairSteeringTransformer):
+        maps: Any = unpack_ideal(block.fields("ideal"), tensors, like=model, counted=transformer._favourable())
+    else:
+        maps = _unpack_maps(kind, model, tensors)
+    solution = Solution.of(model, maps)
+    if block.flag("monotone"):
+        solution = solution._replace(folded=_unpack_monotone(model, tensors))
+    transformer._set_solution(solution)
     transformer.group_calibration_ = None
     if "calibration" in block:
         slope = block.fields("calibration").number("slope", 0)
@@ -573,6 +592,22 @@ def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensor
     n_maps, d = 1 if kind.one_map else model.n_groups, model.n_features
     linear = (n_maps, d) if kind is MeanMatchingTransformer else (n_maps, d, d)
     return GroupMaps(tensors.take("maps.linear", linear), tensors.take("maps.offset", (n_maps, d)))
+
+
+def _unpack_monotone(model: SubgroupMoments, tensors: Tensors) -> MonotoneMaps:
+    d, G = model.n_features, model.n_groups
+    values, lengths = tensors.take("monotone.values", (None,)), tensors.take("monotone.lengths", (d,))
+    discrete, images = tensors.take("monotone.discrete", (d,)), tensors.take("monotone.images", (G, len(values)))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    if (lengths < 1).any() or (lengths % 1 != 0).any() or starts[-1] != len(values):
+        raise ValueError("its tables of values do not have the lengths that it says")
+    within = np.ones(len(values), dtype=bool)
+    within[starts[:-1].astype(np.intp)] = False  # a feature's first value follows no other
+    if (np.diff(values)[within[1:]] <= 0).any() or (np.diff(images, axis=1)[:, within[1:]] < 0).any():
+        raise ValueError("a table of values does not increase")
+    if not np.isin(discrete, (0, 1)).all():
+        raise ValueError("a feature is neither discrete nor not")
+    return MonotoneMaps(values, starts.astype(np.intp), images, discrete == 1)
 
 
 # ---- what can be saved

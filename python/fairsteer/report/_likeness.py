@@ -16,6 +16,7 @@ from fairsteer.report._held_out import Rows, codes_in, take_rows
 from fairsteer.report._tables import Table
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import AffineMaps
+from fairsteer.transformer._monotone import MonotoneMaps
 
 # ---- how far the groups are from being alike
 
@@ -67,11 +68,13 @@ def _unlikeness(steering: FairSteeringTransformer, moments: SubgroupMoments | No
     Of rows as they are, and as they are after steering.
     """
     fitted, ideal, _ = steering._fitted()
-    if moments is None:
+    if moments is None or len(ideal.classes) < len(fitted.classes):  # the others need not be alike
         return [float("nan"), float("nan")]
     found = []
     for strength in (0.0, steering._strength()):
         maps = steering._group_maps(strength)
+        if isinstance(maps, MonotoneMaps):  # of the Gaussian model, as the divergence is
+            maps = AffineMaps.at_strength(ideal.linear, ideal.offset, strength)
         moved_fit = _moved(fitted, maps)
         moved = moved_fit if moments is fitted else _moved(moments, maps)
         alike = _alike(ideal, moved_fit)
@@ -90,8 +93,9 @@ def _moved(moments: SubgroupMoments, maps: AffineMaps) -> SubgroupMoments:
         means = maps.A * moments.means + maps.b
         covariances = maps.A**2 * covariances
     else:
-        means = np.einsum("aij,kaj->kai", maps.A, moments.means) + maps.b
-        covariances = maps.A @ covariances @ np.swapaxes(maps.A, 1, 2)
+        A = maps.matrices
+        means = np.einsum("aij,kaj->kai", A, moments.means) + maps.b
+        covariances = A @ covariances @ np.swapaxes(A, 1, 2)
         covariances = (covariances + np.swapaxes(covariances, -1, -2)) / 2
     return SubgroupMoments.from_statistics(
         *(moments.weights, means, covariances),

@@ -259,6 +259,7 @@ def _plain_settings(groups: NDArray[Any], displacement: Doubles, offset: Doubles
 
 
 def _read_transformer(transformer: GroupMapTransformer) -> Parts:
+    transformer._affine_maps("a torch module")
     model, maps, _ = transformer._fitted()
     coordinates = SimpleCoordinates.of(transformer.feature_transform_, maps.linear.shape[-1])
     if coordinates is None:

@@ -27,12 +27,17 @@ from fairsteer._utils.input import (
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
+from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
+
+# Bytes that a stream may take to keep the scatters of the cells apart, so that they can be standardised.
+_MEMORY_OF_CELLS = 2**30
 
 
 def _takes_batches(transformer: GroupMapTransformer) -> bool:
@@ -50,6 +55,8 @@ def _takes_batches(transformer: GroupMapTransformer) -> bool:
             "call fit with all rows."
         )
         raise AttributeError(msg)
+    if (reason := transformer._needs_all_rows()) is not None:
+        raise AttributeError(reason)
     return True
 
 
@@ -60,7 +67,7 @@ class Solution(NamedTuple):
     maps: Any
     """`linear`, of shape (n_groups, d, d) or, feature by feature, (n_groups, d), and `offset`, of shape (n_groups, d);
     or one map for all groups."""
-    folded: FoldedMaps
+    folded: FoldedMaps | MonotoneMaps
 
     @classmethod
     def of(cls, model: SubgroupMoments, maps: Any) -> Solution:
@@ -90,6 +97,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     unknown_group: UnknownGroup = "error"
     min_cell_size: int = 0
     small_cells: SmallCells = "error"
+    standardize: bool = False
 
     _parameter_constraints = {
         "reference_group": [Hashable, None],
@@ -111,6 +119,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         "unknown_group": [StrOptions(set(get_args(UnknownGroup)))],
         "min_cell_size": [Interval(Integral, 0, None, closed="left")],
         "small_cells": [StrOptions(set(get_args(SmallCells)))],
+        "standardize": ["boolean"],
     }
 
     #: Whether one map serves all rows, whatever their groups.
@@ -187,10 +196,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 "[0, 1] or None, or leave sample_weight out."
             )
             raise ValueError(msg)
+        batch = self._counted(batch)
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
-        self._set_moments(self._batch_moments(rows, batch), batch)
-        self._set_solution(self._solve(self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)))
+        self._set_moments(self._batch_moments(rows, batch, self._class_factors(batch)), batch)
+        shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
+        self._set_solution(self._solve(shrunk, rows, batch))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
 
@@ -243,10 +254,16 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             self._fitted()
             return self
         first = not hasattr(self, "moments_")
-        batch = self._read(X, y, sensitive_features, sample_weight, reset=first).batch()
+        batch = self._counted(self._read(X, y, sensitive_features, sample_weight, reset=first).batch())
         if first:
             self.feature_transform_ = self._fit_coordinates(batch)
-        moments = self._batch_moments(self._to_model(batch.rows), batch)
+        elif self.moments_.standardized:
+            msg = (
+                "fit has given the classes the same weights in every group by the counts of its rows, which more rows "
+                "would change. Start with partial_fit, or set standardize=False."
+            )
+            raise ValueError(msg)
+        moments = self._batch_moments(self._to_model(batch.rows), batch, covariance=self._kept_in_a_stream(batch))
         self._set_moments(moments if first else self.moments_.merge(moments), batch)
         self._set_solution(None)
         self.group_calibration_ = None
@@ -297,13 +314,50 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             named=hasattr(self, "feature_names_in_"),
         )
 
-    def _batch_moments(self, rows: Floats, batch: Batch) -> SubgroupMoments:
+    def _needs_all_rows(self) -> str | None:
+        """Why the maps cannot follow from moments, if they cannot."""
+        return None
+
+    def _counted(self, batch: Batch) -> Batch:
+        """Rows with those classes that count."""
+        return batch
+
+    def _class_factors(self, batch: Batch) -> Doubles | None:
+        """Weights of the cells, relative to their own, with which the classes weigh alike in every group."""
+        K, G = len(batch.classes), len(batch.groups)
+        counts: Doubles
+        squares: Doubles
+        if not self.standardize or self.covariance != "tied" or K == 1:
+            return None
+        cell = batch.y_codes * G + batch.group_codes
+        weight = np.ones(len(cell)) if batch.sample_weight is None else batch.sample_weight
+        counts, squares = (np.bincount(cell, w, K * G).astype(np.float64).reshape(K, G) for w in (weight, weight**2))
+        if self.small_cells == "merge":
+            small = small_columns(counts, squares, self.min_cell_size)
+            if 0 < len(small) < G:
+                return joint_factors(counts, small)
+        return class_factors(counts)
+
+    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
+        """Say what a stream accumulates: scatters of the cells where they are needed and take little memory."""
+        if self.covariance != "tied" or not self.standardize:
+            return self.covariance
+        if hasattr(self, "moments_"):
+            return self.moments_.covariance
+        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
+        return "full" if 8 * numbers <= _MEMORY_OF_CELLS else "tied"
+
+    def _batch_moments(
+        self, rows: Floats, batch: Batch, factors: Doubles | None = None, covariance: CovarianceModel | None = None
+    ) -> SubgroupMoments:
         moments = SubgroupMoments(
             rows.shape[1],
             classes=batch.classes,
             groups=batch.groups,
-            covariance=self.covariance,
+            covariance=covariance or self.covariance,
         )
+        if factors is not None:
+            moments._weigh_classes_alike(factors)
         try:
             return moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
         except ValueError as error:  # that names the subgroup
@@ -349,6 +403,9 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _shrunk(self, moments: SubgroupMoments, rows: Any = None, y_codes: Any = None, codes: Any = None) -> Any:
         """Merge, pool and shrink moments; an estimator as `shrinkage` needs the rows and their codes."""
         moments = self._merged(moments)
+        if self.covariance == "tied":
+            # Of a stream the covariances of cells; or what the classes' shares in each group have made them.
+            moments = moments.tie(standardize=self.standardize) if moments.covariance == "full" else moments
         if self.pooling > 0:
             if self.covariance != "full":
                 msg = f"pooling={self.pooling} needs covariance='full', not {self.covariance!r}; leave it at 0."
@@ -359,15 +416,17 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                     f"{self.pooling}."
                 )
                 raise ValueError(msg)
-            moments = moments.pool(self.pooling)
+            moments = moments.pool(self.pooling, standardize=self.standardize)
         codes = None if codes is None else self._group_of_label[codes]
         return moments.shrink(self.shrinkage, X=rows, y_codes=y_codes, group_codes=codes)
 
     def _borrowed(self, shrunk: SubgroupMoments) -> SubgroupMoments:
-        return shrunk.borrow(self.min_cell_size) if self.small_cells == "pool" else shrunk
+        if self.small_cells != "pool":
+            return shrunk
+        return shrunk.borrow(self.min_cell_size, standardize=self.standardize)
 
-    def _solve(self, shrunk: SubgroupMoments) -> Solution:
-        """Model of the subgroups, and the maps that follow from it."""
+    def _solve(self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None) -> Solution:
+        """Model of the subgroups, and the maps that follow from it; a fit has the rows as well."""
         self._check_sizes()
         _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():
@@ -376,7 +435,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 way_out = "Bring the features to one scale, for example by feature_transform=StandardScaler()."
             _warn_if_swamped(self._merged(self.moments_), shrunk, self._feature_names(), way_out)
         model = self._borrowed(shrunk)
-        return Solution.of(model, self._fit_maps(model))
+        return Solution.of(model, self._fit_maps(self._model_of_maps(model, rows, batch)))
+
+    def _model_of_maps(self, model: SubgroupMoments, rows: Any, batch: Batch | None) -> SubgroupMoments:
+        """Those moments of the model that the maps follow from."""
+        del rows, batch
+        return model
 
     def _uses_covariances(self) -> bool:
         """Whether the covariances make a difference to how rows move."""
@@ -442,6 +506,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         check_is_fitted(self, "moments_")
         if self._solution is None:
             raise AttributeError("maps_")  # to be explained by __getattr__
+        if isinstance(self._solution.folded, MonotoneMaps):
+            raise AttributeError("maps_")
         linear, offset = as_matrices(self._solution.maps.linear), self._solution.maps.offset
         of_group = enumerate(self.groups_.tolist())
         return {group: (linear[a % len(linear)], offset[a % len(linear)]) for a, group in of_group}
@@ -449,6 +515,9 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     if not TYPE_CHECKING:  # with it, type checkers would believe in any attribute
 
         def __getattr__(self, name: str) -> Any:
+            if name == "maps_" and isinstance(getattr(self.__dict__.get("_solution"), "folded", None), MonotoneMaps):
+                msg = "Monotone maps are no matrices, so there is no maps_; map_type='diagonal' gives matrices."
+                raise AttributeError(msg)
             if name in ("maps_", *type(self)._of_maps) and "moments_" in self.__dict__:
                 msg = (
                     f"There is no {name} yet: rows have come by partial_fit, and maps are found when rows are next "
@@ -565,8 +634,10 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         rows, codes = self._read_rows_and_codes(X, sensitive_features)
         return self._move(rows, codes, self._group_maps(self._strength()))
 
-    def _move(self, rows: Floats, codes: Codes, maps: AffineMaps) -> Floats:
+    def _move(self, rows: Floats, codes: Codes, maps: AffineMaps | MonotoneMaps) -> Floats:
         """Map rows in the coordinates of the model; negative codes are weighted by their posterior."""
+        if isinstance(maps, MonotoneMaps):  # onto values that occur, to the bit
+            return maps.apply(rows, codes, lambda some: self._group_proba(self._to_model(some)))[0]
         mapped, moved = maps.apply(self._to_model(rows), codes, self._group_proba)
         if self.feature_transform_ is None:
             return mapped
@@ -581,8 +652,19 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             return rows
         return to_coordinates(self.feature_transform_, rows, self._feature_names())
 
-    def _group_maps(self, strength: float) -> AffineMaps:
+    def _group_maps(self, strength: float) -> AffineMaps | MonotoneMaps:
         return self._fitted().folded(strength)
+
+    def _affine_maps(self, what: str) -> AffineMaps:
+        """Give the maps at the present strength to what can only do with matrices."""
+        maps = self._group_maps(self._strength())
+        if isinstance(maps, MonotoneMaps):
+            msg = (
+                f"map_type='monotone' moves features by tables, which {what} cannot take: fit with map_type='diagonal' "
+                "or 'translation', or another that has matrices."
+            )
+            raise ValueError(msg)
+        return maps
 
     def _group_proba(self, rows: Floats) -> Doubles:
         return group_proba(self._fitted().model, rows, self.group_calibration_)

@@ -60,10 +60,11 @@ def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> VectorScal
     if transformer.unknown_group == "error" or len(transformer.groups_) == 1:
         return None
     folds, sample = held_out_folds(batch.rows, batch.y_codes * len(batch.groups) + batch.group_codes)
+    factors = transformer._class_factors(batch)
     parts = []
     for fold in range(N_FOLDS):
         part = batch._replace(y_codes=np.where(folds == fold, batch.y_codes, -1))
-        parts.append(transformer._batch_moments(rows, part))
+        parts.append(transformer._batch_moments(rows, part, factors))
     log_proba = np.empty((len(sample), len(transformer.groups_)))
     for fold in range(N_FOLDS):
         rest = functools.reduce(SubgroupMoments.merge, (part for i, part in enumerate(parts) if i != fold))
@@ -92,7 +93,7 @@ def held_out_folds(rows: Floats, cells: Codes) -> tuple[Codes, Codes]:
     sample : ndarray of shape (m,)
         Positions of all copies of at most `MAX_ROWS` distinct rows, to evaluate.
     """
-    hashes = _row_hashes(rows)
+    hashes = row_hashes(rows)
     order = np.lexsort((hashes, cells))
     hash_changes, cell_changes = np.diff(hashes[order]) != 0, np.diff(cells[order]) != 0
     rank = np.cumsum(np.append(0, hash_changes | cell_changes))
@@ -106,7 +107,7 @@ def held_out_folds(rows: Floats, cells: Codes) -> tuple[Codes, Codes]:
     return folds, np.flatnonzero(hashes < distinct[MAX_ROWS])
 
 
-def _row_hashes(rows: Floats) -> Hashes:
+def row_hashes(rows: Floats) -> Hashes:
     """64 bits from the values of every row, the same in every floating-point type that holds them."""
     factors = _mix(np.arange(1, rows.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
     hashes = np.empty(len(rows), dtype=np.uint64)

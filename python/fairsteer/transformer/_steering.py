@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from numbers import Integral, Real
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import Interval, StrOptions
+from fairsteer._utils.input import few, num_rows
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
-from fairsteer.ideal import Certificate, IdealDistribution, Intervention, MapType, nearest_ideal
+from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
+from fairsteer.ideal import MapType as GaussianMapType
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._base import GroupMapTransformer, Solution
+from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
+from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch
+
+MapType = Literal["auto", "monotone", "affine", "symmetric", "diagonal", "translation"]
+Constraint = Literal["ideal", "equal_opportunity", "demographic_parity"]
+
+# Of more features than this nobody looks whether values repeat: these are embeddings, and a look takes time.
+_MOST_COLUMNS_OF_A_TABLE = 256
 
 
 class FairSteeringTransformer(GroupMapTransformer):
@@ -37,9 +47,20 @@ class FairSteeringTransformer(GroupMapTransformer):
     reference_group : label, default=None
         The group that stays under ``intervention="affirmative"``. None: the group with the most
         weight.
-    map_type : {"affine", "symmetric"}, default="affine"
-        ``"affine"`` is the nearest of all ideal distributions, ``"symmetric"`` the convex program
-        of Sharma et al. (2025) [1]_, which does not rotate.
+    constraint : {"ideal", "equal_opportunity", "demographic_parity"}, default="ideal"
+        What is to hold: the ideal of every criterion at once; that classes named by `pos_label` are recognised
+        equally often in every group, for which their rows alone count; or that predictions are equally frequent in
+        every group, for which classes do not count and `y` is not looked at.
+    map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="affine"
+        How rows may move. Four follow from the Gaussian model: ``"affine"`` is the nearest of all ideal
+        distributions; ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which does not rotate;
+        ``"diagonal"`` scales and shifts every feature for itself; ``"translation"`` only shifts. ``"monotone"`` moves
+        every feature for itself, by the groups' quantiles, onto values that occur, so that integers and flags stay
+        what they are; it takes the features as they come, whatever the `feature_transform`. The fewer ways a map has
+        to move, the less harm it can do where rows are not Gaussian. ``"auto"``, which `map_type_` resolves:
+        ``"monotone"`` for a table, that is if in at least half of at most 256 features several different rows share
+        the smallest or the largest value, else ``"affine"``; after ``partial_fit``, which keeps no rows, always
+        ``"affine"``.
     covariance : {"tied", "full", "diagonal"}, default="tied"
         One covariance per group, one per subgroup, or one diagonal per subgroup.
     shrinkage : {"ledoit_wolf", "oas"}, float in [0, 1], None or estimator, default="ledoit_wolf"
@@ -78,6 +99,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         of its group, suggest (:meth:`SubgroupMoments.borrow`). ``"merge"`` makes the groups with
         such a subgroup one group, labelled ``"(small groups)"`` (a tuple of that for intersections),
         joined by the next smallest until no subgroup is too small; their labels still choose the map.
+    standardize : bool, default=False
+        Whether the classes have the same weights in every group wherever they are averaged within it (tied
+        covariances, `pooling`, quantiles). If not, groups that differ in base rates alone are moved, since classes
+        differ in spread. A stream of ``partial_fit`` is standardised if the covariances of all subgroups fit into a
+        gigabyte (``moments_.covariance == "full"``).
+    pos_label : label or list of labels, default=None
+        The classes whose rates must agree under ``constraint="equal_opportunity"``. None: the last of two classes;
+        all of more.
     max_iter : int, default=200
         Limit on the iterations of the projection.
     tol : float, default=1e-6
@@ -104,6 +133,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         ``partial_fit``, which has no rows to hold out.
     ideal_ : IdealDistribution
         The nearest ideal distribution.
+    map_type_ : str
+        How rows move.
     maps_ : dict
         For each group label the map ``(A, b)`` at full strength, of shapes (n_features,
         n_features) and (n_features,): ``x -> A @ x + b``. With a `feature_transform`, in its
@@ -132,10 +163,10 @@ class FairSteeringTransformer(GroupMapTransformer):
 
     Notes
     -----
-    Each group has its own affine map, so integers and 0/1 columns end at values that one group alone has. Linear
-    models cannot use that, trees can: before them steer numeric columns only, with
-    ``feature_transform=QuantileTransformer(output_distribution="normal")``, or align scores instead
-    (:class:`ScoreAligner`).
+    By a Gaussian map integers and 0/1 columns end at values that one group alone has. Linear models cannot use that,
+    trees can: before them use ``map_type="monotone"`` with ``standardize=True``, or align scores instead
+    (:class:`ScoreAligner`). With monotone maps `ideal_`, its divergence and its certificate are those of the
+    Gaussian model with maps of single features; `maps_`, matrices, do not exist.
 
     Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
     Statistics are kept in double precision; rows come back in the floating-point type they came
@@ -163,14 +194,17 @@ class FairSteeringTransformer(GroupMapTransformer):
     _parameter_constraints = {
         **GroupMapTransformer._parameter_constraints,
         "intervention": [StrOptions(set(get_args(Intervention)))],
+        "constraint": [StrOptions(set(get_args(Constraint)))],
         "map_type": [StrOptions(set(get_args(MapType)))],
+        "pos_label": [object],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
     }
 
-    _of_maps = ("ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
+    _of_maps = ("map_type_", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
 
+    map_type_: str
     ideal_: IdealDistribution
     kl_divergence_: float
     certificate_: Certificate
@@ -182,6 +216,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         *,
         intervention: Intervention = "all_subgroups",
         reference_group: Hashable = None,
+        constraint: Constraint = "ideal",
         map_type: MapType = "affine",
         covariance: CovarianceModel = "tied",
         shrinkage: Any = "ledoit_wolf",
@@ -192,12 +227,15 @@ class FairSteeringTransformer(GroupMapTransformer):
         unknown_group: UnknownGroup = "error",
         min_cell_size: int = 0,
         small_cells: SmallCells = "error",
+        standardize: bool = False,
+        pos_label: Any = None,
         max_iter: int = 200,
         tol: float = 1e-6,
         max_time: float | None = None,
     ) -> None:
         self.intervention = intervention
         self.reference_group = reference_group
+        self.constraint = constraint
         self.map_type = map_type
         self.covariance = covariance
         self.shrinkage = shrinkage
@@ -208,16 +246,142 @@ class FairSteeringTransformer(GroupMapTransformer):
         self.unknown_group = unknown_group
         self.min_cell_size = min_cell_size
         self.small_cells = small_cells
+        self.standardize = standardize
+        self.pos_label = pos_label
         self.max_iter = max_iter
         self.tol = tol
         self.max_time = max_time
 
+    def _needs_all_rows(self) -> str | None:
+        if self.map_type != "monotone":
+            return None
+        return "map_type='monotone' needs all rows at once, which partial_fit has not. Use another one, or call fit."
+
+    def _counted(self, batch: Batch) -> Batch:
+        if self.constraint != "demographic_parity":
+            return batch
+        # Classes do not count: all rows are of one.
+        return batch._replace(
+            y_codes=np.zeros_like(batch.y_codes), classes=np.zeros(1, dtype=np.intp), class_blind=True
+        )
+
+    def _class_codes(self, y: Any, rows: Any) -> Codes:
+        if self.constraint == "demographic_parity":
+            return np.zeros(num_rows(rows), dtype=np.intp)
+        return super()._class_codes(y, rows)
+
+    def _favourable(self) -> list[Any]:
+        """Classes whose rates must agree."""
+        classes: list[Any] = self.classes_.tolist()
+        if self.constraint != "equal_opportunity":
+            return classes
+        if self.pos_label is None:
+            return classes[1:] if len(classes) == 2 else classes
+        several = isinstance(self.pos_label, (list, tuple, set, frozenset, np.ndarray))
+        labels = list(self.pos_label) if several else [self.pos_label]
+        unknown = [label for label in labels if label not in classes]
+        if unknown or not labels:
+            msg = f"pos_label={self.pos_label!r} must name classes; the classes are {few(map(repr, classes))}."
+            raise ValueError(msg)
+        return [label for label in classes if label in labels]
+
+    def _chosen(self, rows: Any) -> MapType:
+        """Resolve ``map_type="auto"``; without rows the moments are all there is."""
+        if self.map_type != "auto":
+            return self.map_type
+        if rows is None or rows.shape[1] > _MOST_COLUMNS_OF_A_TABLE or len(self.groups_) == 1:
+            return "affine"
+        if np.mean(_ends_repeat(rows)) < 0.5:
+            return "affine"
+        # Quantiles have nothing to lend to a small subgroup.
+        return "diagonal" if self.small_cells == "pool" and self.min_cell_size > 0 else "monotone"
+
+    def _solve(self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None) -> Solution:
+        self._map_type = self._chosen(rows)
+        solution = super()._solve(shrunk, rows, batch)
+        if self._map_type != "monotone" or batch is None or len(self.groups_) == 1:
+            return solution
+        if self.small_cells == "pool" and self.min_cell_size > 0:
+            msg = (
+                "small_cells='pool' lends Gaussians to small subgroups, and map_type='monotone' has none: use "
+                "small_cells='merge', or another map_type."
+            )
+            raise ValueError(msg)
+        favourable = self._favourable()
+        counts = np.array([label in favourable for label in self.classes_.tolist()])
+        weights = solution.model.weights
+        held = reference_code(solution.model, self.reference_group) if self.intervention == "affirmative" else None
+        maps = MonotoneMaps.fit(
+            batch.rows,
+            batch.y_codes,
+            self._group_of_label[batch.group_codes],
+            batch.sample_weight,
+            class_weights=np.where(counts, weights.sum(axis=1), 0.0) / weights.sum(),
+            group_shares=weights.sum(axis=0) / weights.sum(),
+            standardize=self.standardize,
+            reference=held,
+        )
+        return solution._replace(folded=maps)
+
+    def _uses_covariances(self) -> bool:
+        return self._map_type not in ("monotone", "translation") or self.unknown_group != "error"
+
+    def _model_of_maps(self, model: SubgroupMoments, rows: Any, batch: Batch | None) -> SubgroupMoments:
+        labels = self._favourable()
+        if len(labels) == model.n_classes:
+            return model
+        model = self._model_of_classes(labels, model, rows, batch)
+        missing = np.flatnonzero(model.weights.sum(axis=0) == 0)
+        if missing.size:
+            msg = (
+                f"Group {model.groups.tolist()[missing[0]]!r} has no row of class {few(map(repr, labels))}, whose "
+                "rates constraint='equal_opportunity' compares. Leave the group out, or merge small groups by "
+                f"min_cell_size=1, small_cells='merge'.\n{self.moments_.cell_table()}"
+            )
+            raise ValueError(msg)
+        return model
+
+    def _model_of_classes(
+        self, labels: list[Any], model: SubgroupMoments, rows: Any, batch: Batch | None
+    ) -> SubgroupMoments:
+        """Model of some of the classes; a tied covariance is of these alone."""
+        if model.covariance != "tied":
+            return model.of_classes(labels)
+        if batch is None:
+            if self.moments_.covariance == "tied":
+                msg = (
+                    "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
+                    "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
+                )
+                raise ValueError(msg)
+            return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
+        kept = np.array([label in labels for label in batch.classes.tolist()])
+        code = np.where(kept, np.cumsum(kept) - 1, -1)
+        part = batch._replace(y_codes=code[batch.y_codes], classes=batch.classes[kept])
+        chosen = part.y_codes >= 0
+        some = part._replace(
+            y_codes=part.y_codes[chosen],
+            group_codes=part.group_codes[chosen],
+            sample_weight=None if part.sample_weight is None else part.sample_weight[chosen],
+        )
+        moments = self._batch_moments(rows, part, self._class_factors(some))
+        return self._borrowed(self._shrunk(moments, rows, part.y_codes, part.group_codes))
+
     def _fit_maps(self, model: SubgroupMoments) -> IdealDistribution:
+        if self._map_type == "auto" or self._map_type == "monotone":
+            map_type: GaussianMapType = "diagonal"
+        else:
+            map_type = self._map_type
+        reference = self.reference_group
+        if self.intervention == "affirmative" and reference is None:
+            # The heaviest of all rows, whichever of them count.
+            weights = self._merged(self.moments_).weights.sum(axis=0)
+            reference = self.groups_.tolist()[int(weights.argmax())]
         return nearest_ideal(
             model,
             intervention=self.intervention,
-            reference_group=self.reference_group,
-            map_type=self.map_type,
+            reference_group=reference,
+            map_type=map_type,
             covariance=self.covariance,
             max_iter=self.max_iter,
             tol=self.tol,
@@ -227,6 +391,7 @@ class FairSteeringTransformer(GroupMapTransformer):
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
         return {
+            "map_type_": "monotone" if isinstance(solution.folded, MonotoneMaps) else ideal.map_type,
             "ideal_": ideal,
             "kl_divergence_": ideal.kl_divergence,
             "certificate_": ideal.certificate,
@@ -262,6 +427,12 @@ class FairSteeringTransformer(GroupMapTransformer):
             If a class or group is not known, or a subgroup had no rows at ``fit``.
         """
         check_is_fitted(self, "moments_")
+        if len(self._favourable()) < len(self.classes_):
+            msg = (
+                "steer moves rows so that all classes follow the ideal distribution. Under "
+                "constraint='equal_opportunity' the distribution stays what it is: use transform."
+            )
+            raise ValueError(msg)
         rows, labels = self._read_rows(X, sensitive_features, reset=False)
         codes = self._known_codes(labels, rows, "steer")
         y_codes = self._class_codes(y, rows)
@@ -294,7 +465,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         Returns
         -------
         ndarray of shape (n_samples,), dtype float64
-            Ideal over fitted probability of each row's subgroup, times `sample_weight`.
+            Ideal over fitted probability of each row's subgroup, times `sample_weight`. Under another `constraint`
+            than ``"ideal"`` base rates may differ, and the ratio is 1.
 
         Raises
         ------
@@ -326,6 +498,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         return self._move(batch.rows, codes, self._group_maps(strength)), weight
 
     def _weight_ratio(self, y_codes: Codes, codes: Codes) -> Doubles:
+        if self.constraint != "ideal":
+            return np.ones(len(codes))  # base rates may differ
         self._check_cells(y_codes, codes)
         ratio: Doubles = self._fitted().maps.sample_weight[y_codes, codes]
         return ratio
@@ -340,3 +514,14 @@ class FairSteeringTransformer(GroupMapTransformer):
                 f"small_cells='pool' and min_cell_size=1 or more.\n{self.moments_.cell_table()}"
             )
             raise ValueError(msg)
+
+
+def _ends_repeat(rows: Floats) -> npt.NDArray[np.bool_]:
+    """Whether the smallest or the largest value of each feature occurs in several different rows."""
+    hashes = row_hashes(rows)
+    found = np.zeros(rows.shape[1], dtype=bool)
+    for j, column in enumerate(rows.T):
+        for end in (column.min(), column.max()):
+            there = hashes[column == end]
+            found[j] |= bool((there != there[0]).any())
+    return found

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ from fairsteer import _core
 from fairsteer._utils.input import brief, few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.threads import own_threads
+from fairsteer.ideal._restricted import in_common_frame, solve_restricted
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ AffineMap = tuple[FloatArray, FloatArray]
 Intervention = Literal["all_subgroups", "affirmative"]
 
 
-MapType = Literal["affine", "symmetric"]
+MapType = Literal["affine", "symmetric", "diagonal", "translation"]
 
 
 # Below this part of its share in the data a group has as good as left the ideal distribution.
@@ -215,8 +216,8 @@ class IdealDistribution:
 
     @cached_property
     def inverse_linear(self) -> FloatArray:
-        """Linear parts of `inverse_maps`, (n_groups, n_features, n_features) or "diagonal" (n_groups, n_features)."""
-        if self.covariance == "diagonal":
+        """Linear parts of `inverse_maps`, in the shape of `linear`."""
+        if self.linear.ndim == 2:
             return _read_only(1 / self.linear)
         # In units of the features' own spread, which may differ by powers of ten.
         C = self.canonical_covariances
@@ -230,7 +231,7 @@ class IdealDistribution:
     @cached_property
     def inverse_offset(self) -> FloatArray:
         """Shifts of `inverse_maps`, (n_groups, n_features)."""
-        if self.covariance == "diagonal":
+        if self.linear.ndim == 2:
             return _read_only(-self.inverse_linear * self.offset)
         return _read_only(-np.einsum("aij,aj->ai", self.inverse_linear, self.offset))
 
@@ -242,7 +243,7 @@ class IdealDistribution:
     @cached_property
     def means(self) -> FloatArray:
         """Subgroup means of the ideal distribution, (n_classes, n_groups, n_features)."""
-        if self.covariance == "diagonal":
+        if self.linear.ndim == 2:
             return _read_only(self.canonical_means[:, None] * self.inverse_linear + self.inverse_offset)
         return _read_only(
             np.swapaxes(self.canonical_means @ np.swapaxes(self.inverse_linear, 1, 2), 0, 1) + self.inverse_offset
@@ -254,6 +255,9 @@ class IdealDistribution:
         B, C = self.inverse_linear, self.canonical_covariances
         if self.covariance == "diagonal":
             return _read_only(B[None] ** 2 * C[:, None])
+        if B.ndim == 2:
+            squares = B[:, :, None] * B[:, None, :]
+            return _read_only(squares * C if self.covariance == "tied" else squares[None] * C[:, None])
         with own_threads() as n_threads:
             families = np.ascontiguousarray(C if self.covariance == "full" else C[None])
             covariances = _core.map_covariances(np.ascontiguousarray(B), families, n_threads)
@@ -417,9 +421,10 @@ def nearest_ideal(
         Whether every group may move, or all but the reference group.
     reference_group : object, default=None
         With "affirmative", the label of the group that is left alone; None takes the one of the largest weight.
-    map_type : {"affine", "symmetric"}, default="affine"
-        The nearest of all ideal distributions; or the nearest reached by symmetric maps, the convex program of
-        Theorem 4.1 in [1]_ (with the heaviest class as its class i).
+    map_type : {"affine", "symmetric", "diagonal", "translation"}, default="affine"
+        The nearest of all ideal distributions; the nearest reached by symmetric maps, the convex program of Theorem
+        4.1 in [1]_ (with the heaviest class as its class i); by maps that scale and shift every feature for itself; or
+        by shifts alone. The fewer ways a map has to move, the less it can do where rows are not Gaussian.
     covariance : {"tied", "full", "diagonal"}, default="tied"
         The model. "tied" pools the covariances of full moments; "full" and "diagonal" need moments of that kind.
         "diagonal" maps every feature for itself.
@@ -486,7 +491,7 @@ def nearest_ideal(
     start = time.perf_counter()
     for name, value, choices in (
         ("intervention", intervention, ("all_subgroups", "affirmative")),
-        ("map_type", map_type, ("affine", "symmetric")),
+        ("map_type", map_type, get_args(MapType)),
         ("covariance", covariance, ("tied", "full", "diagonal")),
     ):
         if value not in choices:
@@ -534,22 +539,29 @@ def nearest_ideal(
         reference = 0  # one group is ideal as it is
     elif (weights == 0).any():
         _warn_of_empty_cells(moments)
+    held = reference if reference >= 0 else None
     # With covariances of their own, subgroups make many small problems: one thread of BLAS serves these best, and bits
     # do not depend on how many there are.
     with own_threads() if covariance == "full" else nullcontext():
         try:
-            result = _core.nearest_ideal(
-                covariance,
-                np.ascontiguousarray(weights),
-                np.ascontiguousarray(means),
-                np.ascontiguousarray(covariances),
-                "affirmative" if moments.n_groups == 1 else intervention,
-                reference,
-                map_type,
-                min(max_iter, _MOST_ITERATIONS),
-                tol,
-                np.inf if max_time is None else max(0.0, max_time - (time.perf_counter() - start)),
-            )
+            left = None if max_time is None else max(0.0, max_time - (time.perf_counter() - start))
+            if map_type == "translation" or (map_type == "diagonal" and covariance != "diagonal"):
+                result = _nearest_restricted(
+                    weights, means, covariances, covariance, map_type, held, max_iter, tol, left
+                )
+            else:
+                result = _core.nearest_ideal(
+                    covariance,
+                    np.ascontiguousarray(weights),
+                    np.ascontiguousarray(means),
+                    np.ascontiguousarray(covariances),
+                    "affirmative" if moments.n_groups == 1 else intervention,
+                    reference,
+                    "symmetric" if map_type == "diagonal" else map_type,
+                    min(max_iter, _MOST_ITERATIONS),
+                    tol,
+                    np.inf if left is None else left,
+                )
         except _core.NumericalError as error:
             raise np.linalg.LinAlgError(_numerical_message(error, moments, present)) from error
         except ValueError as error:
@@ -593,6 +605,47 @@ def nearest_ideal(
         linear=result["linear"],
         offset=result["offset"],
     )
+
+
+def _nearest_restricted(
+    weights: FloatArray,
+    means: FloatArray,
+    covariances: FloatArray,
+    covariance: CovarianceModel,
+    map_type: MapType,
+    held: int | None,
+    max_iter: int,
+    tol: float,
+    max_time: float | None,
+) -> dict[str, Any]:
+    """Solve without mixing of features; what the core's `nearest_ideal` answers."""
+    S = covariances[None] if covariance == "tied" else covariances
+    # In units of the features' own spread, which may differ by powers of ten.
+    variances = S if covariance == "diagonal" else np.diagonal(S, axis1=-2, axis2=-1)
+    known = weights.sum(axis=0, keepdims=True) > 0 if covariance == "tied" else weights > 0
+    unit = np.sqrt(variances[known].mean(axis=0))
+    square = unit**2 if covariance == "diagonal" else np.outer(unit, unit)
+    means, S, scales = means / unit, S / square, map_type == "diagonal"
+    found = solve_restricted(
+        weights, means, S, scales=scales, reference=held, max_iter=max_iter, tol=tol, max_time=max_time
+    )
+    linear, offset, canonical_means, canonical = in_common_frame(found, weights, means, S, scales=scales, held=held)
+    offset, canonical_means, canonical = offset * unit, canonical_means * unit, canonical * square
+    if held is not None:
+        linear[held], offset[held] = 1.0, 0.0  # exactly, so that its rows keep their bits
+    return {
+        "class_prior": found.class_prior,
+        "group_prior": found.group_prior,
+        "canonical_means": canonical_means,
+        "canonical_covariances": canonical,
+        "kl_divergence": float(found.path[-1]),
+        "cell_divergence": found.cell_divergence,
+        "objective_path": found.path,
+        "n_iter": max(len(found.path) - 1, 1),
+        "converged": found.converged,
+        "linear": linear,
+        "offset": offset,
+    }
 
 
 def reference_code(moments: SubgroupMoments, reference_group: Any) -> int:

@@ -1,4 +1,5 @@
-// The alternation of theory section 7, the same for every covariance model.
+// Block-coordinate descent over priors, canonical family and maps (theory section 7), the same for
+// every covariance model.
 //
 // A model holds the problem data, and a State: the canonical family and one map per group.
 //   void start(State&, Index group)                    canonical := that group's own family
@@ -104,11 +105,11 @@ Solution<State> nearer(Solution<State> first, Solution<State> second) {
 }
 
 template <class Model>
-class Alternation {
+class BlockDescent {
  public:
   using State = typename Model::State;
 
-  Alternation(const Model& model, const Subgroups& subgroups, const IdealOptions& options)
+  BlockDescent(const Model& model, const Subgroups& subgroups, const IdealOptions& options)
       : model_(model),
         subgroups_(subgroups),
         options_(options),
@@ -131,7 +132,7 @@ class Alternation {
     return start;
   }
 
-  /// The best of the alternations from each group's own family; or the one from `start`.
+  /// The best of the descents from each group's own family; or the one from `start`.
   Solution<State> all_subgroups() const {
     std::optional<Solution<State>> best;
     std::optional<NumericalError> failure;
@@ -243,7 +244,7 @@ class Alternation {
         }
         tolerance = 0;  // perhaps it was the fits that came to rest
       } else {
-        // As long as the alternation moves by more, the fits need not be better than it is.
+        // As long as a round gains more, the fits need not be better than it is.
         tolerance = std::min(tolerance, 0.01 * step);
       }
       tolerance = std::max(tolerance, fit_tolerance(0.01, scale));

@@ -1,4 +1,5 @@
-// Exact minimisation over one row of the map at a time (theory section 6): monotone, no step size,
+// Vector-wise coordinate descent: exact minimisation over one row of the map at a time (theory
+// section 6): monotone, no step size,
 // and it tries both signs of a row, so that it leaves the poor local optima a gradient would stay
 // in. Known from blind source separation as iterative projection (Ono 2011; with a linear term:
 // Mitsui et al. 2018).

@@ -1,4 +1,4 @@
-#include "row_descent.hpp"
+#include "vectorwise_descent.hpp"
 
 #include <cmath>
 
