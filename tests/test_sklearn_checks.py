@@ -84,6 +84,9 @@ CONFIGURATIONS: dict[type[Any], list[dict[str, Any]]] = {
         INFER | UNIQUE,
         {"unknown_group": "infer_hard", "covariance": "diagonal", "strength": 0.5},
         INFER | {"shrinkage": "oas", "feature_transform": StandardScaler()},
+        INFER | {"map_type": "diagonal"},
+        INFER | {"constraint": "equal_opportunity"},
+        INFER | {"constraint": "demographic_parity"},
     ],
     IdealDistributionClassifierOfStripes: [
         {"steering": FairSteeringTransformer(**INFER)},

@@ -179,12 +179,16 @@ DoubleArray inverses(const DoubleArray& matrices, Index n_threads) {
                                 std::to_string(matrices.ndim()));
   const Index n = matrices.shape(0), d = matrices.shape(1);
   check_shape("matrices", matrices, {n, d, d});
+  check_aligned("matrices", matrices);
   DoubleArray out({n, d, d});
   double* data = out.mutable_data();
   const double* from = matrices.data();
   const py::gil_scoped_release release;
   std::copy_n(from, n * d * d, data);
   invert(data, n, d, n_threads);
+  for (Index i = 0; i < n; ++i)
+    if (!MatrixView(data + i * d * d, d, d).allFinite())
+      throw NumericalError("the inverse of a matrix is not finite", -1, i);
   return out;
 }
 
@@ -197,11 +201,16 @@ DoubleArray mapped_covariances(const DoubleArray& maps, const DoubleArray& covar
   const Index G = maps.shape(0), n = covariances.shape(0), d = maps.shape(1);
   check_shape("maps", maps, {G, d, d});
   check_shape("covariances", covariances, {n, d, d});
+  check_aligned("maps", maps);
+  check_aligned("covariances", covariances);
   DoubleArray out({n, G, d, d});
   double* data = out.mutable_data();
   const double *B = maps.data(), *C = covariances.data();
   const py::gil_scoped_release release;
   map_covariances(B, G, C, n, d, data, n_threads);
+  for (Index i = 0; i < n * G; ++i)
+    if (!MatrixView(data + i * d * d, d, d).allFinite())
+      throw NumericalError("a covariance after its map is not finite", i / G, i % G);
   return out;
 }
 

@@ -249,6 +249,17 @@ class Arguments:
         found = _core.transport_map(self.wrong(self.covariances((d, d))), self.wrong(self.covariances((d, d))))
         assert np.isfinite(found).all(), "map"
 
+    def invert(self) -> None:
+        n, d = self.size(0, 1, 3), self.size(0, 1, 2, 5, 40)
+        found = _core.invert(self.wrong(self.values((n, d, d))), self.threads())
+        assert np.isfinite(found).all(), "inverse"
+
+    def map_covariances(self) -> None:
+        K, G, d = self.size(0, 1, 3), self.size(0, 1, 2), self.size(0, 1, 2, 5, 40)
+        maps, covariances = self.values((G, d, d)), self.covariances((K, d, d))
+        found = _core.map_covariances(self.wrong(maps), self.wrong(covariances), self.threads())
+        assert np.isfinite(found).all(), "covariances"
+
     def apply_maps(self) -> None:
         G, d, n = self.size(1, 2, 5), self.size(0, 1, 2, 3, 8, 70), self.size(0, 1, 3, 40, 300)
         dtype = self.pick([np.float64, np.float32, np.float16])
@@ -276,7 +287,16 @@ class Arguments:
         return self.pick(["spherical", "", "tied", "full", "diagonal"]) if self.spoilt and self.chance(0.03) else kind
 
 
-FUNCTIONS = ["update_moments", "merge_moments", "nearest_ideal", "floor_spectra", "transport_map", "apply_maps"]
+FUNCTIONS = [
+    "update_moments",
+    "merge_moments",
+    "nearest_ideal",
+    "floor_spectra",
+    "transport_map",
+    "apply_maps",
+    "invert",
+    "map_covariances",
+]
 
 
 def call(seed: int) -> str:

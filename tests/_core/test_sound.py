@@ -386,6 +386,12 @@ def test_a_time_that_is_none_is_refused(max_time: Any) -> None:
 # ---
 # Anything at all
 # ---
+def test_every_function_of_the_core_is_fuzzed() -> None:
+    script = (Path(__file__).parent / "fuzz_core.py").read_text(encoding="utf-8")
+    exported = {name for name in dir(_core) if not name.startswith("_") and name.islower()} - {"build_info"}
+    assert all(f"def {name}(self)" in script for name in exported)
+
+
 def test_random_calls_neither_crash_nor_return_what_is_not_finite() -> None:
     calls = os.environ.get("FAIRSTEER_FUZZ_CALLS", "1200")
     script = Path(__file__).parent / "fuzz_core.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -487,6 +488,7 @@ def nearest_ideal(
     >>> ideal.maps["F"]
     (array([[1.]]), array([0.]))
     """
+    start = time.perf_counter()
     for name, value, choices in (
         ("intervention", intervention, ("all_subgroups", "affirmative")),
         ("map_type", map_type, get_args(MapType)),
@@ -542,9 +544,10 @@ def nearest_ideal(
     # do not depend on how many there are.
     with own_threads() if covariance == "full" else nullcontext():
         try:
+            left = None if max_time is None else max(0.0, max_time - (time.perf_counter() - start))
             if map_type == "translation" or (map_type == "diagonal" and covariance != "diagonal"):
                 result = _nearest_restricted(
-                    weights, means, covariances, covariance, map_type, held, max_iter, tol, max_time
+                    weights, means, covariances, covariance, map_type, held, max_iter, tol, left
                 )
             else:
                 result = _core.nearest_ideal(
@@ -557,7 +560,7 @@ def nearest_ideal(
                     "symmetric" if map_type == "diagonal" else map_type,
                     min(max_iter, _MOST_ITERATIONS),
                     tol,
-                    np.inf if max_time is None else max_time,
+                    np.inf if left is None else left,
                 )
         except _core.NumericalError as error:
             raise np.linalg.LinAlgError(_numerical_message(error, moments, present)) from error

@@ -294,6 +294,10 @@ class _Problem:
         shape = self.covariances.shape[2:]
         precisions = np.zeros((1 if self.tied else self.K, *shape))
         for k in range(self.K):
+            if not target[k].any():  # a class whose rows have no weight: nothing decides its family, nothing uses it
+                nu[k] = 0.0
+                precisions[k % len(precisions)] = np.eye(self.d) if len(shape) == 2 else np.ones(self.d)
+                continue
             lhs, rhs = np.zeros(shape), np.zeros(self.d)
             share = target[k] / target[k].sum()
             for a in np.flatnonzero(share):

@@ -143,7 +143,8 @@ def read_fit(transformer: Any, X: Any, y: Any, sensitive_features: Any, sample_w
     encoder = None if reset else transformer._encoder
     if not reset:
         _check_as_before("groups", labels is not None, encoder is not None)
-        _check_as_before("class labels", y is not None, not transformer._class_blind)
+        if getattr(transformer, "constraint", None) != "demographic_parity":  # for which classes do not count
+            _check_as_before("class labels", y is not None, not transformer._class_blind)
     y = None if y is None else check_classes(y, rows)
     weight = check_sample_weight(sample_weight, rows)
     return Reading(rows, y, weight, GroupedRows.read(labels, rows, weight, encoder=encoder))
