@@ -100,7 +100,7 @@ def claims(measurements: Sequence[Measurement]) -> Iterator[Claim]:
 def growth(m: Measurement) -> Claim:
     slope, error, residual = exponent_of(m)
     operation, _, quantity = m.case.variant.partition(" in ")
-    most = {"n": 1.0, "d": 3.0, "cells": 0.0}[quantity]
+    most = {"n": 1.0, "d": 3.0, "cells": 0.0, "groups": 1.0}[quantity]
     text = f"{operation}: {'flat' if most == 0 else f'at most power {most:.0f}'} in {quantity}"
     found = f"{slope:.2f} ± {error:.2f}, residuals within {100 * (residual - 1):.0f} %"
     return Claim(6, text, m.threads, found, slope <= most + SLACK)

@@ -24,6 +24,7 @@ SIZES: dict[str, Sequence[int]] = {
     "transform in d": (192, 384, 768, 1536),
     "transform in cells": (4, 14, 56, 200),
     "projection in d": (512, 768, 1152, 1728),
+    "projection in groups": (250, 500, 1000, 2000),
 }
 
 
@@ -52,7 +53,7 @@ def contest(case: Case, threads: int) -> Contest:
     """``variant`` is a key of ``SIZES``; the case's own sizes are those that do not grow."""
     operation, _, quantity = case.variant.partition(" in ")
     make = {"moments": moments, "transform": transform, "projection": projection}[operation]
-    name = {"n": "n_rows", "d": "n_features", "cells": "n_cells"}[quantity]
+    name = {"n": "n_rows", "d": "n_features", "cells": "n_cells", "groups": "n_groups"}[quantity]
     sizes = SIZES[case.variant]
     fixed = {"n_rows": case.n_rows, "n_features": case.n_features, "n_cells": case.n_cells}
     return Contest([Contender(f"{size:,}", "ours", make(**{**fixed, name: size})) for size in sizes])
@@ -72,7 +73,7 @@ def transform(n_rows: int, n_features: int, n_cells: int) -> Callable[[], Any]:
     return lambda: maps.apply(X, codes)
 
 
-def projection(n_rows: int, n_features: int, n_cells: int) -> Callable[[], Any]:
-    data = problems.statistics(n_cells // 2, N_GROUPS, n_features)
+def projection(n_rows: int, n_features: int, n_cells: int, n_groups: int = N_GROUPS) -> Callable[[], Any]:
+    data = problems.statistics(n_cells // N_GROUPS, n_groups, n_features)
     moments = SubgroupMoments.from_statistics(data.weights, data.means, data.covariances)
     return lambda: nearest_ideal(moments).maps

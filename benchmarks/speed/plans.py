@@ -33,7 +33,8 @@ def growth_cases() -> Iterator[Case]:
         operation, _, quantity = variant.partition(" in ")
         d = 384 if quantity == "n" else 64
         n = 16_384 if quantity == "d" else 100_000
-        case = Case("growth", d, n, 56 if operation != "transform" else 4, variant=variant, seconds=4, rounds=5)
+        cells = 4 if operation == "transform" or quantity == "groups" else 56
+        case = Case("growth", d, n, cells, variant=variant, seconds=4, rounds=5)
         yield replace(case, n_rows=0) if operation == "projection" else case
 
 

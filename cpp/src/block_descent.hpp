@@ -126,7 +126,7 @@ class BlockDescent {
   Solution<State> affirmative(Solution<State> start) const {
     for (Index a = 0; a < subgroups_.n_groups; ++a)
       if (a != options_.reference)
-        model_.fit_group(start.state, a, *weights(start, a), fit_tolerance(0.1, 1));
+        model_.fit_group(start.state, a, shared_weights(start, a), fit_tolerance(0.1, 1));
     evaluate(start);
     finish_affirmative(start);
     return start;
@@ -218,7 +218,7 @@ class BlockDescent {
         fit_priors(solution);
         model_.fit_canonical(solution.state, family_weights(solution.priors), all);
         for (Index a = 0; a < subgroups_.n_groups; ++a)
-          model_.fit_group(solution.state, a, *weights(solution, a), tolerance);
+          model_.fit_group(solution.state, a, shared_weights(solution, a), tolerance);
         evaluate(solution);
       } catch (const NumericalError&) {
         solution = before;  // as near as double precision gets; reported as not converged
@@ -269,6 +269,13 @@ class BlockDescent {
     }
     if (!shared) return std::nullopt;
     return class_weights(subgroups_, log_p, a);
+  }
+
+  // The same of a group that must share a class.
+  Vector shared_weights(const Solution<State>& solution, Index a) const {
+    std::optional<Vector> w = weights(solution, a);
+    if (!w) throw std::invalid_argument("a group shares no class with the canonical family");
+    return *std::move(w);
   }
 
   FamilyWeights family_weights(const Priors& priors) const {

@@ -112,6 +112,7 @@ GroupProblem::GroupProblem(std::vector<Term> terms, Matrix linear, Vector target
 
 GroupProblem GroupProblem::transformed(const Matrix& R) const {
   std::vector<Term> terms;
+  terms.reserve(terms_.size());
   for (const Term& term : terms_)
     terms.push_back({term.precision, linalg::congruence(R, term.second_moment), R * term.nu});
   return {std::move(terms), linalg::product(J_, R.transpose()), target_};

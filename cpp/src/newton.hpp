@@ -31,7 +31,8 @@ Descent minimise(Problem& problem, Matrix& X, const DescentOptions& options) {
   double left = 0;  // what the model still promises
   bool in_time = true;
   for (Index n = 0; n < options.max_iter; ++n) {
-    if (!(in_time = !options.stop())) break;
+    in_time = !options.stop();
+    if (!in_time) break;
     problem.precondition(gradient, preconditioned);
     const double decrement = inner(gradient, preconditioned);  // about twice what is left to gain
     left = 0.5 * decrement;

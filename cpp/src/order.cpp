@@ -98,6 +98,7 @@ Order order_by_data(const Subgroups& subgroups) {
   const Pooled all(subgroups, cells);
   const auto order = [&](const std::vector<Cells>& parts) {
     std::vector<Key> keys;
+    keys.reserve(parts.size());
     for (const Cells& part : parts) keys.push_back(key_of(subgroups, all, part));
     return sorted(keys);
   };
@@ -109,6 +110,7 @@ Subgroups reordered(const Subgroups& subgroups, const Order& order) {
   const auto behind = [](const std::vector<Index>& at, const std::vector<Index>& places) {
     if (at.empty()) return places;
     std::vector<Index> composed;
+    composed.reserve(places.size());
     for (const Index place : places) composed.push_back(at[place]);
     return composed;
   };

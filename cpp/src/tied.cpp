@@ -126,6 +126,7 @@ void TiedModel::fit_canonical(State& state, const FamilyWeights& weights,
     if (classes[k]) state.known[k] = 1;
   if (rank_ == 0) return;
   std::vector<Matrix> precision;
+  precision.reserve(state.B.size());
   for (const Matrix& B : state.B) precision.push_back(linalg::gram(B.transpose()));
   bool all = true;
   for (Index k = 0; k < subgroups_.n_classes; ++k) {

@@ -414,7 +414,7 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
         if isinstance(to_frame, MonotoneMaps):  # the frame of the ideal distribution is that of its Gaussian model
             to_frame = AffineMaps.at_strength(ideal.linear, ideal.offset, 1.0)
         result = np.zeros((len(rows), len(self.classes_)))
-        for chunk in row_chunks(len(rows)):
+        for chunk in row_chunks(len(rows), shrunk.weights.size):
             x, a, out = rows[chunk].astype(np.float64), codes[chunk], result[chunk]
             # Either is left out rather than given weight 0: a subgroup without rows has log 0.
             if strength > 0:

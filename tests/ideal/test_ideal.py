@@ -7,6 +7,7 @@ import functools
 import itertools
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -671,3 +672,49 @@ def test_results_show_themselves_in_one_line() -> None:
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert page.count("<tr>") == 5
+
+
+# ---
+# Many groups
+# ---
+@pytest.mark.parametrize("intervention", INTERVENTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_copies_of_the_groups_change_nothing(kind: Any, intervention: Any, n_classes: Any) -> None:
+    data = problems.statistics(n_classes, G, D, covariance=kind, seed=3)
+    copies = 100
+    many = SubgroupMoments.from_statistics(
+        np.tile(data.weights, copies),
+        np.tile(data.means, (1, copies, 1)),
+        np.concatenate([data.covariances] * copies, axis=0 if kind == "tied" else 1),
+    )
+    options: dict[str, Any] = {"intervention": intervention, "covariance": kind, "tol": 1e-12}
+    if intervention == "affirmative":
+        options["reference_group"] = 0
+    few = nearest_ideal(given(data), **options)
+    ideal = nearest_ideal(many, **options)
+    assert ideal.n_iter <= few.n_iter + 2
+    assert ideal.kl_divergence == pytest.approx(few.kl_divergence, rel=1e-8, abs=1e-12)
+    for name in ("linear", "offset"):
+        copied = getattr(ideal, name).reshape(copies, G, *getattr(few, name).shape[1:])
+        np.testing.assert_allclose(copied, np.broadcast_to(getattr(few, name), copied.shape), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads and limits the address space as Linux does")
+def test_memory_is_linear_in_the_groups() -> None:
+    import resource
+
+    n_groups = 6000
+    data, copies = problems.statistics(2, 3, 2, covariance="tied"), n_groups // 3
+    moments = SubgroupMoments.from_statistics(
+        np.tile(data.weights, copies), np.tile(data.means, (1, copies, 1)), np.tile(data.covariances, (copies, 1, 1))
+    )
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    # A matrix of the number of cells squared has 1.2 GB.
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**29, limits[1]))
+    try:
+        ideal = nearest_ideal(moments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert ideal.linear.shape == (n_groups, 2, 2)

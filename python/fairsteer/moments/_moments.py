@@ -782,6 +782,7 @@ class SubgroupMoments:
         """Evaluate `log_joint`, with positive definite covariances."""
         K, G, _ = self.means.shape
         out = np.full((len(rows), K, G), -np.inf)
+        far = np.zeros(len(rows), dtype=bool)
         families: list[Family] = []
         cells: list[tuple[Any, int, Doubles]] = []
         for a in range(G):
@@ -792,11 +793,13 @@ class SubgroupMoments:
             families.append(Family(self.means[seen, a], of_group, self.covariance))
             cells.append((seen, a, np.log(self.weights[seen, a] / self.weights.sum())))
             out[:, seen, a] = cells[-1][2] + log_densities(rows, families[-1])
-        far = ~np.isfinite(out[:, self.weights > 0]).all(axis=1)
+            far |= ~np.isfinite(out[:, seen, a]).all(axis=1)
         if far.any():
             relative = relative_log_densities(rows[far], families)
             for (seen, a, log_weights), values in zip(cells, relative, strict=True):
-                out[np.ix_(far, seen, [a])] = (log_weights + values)[..., None]
+                out[np.ix_(np.flatnonzero(far), np.flatnonzero(seen), np.array([a]))] = (log_weights + values)[
+                    ..., None
+                ]
         return out
 
     def cell_table(self, most: int | None = LISTED_CELLS) -> str:

@@ -29,7 +29,7 @@ def group_log_proba(model: SubgroupMoments, rows: Floats) -> Doubles:
     """Log-probabilities of the groups of rows in the coordinates of a model, (n, n_groups), up to a constant a row."""
     log_proba = np.empty((len(rows), model.n_groups))
     covariances = model._positive_definite()[0]
-    for chunk in row_chunks(len(rows)):
+    for chunk in row_chunks(len(rows), model.weights.size):
         log_proba[chunk] = np.logaddexp.reduce(model._log_joint(rows[chunk].astype(np.float64), covariances), axis=1)
     return log_proba
 

@@ -177,6 +177,7 @@ class FoldedMaps:
         return {**self.__dict__, "_folded": None}
 
 
-def row_chunks(n_rows: int) -> Iterator[slice]:
-    """Slices of rows for work that takes several times the memory of its rows."""
-    return (slice(start, start + 4096) for start in range(0, n_rows, 4096))
+def row_chunks(n_rows: int, n_columns: int = 1) -> Iterator[slice]:
+    """Slices of rows for work that takes several times the memory of its rows, or makes many columns of them."""
+    step = max(1, min(4096, 2**24 // n_columns))
+    return (slice(start, start + step) for start in range(0, n_rows, step))
