@@ -129,6 +129,7 @@ def test_arrows_between_rooms_stay_few() -> None:
     assert len(arrows()) <= 85
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_is_neither_required_nor_behind_its_door() -> None:
     project = _project()
     required = {re.split(r"[><=!~ ]", one)[0].replace("scikit-learn", "sklearn") for one in project["dependencies"]}

@@ -298,6 +298,7 @@ def _check(outcome: str, run: Callable[[], Any], expected: Callable[[], Any]) ->
 # ---- the outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["columns", "beside", "off"])
 @pytest.mark.parametrize(
     ("tool", "kind"),

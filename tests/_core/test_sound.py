@@ -259,6 +259,7 @@ def test_the_barycentre_of_few_rows_does_not_depend_on_their_order() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [{}, {"map_type": "symmetric"}, {"intervention": "affirmative"}])
 def test_full_covariances_have_the_same_bits_on_any_number_of_threads(params: Any) -> None:
     X, y, g = random_rows(7, n=3000, d=60, K=2, G=2)
@@ -352,6 +353,7 @@ def test_every_solve_can_be_interrupted(kind: Any, map_type: Any) -> None:
     assert took is None or took < 5  # a second where the machine is not shared
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to a process of one's own")
 def test_an_interrupted_update_leaves_the_moments_as_they_were() -> None:
     rng = np.random.default_rng(0)
@@ -398,6 +400,7 @@ def test_every_function_of_the_core_is_fuzzed() -> None:
     assert all(f"def {name}(self)" in script for name in exported)
 
 
+@pytest.mark.slow
 def test_random_calls_neither_crash_nor_return_what_is_not_finite() -> None:
     calls = os.environ.get("FAIRSTEER_FUZZ_CALLS", "1200")
     script = Path(__file__).parent / "fuzz_core.py"

@@ -59,6 +59,7 @@ def drawn(
     return y, group, np.zeros(len(y), dtype=np.int64), np.where(right, y, (y + 1) % 4)[None]
 
 
+@pytest.mark.slow
 def test_measures_agree_with_the_packages_own(lines: list[bios.Line], data: Biographies) -> None:
     test = data.fold == TEST
     y, group = data.y[test], data.group[test]
@@ -154,6 +155,7 @@ def test_slow_maps_are_fitted_once_for_all_folds(data: Biographies, monkeypatch:
     assert len(fits) == (bios.FOLDS + 1) * once
 
 
+@pytest.mark.slow
 def test_labels_of_test_rows_change_no_prediction(data: Biographies, lines: list[bios.Line]) -> None:
     test = np.flatnonzero(data.fold == TEST)
     y = data.y.copy()

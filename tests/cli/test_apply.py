@@ -70,6 +70,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fitted", ["rows.csv", "rows.parquet"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_group_is_the_same_however_the_file_writes_it(
@@ -153,6 +154,7 @@ def test_missing_values_are_read_as_at_the_fit(write: Any, steer: Any, apply: An
 # ---- aligned scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("align", ["equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_align_adds_the_classifier_to_table_output_and_map(

@@ -156,6 +156,7 @@ def test_bad_input_costs_a_sentence(
     assert list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.slow
 def test_real_data(run: Callable[..., tuple[int, str, str]], real_data: Path, tmp_path: Path) -> None:
     html = tmp_path / "compas.html"
     leaks = ["days_b_screening_arrest", "decile_score", "score_text", "is_recid", "v_decile_score", "v_score_text"]

@@ -50,6 +50,7 @@ def _one_line(text: Any) -> Any:
 # ---- what is printed
 
 
+@pytest.mark.slow
 def test_demo_prints_the_same_table_every_time_within_80_columns(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = run("demo")
     assert code == 0

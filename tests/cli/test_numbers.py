@@ -109,6 +109,7 @@ def test_numbers_are_those_of_the_metrics_on_the_same_predictions(table: Any) ->
         np.testing.assert_allclose(result.group_rates(name)["TPR"], rates["true_positive_rate"], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_positive_class_is_named(run: Callable[..., tuple[int, str, str]], table: Any, file: Any) -> None:
     table.assign(hired=np.where(table["hired"] == 1, 1, 2)).to_csv(file, index=False)
     arguments = (file, "--target", "hired", "--sensitive", "sex")
@@ -120,6 +121,7 @@ def test_the_positive_class_is_named(run: Callable[..., tuple[int, str, str]], t
 # ---- nothing that nobody asked for
 
 
+@pytest.mark.slow
 def test_groups_are_inferred_only_where_somebody_needs_it(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +165,7 @@ def test_every_fit_is_made_once(
 # ---- notes of what makes the numbers doubtful
 
 
+@pytest.mark.slow
 def test_fewer_rows_than_features(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(60, 50)).round(3)).add_prefix("x")
@@ -186,6 +189,7 @@ def test_rows_that_move_far(run: Callable[..., tuple[int, str, str]], table: Any
     assert "standard deviations: steered rows may lie" in " ".join(run("audit", *arguments)[1].split())
 
 
+@pytest.mark.slow
 def test_aligned_scores_are_measured_alike_by_steer_and_audit(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any, tmp_path: Path
 ) -> None:

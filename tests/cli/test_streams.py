@@ -78,6 +78,7 @@ def test_standard_output_carries_the_table_and_nothing_else(run_on_descriptors: 
     assert b"Wrote 160 steered rows to standard output." in notes
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_process_reads_standard_input_and_writes_standard_output(file: Any) -> None:
     done = _fairsteer(*_arguments("steer", "-", "--out", "-"), input=file.read_bytes(), capture_output=True)
@@ -121,6 +122,7 @@ def test_the_page_of_audit_goes_to_standard_output(run_on_descriptors: Any, file
     assert b"What the classifier gains" in notes
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_reader_who_leaves_early_stops_nothing(file: Any) -> None:
     out = file.with_name("out.csv")
@@ -134,6 +136,7 @@ def test_a_reader_who_leaves_early_stops_nothing(file: Any) -> None:
     assert len(out.read_text().splitlines()) == N_ROWS + 1
 
 
+@pytest.mark.slow
 @POSIX
 def test_the_next_run_removes_what_a_killed_one_left(
     run: Callable[..., tuple[int, str, str]], file: Any, tmp_path: Path
@@ -302,6 +305,7 @@ def test_version_and_completion(run: Callable[..., tuple[int, str, str]]) -> Non
     assert done.stdout.split() == ["steer"]
 
 
+@pytest.mark.slow
 def test_examples_of_the_help_run(
     run: Callable[..., tuple[int, str, str]], table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -316,6 +316,7 @@ def run_scores(tmp_path: Path) -> Any:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Gaps of up to:UserWarning")  # three classes whose rates only chance makes equal
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
@@ -356,6 +357,7 @@ def test_decision_functions_become_probabilities(rows: Any, run_scores: Any) -> 
     np.testing.assert_allclose(output, tied.predict_proba(X, sensitive_features=group), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [None, LogisticRegression()], ids=str)
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_an_aligned_classifier_is_exported_by_its_scores(
@@ -632,6 +634,7 @@ def test_malicious_pickle_is_refused_and_runs_nothing(
     assert set(sys.modules) == before
 
 
+@pytest.mark.slow
 def test_the_malicious_pickles_would_run(tmp_path: Path) -> None:
     """Otherwise the test above proves nothing."""
     for name in ("call of exec", "exec of protocol 0", "inst", "obj", "after the arrays", "array of objects"):

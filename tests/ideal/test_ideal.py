@@ -299,6 +299,7 @@ def test_the_frame_of_all_subgroups_moves_the_data_least(kind: Any, map_type: An
 
 
 # Eight features and three classes: six directions carry no class information. Or nearly all do not.
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(K, G, D + 4), (2, 2, 40), (3, 2, 80), (2, 3, 60)], ids=str)
 def test_the_isometries_that_tied_covariances_leave_free_move_the_data_least(shape: Any) -> None:
     for seed in range(3):

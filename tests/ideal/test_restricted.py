@@ -43,6 +43,7 @@ def objective(moments: SubgroupMoments, p: Any, r: Any, means: Any, covariances:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(["tied", "full"], RESTRICTED)))
 def test_no_generic_optimiser_finds_a_nearer_one(kind: Any, map_type: Any) -> None:
     moments = statistics(kind, d=2)
@@ -69,6 +70,7 @@ def test_no_generic_optimiser_finds_a_nearer_one(kind: Any, map_type: Any) -> No
     assert ideal.kl_divergence >= min(found) - 1e-4  # the optimiser has come near enough to be a judge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "intervention"), list(itertools.product(KINDS, INTERVENTIONS)))
 def test_each_class_of_maps_is_nearer_than_the_one_it_contains(kind: Any, intervention: Any) -> None:
     for seed in range(5):

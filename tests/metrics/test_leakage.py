@@ -34,6 +34,7 @@ def test_the_advantage_of_two_gaussians_is_their_total_variation() -> None:
     assert found.largest.value == found.advantage.value[1]
 
 
+@pytest.mark.slow
 def test_groups_that_are_alike_leak_nothing() -> None:
     X, y, group = rows([0.0, 0.0])
     for estimator in ("linear", "boosting"):

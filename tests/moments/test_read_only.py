@@ -135,6 +135,7 @@ def test_a_mapped_transformer_does_what_the_other_does(make_data: Any, mapped: A
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize(
     "classifier",

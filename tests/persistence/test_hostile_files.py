@@ -351,6 +351,7 @@ _ALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _ALL)
 def test_a_hostile_file_is_refused_at_once(results: Any, name: Any) -> None:
     result = results[f"bad {name}"]
@@ -363,6 +364,7 @@ def test_a_hostile_file_is_refused_at_once(results: Any, name: Any) -> None:
     assert result["imported"] == []
 
 
+@pytest.mark.slow
 def test_the_limits_hold_what_a_believer_would_break() -> None:
     """The standard library, unguarded, does what the pickles say: otherwise the test above proves nothing."""
     program = (

@@ -396,6 +396,7 @@ def test_ideal_distributions_come_back(rows: Any, path: Any, covariance: Any, re
 # ---- aligned scores, and classifiers that are not ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [1, 2, 3])
 @pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
 @pytest.mark.parametrize("params", [{}, {"max_gap": 0.1, "unknown_group": "average", "calibrate": True}], ids=str)
@@ -496,6 +497,7 @@ def test_a_classifier_that_is_not_the_missing_one_is_refused(rows: Any, path: An
         persistence.load(path, estimator=LogisticRegression().fit(X, y > 0))
 
 
+@pytest.mark.slow
 def test_pipelines_are_kept_by_skops(rows: Any) -> None:
     skops = pytest.importorskip("skops.io", reason="skops is not installed")
     X, y, group = rows

@@ -233,6 +233,7 @@ def test_certificate_draws_bounds_and_measured_gaps(fitted: Any) -> None:
 LABELS = ["$x_1$", "$", "_other", "", "[/x]", r"$\frac{", "two\nlines", r"a\$b", "%_{}#"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["png", "svg", "pdf"])
 def test_labels_are_drawn_as_they_are_and_all_have_a_place_in_the_legend(output: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

@@ -49,6 +49,7 @@ def _check_gaps(report: Any, when: Any, y: Any, predicted: Any, group: Any) -> N
         assert table[name] == pytest.approx(gap.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -75,6 +76,7 @@ def test_a_classifier_that_knows_groups_is_compared_with_one_that_does_not(rows:
         assert "Classes in groups" in text
 
 
+@pytest.mark.slow
 def test_any_classifier_is_compared_with_any_other(rows: Any) -> None:
     X, y, group = rows
     tree, other = DecisionTreeClassifier(max_depth=3, random_state=0), ScoreAligner(LogisticRegression())
@@ -93,6 +95,7 @@ def test_a_meta_estimator_is_compared_with_what_it_wraps(rows: Any) -> None:
     _check_gaps(report, "before", y, _held_out(inner, X, y, group), group)
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_compared_with_itself_without_steering(rows: Any) -> None:
     X, y, group = rows
     table = X.assign(sex=group)

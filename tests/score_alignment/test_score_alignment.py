@@ -134,6 +134,7 @@ def test_nothing_moves_where_groups_have_the_same_scores() -> None:
     assert alignment.amount == 0
 
 
+@pytest.mark.slow
 def test_gaussian_scores_are_mapped_to_their_barycentre() -> None:
     n, means, scales, shares = 200_000, np.array([0.0, 2.0]), np.array([1.0, 3.0]), np.array([0.25, 0.75])
     group = np.repeat([0, 1], (n * shares).astype(int))
@@ -459,6 +460,7 @@ def test_many_groups_and_classes_need_no_factored_hessian(monkeypatch: pytest.Mo
 # ---- the band
 
 
+@pytest.mark.slow
 def test_the_band_holds_at_every_threshold_as_often_as_it_says() -> None:
     """Two groups, exponential scores: the deployed gap at every threshold is known exactly."""
     rng = np.random.default_rng(0)
@@ -529,6 +531,7 @@ def test_maps_are_fitted_on_out_of_fold_scores() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_a_frozen_classifier_is_aligned_on_all_rows_and_not_trained(n_classes: int) -> None:
     X, y, group = class_data(n_classes=n_classes)

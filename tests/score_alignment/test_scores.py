@@ -81,6 +81,7 @@ def put(value: float) -> Any:
     return spoil
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_a_row_of_zeros_counts_as_equal_probabilities(n_classes: int, constraint: Any) -> None:
@@ -157,6 +158,7 @@ def test_scores_of_another_shape_or_size_are_refused(spoil: Any) -> None:
         ScoreAligner(SaysScore(spoil)).fit(X, y, sensitive_features=group)
 
 
+@pytest.mark.slow
 def test_probabilities_that_sum_to_one_but_for_rounding_are_taken() -> None:
     X, y, group = rows(3)
     for dtype in ("float32", "float16"):
@@ -273,6 +275,7 @@ def test_rows_far_from_those_of_the_fit_have_finite_probabilities() -> None:
 # ---- the alignment apart from the classifier, and the manners of the estimator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("columns", [1, 2])
 def test_the_alignment_is_a_value_of_its_own(n_classes: int, columns: int) -> None:
@@ -313,6 +316,7 @@ def test_the_alignment_of_a_decision_function_and_of_one_class() -> None:
     assert one.predict_proba(np.ones((3, 1)), sensitive_features=[0, 1, 0]).tolist() == [[1.0]] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_folds_in_several_processes_give_the_same(n_classes: int) -> None:
     X, y, group = rows(n_classes)
