@@ -11,6 +11,7 @@ namespace {
 
 constexpr Index kBlock = 48;        // rows whose changes reach the inverse together
 constexpr std::size_t kMemory = 5;  // pairs of steps and changes of the gradient
+constexpr int kMostHalvings = 34;   // of a step: what is left of it is below 1e-10
 constexpr double kFlat = 0.2;       // the least curvature of a pair, relative
 constexpr double kTilt = 1e-7;      // of ratios: above what rounding does, below what matters
 constexpr Index kStepsPerIteration = 10;
@@ -214,7 +215,8 @@ Descent TwoClassProblem::minimise(Matrix& X, const DescentOptions& options) cons
   double left = 0;
   bool in_time = true;
   for (Index n = 0; n / kStepsPerIteration < options.max_iter; ++n) {
-    if (!(in_time = !options.stop())) break;
+    in_time = !options.stop();
+    if (!in_time) break;
     // Two loops over the remembered pairs (Nocedal and Wright, algorithm 7.4).
     candidate = gradient;
     for (std::size_t k = memory.size(); k-- > 0;) {
@@ -230,12 +232,13 @@ Descent TwoClassProblem::minimise(Matrix& X, const DescentOptions& options) cons
 
     double length = 1, next = 0;
     const Matrix direction = linalg::product(step, X);
-    for (; length > 1e-10; length *= 0.5) {
+    int halvings = 0;
+    for (; halvings < kMostHalvings; ++halvings, length *= 0.5) {
       candidate = X - length * direction;
       next = this->value(candidate);
       if (next <= value - 1e-4 * length * decrement) break;
     }
-    if (!(length > 1e-10)) break;  // rounding has the last word
+    if (halvings == kMostHalvings) break;  // rounding has the last word
     X.swap(candidate);
     value = next;
     if ((n + 1) % kStepsPerIteration == 0) descent.path.push_back(value);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -162,3 +163,19 @@ def test_empty_cells_and_units_leave_finite_maps(kind: Any, map_type: Any, inter
     np.testing.assert_allclose(found[1].linear, found[0].linear, rtol=1e-6)
     np.testing.assert_allclose(found[1].offset, found[0].offset * unit, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(found[1].kl_divergence, found[0].kl_divergence, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "map_type"), list(itertools.product(["tied", "full"], RESTRICTED)))
+def test_a_group_that_has_one_class_alone_is_mapped_though_its_prior_vanishes(kind: Any, map_type: Any) -> None:
+    moments = statistics(kind)
+    weights, means = moments.weights.copy(), moments.means.copy()
+    weights[:2, 2] = 0  # the third group has rows of the third class only …
+    weights[2, :2] *= 1e-3
+    means[2, 1] += 200  # … which costs so much in the others that the class is all but given up
+    some = SubgroupMoments.from_statistics(weights, means, moments.covariances, covariance=kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ideal = nearest_ideal(some, covariance=kind, map_type=map_type)
+    assert np.isfinite(ideal.linear).all()
+    assert np.isfinite(ideal.offset).all()
+    assert np.isfinite(ideal.kl_divergence)

@@ -182,6 +182,7 @@ class _Problem:
 
     def affirmative(self, reference: int) -> RestrictedSolution:
         p = self.q[:, reference] / self.q[:, reference].sum()
+        log_p = np.log(self.q[:, reference]) - np.log(self.q[:, reference].sum())
         r = self.q.sum(axis=0)
         scale, shift = np.ones((self.G, self.d)), np.zeros((self.G, self.d))
         covariances = self.covariances[:, reference]
@@ -189,10 +190,10 @@ class _Problem:
         known = self.seen[:, reference]
         for a in range(self.G):
             if a != reference:
-                scale[a], shift[a] = self.fit_group(a, p, family, known)
+                scale[a], shift[a] = self.fit_group(a, log_p, family, known)
         if not known.all():
             # Classes that the reference lacks follow from the other groups, through maps that shared classes decided.
-            found = self.fit_family(np.outer(p, r), scale, shift)
+            found = self.fit_family(p, r, scale, shift)
             means = np.where(known[:, None], family.means, found.means)
             shape = (-1,) + (1,) * (covariances.ndim - 1)
             spread = covariances if self.tied else np.where(known.reshape(shape), covariances, found.covariances)
@@ -204,7 +205,7 @@ class _Problem:
     def all_subgroups(self, max_iter: int, tol: float, deadline: float) -> RestrictedSolution:
         log_p, log_r = np.log(self.q.sum(axis=1)), np.log(self.q.sum(axis=0))
         scale, shift = self.start()
-        family = self.fit_family(np.exp(log_p[:, None] + log_r), scale, shift)
+        family = self.fit_family(np.exp(log_p), np.exp(log_r), scale, shift)
         cells = self.divergences(family, scale, shift)
         path = [self.objective(np.exp(log_p), np.exp(log_r), cells)]
         everything = np.ones(self.K, dtype=bool)
@@ -214,9 +215,9 @@ class _Problem:
                 break
             log_p, log_r = self.fit_priors(log_p, log_r, cells)
             p, r = np.exp(log_p), np.exp(log_r)
-            family = self.fit_family(np.outer(p, r), scale, shift)
+            family = self.fit_family(p, r, scale, shift)
             for a in range(self.G):
-                scale[a], shift[a] = self.fit_group(a, p, family, everything)
+                scale[a], shift[a] = self.fit_group(a, log_p, family, everything)
             cells = self.divergences(family, scale, shift)
             path.append(self.objective(p, r, cells))
             if path[-2] - path[-1] <= tol * max(1.0, abs(path[-1])):
@@ -245,11 +246,15 @@ class _Problem:
 
     # ---- blocks
 
-    def fit_group(self, a: int, p: Doubles, family: _Family, known: npt.NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
-        w = np.where(self.seen[:, a] & known, p, 0.0)
-        if not w.any():
+    def fit_group(
+        self, a: int, log_p: Doubles, family: _Family, known: npt.NDArray[np.bool_]
+    ) -> tuple[Doubles, Doubles]:
+        shared = self.seen[:, a] & known
+        if not shared.any():
             msg = "a group shares no class with the reference group"
             raise ValueError(msg)
+        # Within the classes that the group has, so that none is left without weights where a prior vanishes.
+        w = np.exp(np.where(shared, log_p - log_p[shared].max(), -np.inf))
         w /= w.sum()
         classes = np.flatnonzero(w)
         # About averages, so that a common offset costs no digits.
@@ -288,18 +293,16 @@ class _Problem:
                 break
         return np.asarray(x * unit)
 
-    def fit_family(self, target: Doubles, scale: Doubles, shift: Doubles) -> _Family:
-        target = np.where(self.seen, target, 0.0)
+    def fit_family(self, p: Doubles, r: Doubles, scale: Doubles, shift: Doubles) -> _Family:
+        target = np.where(self.seen, np.outer(p, r), 0.0)
         nu = np.empty((self.K, self.d))
         shape = self.covariances.shape[2:]
         precisions = np.zeros((1 if self.tied else self.K, *shape))
         for k in range(self.K):
-            if not target[k].any():  # a class whose rows have no weight: nothing decides its family, nothing uses it
-                nu[k] = 0.0
-                precisions[k % len(precisions)] = np.eye(self.d) if len(shape) == 2 else np.ones(self.d)
-                continue
+            # Of a class the groups' shares alone count, however small its prior; if they vanish too, all alike.
+            share = np.where(self.seen[k], r, 0.0)
+            share = share / share.sum() if share.any() else self.seen[k] / self.seen[k].sum()
             lhs, rhs = np.zeros(shape), np.zeros(self.d)
-            share = target[k] / target[k].sum()
             for a in np.flatnonzero(share):
                 P = self.precision(k, a)
                 lhs += share[a] * self.algebra.scaled(P, scale[a])
@@ -308,8 +311,8 @@ class _Problem:
             if not self.tied:
                 precisions[k] = lhs
         if self.tied:
-            r = target.sum(axis=0) / target.sum()
-            precisions[0] = sum(r[a] * self.algebra.scaled(self.precision(0, a), scale[a]) for a in range(self.G))
+            shares = target.sum(axis=0) / target.sum()
+            precisions[0] = sum(shares[a] * self.algebra.scaled(self.precision(0, a), scale[a]) for a in range(self.G))
         return _Family(nu, np.stack([self.algebra.invert(P)[0] for P in precisions]))
 
     def divergences(self, family: _Family, scale: Doubles, shift: Doubles) -> Doubles:
