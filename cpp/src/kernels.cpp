@@ -7,6 +7,8 @@
 
 #include "fairsteer/row_sort.hpp"
 
+// Compilers before GCC 10 do not have this question; the name is theirs, so that clang-tidy takes
+// it for a mistake.
 #if !defined(__has_builtin)
 #define __has_builtin(name) 0  // NOLINT(bugprone-reserved-identifier)
 #endif
