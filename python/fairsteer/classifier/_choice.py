@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -36,7 +37,7 @@ class Gap(NamedTuple):
     """How probable differences as large are if groups have the same rates; 1 where nothing can be compared."""
 
 
-class Tested(NamedTuple):
+class HeldOutRows(NamedTuple):
     """Rows with out-of-fold predictions."""
 
     y_codes: Codes
@@ -128,17 +129,21 @@ class Choice:
 
 
 def choose(
-    tested: Tested, predicted: list[Codes | None], gaps: list[Gap], max_gap: float | None, chance: float = CHANCE
+    tested: HeldOutRows,
+    predicted: Sequence[Codes | None],
+    gaps: Sequence[Gap],
+    max_gap: float | None,
+    chance: float = CHANCE,
 ) -> Choice:
     """Take the simplest candidate that is about as accurate as the most accurate one whose gap is small enough.
 
     Parameters
     ----------
-    tested : Tested
+    tested : HeldOutRows
         Rows.
-    predicted : list of (ndarray of shape (n_rows,) or None)
+    predicted : sequence of (ndarray of shape (n_rows,) or None)
         Classes by every candidate, the simplest first; None of one that could not be fitted.
-    gaps : list of Gap
+    gaps : sequence of Gap
         Their gaps.
     max_gap : float or None
         Largest gap that may be; None: any whose p-value is at least `chance`. If no candidate is within it, those

@@ -36,7 +36,7 @@ from fairsteer.classifier._candidates import (
     shared_fits,
     table_of_params,
 )
-from fairsteer.classifier._choice import CRITERION_OF, Choice, Constraint, Gap, Tested, choose
+from fairsteer.classifier._choice import CRITERION_OF, Choice, Constraint, Gap, HeldOutRows, choose
 from fairsteer.classifier._classifier import IdealDistributionClassifier, SteeredClassifier
 from fairsteer.groups import MISSING
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
@@ -75,7 +75,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         Classifier to train on the steered rows. None: the Bayes classifier of the ideal distribution.
     steering : FairSteeringTransformer, default=None
         What the steering of all candidates has in common, such as `sensitive_columns`, `unknown_group` or
-        `min_cell_size`. None: ``FairSteeringTransformer(standardize=True)``.
+        `min_cell_size`. None: ``FairSteeringTransformer()``.
     constraint : {"equal_opportunity", "demographic_parity", "ideal"}, default="equal_opportunity"
         The gap that is meant. Of two classes: in how often rows of the second class are recognised; in how often it is
         predicted; in how often it is predicted among the rows of either class (equalized odds). Of more classes: the
@@ -235,8 +235,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         if y is None:
             msg = f"{type(self).__name__} requires y to be passed, but the target y is None."
             raise ValueError(msg)
-        # Base rates that differ are no reason to move rows.
-        steering = FairSteeringTransformer(standardize=True) if self.steering is None else clone(self.steering)
+        steering = FairSteeringTransformer() if self.steering is None else clone(self.steering)
         reading = steering._read(X, y, sensitive_features, sample_weight, reset=True)
         batch = reading.batch()
         model = IdealDistributionClassifier(
@@ -456,9 +455,9 @@ class _Rows:
         self.weight: Doubles = np.ones(n) if batch.sample_weight is None else batch.sample_weight
 
     @property
-    def tested(self) -> Tested:
+    def tested(self) -> HeldOutRows:
         use = self.use
-        return Tested(
+        return HeldOutRows(
             self.batch.y_codes[use], self.codes[use], self.weight[use], len(self.batch.classes), len(self.groups)
         )
 
@@ -622,7 +621,11 @@ def _fold_answers(
 
 
 def _results(
-    candidates: list[dict[str, Any]], tested: Tested, predicted: list[Codes | None], gaps: list[Gap], choice: Choice
+    candidates: list[dict[str, Any]],
+    tested: HeldOutRows,
+    predicted: list[Codes | None],
+    gaps: list[Gap],
+    choice: Choice,
 ) -> dict[str, Any]:
     table = table_of_params(candidates)
     nan = float("nan")
