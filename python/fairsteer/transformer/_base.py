@@ -36,8 +36,10 @@ from fairsteer.transformer._reading import Batch, Reading, class_codes, read_cod
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
 
-# Bytes that a stream may take to keep the scatters of the cells apart, so that they can be standardised.
-_MEMORY_OF_CELLS = 2**30
+# Bytes that the scatters of the cells may take to be kept apart, for what needs them: more batches, certificates, some
+# classes alone. A stream cannot be standardised without them; a fit can, by the counts of its rows, in less time.
+_MEMORY_OF_CELLS_IN_A_STREAM = 2**30
+_MEMORY_OF_CELLS_IN_A_FIT = 2**26
 
 
 def _takes_batches(transformer: GroupMapTransformer) -> bool:
@@ -199,7 +201,9 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(batch)
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
-        self._set_moments(self._batch_moments(rows, batch, self._class_factors(batch)), batch)
+        kept = self._kept(batch, _MEMORY_OF_CELLS_IN_A_FIT)
+        factors = self._class_factors(batch) if kept == "tied" else None
+        self._set_moments(self._batch_moments(rows, batch, factors, covariance=kept), batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
         self._set_solution(self._solve(shrunk, rows, batch))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
@@ -257,6 +261,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(self._read(X, y, sensitive_features, sample_weight, reset=first).batch())
         if first:
             self.feature_transform_ = self._fit_coordinates(batch)
+        elif self._solution is not None and isinstance(self._solution.folded, MonotoneMaps):
+            msg = (
+                "fit has chosen map_type='monotone', which needs all rows at once. To add rows, start with "
+                "partial_fit, or name another map_type."
+            )
+            raise ValueError(msg)
         elif self.moments_.standardized:
             msg = (
                 "fit has given the classes the same weights in every group by the counts of its rows, which more rows "
@@ -338,14 +348,17 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 return joint_factors(counts, small)
         return class_factors(counts)
 
-    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
-        """Say what a stream accumulates: scatters of the cells where they are needed and take little memory."""
+    def _kept(self, batch: Batch, memory: int) -> CovarianceModel:
+        """Say what is accumulated: scatters of the cells where they are needed and take little memory."""
         if self.covariance != "tied" or not self.standardize:
             return self.covariance
+        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
+        return "full" if 8 * numbers <= memory else "tied"
+
+    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
         if hasattr(self, "moments_"):
             return self.moments_.covariance
-        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
-        return "full" if 8 * numbers <= _MEMORY_OF_CELLS else "tied"
+        return self._kept(batch, _MEMORY_OF_CELLS_IN_A_STREAM)
 
     def _batch_moments(
         self, rows: Floats, batch: Batch, factors: Doubles | None = None, covariance: CovarianceModel | None = None
