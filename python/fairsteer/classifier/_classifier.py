@@ -159,8 +159,9 @@ class IdealDistributionClassifier(SteeredClassifier):
     -----
     With ``estimator=None`` and a strength ``s`` between 0 and 1, class probabilities are
     proportional to ``p_fitted ** (1 - s) * p_ideal ** s``. At strength 0 this is the Bayes
-    classifier of the fitted Gaussians within each group: linear discriminant analysis with tied,
-    quadratic with full covariances. The weights for an `estimator` likewise go from 1 to the ideal
+    classifier of the fitted Gaussians within each group: quadratic discriminant analysis with full
+    covariances, linear with tied ones (scikit-learn's, which pools classes by their shares in the
+    group, with ``standardize=False``). The weights for an `estimator` likewise go from 1 to the ideal
     ones as the strength goes from 0 to 1. Predictions are deterministic.
 
     Examples

@@ -658,7 +658,7 @@ class SubgroupMoments:
         tied.weights[:], tied._weight_squares[:] = self.weights, self._weight_squares
         tied.means[:], tied._cubics[:], tied._quartics[:] = self.means, self._cubics, self._quartics
         factors = class_factors(self.weights) if standardize else np.ones_like(self.weights)
-        tied._scatters[:] = (factors[..., None, None] * self._scatters).sum(axis=0)
+        tied._scatters[:] = np.einsum("ka,kaij->aij", factors, self._scatters)
         if standardize:
             tied._weigh_classes_alike(factors)
             tied._cubics *= factors[..., None]

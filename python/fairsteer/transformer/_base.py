@@ -36,8 +36,10 @@ from fairsteer.transformer._reading import Batch, Reading, class_codes, read_cod
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
 
-# Bytes that a stream may take to keep the scatters of the cells apart, so that they can be standardised.
-_MEMORY_OF_CELLS = 2**30
+# Bytes that the scatters of the cells may take to be kept apart, for what needs them: more batches, certificates, some
+# classes alone. A stream cannot be standardised without them; a fit can, by the counts of its rows, in less time.
+_MEMORY_OF_CELLS_IN_A_STREAM = 2**30
+_MEMORY_OF_CELLS_IN_A_FIT = 2**26
 
 
 def _takes_batches(transformer: GroupMapTransformer) -> bool:
@@ -204,7 +206,9 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
         if moments is None:
-            moments = self._batch_moments(rows, batch, self._class_factors(batch))
+            kept = self._kept(batch, _MEMORY_OF_CELLS_IN_A_FIT)
+            factors = self._class_factors(batch) if kept == "tied" else None
+            moments = self._batch_moments(rows, batch, factors, covariance=kept)
         self._set_moments(moments, batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
         self._set_solution(self._solve(shrunk, rows, batch))
@@ -244,7 +248,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** (1 if kept == "diagonal" else 2)
         if hasattr(self.shrinkage, "fit") or needs_all_rows(self.feature_transform):
             return None
-        if 16 * numbers * (len(parts) + 1) > _MEMORY_OF_CELLS:  # parts, and merged
+        if 16 * numbers * (len(parts) + 1) > _MEMORY_OF_CELLS_IN_A_STREAM:  # parts, and merged
             return None
         fitted = self._alike()
         fitted.feature_transform_ = fitted._fit_coordinates(batch)
@@ -318,6 +322,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(self._read(X, y, sensitive_features, sample_weight, reset=first).batch())
         if first:
             self.feature_transform_ = self._fit_coordinates(batch)
+        elif self._solution is not None and isinstance(self._solution.folded, MonotoneMaps):
+            msg = (
+                "fit has chosen map_type='monotone', which needs all rows at once. To add rows, start with "
+                "partial_fit, or name another map_type."
+            )
+            raise ValueError(msg)
         elif self.moments_.standardized:
             msg = (
                 "fit has given the classes the same weights in every group by the counts of its rows, which more rows "
@@ -399,14 +409,17 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 return joint_factors(counts, small)
         return class_factors(counts)
 
-    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
-        """Say what a stream accumulates: scatters of the cells where they are needed and take little memory."""
+    def _kept(self, batch: Batch, memory: int) -> CovarianceModel:
+        """Say what is accumulated: scatters of the cells where they are needed and take little memory."""
         if self.covariance != "tied" or not self.standardize:
             return self.covariance
+        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
+        return "full" if 8 * numbers <= memory else "tied"
+
+    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
         if hasattr(self, "moments_"):
             return self.moments_.covariance
-        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
-        return "full" if 8 * numbers <= _MEMORY_OF_CELLS else "tied"
+        return self._kept(batch, _MEMORY_OF_CELLS_IN_A_STREAM)
 
     def _batch_moments(
         self, rows: Floats, batch: Batch, factors: Doubles | None = None, covariance: CovarianceModel | None = None

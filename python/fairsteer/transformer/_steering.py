@@ -51,7 +51,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         What is to hold: the ideal of every criterion at once; that classes named by `pos_label` are recognised
         equally often in every group, for which their rows alone count; or that predictions are equally frequent in
         every group, for which classes do not count and `y` is not looked at.
-    map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="affine"
+    map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="auto"
         How rows may move. Four follow from the Gaussian model: ``"affine"`` is the nearest of all ideal
         distributions; ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which does not rotate;
         ``"diagonal"`` scales and shifts every feature for itself; ``"translation"`` only shifts. ``"monotone"`` moves
@@ -99,7 +99,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         of its group, suggest (:meth:`SubgroupMoments.borrow`). ``"merge"`` makes the groups with
         such a subgroup one group, labelled ``"(small groups)"`` (a tuple of that for intersections),
         joined by the next smallest until no subgroup is too small; their labels still choose the map.
-    standardize : bool, default=False
+    standardize : bool, default=True
         Whether the classes have the same weights in every group wherever they are averaged within it (tied
         covariances, `pooling`, quantiles). If not, groups that differ in base rates alone are moved, since classes
         differ in spread. A stream of ``partial_fit`` is standardised if the covariances of all subgroups fit into a
@@ -107,6 +107,9 @@ class FairSteeringTransformer(GroupMapTransformer):
     pos_label : label or list of labels, default=None
         The classes whose rates must agree under ``constraint="equal_opportunity"``. None: the last of two classes;
         all of more.
+    min_distinct : int, default=6
+        With monotone maps, features of fewer different values stay as they are: flags and short scales, of which whole
+        steps would move. 2 moves all, so that of the rows with a flag some lose it, or the other way round.
     max_iter : int, default=200
         Limit on the iterations of the projection.
     tol : float, default=1e-6
@@ -197,6 +200,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         "constraint": [StrOptions(set(get_args(Constraint)))],
         "map_type": [StrOptions(set(get_args(MapType)))],
         "pos_label": [object],
+        "min_distinct": [Interval(Integral, 2, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
@@ -217,7 +221,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         intervention: Intervention = "all_subgroups",
         reference_group: Hashable = None,
         constraint: Constraint = "ideal",
-        map_type: MapType = "affine",
+        map_type: MapType = "auto",
         covariance: CovarianceModel = "tied",
         shrinkage: Any = "ledoit_wolf",
         pooling: float = 0.0,
@@ -227,8 +231,9 @@ class FairSteeringTransformer(GroupMapTransformer):
         unknown_group: UnknownGroup = "error",
         min_cell_size: int = 0,
         small_cells: SmallCells = "error",
-        standardize: bool = False,
+        standardize: bool = True,
         pos_label: Any = None,
+        min_distinct: int = 6,
         max_iter: int = 200,
         tol: float = 1e-6,
         max_time: float | None = None,
@@ -248,6 +253,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         self.small_cells = small_cells
         self.standardize = standardize
         self.pos_label = pos_label
+        self.min_distinct = min_distinct
         self.max_iter = max_iter
         self.tol = tol
         self.max_time = max_time
@@ -320,6 +326,7 @@ class FairSteeringTransformer(GroupMapTransformer):
             group_shares=weights.sum(axis=0) / weights.sum(),
             standardize=self.standardize,
             reference=held,
+            min_distinct=self.min_distinct,
         )
         return solution._replace(folded=maps)
 
@@ -347,16 +354,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Model of some of the classes; a tied covariance is of these alone."""
         if model.covariance != "tied":
             return model.of_classes(labels)
-        if self.moments_.covariance == "full":
+        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
             return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
         if batch is None:
-            if self.moments_.covariance == "tied":
-                msg = (
-                    "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
-                    "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
-                )
-                raise ValueError(msg)
-            return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
+            msg = (
+                "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
+                "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
+            )
+            raise ValueError(msg)
         kept = np.array([label in labels for label in batch.classes.tolist()])
         code = np.where(kept, np.cumsum(kept) - 1, -1)
         part = batch._replace(y_codes=code[batch.y_codes], classes=batch.classes[kept])
