@@ -36,8 +36,14 @@ from fairsteer.transformer._reading import Batch, Reading, class_codes, read_cod
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
 
-# Bytes that a stream may take to keep the scatters of the cells apart, so that they can be standardised.
+# Bytes that the scatters of the cells may take where the model does not need them apart: in a stream, so that they can
+# be standardised, and for the certificate.
 _MEMORY_OF_CELLS = 2**30
+
+
+def cells_fit_memory(n_classes: int, n_groups: int, n_features: int) -> bool:
+    """Whether the covariances of all subgroups are worth the memory that they take."""
+    return 8 * n_classes * n_groups * n_features**2 <= _MEMORY_OF_CELLS
 
 
 def _takes_batches(transformer: GroupMapTransformer) -> bool:
@@ -199,9 +205,10 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(batch)
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
-        self._set_moments(self._batch_moments(rows, batch, self._class_factors(batch)), batch)
+        moments, cells = self._moments_of_fit(rows, batch, final=infers)
+        self._set_moments(moments, batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
-        self._set_solution(self._solve(shrunk, rows, batch))
+        self._set_solution(self._solve(shrunk, rows, batch, cells))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
 
@@ -338,14 +345,20 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 return joint_factors(counts, small)
         return class_factors(counts)
 
+    def _moments_of_fit(
+        self, rows: Floats, batch: Batch, *, final: bool
+    ) -> tuple[SubgroupMoments, SubgroupMoments | None]:
+        """Moments of all rows, and full ones where a `final` fit asks for them beside its model."""
+        del final
+        return self._batch_moments(rows, batch, self._class_factors(batch)), None
+
     def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
         """Say what a stream accumulates: scatters of the cells where they are needed and take little memory."""
         if self.covariance != "tied" or not self.standardize:
             return self.covariance
         if hasattr(self, "moments_"):
             return self.moments_.covariance
-        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
-        return "full" if 8 * numbers <= _MEMORY_OF_CELLS else "tied"
+        return "full" if cells_fit_memory(len(batch.classes), len(batch.groups), batch.rows.shape[1]) else "tied"
 
     def _batch_moments(
         self, rows: Floats, batch: Batch, factors: Doubles | None = None, covariance: CovarianceModel | None = None
@@ -402,6 +415,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
 
     def _shrunk(self, moments: SubgroupMoments, rows: Any = None, y_codes: Any = None, codes: Any = None) -> Any:
         """Merge, pool and shrink moments; an estimator as `shrinkage` needs the rows and their codes."""
+        moments = self._unshrunk(moments)
+        codes = None if codes is None else self._group_of_label[codes]
+        return moments.shrink(self.shrinkage, X=rows, y_codes=y_codes, group_codes=codes)
+
+    def _unshrunk(self, moments: SubgroupMoments) -> SubgroupMoments:
+        """Merge and pool moments."""
         moments = self._merged(moments)
         if self.covariance == "tied":
             # Of a stream the covariances of cells; or what the classes' shares in each group have made them.
@@ -417,16 +436,22 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 )
                 raise ValueError(msg)
             moments = moments.pool(self.pooling, standardize=self.standardize)
-        codes = None if codes is None else self._group_of_label[codes]
-        return moments.shrink(self.shrinkage, X=rows, y_codes=y_codes, group_codes=codes)
+        return moments
 
     def _borrowed(self, shrunk: SubgroupMoments) -> SubgroupMoments:
         if self.small_cells != "pool":
             return shrunk
         return shrunk.borrow(self.min_cell_size, standardize=self.standardize)
 
-    def _solve(self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None) -> Solution:
-        """Model of the subgroups, and the maps that follow from it; a fit has the rows as well."""
+    def _solve(
+        self,
+        shrunk: SubgroupMoments,
+        rows: Any = None,
+        batch: Batch | None = None,
+        cells: SubgroupMoments | None = None,
+    ) -> Solution:
+        """Model of the subgroups, and the maps that follow from it; a fit has the rows, and may have full moments."""
+        del cells
         self._check_sizes()
         _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():
