@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args
 
@@ -194,8 +194,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         """
         return self._fit_batch(self._read(X, y, sensitive_features, sample_weight, reset=True).batch())
 
-    def _fit_batch(self: _Self, batch: Batch, *, infers: bool = True) -> _Self:
-        """Fit to rows that have been read; without `infers` nothing is learnt that only unknown groups need."""
+    def _fit_batch(self: _Self, batch: Batch, *, infers: bool = True, moments: SubgroupMoments | None = None) -> _Self:
+        """Fit to rows that have been read.
+
+        Without `infers` nothing is learnt that only unknown groups need. `moments` are those of the rows where they are
+        known already, as `_moments_without` gives them.
+        """
         weighted = batch.sample_weight is not None and np.ptp(batch.sample_weight) > 0
         if weighted and hasattr(self.shrinkage, "fit"):
             msg = (
@@ -206,20 +210,77 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(batch)
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
-        moments, cells = self._moments_of_fit(rows, batch, final=infers)
+        cells = None
+        if moments is None:
+            moments, cells = self._moments_of_fit(rows, batch, final=infers)
         self._set_moments(moments, batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
         self._set_solution(self._solve(shrunk, rows, batch, cells))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
 
-    def _fit_alike(self: _Self, batch: Batch) -> _Self:
-        """Fit a clone to some of the rows that this one has read; it is for rows of known groups only."""
-        other: _Self = clone(self)
+    def _alike(self: _Self, **params: Any) -> _Self:
+        """Clone, with other parameters, that need not read the rows again which this one has read."""
+        other: _Self = clone(self).set_params(**params)
         for name in ("n_features_in_", "feature_names_in_", "_sensitive_positions"):
             if hasattr(self, name):
                 setattr(other, name, getattr(self, name))
-        return other._fit_batch(batch, infers=False)
+        return other
+
+    def _fit_alike(self: _Self, batch: Batch, moments: SubgroupMoments | None = None) -> _Self:
+        """Fit a clone to some of the rows that this one has read; it is for rows of known groups only."""
+        return self._alike()._fit_batch(batch, infers=False, moments=moments)
+
+    def _moments_without(self, batch: Batch, parts: Sequence[Codes]) -> list[SubgroupMoments] | None:
+        """Moments of all rows but those of one part, for every part, each part's own being computed once.
+
+        Parameters
+        ----------
+        batch : Batch
+            Rows that this transformer has read.
+        parts : sequence of ndarray
+            Positions of the rows of every part; no row is in two.
+
+        Returns
+        -------
+        list of SubgroupMoments or None
+            With the covariances of the subgroups, from which the others follow. None where moments are not all that
+            a fit needs, `shrinkage` or `feature_transform` being fitted to rows, or would take more than a gigabyte.
+        """
+        batch = self._counted(batch)
+        kept: CovarianceModel = "diagonal" if self.covariance == "diagonal" else "full"
+        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** (1 if kept == "diagonal" else 2)
+        if hasattr(self.shrinkage, "fit") or needs_all_rows(self.feature_transform):
+            return None
+        if 16 * numbers * (len(parts) + 1) > _MEMORY_OF_CELLS_IN_A_STREAM:  # parts, and merged
+            return None
+        fitted = self._alike()
+        fitted.feature_transform_ = fitted._fit_coordinates(batch)
+        rows = fitted._to_model(batch.rows)
+
+        def moments(some: Codes) -> SubgroupMoments:
+            part = batch._replace(
+                y_codes=batch.y_codes[some],
+                group_codes=batch.group_codes[some],
+                sample_weight=None if batch.sample_weight is None else batch.sample_weight[some],
+            )
+            return fitted._batch_moments(rows[some], part, covariance=kept)
+
+        in_part = np.zeros(len(rows), dtype=bool)
+        for part in parts:
+            in_part[part] = True
+        of_parts = [moments(part) for part in parts]
+        rest = moments(np.flatnonzero(~in_part))
+        # From both ends, so that every part is merged a few times only.
+        before, after = (
+            [rest],
+            [SubgroupMoments(rows.shape[1], classes=batch.classes, groups=batch.groups, covariance=kept)],
+        )
+        for own in of_parts[:-1]:
+            before.append(before[-1].merge(own))
+        for own in of_parts[:0:-1]:
+            after.append(after[-1].merge(own))
+        return [first.merge(second) for first, second in zip(before, reversed(after), strict=True)]
 
     @available_if(_takes_batches)
     @fit_context(prefer_skip_nested_validation=True)

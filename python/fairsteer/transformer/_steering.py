@@ -441,6 +441,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Model of some of the classes; a tied covariance is of these alone."""
         if model.covariance != "tied":
             return model.of_classes(labels)
+        if self.moments_.covariance == "full":
+            return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
         if batch is None:
             if self.moments_.covariance == "tied":
                 msg = (
