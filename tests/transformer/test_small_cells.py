@@ -14,6 +14,9 @@ from benchmarks import problems
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, SubgroupMoments
 from fairsteer._utils.types import CovarianceModel
 
+# What a subgroup borrows is not what it is.
+pytestmark = pytest.mark.filterwarnings("ignore:The certificate of the model")
+
 MODELS: list[CovarianceModel] = ["tied", "full", "diagonal"]
 
 

@@ -23,7 +23,7 @@ from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceT
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import Certificate, IdealDistribution
+from fairsteer.ideal import CellGaussians, Certificate, IdealDistribution
 from fairsteer.moments import SubgroupMoments
 from fairsteer.persistence._alignment import (
     pack_alignment,
@@ -76,6 +76,7 @@ SKOPS_TYPES = [
         SubgroupMoments,
         IdealDistribution,
         Certificate,
+        CellGaussians,
         GroupMaps,
         Solution,
         FoldedMaps,

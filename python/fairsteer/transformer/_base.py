@@ -42,6 +42,11 @@ _MEMORY_OF_CELLS_IN_A_STREAM = 2**30
 _MEMORY_OF_CELLS_IN_A_FIT = 2**26
 
 
+def _size_of_cells(batch: Batch) -> int:
+    """Bytes of the scatters of all cells."""
+    return 8 * len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
+
+
 def _takes_batches(transformer: GroupMapTransformer) -> bool:
     """Whether there is a ``partial_fit``; the reason why not is the cause of the AttributeError."""
     if hasattr(transformer.shrinkage, "fit"):
@@ -205,13 +210,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(batch)
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
+        cells = None
         if moments is None:
-            kept = self._kept(batch, _MEMORY_OF_CELLS_IN_A_FIT)
-            factors = self._class_factors(batch) if kept == "tied" else None
-            moments = self._batch_moments(rows, batch, factors, covariance=kept)
+            moments, cells = self._moments_of_fit(rows, batch, final=infers)
         self._set_moments(moments, batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
-        self._set_solution(self._solve(shrunk, rows, batch))
+        self._set_solution(self._solve(shrunk, rows, batch, cells))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
 
@@ -409,12 +413,25 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 return joint_factors(counts, small)
         return class_factors(counts)
 
+    def _moments_of_fit(
+        self, rows: Floats, batch: Batch, *, final: bool
+    ) -> tuple[SubgroupMoments, SubgroupMoments | None]:
+        """Moments of all rows, and full ones where a `final` fit asks for them beside its model."""
+        del final
+        kept = self._kept(batch, _MEMORY_OF_CELLS_IN_A_FIT)
+        factors = self._class_factors(batch) if kept == "tied" else None
+        return self._batch_moments(rows, batch, factors, covariance=kept), None
+
     def _kept(self, batch: Batch, memory: int) -> CovarianceModel:
         """Say what is accumulated: scatters of the cells where they are needed and take little memory."""
         if self.covariance != "tied" or not self.standardize:
             return self.covariance
-        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
-        return "full" if 8 * numbers <= memory else "tied"
+        return "full" if _size_of_cells(batch) <= memory else "tied"
+
+    @staticmethod
+    def _cells_are_few(batch: Batch) -> bool:
+        """Whether a fit keeps the scatters of all cells where it could do without."""
+        return _size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_FIT
 
     def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
         if hasattr(self, "moments_"):
@@ -476,6 +493,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
 
     def _shrunk(self, moments: SubgroupMoments, rows: Any = None, y_codes: Any = None, codes: Any = None) -> Any:
         """Merge, pool and shrink moments; an estimator as `shrinkage` needs the rows and their codes."""
+        moments = self._unshrunk(moments)
+        codes = None if codes is None else self._group_of_label[codes]
+        return moments.shrink(self.shrinkage, X=rows, y_codes=y_codes, group_codes=codes)
+
+    def _unshrunk(self, moments: SubgroupMoments) -> SubgroupMoments:
+        """Merge and pool moments."""
         moments = self._merged(moments)
         if self.covariance == "tied":
             # Of a stream the covariances of cells; or what the classes' shares in each group have made them.
@@ -491,16 +514,22 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 )
                 raise ValueError(msg)
             moments = moments.pool(self.pooling, standardize=self.standardize)
-        codes = None if codes is None else self._group_of_label[codes]
-        return moments.shrink(self.shrinkage, X=rows, y_codes=y_codes, group_codes=codes)
+        return moments
 
     def _borrowed(self, shrunk: SubgroupMoments) -> SubgroupMoments:
         if self.small_cells != "pool":
             return shrunk
         return shrunk.borrow(self.min_cell_size, standardize=self.standardize)
 
-    def _solve(self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None) -> Solution:
-        """Model of the subgroups, and the maps that follow from it; a fit has the rows as well."""
+    def _solve(
+        self,
+        shrunk: SubgroupMoments,
+        rows: Any = None,
+        batch: Batch | None = None,
+        cells: SubgroupMoments | None = None,
+    ) -> Solution:
+        """Model of the subgroups, and the maps that follow from it; a fit has the rows, and may have full moments."""
+        del cells
         self._check_sizes()
         _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():

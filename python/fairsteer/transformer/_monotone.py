@@ -350,9 +350,10 @@ def _average(distributions: Sequence[Distribution], shares: Doubles, *, discrete
         at = np.clip(np.searchsorted(values, average), 1, len(values) - 1)
         low, high = values[at - 1], values[at]
         # An average between two values is taken to both, so that it stays the average.
-        # To the nearer value; what lies in the middle goes to both alike, so that no direction is preferred.
-        share = (average - low) / (high - low)
-        share = np.where(np.abs(share - 0.5) < 1e-9, 0.5, np.clip(np.round(share), 0, 1))
+        # An average between two values is taken to both, so that it stays the average: to the nearer one alone, the
+        # groups' shares would decide by a hair which group moves.
+        share = np.clip((average - low) / (high - low), 0, 1)
+        share = np.where(np.abs(share - np.round(share)) < _ROUNDING, np.round(share), share)
         cut = ends - share * (ends - levels[:-1])
         table = np.zeros(len(values))
         np.add.at(table, at - 1, cut - levels[:-1])

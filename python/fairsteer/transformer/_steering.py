@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -16,10 +17,12 @@ from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, Smal
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
 from fairsteer.ideal import MapType as GaussianMapType
+from fairsteer.ideal._certificate import CellGaussians, cell_certificate
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
+from fairsteer.transformer._misfit import warn_of_misfit
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch
 
@@ -206,12 +209,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
     }
 
-    _of_maps = ("map_type_", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
+    _of_maps = (
+        *("map_type_", "ideal_", "kl_divergence_", "certificate_", "model_certificate_", "n_iter_", "objective_path_"),
+    )
 
     map_type_: str
     ideal_: IdealDistribution
     kl_divergence_: float
-    certificate_: Certificate
+    model_certificate_: Certificate
     n_iter_: int
     objective_path_: Doubles
 
@@ -302,11 +307,21 @@ class FairSteeringTransformer(GroupMapTransformer):
         # Quantiles have nothing to lend to a small subgroup.
         return "diagonal" if self.small_cells == "pool" and self.min_cell_size > 0 else "monotone"
 
-    def _solve(self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None) -> Solution:
+    def _solve(
+        self,
+        shrunk: SubgroupMoments,
+        rows: Any = None,
+        batch: Batch | None = None,
+        cells: SubgroupMoments | None = None,
+    ) -> Solution:
         self._map_type = self._chosen(rows)
         solution = super()._solve(shrunk, rows, batch)
+        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
+            cells = self.moments_
         if self._map_type != "monotone" or batch is None or len(self.groups_) == 1:
-            return solution
+            if cells is None or len(self.groups_) == 1:
+                return solution
+            return solution._replace(maps=self._with_cells(solution.maps, cells))
         if self.small_cells == "pool" and self.min_cell_size > 0:
             msg = (
                 "small_cells='pool' lends Gaussians to small subgroups, and map_type='monotone' has none: use "
@@ -328,7 +343,79 @@ class FairSteeringTransformer(GroupMapTransformer):
             reference=held,
             min_distinct=self.min_distinct,
         )
-        return solution._replace(folded=maps)
+        return solution._replace(folded=maps, maps=self._certify_monotone(maps, solution.maps, batch, cells))
+
+    def _moments_of_fit(
+        self, rows: Floats, batch: Batch, *, final: bool
+    ) -> tuple[SubgroupMoments, SubgroupMoments | None]:
+        # Where features are taken as uncorrelated they may be many, and their products would take longer than all else.
+        many = self.covariance == "diagonal" and rows.shape[1] > _MOST_COLUMNS_OF_A_TABLE
+        # What an estimator of covariances would make of the cells nobody knows.
+        known = len(batch.groups) > 1 and not hasattr(self.shrinkage, "fit")
+        if not final or self.covariance == "full" or many or not known or not self._cells_are_few(batch):
+            return super()._moments_of_fit(rows, batch, final=final)
+        cells = self._batch_moments(rows, batch, covariance="full")
+        if self.covariance == "tied":
+            return cells if self.standardize else cells.tie(), cells
+        return self._batch_moments(rows, batch), cells
+
+    def _with_cells(self, ideal: IdealDistribution, cells: SubgroupMoments) -> IdealDistribution:
+        """Let the certificate be about the subgroups' own Gaussians, and compare it with that of the model."""
+        labels = ideal.classes.tolist()
+        moments = self.moments_
+        if len(labels) < len(self.classes_):
+            moments = (cells if self.covariance == "tied" else moments).of_classes(labels)
+        own = self._merged(cells).of_classes(labels)
+        intensity = self._intensity(self._unshrunk(moments))
+        if intensity is not None:
+            intensity = np.broadcast_to(intensity, own.weights.shape)
+        ideal = replace(ideal, cells=CellGaussians(own, intensity, estimated=True))
+        warn_of_misfit(ideal, self._other_models())
+        return ideal
+
+    def _other_models(self) -> list[str]:
+        """Parameters that bring the model nearer to the subgroups' own Gaussians."""
+        found = []
+        if self.covariance == "tied" and not self.standardize:
+            found.append("standardize=True")
+        if self.covariance != "full":
+            found.append("covariance='full'")
+        if self.pooling > 0:
+            found.append("less pooling")
+        if self.small_cells == "pool" and self.min_cell_size > 0:
+            found.append("a lower min_cell_size")
+        return found
+
+    def _intensity(self, moments: SubgroupMoments) -> Doubles | None:
+        """How far the covariances of the model are shrunk to a multiple of the identity."""
+        if isinstance(self.shrinkage, str):
+            return moments.shrinkage_intensity(self.shrinkage)
+        return None if self.shrinkage is None else np.array(float(self.shrinkage))
+
+    def _certify_monotone(
+        self, maps: MonotoneMaps, ideal: IdealDistribution, batch: Batch, cells: SubgroupMoments | None
+    ) -> IdealDistribution:
+        """Let the certificate be about the Gaussians of steered rows: no model says what becomes of them."""
+        if cells is None:
+            return ideal
+        codes = self._group_of_label[batch.group_codes]
+        moved = SubgroupMoments(batch.rows.shape[1], classes=batch.classes, groups=self.groups_, covariance="full")
+        moved.update(maps.apply(batch.rows, codes)[0], batch.y_codes, codes, batch.sample_weight)
+        moved = moved.of_classes(ideal.classes.tolist())
+        still = np.ones((len(self.groups_), moved.n_features))
+        held = self.groups_.tolist().index(ideal.reference_group) if self.intervention == "affirmative" else None
+        found = cell_certificate(
+            CellGaussians(moved, estimated=True),
+            classes=ideal.classes.tolist(),
+            linear=still,
+            offset=np.zeros_like(still),
+            model_means=moved.means,
+            model_covariances=moved.tie(standardize=self.standardize)._positive_definite()[0][None],
+            class_prior=ideal.class_prior,
+            group_prior=ideal.group_prior,
+            reference=held,
+        )
+        return replace(ideal, known_certificate=found)
 
     def _uses_covariances(self) -> bool:
         return self._map_type not in ("monotone", "translation") or self.unknown_group != "error"
@@ -397,14 +484,27 @@ class FairSteeringTransformer(GroupMapTransformer):
 
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
+        monotone = isinstance(solution.folded, MonotoneMaps)
+        by_model = Certificate.of_nothing(ideal.source_weights.shape, "model") if monotone else ideal.model_certificate
         return {
-            "map_type_": "monotone" if isinstance(solution.folded, MonotoneMaps) else ideal.map_type,
+            "map_type_": "monotone" if monotone else ideal.map_type,
             "ideal_": ideal,
             "kl_divergence_": ideal.kl_divergence,
-            "certificate_": ideal.certificate,
+            "model_certificate_": by_model,
             "n_iter_": ideal.n_iter,
             "objective_path_": ideal.objective_path,
         }
+
+    @property
+    def certificate_(self) -> Certificate:
+        """Bounds on the unfairness, and on the change in accuracy, of classifiers of steered rows."""
+        check_is_fitted(self, "moments_")
+        if self._solution is None:
+            raise AttributeError("certificate_")  # to be explained by __getattr__
+        ideal: IdealDistribution = self._solution.maps
+        if isinstance(self._solution.folded, MonotoneMaps) and ideal.known_certificate is None:
+            return Certificate.of_nothing(ideal.source_weights.shape, "cells")
+        return ideal.certificate
 
     def steer(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
         """Move rows by class and group, so that they follow the ideal distribution.
