@@ -102,14 +102,14 @@ class CellGaussians:
     intensity : ndarray of shape (n_classes, n_groups) or None
         How far covariances are shrunk to the multiple of the identity of the same trace: as far as those of the model
         are. None: not at all.
-    estimated : bool
-        Whether the moments come from rows, so that part of what they differ from the model is chance. If not they are
-        taken as they are.
+    chance : float
+        How much of what the moments differ from the model by chance is not believed, in expectations of what chance
+        does: 1 for moments of rows; 0 for those that are taken as they are.
     """
 
     moments: SubgroupMoments
     intensity: Doubles | None = None
-    estimated: bool = False
+    chance: float = 0.0
 
     def of_class(self, k: int, scale: Doubles | None) -> Doubles:
         """Shrunk covariances of a class, (n_groups, d, d), with their spectra lifted to a share of a scale."""
@@ -177,7 +177,7 @@ def cell_certificate(
     K, G, d = means.shape
     mapped = _Mapped(linear, offset)
     shared = len(model_covariances) == 1
-    target = mapped.covariances(model_covariances[0]) if shared and cells.estimated else None
+    target = mapped.covariances(model_covariances[0]) if shared and cells.chance else None
     part = linear.ndim == 3 and linear.shape[1] < d
     scale = None if part else moments._feature_scale()
     divergence = np.zeros((K, G)) if unseen_divergence is None else np.array(unseen_divergence)
@@ -187,9 +187,9 @@ def cell_certificate(
             continue
         m = mapped.means(means[k])[seen]
         S = mapped.covariances(cells.of_class(kept[k], scale))[seen]
-        if cells.estimated:
+        if cells.chance:
             T = mapped.covariances(model_covariances[k]) if target is None else target
-            m, S = _without_chance(m, S, mapped.means(model_means[k])[seen], T[seen], sizes[k, seen])
+            m, S = _without_chance(m, S, mapped.means(model_means[k])[seen], T[seen], sizes[k, seen] / cells.chance)
         held = None if reference is None or reference not in seen else int(np.flatnonzero(seen == reference)[0])
         share = group_prior[seen]
         share = share / share.sum() if share.any() else np.full(len(seen), 1 / len(seen))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
+from scipy.stats import chi2
 
 from fairsteer._utils.input import warn_caller
 from fairsteer._utils.types import Doubles
@@ -18,6 +20,9 @@ _FACTOR = 2.0
 
 # A gap that is larger by less than this is hardly to be seen in a few hundred rows, and no news.
 _WORTH_A_WORD = 0.1
+
+# Of fits to rows of the model itself no more than this share warns.
+_FALSE_ALARMS = 0.01
 
 # A certificate takes (number of subgroups) d^3 operations, a dozen times. Up to so many a fit has the time for it.
 _AT_ONCE = 1e8
@@ -36,16 +41,19 @@ def warn_of_misfit(ideal: IdealDistribution, ways_out: Sequence[str]) -> None:
     if cells is None:
         return
     K, G, d = ideal.source_means.shape
-    if K * G * d**3 <= _AT_ONCE:
-        found, least = ideal.certificate, ""
-    else:
-        directions = _discriminants(ideal)
-        if not len(directions):
-            return
-        found, least = ideal._certify(cells, directions), "at least "
-    allowed = found.equalized_odds
-    if not allowed > max(_FACTOR * promised, promised + _WORTH_A_WORD):
+    at_once = K * G * d**3 <= _AT_ONCE
+    directions = None if at_once else _discriminants(ideal)
+    m = d if directions is None else len(directions)
+    if not m:
         return
+    # Of as many numbers as a covariance has, the sum of the squared errors.
+    freedom = m * (m + 1) / 2
+    most = float(chi2.ppf(1 - _FALSE_ALARMS / (K * G), freedom)) / freedom
+    found = ideal._certify(replace(cells, chance=most), directions)
+    if not found.equalized_odds > max(_FACTOR * promised, promised + _WORTH_A_WORD):
+        return
+    found, least = (ideal.certificate, "") if at_once else (found, "at least ")
+    allowed = found.equalized_odds
     k = int(found.equal_opportunity.argmax())
     first, second = sorted(np.argsort(-found.total_variation[k], kind="stable")[:2].tolist())
     groups = ideal.groups.tolist()

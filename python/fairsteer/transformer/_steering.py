@@ -345,12 +345,12 @@ class FairSteeringTransformer(GroupMapTransformer):
         # Where features are taken as uncorrelated they may be many, and their products would take longer than all else.
         many = self.covariance == "diagonal" and d > _MOST_COLUMNS_OF_A_TABLE
         # What an estimator of covariances would make of the cells nobody knows.
-        estimated = hasattr(self.shrinkage, "fit")
-        if not final or self.covariance == "full" or G == 1 or many or estimated or not cells_fit_memory(K, G, d):
+        unknown = many or hasattr(self.shrinkage, "fit") or not cells_fit_memory(K, G, d)
+        if self.covariance == "full" or G == 1 or unknown or not (final or self.covariance == "tied"):
             return super()._moments_of_fit(rows, batch, final=final)
         cells = self._batch_moments(rows, batch, covariance="full")
         if self.covariance == "tied":
-            return cells._tied(self._class_factors(batch)), cells
+            return cells._tied(self._class_factors(batch)), cells if final else None
         return self._batch_moments(rows, batch), cells
 
     def _with_cells(self, ideal: IdealDistribution, cells: SubgroupMoments) -> IdealDistribution:
@@ -363,7 +363,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         intensity = self._intensity(self._unshrunk(moments))
         if intensity is not None:
             intensity = np.broadcast_to(intensity, own.weights.shape)
-        ideal = replace(ideal, cells=CellGaussians(own, intensity, estimated=True))
+        ideal = replace(ideal, cells=CellGaussians(own, intensity, chance=1.0))
         warn_of_misfit(ideal, self._other_models())
         return ideal
 
@@ -399,7 +399,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         still = np.ones((len(self.groups_), moved.n_features))
         held = self.groups_.tolist().index(ideal.reference_group) if self.intervention == "affirmative" else None
         found = cell_certificate(
-            CellGaussians(moved, estimated=True),
+            CellGaussians(moved, chance=1.0),
             classes=ideal.classes.tolist(),
             linear=still,
             offset=np.zeros_like(still),
