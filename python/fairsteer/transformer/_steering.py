@@ -17,12 +17,12 @@ from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, Smal
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
 from fairsteer.ideal import MapType as GaussianMapType
-from fairsteer.ideal._certificate import CellGaussians, cell_certificate
+from fairsteer.ideal._certificate import CellGaussians, moved_certificate
 from fairsteer.moments import SubgroupMoments
 from fairsteer.transformer._base import GroupMapTransformer, Solution, cells_fit_memory
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
-from fairsteer.transformer._misfit import warn_of_misfit
+from fairsteer.transformer._misfit import ModelRows, cells_at_once, warn_of_misfit
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch
 
@@ -31,6 +31,10 @@ Constraint = Literal["ideal", "equal_opportunity", "demographic_parity"]
 
 # Of more features than this nobody looks whether values repeat: these are embeddings, and a look takes time.
 _MOST_COLUMNS_OF_A_TABLE = 256
+
+
+# Rows of a subgroup, in multiples of the number of features, from which on its covariance costs little to keep apart.
+_ROWS_OF_A_CELL = 10
 
 
 class FairSteeringTransformer(GroupMapTransformer):
@@ -312,10 +316,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         solution = super()._solve(shrunk, rows, batch)
         if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
             cells = self.moments_
-        if self._map_type != "monotone" or batch is None or len(self.groups_) == 1:
-            if cells is None or len(self.groups_) == 1:
-                return solution
-            return solution._replace(maps=self._with_cells(solution.maps, cells))
+        if len(self.groups_) == 1:
+            return solution
+        if self._map_type != "monotone" or batch is None:
+            ideal = solution.maps
+            if cells is not None:
+                ideal = self._with_cells(ideal, cells)
+            self._warn_of_misfit(ideal, rows, batch)
+            return solution._replace(maps=ideal)
         if self.small_cells == "pool" and self.min_cell_size > 0:
             msg = (
                 "small_cells='pool' lends Gaussians to small subgroups, and map_type='monotone' has none: use "
@@ -344,6 +352,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         K, G, d = len(batch.classes), len(batch.groups), rows.shape[1]
         # Where features are taken as uncorrelated they may be many, and their products would take longer than all else.
         many = self.covariance == "diagonal" and d > _MOST_COLUMNS_OF_A_TABLE
+        # Of cells of few rows and many features the products take longer apart than together.
+        many = many or not (cells_at_once(K, G, d) or len(rows) >= _ROWS_OF_A_CELL * K * G * d)
         # What an estimator of covariances would make of the cells nobody knows.
         unknown = many or hasattr(self.shrinkage, "fit") or not cells_fit_memory(K, G, d)
         if self.covariance == "full" or G == 1 or unknown or not (final or self.covariance == "tied"):
@@ -363,9 +373,18 @@ class FairSteeringTransformer(GroupMapTransformer):
         intensity = self._intensity(self._unshrunk(moments))
         if intensity is not None:
             intensity = np.broadcast_to(intensity, own.weights.shape)
-        ideal = replace(ideal, cells=CellGaussians(own, intensity, chance=1.0))
-        warn_of_misfit(ideal, self._other_models())
-        return ideal
+        return replace(ideal, cells=CellGaussians(own, intensity, chance=1.0))
+
+    def _warn_of_misfit(self, ideal: IdealDistribution, rows: Any, batch: Batch | None) -> None:
+        """Compare the certificate of the model with that of the subgroups' own Gaussians."""
+        if ideal.cells is not None:
+            along: Any = ideal.cells.moments
+        elif batch is not None:
+            codes = self._group_of_label[batch.group_codes]
+            along = ModelRows(rows, batch.y_codes, codes, batch.sample_weight, batch.classes)
+        else:
+            return
+        warn_of_misfit(ideal, along, standardize=self.standardize, ways_out=self._other_models())
 
     def _other_models(self) -> list[str]:
         """Parameters that bring the model nearer to the subgroups' own Gaussians."""
@@ -395,20 +414,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         codes = self._group_of_label[batch.group_codes]
         moved = SubgroupMoments(batch.rows.shape[1], classes=batch.classes, groups=self.groups_, covariance="full")
         moved.update(maps.apply(batch.rows, codes)[0], batch.y_codes, codes, batch.sample_weight)
-        moved = moved.of_classes(ideal.classes.tolist())
-        still = np.ones((len(self.groups_), moved.n_features))
-        held = self.groups_.tolist().index(ideal.reference_group) if self.intervention == "affirmative" else None
-        found = cell_certificate(
-            CellGaussians(moved, chance=1.0),
-            classes=ideal.classes.tolist(),
-            linear=still,
-            offset=np.zeros_like(still),
-            model_means=moved.means,
-            model_covariances=moved.tie(standardize=self.standardize)._positive_definite()[0][None],
-            class_prior=ideal.class_prior,
-            group_prior=ideal.group_prior,
-            reference=held,
-        )
+        found = moved_certificate(CellGaussians(moved, chance=1.0), ideal, standardize=self.standardize)
         return replace(ideal, known_certificate=found)
 
     def _uses_covariances(self) -> bool:
