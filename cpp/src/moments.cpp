@@ -234,6 +234,11 @@ class RowBlocks {
     limit_ = batch.plan().is_in_order()
                  ? std::clamp<Index>(kTableSize / (n_scatters_ * stride_), 32, 512)
                  : std::min<Index>(1024, std::max<Index>(1, batch.plan().n_sorted()));
+    if (batch.plan().is_in_order())
+      for (Index c = 0; c < batch.shape().n_cells(); ++c)
+        scatter_.push_back(batch.shape().scatter_of(c));
+    else
+      scatter_.assign(static_cast<std::size_t>(batch.shape().n_cells()), 0);
     tables_.resize(batch.n_scratch());
     for (Tables& tables : tables_) {
       tables.block.resize(n_scatters_ * limit_ * stride_);
@@ -263,9 +268,8 @@ class RowBlocks {
   void centre(Scratch& scratch, Index thread, double* norms) {
     Tables& tables = tables_[thread];
     Chunk& chunk = scratch.chunk;
-    const bool in_order = batch_.plan().is_in_order();
     for (Index i = 0; i < chunk.count; ++i) {
-      const Index scatter = in_order ? batch_.shape().scatter_of(chunk.cell[i]) : 0;
+      const Index scatter = scatter_[chunk.cell[i]];
       chunk.position[i] = scatter * limit_ + tables.fill[scatter]++;
     }
     centre_rows(batch_.read(scratch), centre_.data(), chunk.cell.data(), batch_.weights_of(chunk),
@@ -313,7 +317,8 @@ class RowBlocks {
   const Index product_size_;  // of one scatter
   const Index n_scatters_;    // of a task
   const MatrixOf<S> centre_;
-  Index limit_;  // rows of a block
+  Index limit_;                 // rows of a block
+  std::vector<Index> scatter_;  // of every cell, within a task: a division a row would show
   std::vector<Tables> tables_;
 };
 

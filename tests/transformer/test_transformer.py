@@ -491,7 +491,8 @@ def test_steered_and_weighted_rows_have_the_moments_of_the_ideal(data: Any, para
                 np.testing.assert_allclose(covariance, ideal.covariances[k, a], atol=1e-6)
             if parameters["covariance"] == "diagonal":
                 np.testing.assert_allclose(np.diag(covariance), ideal.covariances[k, a], atol=1e-6)
-            scatter, total = scatter + cell.sum() * covariance, total + cell.sum()
+            share = np.mean(data.y == k)  # the same in both groups
+            scatter, total = scatter + share * covariance, total + share
         if parameters["covariance"] == "tied":
             np.testing.assert_allclose(scatter / total, ideal.covariances[a], atol=1e-6)
 

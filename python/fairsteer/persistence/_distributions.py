@@ -94,16 +94,19 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
 def pack_model(model: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe the moments that were projected: merged, shrunk and filled up ones."""
     tensors.update({f"model.{name}": getattr(model, name) for name in ("weights", "means", "covariances")})
-    return {"groups": labels_to_json(model.groups)}
+    return {"groups": labels_to_json(model.groups), "covariance": model.covariance}
 
 
 def unpack_model(block: Fields, moments: SubgroupMoments, tensors: Tensors) -> SubgroupMoments:
     groups = block.labels("groups")
     K, G, d = moments.n_classes, len(groups), moments.n_features
     weights, means = tensors.take("model.weights", (K, G)), tensors.take("model.means", (K, G, d))
-    shape = moments.model.shape(K, G, d)
-    covariances = _covariances("model.covariances", tensors, moments.covariance, shape)
-    model = SubgroupMoments(d, classes=moments.classes, groups=groups, covariance=moments.covariance)
+    # Moments of cells may have been tied.
+    allowed = ("full", "tied") if moments.covariance == "full" else (moments.covariance,)
+    covariance = block.text("covariance", allowed)
+    shape = covariance_model(covariance).shape(K, G, d)
+    covariances = _covariances("model.covariances", tensors, covariance, shape)
+    model = SubgroupMoments(d, classes=moments.classes, groups=groups, covariance=covariance)
     model.weights[...], model.means[...] = weights, means
     _check_sums(model)
     return model._replace_covariances(covariances)

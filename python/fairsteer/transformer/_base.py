@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args
 
@@ -36,14 +36,15 @@ from fairsteer.transformer._reading import Batch, Reading, class_codes, read_cod
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
 
-# Bytes that the scatters of the cells may take where the model does not need them apart: in a stream, so that they can
-# be standardised, and for the certificate.
-_MEMORY_OF_CELLS = 2**30
+# Bytes that the scatters of the cells may take to be kept apart, for what needs them: more batches, certificates, some
+# classes alone. A stream cannot be standardised without them; a fit can, by the counts of its rows, in less time.
+_MEMORY_OF_CELLS_IN_A_STREAM = 2**30
+_MEMORY_OF_CELLS_IN_A_FIT = 2**26
 
 
-def cells_fit_memory(n_classes: int, n_groups: int, n_features: int) -> bool:
-    """Whether the covariances of all subgroups are worth the memory that they take."""
-    return 8 * n_classes * n_groups * n_features**2 <= _MEMORY_OF_CELLS
+def _size_of_cells(batch: Batch) -> int:
+    """Bytes of the scatters of all cells."""
+    return 8 * len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
 
 
 def _takes_batches(transformer: GroupMapTransformer) -> bool:
@@ -193,8 +194,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         """
         return self._fit_batch(self._read(X, y, sensitive_features, sample_weight, reset=True).batch())
 
-    def _fit_batch(self: _Self, batch: Batch, *, infers: bool = True) -> _Self:
-        """Fit to rows that have been read; without `infers` nothing is learnt that only unknown groups need."""
+    def _fit_batch(self: _Self, batch: Batch, *, infers: bool = True, moments: SubgroupMoments | None = None) -> _Self:
+        """Fit to rows that have been read.
+
+        Without `infers` nothing is learnt that only unknown groups need. `moments` are those of the rows where they are
+        known already, as `_moments_without` gives them.
+        """
         weighted = batch.sample_weight is not None and np.ptp(batch.sample_weight) > 0
         if weighted and hasattr(self.shrinkage, "fit"):
             msg = (
@@ -205,20 +210,77 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(batch)
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
-        moments, cells = self._moments_of_fit(rows, batch, final=infers)
+        cells = None
+        if moments is None:
+            moments, cells = self._moments_of_fit(rows, batch, final=infers)
         self._set_moments(moments, batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
-        self._set_solution(self._solve(shrunk, rows, batch, cells))
+        self._set_solution(self._solve(shrunk, rows, batch, cells, final=infers))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
 
-    def _fit_alike(self: _Self, batch: Batch) -> _Self:
-        """Fit a clone to some of the rows that this one has read; it is for rows of known groups only."""
-        other: _Self = clone(self)
+    def _alike(self: _Self, **params: Any) -> _Self:
+        """Clone, with other parameters, that need not read the rows again which this one has read."""
+        other: _Self = clone(self).set_params(**params)
         for name in ("n_features_in_", "feature_names_in_", "_sensitive_positions"):
             if hasattr(self, name):
                 setattr(other, name, getattr(self, name))
-        return other._fit_batch(batch, infers=False)
+        return other
+
+    def _fit_alike(self: _Self, batch: Batch, moments: SubgroupMoments | None = None) -> _Self:
+        """Fit a clone to some of the rows that this one has read; it is for rows of known groups only."""
+        return self._alike()._fit_batch(batch, infers=False, moments=moments)
+
+    def _moments_without(self, batch: Batch, parts: Sequence[Codes]) -> list[SubgroupMoments] | None:
+        """Moments of all rows but those of one part, for every part, each part's own being computed once.
+
+        Parameters
+        ----------
+        batch : Batch
+            Rows that this transformer has read.
+        parts : sequence of ndarray
+            Positions of the rows of every part; no row is in two.
+
+        Returns
+        -------
+        list of SubgroupMoments or None
+            With the covariances of the subgroups, from which the others follow. None where moments are not all that
+            a fit needs, `shrinkage` or `feature_transform` being fitted to rows, or would take more than a gigabyte.
+        """
+        batch = self._counted(batch)
+        kept: CovarianceModel = "diagonal" if self.covariance == "diagonal" else "full"
+        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** (1 if kept == "diagonal" else 2)
+        if hasattr(self.shrinkage, "fit") or needs_all_rows(self.feature_transform):
+            return None
+        if 16 * numbers * (len(parts) + 1) > _MEMORY_OF_CELLS_IN_A_STREAM:  # parts, and merged
+            return None
+        fitted = self._alike()
+        fitted.feature_transform_ = fitted._fit_coordinates(batch)
+        rows = fitted._to_model(batch.rows)
+
+        def moments(some: Codes) -> SubgroupMoments:
+            part = batch._replace(
+                y_codes=batch.y_codes[some],
+                group_codes=batch.group_codes[some],
+                sample_weight=None if batch.sample_weight is None else batch.sample_weight[some],
+            )
+            return fitted._batch_moments(rows[some], part, covariance=kept)
+
+        in_part = np.zeros(len(rows), dtype=bool)
+        for part in parts:
+            in_part[part] = True
+        of_parts = [moments(part) for part in parts]
+        rest = moments(np.flatnonzero(~in_part))
+        # From both ends, so that every part is merged a few times only.
+        before, after = (
+            [rest],
+            [SubgroupMoments(rows.shape[1], classes=batch.classes, groups=batch.groups, covariance=kept)],
+        )
+        for own in of_parts[:-1]:
+            before.append(before[-1].merge(own))
+        for own in of_parts[:0:-1]:
+            after.append(after[-1].merge(own))
+        return [first.merge(second) for first, second in zip(before, reversed(after), strict=True)]
 
     @available_if(_takes_batches)
     @fit_context(prefer_skip_nested_validation=True)
@@ -264,6 +326,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(self._read(X, y, sensitive_features, sample_weight, reset=first).batch())
         if first:
             self.feature_transform_ = self._fit_coordinates(batch)
+        elif self._solution is not None and isinstance(self._solution.folded, MonotoneMaps):
+            msg = (
+                "fit has chosen map_type='monotone', which needs all rows at once. To add rows, start with "
+                "partial_fit, or name another map_type."
+            )
+            raise ValueError(msg)
         elif self.moments_.standardized:
             msg = (
                 "fit has given the classes the same weights in every group by the counts of its rows, which more rows "
@@ -350,15 +418,25 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     ) -> tuple[SubgroupMoments, SubgroupMoments | None]:
         """Moments of all rows, and full ones where a `final` fit asks for them beside its model."""
         del final
-        return self._batch_moments(rows, batch, self._class_factors(batch)), None
+        kept = self._kept(batch, _MEMORY_OF_CELLS_IN_A_FIT)
+        factors = self._class_factors(batch) if kept == "tied" else None
+        return self._batch_moments(rows, batch, factors, covariance=kept), None
 
-    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
-        """Say what a stream accumulates: scatters of the cells where they are needed and take little memory."""
+    def _kept(self, batch: Batch, memory: int) -> CovarianceModel:
+        """Say what is accumulated: scatters of the cells where they are needed and take little memory."""
         if self.covariance != "tied" or not self.standardize:
             return self.covariance
+        return "full" if _size_of_cells(batch) <= memory else "tied"
+
+    @staticmethod
+    def _cells_are_few(batch: Batch) -> bool:
+        """Whether a fit keeps the scatters of all cells where it could do without."""
+        return _size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_FIT
+
+    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
         if hasattr(self, "moments_"):
             return self.moments_.covariance
-        return "full" if cells_fit_memory(len(batch.classes), len(batch.groups), batch.rows.shape[1]) else "tied"
+        return self._kept(batch, _MEMORY_OF_CELLS_IN_A_STREAM)
 
     def _batch_moments(
         self, rows: Floats, batch: Batch, factors: Doubles | None = None, covariance: CovarianceModel | None = None
@@ -449,9 +527,11 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         rows: Any = None,
         batch: Batch | None = None,
         cells: SubgroupMoments | None = None,
+        *,
+        final: bool = True,
     ) -> Solution:
         """Model of the subgroups, and the maps that follow from it; a fit has the rows, and may have full moments."""
-        del cells
+        del cells, final
         self._check_sizes()
         _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():

@@ -19,10 +19,10 @@ from fairsteer.ideal import Certificate, IdealDistribution, Intervention, neares
 from fairsteer.ideal import MapType as GaussianMapType
 from fairsteer.ideal._certificate import CellGaussians, moved_certificate
 from fairsteer.moments import SubgroupMoments
-from fairsteer.transformer._base import GroupMapTransformer, Solution, cells_fit_memory
+from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
-from fairsteer.transformer._misfit import ModelRows, cells_at_once, warn_of_misfit
+from fairsteer.transformer._misfit import ModelRows, warn_of_misfit
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch
 
@@ -31,10 +31,6 @@ Constraint = Literal["ideal", "equal_opportunity", "demographic_parity"]
 
 # Of more features than this nobody looks whether values repeat: these are embeddings, and a look takes time.
 _MOST_COLUMNS_OF_A_TABLE = 256
-
-
-# Rows of a subgroup, in multiples of the number of features, from which on its covariance costs little to keep apart.
-_ROWS_OF_A_CELL = 10
 
 
 class FairSteeringTransformer(GroupMapTransformer):
@@ -58,7 +54,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         What is to hold: the ideal of every criterion at once; that classes named by `pos_label` are recognised
         equally often in every group, for which their rows alone count; or that predictions are equally frequent in
         every group, for which classes do not count and `y` is not looked at.
-    map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="affine"
+    map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="auto"
         How rows may move. Four follow from the Gaussian model: ``"affine"`` is the nearest of all ideal
         distributions; ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which does not rotate;
         ``"diagonal"`` scales and shifts every feature for itself; ``"translation"`` only shifts. ``"monotone"`` moves
@@ -106,7 +102,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         of its group, suggest (:meth:`SubgroupMoments.borrow`). ``"merge"`` makes the groups with
         such a subgroup one group, labelled ``"(small groups)"`` (a tuple of that for intersections),
         joined by the next smallest until no subgroup is too small; their labels still choose the map.
-    standardize : bool, default=False
+    standardize : bool, default=True
         Whether the classes have the same weights in every group wherever they are averaged within it (tied
         covariances, `pooling`, quantiles). If not, groups that differ in base rates alone are moved, since classes
         differ in spread. A stream of ``partial_fit`` is standardised if the covariances of all subgroups fit into a
@@ -114,6 +110,9 @@ class FairSteeringTransformer(GroupMapTransformer):
     pos_label : label or list of labels, default=None
         The classes whose rates must agree under ``constraint="equal_opportunity"``. None: the last of two classes;
         all of more.
+    min_distinct : int, default=6
+        With monotone maps, features of fewer different values stay as they are: flags and short scales, of which whole
+        steps would move. 2 moves all, so that of the rows with a flag some lose it, or the other way round.
     max_iter : int, default=200
         Limit on the iterations of the projection.
     tol : float, default=1e-6
@@ -204,6 +203,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         "constraint": [StrOptions(set(get_args(Constraint)))],
         "map_type": [StrOptions(set(get_args(MapType)))],
         "pos_label": [object],
+        "min_distinct": [Interval(Integral, 2, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
@@ -226,7 +226,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         intervention: Intervention = "all_subgroups",
         reference_group: Hashable = None,
         constraint: Constraint = "ideal",
-        map_type: MapType = "affine",
+        map_type: MapType = "auto",
         covariance: CovarianceModel = "tied",
         shrinkage: Any = "ledoit_wolf",
         pooling: float = 0.0,
@@ -236,8 +236,9 @@ class FairSteeringTransformer(GroupMapTransformer):
         unknown_group: UnknownGroup = "error",
         min_cell_size: int = 0,
         small_cells: SmallCells = "error",
-        standardize: bool = False,
+        standardize: bool = True,
         pos_label: Any = None,
+        min_distinct: int = 6,
         max_iter: int = 200,
         tol: float = 1e-6,
         max_time: float | None = None,
@@ -257,6 +258,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         self.small_cells = small_cells
         self.standardize = standardize
         self.pos_label = pos_label
+        self.min_distinct = min_distinct
         self.max_iter = max_iter
         self.tol = tol
         self.max_time = max_time
@@ -311,10 +313,12 @@ class FairSteeringTransformer(GroupMapTransformer):
         rows: Any = None,
         batch: Batch | None = None,
         cells: SubgroupMoments | None = None,
+        *,
+        final: bool = True,
     ) -> Solution:
         self._map_type = self._chosen(rows)
         solution = super()._solve(shrunk, rows, batch)
-        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
+        if batch is None and self.moments_.covariance == "full":  # of a stream
             cells = self.moments_
         if len(self.groups_) == 1:
             return solution
@@ -322,7 +326,8 @@ class FairSteeringTransformer(GroupMapTransformer):
             ideal = solution.maps
             if cells is not None:
                 ideal = self._with_cells(ideal, cells)
-            self._warn_of_misfit(ideal, rows, batch)
+            if final:
+                self._warn_of_misfit(ideal, rows, batch)
             return solution._replace(maps=ideal)
         if self.small_cells == "pool" and self.min_cell_size > 0:
             msg = (
@@ -343,25 +348,26 @@ class FairSteeringTransformer(GroupMapTransformer):
             group_shares=weights.sum(axis=0) / weights.sum(),
             standardize=self.standardize,
             reference=held,
+            min_distinct=self.min_distinct,
         )
         return solution._replace(folded=maps, maps=self._certify_monotone(maps, solution.maps, batch, cells))
 
     def _moments_of_fit(
         self, rows: Floats, batch: Batch, *, final: bool
     ) -> tuple[SubgroupMoments, SubgroupMoments | None]:
-        K, G, d = len(batch.classes), len(batch.groups), rows.shape[1]
         # Where features are taken as uncorrelated they may be many, and their products would take longer than all else.
-        many = self.covariance == "diagonal" and d > _MOST_COLUMNS_OF_A_TABLE
-        # Of cells of few rows and many features the products take longer apart than together.
-        many = many or not (cells_at_once(K, G, d) or len(rows) >= _ROWS_OF_A_CELL * K * G * d)
+        many = self.covariance == "diagonal" and rows.shape[1] > _MOST_COLUMNS_OF_A_TABLE
         # What an estimator of covariances would make of the cells nobody knows.
-        unknown = many or hasattr(self.shrinkage, "fit") or not cells_fit_memory(K, G, d)
-        if self.covariance == "full" or G == 1 or unknown or not (final or self.covariance == "tied"):
-            return super()._moments_of_fit(rows, batch, final=final)
+        known = len(batch.groups) > 1 and not hasattr(self.shrinkage, "fit")
+        apart = self.covariance == "tied" or (self.covariance == "diagonal" and final)
+        if not apart or many or not known or not self._cells_are_few(batch):
+            moments, _ = super()._moments_of_fit(rows, batch, final=final)
+            return moments, moments if final and known and moments.covariance == "full" else None
         cells = self._batch_moments(rows, batch, covariance="full")
-        if self.covariance == "tied":
-            return cells._tied(self._class_factors(batch)), cells if final else None
-        return self._batch_moments(rows, batch), cells
+        moments = self._batch_moments(rows, batch) if self.covariance == "diagonal" else cells
+        if self.covariance == "tied" and not self.standardize:
+            moments = cells.tie()
+        return moments, cells if final else None
 
     def _with_cells(self, ideal: IdealDistribution, cells: SubgroupMoments) -> IdealDistribution:
         """Let the certificate be about the subgroups' own Gaussians, and compare it with that of the model."""
@@ -441,6 +447,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Model of some of the classes; a tied covariance is of these alone."""
         if model.covariance != "tied":
             return model.of_classes(labels)
+        if self.moments_.covariance == "full":
+            return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
         if batch is None:
             if self.moments_.covariance == "tied":
                 msg = (
