@@ -385,7 +385,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Compare the certificate of the model with that of the subgroups' own Gaussians."""
         if ideal.cells is not None:
             along: Any = ideal.cells.moments
-        elif batch is not None:
+        elif batch is not None and not hasattr(self.shrinkage, "fit"):
             codes = self._group_of_label[batch.group_codes]
             along = ModelRows(rows, batch.y_codes, codes, batch.sample_weight, batch.classes)
         else:
