@@ -102,7 +102,7 @@ class LogOdds(ClassifierMixin, BaseEstimator):
         return np.asarray(X)[:, 0]
 
     def predict(self, X: Any) -> Codes:
-        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+        return np.asarray(self.classes_[(self.decision_function(X) > 0).astype(int)])
 
 
 def test_results_are_those_of_fits_by_hand(fitted: IdealDistributionClassifierCV) -> None:
@@ -208,8 +208,8 @@ def test_merged_moments_give_the_maps_of_the_rows(params: dict[str, Any], weight
         by_merging, from_rows = steering._fit_alike(some, moments), steering._fit_alike(some)
         assert by_merging.groups_.tolist() == from_rows.groups_.tolist()
         codes = from_rows._group_of_label[some.group_codes]
-        moved = [model._move(some.rows, codes, model._group_maps(1.0)) for model in (by_merging, from_rows)]
-        np.testing.assert_allclose(*moved, rtol=1e-7, atol=1e-8)
+        ours, theirs = (m._move(some.rows, codes, m._group_maps(1.0)) for m in (by_merging, from_rows))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(by_merging.ideal_.sample_weight, from_rows.ideal_.sample_weight, rtol=1e-7)
 
 
@@ -253,7 +253,8 @@ def test_a_classifier_is_trained_once_for_a_fold_and_steering() -> None:
 def test_the_result_does_not_depend_on_the_number_of_jobs_or_the_run(fitted: IdealDistributionClassifierCV) -> None:
     other = search(n_jobs=2).fit(X, Y, sensitive_features=GROUP)
     pd.testing.assert_frame_equal(pd.DataFrame(fitted.cv_results_), pd.DataFrame(other.cv_results_))
-    np.testing.assert_array_equal(*(m.predict_proba(X, sensitive_features=GROUP) for m in (fitted, other)))
+    ours, theirs = (m.predict_proba(X, sensitive_features=GROUP) for m in (fitted, other))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 # ---- the rule

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from fairsteer import FairSteeringTransformer
 from fairsteer.metrics import group_leakage
 from fairsteer.report import steering_report
-from fairsteer.report._leakage import MovedRows, _thinned, leakage_findings
+from fairsteer.report._leakage import evenly, leakage_findings
 
 QUICK: dict[str, Any] = {"n_resamples": 20}
 
@@ -34,9 +38,8 @@ def test_trees_read_the_group_out_of_integers_that_were_steered_and_the_report_s
     report = made_worse[0]
     table = report.to_frame("leakage")
     trees = table[table["family"] == "trees"]
-    assert (trees["after_lower"] > 0.9).all()
-    assert (trees["before_upper"] < 0.6).all()
-    assert (trees["auc_after"] > 0.99).all()
+    assert (trees["after_lower"] > trees["before_upper"] + 0.2).all()
+    assert (trees["auc_after"] > 0.85).all()
     linear = table[table["family"] == "linear models"]
     assert (linear["after"] < linear["before"]).all()
     sentences = [text for text in report.findings if text.startswith("Steering made f and m easier to tell apart")]
@@ -47,26 +50,34 @@ def test_trees_read_the_group_out_of_integers_that_were_steered_and_the_report_s
         assert "linear models" in text
 
 
-def test_before_is_what_the_metric_measures_on_the_rows(made_worse: Any) -> None:
+def test_advantages_are_those_of_the_same_folds_by_hand(made_worse: Any) -> None:
+    """A model learns from rows that a fold's maps have seen, and is judged on those that they have not."""
     report, X, y, group = made_worse
-    found = group_leakage(X, y, sensitive_features=group)
+    cells = np.unique(y, return_inverse=True)[1] * 2 + np.unique(group, return_inverse=True)[1]
+    said = {when: np.empty(len(y), dtype=object) for when in ("before", "after")}
+    for train, test in StratifiedKFold(5).split(X, cells):
+        steer = FairSteeringTransformer(map_type="affine").fit(X[train], y[train], sensitive_features=group[train])
+        for when, rows in (("before", X), ("after", steer.transform(X, sensitive_features=group))):
+            for label in ("no", "yes"):
+                some, others = train[y[train] == label], test[y[test] == label]
+                model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, class_weight="balanced"))
+                said[when][others] = model.fit(rows[some], group[some]).predict(rows[others])
     table = report.to_frame("leakage")
-    linear = table[table["family"] == "linear models"]
-    np.testing.assert_allclose(linear["before"], found.advantage.value)
-    np.testing.assert_allclose(linear["before_lower"], found.advantage.lower)
-    np.testing.assert_allclose(linear["auc_before"], found.auc)
-    assert list(zip(linear["class"], linear["group"], linear["other"], strict=True)) == found.pairs
+    linear = table[table["family"] == "linear models"].set_index("class")
+    for when, answers in said.items():
+        for label in ("no", "yes"):
+            f, m = (answers[(y == label) & (group == name)] == "f" for name in ("f", "m"))
+            assert linear.loc[label, when] == pytest.approx(f.mean() - m.mean(), abs=0.01)
 
 
-def test_after_is_measured_on_rows_that_the_maps_have_not_seen() -> None:
-    X, y, group = integers(600)
-    some = np.arange(600) < 400
+def test_of_other_rows_the_maps_have_seen_none() -> None:
+    X, y, group = integers(1500)
+    some = np.arange(1500) < 500
     steer = FairSteeringTransformer(map_type="affine").fit(X[some], y[some], sensitive_features=group[some])
-    rest = (X[~some], y[~some])
-    report = steering_report(steer, *rest, sensitive_features=group[~some], min_rows=5, **QUICK)
-    moved = steer.transform(rest[0], sensitive_features=group[~some])
-    found = group_leakage(moved, rest[1], sensitive_features=group[~some])
-    np.testing.assert_allclose(report.tables["leakage"]["after"], found.advantage.value)
+    report = steering_report(steer, X[~some], y[~some], sensitive_features=group[~some], **QUICK)
+    moved = steer.transform(X[~some], sensitive_features=group[~some])
+    found = group_leakage(moved, y[~some], sensitive_features=group[~some])
+    np.testing.assert_allclose(report.tables["leakage"]["after"], found.advantage.value, atol=0.1)  # in other folds
 
 
 def test_it_can_be_left_out_and_trees_are_asked_for() -> None:
@@ -93,10 +104,9 @@ def test_without_classes_and_with_one_group() -> None:
 def test_many_rows_are_thinned_evenly_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fairsteer.report._leakage.MOST_ROWS_OF_LEAKAGE", 100)
     y, codes = np.repeat([0, 1], [900, 100]), np.tile([0, 1], 500)
-    X = np.arange(1000.0)[:, None]
-    few = _thinned(MovedRows(X, X, y, codes, np.ones(1000)))
-    assert len(few.codes) == len(np.unique(few.before)) == 100
-    assert np.bincount(few.y_codes * 2 + few.codes).tolist() == [45, 45, 5, 5]
+    few = evenly(y, codes)
+    assert len(np.unique(few)) == 100
+    assert np.bincount(y[few] * 2 + codes[few]).tolist() == [45, 45, 5, 5]
 
 
 def test_what_grew_by_chance_is_no_finding() -> None:

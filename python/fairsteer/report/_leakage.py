@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Codes, Doubles
-from fairsteer.metrics._leakage import GroupLeakage, group_leakage
+from fairsteer.metrics._leakage import FAMILIES, GroupLeakage, Task, told_apart
 from fairsteer.report._tables import Table
 from fairsteer.report._view import MOST_ROWS_OF_LEAKAGE
 
@@ -25,14 +24,18 @@ _FAMILIES: dict[str, dict[str, str]] = {
 }
 
 
-class MovedRows(NamedTuple):
-    """Held-out rows as they are and as they are after steering."""
+# Rows that a class must have in a group, to learn from and to judge, in every fold.
+_FEWEST = 2
 
-    before: Doubles
-    after: Doubles
+
+class JudgedRows(NamedTuple):
+    """Rows that are told apart, and what each fold has made of all of them."""
+
     y_codes: Codes
     codes: Codes
-    weight: Doubles | None
+    weight: Doubles
+    folds: list[tuple[Doubles, Doubles, npt.NDArray[np.bool_]]]
+    """As they are, as they are after the steering of the fold, and which it has not seen."""
 
 
 def check_leakage(leakage: str) -> None:
@@ -42,56 +45,78 @@ def check_leakage(leakage: str) -> None:
         raise ValueError(msg)
 
 
+def evenly(y_codes: Codes, codes: Codes) -> npt.NDArray[np.intp]:
+    """Choose rows to look at: all, or of more than 10,000 evenly spaced ones of every class and group."""
+    n = len(codes)
+    if n <= MOST_ROWS_OF_LEAKAGE:
+        return np.arange(n)
+    order = np.lexsort((np.arange(n), codes, y_codes))
+    chosen: npt.NDArray[np.intp] = np.sort(order[np.linspace(0, n - 1, MOST_ROWS_OF_LEAKAGE).astype(np.intp)])
+    return chosen
+
+
 def leakage_table(
-    rows: MovedRows, classes: Sequence[Any], groups: Sequence[Any], leakage: str, confidence_level: float
+    rows: JudgedRows, classes: Sequence[Any], groups: Sequence[Any], leakage: str, confidence_level: float
 ) -> Table | None:
-    """Table of what models of some families read before and after; None if there is nothing to compare."""
-    rows = _thinned(rows)
+    """Table of what models of some families read before and after; None if there is nothing to compare.
+
+    As any model that is trained on steered rows, they learn from rows that a fold's steering has seen, and are judged
+    on others.
+    """
     table: Table = {}
-    for family, estimator in _FAMILIES[leakage].items():
+    for family, name in _FAMILIES[leakage].items():
         before, after = (
-            _measured(X, rows, estimator, confidence_level, blind=len(classes) < 2) for X in (rows.before, rows.after)
+            told_apart(
+                *(_tasks(rows, classes, when), FAMILIES[name], family, rows.codes, rows.weight, groups),
+                n_jobs=None,
+                confidence_level=confidence_level,
+            )
+            for when in (0, 1)
         )
         part: Table = {
             "family": [family] * len(after.pairs),
-            "class": [None if len(classes) < 2 else classes[k] for k, _, _ in after.pairs],
-            "group": [groups[a] for _, a, _ in after.pairs],
-            "other": [groups[b] for _, _, b in after.pairs],
+            **{what: [pair[i] for pair in after.pairs] for i, what in enumerate(("class", "group", "other"))},
         }
         for when, found in (("before", before), ("after", after)):
             part |= _columns(when, found)
-        for name, values in part.items():
-            table.setdefault(name, []).extend(values)
+        for column, values in part.items():
+            table.setdefault(column, []).extend(values)
     return table if table and table["family"] else None
+
+
+def _tasks(rows: JudgedRows, classes: Sequence[Any], when: int) -> list[Task]:
+    tasks = []
+    for k, label in enumerate(classes):
+        of_class = rows.y_codes == k
+        fewest = np.min(
+            [
+                [np.bincount(rows.codes[of_class & part], minlength=rows.codes.max() + 1) for part in (seen, ~seen)]
+                for *_, unseen in rows.folds
+                for seen in (~unseen,)
+            ],
+            axis=0,
+        )
+        present = np.flatnonzero((fewest >= _FEWEST).all(axis=0))
+        if len(present) < 2:
+            continue
+        compared = of_class & np.isin(rows.codes, present)
+        tasks.append(
+            Task(
+                label,
+                present,
+                [
+                    (fold[when], np.flatnonzero(compared & ~fold[2]), np.flatnonzero(compared & fold[2]))
+                    for fold in rows.folds
+                ],
+            )
+        )
+    return tasks
 
 
 def _columns(when: str, found: GroupLeakage) -> Table:
     names = (when, f"{when}_lower", f"{when}_upper", f"auc_{when}")
     columns: dict[str, Doubles] = dict(zip(names, (*found.advantage, found.auc), strict=True))
     return {name: values.tolist() for name, values in columns.items()}
-
-
-def _measured(X: Doubles, rows: MovedRows, estimator: str, level: float, *, blind: bool) -> GroupLeakage:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of subgroups that are left out the report tells in its own way
-        return group_leakage(
-            X,
-            None if blind else rows.y_codes,
-            sensitive_features=rows.codes,
-            estimator=estimator,
-            sample_weight=rows.weight,
-            confidence_level=level,
-        )
-
-
-def _thinned(rows: MovedRows) -> MovedRows:
-    n = len(rows.codes)
-    if n <= MOST_ROWS_OF_LEAKAGE:
-        return rows
-    order = np.lexsort((np.arange(n), rows.codes, rows.y_codes))
-    some: npt.NDArray[np.intp] = np.sort(order[np.linspace(0, n - 1, MOST_ROWS_OF_LEAKAGE).astype(np.intp)])
-    weight = None if rows.weight is None else rows.weight[some]
-    return MovedRows(rows.before[some], rows.after[some], rows.y_codes[some], rows.codes[some], weight)
 
 
 def leakage_findings(table: Table) -> list[str]:

@@ -21,7 +21,7 @@ from fairsteer._utils.files import write_file
 from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_array, label_text
 from fairsteer._utils.types import Codes
-from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
 from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
 from fairsteer.moments import SubgroupMoments
@@ -39,7 +39,7 @@ from fairsteer.report._held_out import (
     take_rows,
 )
 from fairsteer.report._html import fragment, page
-from fairsteer.report._leakage import Leakage, MovedRows, check_leakage, leakage_findings, leakage_table
+from fairsteer.report._leakage import JudgedRows, Leakage, check_leakage, evenly, leakage_findings, leakage_table
 from fairsteer.report._likeness import divergence_table
 from fairsteer.report._tables import (
     STILL,
@@ -61,6 +61,9 @@ _MOST_LINES = 12
 
 
 _MOST_ON_A_PAGE = 60
+
+# Folds in which models read the group out of rows that the steering has not seen.
+_FOLDS_OF_OTHER_ROWS = 5
 
 
 @dataclass(frozen=True, repr=False)
@@ -286,8 +289,10 @@ def steering_report(
     ----------
     after : FairSteeringTransformer, classifier or pipeline
         What to report on, fitted. Of a transformer, a pipeline that has one, or an
-        :class:`~fairsteer.IdealDistributionClassifier` the report says how rows move and what the model promises; of
-        any other classifier, such as a :class:`~fairsteer.ScoreAligner`, what it predicts.
+        :class:`~fairsteer.IdealDistributionClassifier` (or one chosen by
+        :class:`~fairsteer.IdealDistributionClassifierCV`, which chooses anew in every fold) the report says how rows
+        move and what the model promises; of any other classifier, such as a :class:`~fairsteer.ScoreAligner`, what it
+        predicts.
     X : array-like or dataframe of shape (n_samples, n_features)
         The rows of the fit, or others. For the rows of the fit everything that is called held-out comes from
         cross-validation: all that learns is fitted again without the rows that it is judged on. On other rows what is
@@ -426,10 +431,11 @@ def steering_report(
         if same_rows:
             parts = [(fitted_steering(trial.fitted["after"]), trial.values, trial.test) for trial in held_out.trials]
         tables["divergence"] = divergence_table(steering, rows, parts)
-        moved_rows = _moved_rows(steering, rows, y_codes, parts)
-        labels = [None] if blind else steering.classes_.tolist()
-        if len(groups) > 1 and (read := leakage_table(moved_rows, labels, groups, leakage, confidence_level)):
-            tables["leakage"] = read
+        if len(groups) > 1 and leakage != "none":
+            labels = [None] if blind else steering.classes_.tolist()
+            judged_rows = _judged_rows(steering, rows, y_codes, parts)
+            if (read := leakage_table(judged_rows, labels, groups, leakage, confidence_level)) is not None:
+                tables["leakage"] = read
         moved = steering._move(rows.values, codes, steering._group_maps(steering._strength()))
         displacement, tables["features"] = movement_table(steering, rows.values, moved, codes, rows.weight)
         nearly_identity = bool(np.nanmax(displacement, initial=0.0) < STILL)
@@ -464,25 +470,28 @@ def steering_report(
     )
 
 
-def _moved_rows(
+def _judged_rows(
     steering: FairSteeringTransformer, rows: Rows, y_codes: Codes, parts: list[tuple[Any, Any, npt.NDArray[np.intp]]]
-) -> MovedRows:
-    """Held-out rows, before and after the steering that did not see them."""
-    found = []
+) -> JudgedRows:
+    """Rows before and after the steering of every fold; of one steering that has seen none, in folds of their own."""
+    codes = codes_in(steering, rows)
+    places = np.flatnonzero(codes >= 0)
+    for fitted, _, _ in parts:
+        places = places[codes_in(fitted, rows)[places] >= 0]
+    places = places[evenly(y_codes[places], codes[places])]
+    y_codes, codes = y_codes[places], codes[places]
+    folds = []
     for fitted, values, some in parts:
-        own = codes_in(fitted, rows)[some]
-        some, own = some[own >= 0], own[own >= 0]
-        moved = fitted._move(values[some], own, fitted._group_maps(fitted._strength()))
-        found.append((values[some].astype(np.float64), moved.astype(np.float64), some))
-    before, after, places = (np.concatenate(pieces) for pieces in zip(*found, strict=True))
-    places, first = np.unique(places, return_index=True)  # of rows that are tested twice one counts
-    return MovedRows(
-        before[first],
-        after[first],
-        y_codes[places],
-        codes_in(steering, rows)[places],
-        rows.weight[places] if rows.weighted else None,
-    )
+        before = values[places]
+        after = fitted._move(before, codes_in(fitted, rows)[places], fitted._group_maps(fitted._strength()))
+        folds.append((before.astype(np.float64), after.astype(np.float64), np.isin(places, some)))
+    if len(folds) == 1:
+        (before, after, _) = folds[0]
+        order = np.lexsort((np.arange(len(places)), codes, y_codes))
+        fold_of = np.empty(len(places), dtype=np.intp)
+        fold_of[order] = np.arange(len(places)) % _FOLDS_OF_OTHER_ROWS
+        folds = [(before, after, fold_of == fold) for fold in range(_FOLDS_OF_OTHER_ROWS)]
+    return JudgedRows(y_codes, codes, rows.weight[places], folds)
 
 
 # ---- what is reported
@@ -560,7 +569,7 @@ def _methods(
         after = Method(what if same_rows else FrozenEstimator(what), FrozenEstimator(model) if fitted else model)
         plain: Any = Method(None, model)
         words = {"before": f"{_words(model)}, on rows as they are", "after": f"{_words(model)}, on steered rows"}
-    elif isinstance(what, IdealDistributionClassifier):
+    elif isinstance(what, (IdealDistributionClassifier, IdealDistributionClassifierCV)):
         after = what if same_rows else FrozenEstimator(what)
         plain = Method(None, default_classifier() if what.estimator is None else what.estimator)
         words = {"before": f"{_words(plain.classifier)}, on rows as they are", "after": _words(what)}

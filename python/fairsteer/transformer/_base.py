@@ -31,6 +31,7 @@ from fairsteer.moments._standardizing import class_factors, joint_factors, small
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
+from fairsteer.transformer._misfit import cells_at_once
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
 
@@ -40,6 +41,9 @@ _Self = TypeVar("_Self", bound="GroupMapTransformer")
 # classes alone. A stream cannot be standardised without them; a fit can, by the counts of its rows, in less time.
 _MEMORY_OF_CELLS_IN_A_STREAM = 2**30
 _MEMORY_OF_CELLS_IN_A_FIT = 2**26
+
+# Rows of a cell, in multiples of the number of features, from which on its scatter costs little to keep apart.
+_ROWS_OF_A_CELL = 10
 
 
 def _size_of_cells(batch: Batch) -> int:
@@ -418,25 +422,27 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     ) -> tuple[SubgroupMoments, SubgroupMoments | None]:
         """Moments of all rows, and full ones where a `final` fit asks for them beside its model."""
         del final
-        kept = self._kept(batch, _MEMORY_OF_CELLS_IN_A_FIT)
+        kept = self._kept(self._cells_are_few(batch))
         factors = self._class_factors(batch) if kept == "tied" else None
         return self._batch_moments(rows, batch, factors, covariance=kept), None
 
-    def _kept(self, batch: Batch, memory: int) -> CovarianceModel:
+    def _kept(self, few: bool) -> CovarianceModel:
         """Say what is accumulated: scatters of the cells where they are needed and take little memory."""
         if self.covariance != "tied" or not self.standardize:
             return self.covariance
-        return "full" if _size_of_cells(batch) <= memory else "tied"
+        return "full" if few else "tied"
 
     @staticmethod
     def _cells_are_few(batch: Batch) -> bool:
         """Whether a fit keeps the scatters of all cells where it could do without."""
-        return _size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_FIT
+        K, G, d = len(batch.classes), len(batch.groups), batch.rows.shape[1]
+        quick = cells_at_once(K, G, d) or len(batch.rows) >= _ROWS_OF_A_CELL * K * G * d
+        return quick and _size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_FIT
 
     def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
         if hasattr(self, "moments_"):
             return self.moments_.covariance
-        return self._kept(batch, _MEMORY_OF_CELLS_IN_A_STREAM)
+        return self._kept(_size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_STREAM)
 
     def _batch_moments(
         self, rows: Floats, batch: Batch, factors: Doubles | None = None, covariance: CovarianceModel | None = None

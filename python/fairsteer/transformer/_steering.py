@@ -447,16 +447,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Model of some of the classes; a tied covariance is of these alone."""
         if model.covariance != "tied":
             return model.of_classes(labels)
-        if self.moments_.covariance == "full":
+        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
             return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
         if batch is None:
-            if self.moments_.covariance == "tied":
-                msg = (
-                    "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
-                    "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
-                )
-                raise ValueError(msg)
-            return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
+            msg = (
+                "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
+                "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
+            )
+            raise ValueError(msg)
         kept = np.array([label in labels for label in batch.classes.tolist()])
         code = np.where(kept, np.cumsum(kept) - 1, -1)
         part = batch._replace(y_codes=code[batch.y_codes], classes=batch.classes[kept])
