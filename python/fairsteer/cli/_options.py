@@ -15,6 +15,7 @@ from . import UsageError
 __all__ = ["FILE_HELP", "Reads", "Settings", "check_separator", "expand", "parse_shrinkage"]
 
 Alignment = Literal["equal_opportunity", "demographic_parity"]
+Leakage = Literal["none", "linear", "trees"]
 UnknownGroup = Literal["error", "infer", "infer_hard"]
 
 FILE_HELP = "A .csv, .tsv (or either with .gz) or .parquet file; - is standard input."

@@ -219,7 +219,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             moments, cells = self._moments_of_fit(rows, batch, final=infers)
         self._set_moments(moments, batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
-        self._set_solution(self._solve(shrunk, rows, batch, cells))
+        self._set_solution(self._solve(shrunk, rows, batch, cells, final=infers))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
 
@@ -533,9 +533,11 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         rows: Any = None,
         batch: Batch | None = None,
         cells: SubgroupMoments | None = None,
+        *,
+        final: bool = True,
     ) -> Solution:
         """Model of the subgroups, and the maps that follow from it; a fit has the rows, and may have full moments."""
-        del cells
+        del cells, final
         self._check_sizes()
         _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():

@@ -313,10 +313,12 @@ class FairSteeringTransformer(GroupMapTransformer):
         rows: Any = None,
         batch: Batch | None = None,
         cells: SubgroupMoments | None = None,
+        *,
+        final: bool = True,
     ) -> Solution:
         self._map_type = self._chosen(rows)
         solution = super()._solve(shrunk, rows, batch)
-        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
+        if batch is None and self.moments_.covariance == "full":  # of a stream
             cells = self.moments_
         if len(self.groups_) == 1:
             return solution
@@ -324,7 +326,8 @@ class FairSteeringTransformer(GroupMapTransformer):
             ideal = solution.maps
             if cells is not None:
                 ideal = self._with_cells(ideal, cells)
-            self._warn_of_misfit(ideal, rows, batch)
+            if final:
+                self._warn_of_misfit(ideal, rows, batch)
             return solution._replace(maps=ideal)
         if self.small_cells == "pool" and self.min_cell_size > 0:
             msg = (
@@ -356,13 +359,15 @@ class FairSteeringTransformer(GroupMapTransformer):
         many = self.covariance == "diagonal" and rows.shape[1] > _MOST_COLUMNS_OF_A_TABLE
         # What an estimator of covariances would make of the cells nobody knows.
         known = len(batch.groups) > 1 and not hasattr(self.shrinkage, "fit")
-        wanted = self.covariance == "tied" or (self.covariance == "diagonal" and final)
-        if many or not known or not wanted or not self._cells_are_few(batch):
-            return super()._moments_of_fit(rows, batch, final=final)
+        apart = self.covariance == "tied" or (self.covariance == "diagonal" and final)
+        if not apart or many or not known or not self._cells_are_few(batch):
+            moments, _ = super()._moments_of_fit(rows, batch, final=final)
+            return moments, moments if final and known and moments.covariance == "full" else None
         cells = self._batch_moments(rows, batch, covariance="full")
-        if self.covariance == "tied":
-            return cells if self.standardize else cells.tie(), cells if final else None
-        return self._batch_moments(rows, batch), cells
+        moments = self._batch_moments(rows, batch) if self.covariance == "diagonal" else cells
+        if self.covariance == "tied" and not self.standardize:
+            moments = cells.tie()
+        return moments, cells if final else None
 
     def _with_cells(self, ideal: IdealDistribution, cells: SubgroupMoments) -> IdealDistribution:
         """Let the certificate be about the subgroups' own Gaussians, and compare it with that of the model."""
@@ -380,7 +385,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Compare the certificate of the model with that of the subgroups' own Gaussians."""
         if ideal.cells is not None:
             along: Any = ideal.cells.moments
-        elif batch is not None:
+        elif batch is not None and not hasattr(self.shrinkage, "fit"):
             codes = self._group_of_label[batch.group_codes]
             along = ModelRows(rows, batch.y_codes, codes, batch.sample_weight, batch.classes)
         else:
