@@ -15,6 +15,7 @@ from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
 from fairsteer._utils.weights import rows_behind
 from fairsteer.moments._borrowing import borrowed_sums
+from fairsteer.moments._coordinates import Coordinates, check_same_features, check_same_kinds, checked_names
 from fairsteer.moments._covariances import Covariances, covariance_model, matching_model
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
 from fairsteer.moments._shrinkage import FORMULAS, formula_intensity, shrunk_covariances
@@ -46,6 +47,12 @@ class SubgroupMoments:
     cell_counts : array-like of shape (n_classes, n_groups), default=None
         With "tied", weight of the rows that every subgroup will have, known beforehand: the classes then have the same
         weights in the covariance of every group (standardised pooling, see `tie`). Only ratios matter.
+    feature_names : array-like of str of shape (n_features,), default=None
+        Names of the features; moments with other names are not merged with these.
+    coordinates : tuple (log, scale, shift) or transformer, default=None
+        Coordinates in which rows are added up, if they are not the features themselves: ``scale * x + shift``, with
+        arrays of shape (n_features,), of the features or, if `log`, of their logarithms; or the transformer that leads
+        to them. It is compared when moments are merged, and changes nothing about `update`.
 
     Attributes
     ----------
@@ -58,6 +65,10 @@ class SubgroupMoments:
         less.
     classes, groups : ndarray
         The labels.
+    feature_names : tuple of str or None
+        As given.
+    coordinates : tuple, transformer or None
+        As given.
 
     See Also
     --------
@@ -90,6 +101,8 @@ class SubgroupMoments:
         groups: Iterable[Any],
         covariance: CovarianceModel = "tied",
         cell_counts: ArrayLike | None = None,
+        feature_names: Iterable[str] | None = None,
+        coordinates: Any = None,
     ) -> None:
         model = covariance_model(covariance)
         if n_features < 1:
@@ -99,6 +112,8 @@ class SubgroupMoments:
         self.classes = check_labels(classes, "classes")
         self.groups = check_labels(groups, "groups")
         self.covariance: CovarianceModel = covariance
+        self.feature_names = checked_names(feature_names, self.n_features)
+        self.coordinates = Coordinates(*coordinates) if type(coordinates) is tuple else coordinates
         self._shrunk: Doubles | None = None
         self._pooling = 0.0
         K, G, d = len(self.classes), len(self.groups), self.n_features
@@ -374,19 +389,27 @@ class SubgroupMoments:
         Raises
         ------
         ValueError
-            When the number of features or the covariance model differs, or one of the two is shrunk.
+            When the features, their order, their coordinates, the covariance model or the kinds of labels (text,
+            numbers) differ, or one of the two is shrunk.
 
         Notes
         -----
         Exact, but for the Ledoit-Wolf intensity of the tied model, which keeps one scatter a group: there a term of
         relative size 1/n uses the group's scatter for that of its classes.
         """
-        if self.n_features != other.n_features or self.covariance != other.covariance:
+        check_same_kinds("classes", self.classes, other.classes)
+        check_same_kinds("groups", self.groups, other.groups)
+        return self._united(other)
+
+    def _united(self, other: SubgroupMoments) -> SubgroupMoments:
+        """Merge moments whose labels may be of different kinds."""
+        if self.covariance != other.covariance:
             msg = (
-                f"Moments of {other.n_features} features with covariance={other.covariance!r} cannot be merged "
-                f"with those of {self.n_features} features with covariance={self.covariance!r}."
+                f"Moments with covariance={other.covariance!r} cannot be merged with those with "
+                f"covariance={self.covariance!r}; accumulate both with the same."
             )
             raise ValueError(msg)
+        names, coordinates = check_same_features(self, other)
         if self._regularised or other._regularised:
             msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
             raise ValueError(msg)
@@ -395,6 +418,8 @@ class SubgroupMoments:
             classes=union_of_labels(self.classes, other.classes),
             groups=union_of_labels(self.groups, other.groups),
             covariance=self.covariance,
+            feature_names=names,
+            coordinates=coordinates,
         )
         places = [
             np.ix_(positions_within(part.classes, merged.classes), positions_within(part.groups, merged.groups))
@@ -417,6 +442,23 @@ class SubgroupMoments:
     def __radd__(self, other: Any) -> SubgroupMoments:
         """Let ``sum`` begin, which it does with 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def _empty(
+        self,
+        *,
+        classes: Iterable[Any] | None = None,
+        groups: Iterable[Any] | None = None,
+        covariance: CovarianceModel | None = None,
+    ) -> SubgroupMoments:
+        """Moments of no rows, of the same features."""
+        return SubgroupMoments(
+            self.n_features,
+            classes=self.classes if classes is None else classes,
+            groups=self.groups if groups is None else groups,
+            covariance=covariance or self.covariance,
+            feature_names=self.feature_names,
+            coordinates=self.coordinates,
+        )
 
     @property
     def _regularised(self) -> bool:
@@ -517,7 +559,7 @@ class SubgroupMoments:
         if self._regularised:
             msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
             raise ValueError(msg)
-        one = SubgroupMoments(self.n_features, classes=self.classes, groups=[into], covariance=self.covariance)
+        one = self._empty(groups=[into])
         if self._factors is not None:
             some = self._factors[:, [place[label] for label in merging]]
             joint = some.max(axis=1, keepdims=True, initial=0.0)
@@ -532,12 +574,10 @@ class SubgroupMoments:
                 one.weights += part.weights
                 one._weight_squares += part._weight_squares
         kept = [a for label, a in place.items() if label not in merging]
-        return self._of_groups(kept).merge(one) if kept else one
+        return self._of_groups(kept)._united(one) if kept else one
 
     def _of_groups(self, positions: list[int]) -> SubgroupMoments:
-        part = SubgroupMoments(
-            self.n_features, classes=self.classes, groups=self.groups[positions], covariance=self.covariance
-        )
+        part = self._empty(groups=self.groups[positions])
         if self._factors is not None:
             part._weigh_classes_alike(self._factors[:, positions])
             part.weights[:], part._weight_squares[:] = self.weights[:, positions], self._weight_squares[:, positions]
@@ -575,9 +615,7 @@ class SubgroupMoments:
         if not self.model.by_class:
             msg = "Tied moments keep no covariance of single classes; accumulate with covariance='full'."
             raise ValueError(msg)
-        part = SubgroupMoments(
-            self.n_features, classes=self.classes[kept], groups=self.groups, covariance=self.covariance
-        )
+        part = self._empty(classes=self.classes[kept])
         for to, array in zip(part._sums(), self._sums(), strict=True):
             to[...] = array[kept]
         part._pooling, part._factors = self._pooling, None if self._factors is None else self._factors[kept]
@@ -654,7 +692,7 @@ class SubgroupMoments:
         if not self.model.matrices:
             msg = "Diagonal moments keep no covariance between features; use covariance='diagonal'."
             raise ValueError(msg)
-        tied = SubgroupMoments(self.n_features, classes=self.classes, groups=self.groups, covariance="tied")
+        tied = self._empty(covariance="tied")
         tied.weights[:], tied._weight_squares[:] = self.weights, self._weight_squares
         tied.means[:], tied._cubics[:], tied._quartics[:] = self.means, self._cubics, self._quartics
         factors = class_factors(self.weights) if standardize else np.ones_like(self.weights)

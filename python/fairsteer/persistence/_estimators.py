@@ -25,6 +25,7 @@ from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import Certificate, IdealDistribution
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._coordinates import Coordinates
 from fairsteer.persistence._alignment import (
     pack_alignment,
     pack_score_maps,
@@ -74,6 +75,7 @@ SKOPS_TYPES = [
         ConceptSteering,
         GroupEncoder,
         SubgroupMoments,
+        Coordinates,
         IdealDistribution,
         Certificate,
         GroupMaps,

@@ -29,7 +29,7 @@ from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
-from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
+from fairsteer.transformer._coordinates import coordinates_of, fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
@@ -355,6 +355,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             classes=batch.classes,
             groups=batch.groups,
             covariance=covariance or self.covariance,
+            feature_names=self._names_of_moments(rows.shape[1]),
+            coordinates=coordinates_of(self.feature_transform_, rows.shape[1]),
         )
         if factors is not None:
             moments._weigh_classes_alike(factors)
@@ -368,6 +370,13 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 f"The feature {name} is too large to be squared: it reaches {sizes[j]:.3g}. Scale it, or leave it out."
             )
             raise ValueError(msg) from error
+
+    def _names_of_moments(self, n_features: int) -> list[str] | None:
+        """Names of the features, where they had some and a transform has not made others of them."""
+        if not hasattr(self, "feature_names_in_"):
+            return None
+        names = self._feature_names()
+        return names if len(names) == n_features else None
 
     def _set_moments(self, moments: SubgroupMoments, batch: Batch) -> None:
         self.moments_ = moments
