@@ -17,6 +17,7 @@ from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
 from fairsteer.ideal import MapType as GaussianMapType
 from fairsteer.moments import SubgroupMoments
+from fairsteer.streams import Stream
 from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
@@ -296,9 +297,26 @@ class FairSteeringTransformer(GroupMapTransformer):
         # Quantiles have nothing to lend to a small subgroup.
         return "diagonal" if self.small_cells == "pool" and self.min_cell_size > 0 else "monotone"
 
-    def _solve(self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None) -> Solution:
-        self._map_type = self._chosen(rows)
+    def _classes_count(self) -> bool:
+        return self.constraint != "demographic_parity"
+
+    def _refuses_streams(self) -> str | None:
+        return None  # quantiles are those of rows that stand for all
+
+    def _needs_sample(self, stream: Stream) -> bool:
+        if super()._needs_sample(stream) or self.map_type == "monotone":
+            return True
+        if self.map_type != "auto" or self.moments_.n_features > _MOST_COLUMNS_OF_A_TABLE or len(self.groups_) == 1:
+            return False
+        first = next(stream.batches())  # which says whether this is a table
+        return self._chosen(np.asarray(first.X)) == "monotone"
+
+    def _solve(
+        self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None, *, sample: Batch | None = None
+    ) -> Solution:
+        self._map_type = self._chosen(rows if sample is None else sample.rows)
         solution = super()._solve(shrunk, rows, batch)
+        batch = batch if sample is None else sample
         if self._map_type != "monotone" or batch is None or len(self.groups_) == 1:
             return solution
         if self.small_cells == "pool" and self.min_cell_size > 0:
