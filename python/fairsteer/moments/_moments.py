@@ -18,6 +18,7 @@ from fairsteer.moments._borrowing import borrowed_sums
 from fairsteer.moments._coordinates import Coordinates, check_same_features, check_same_kinds, checked_names
 from fairsteer.moments._covariances import Covariances, covariance_model, matching_model
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
+from fairsteer.moments._mixed import add_cells, add_rows
 from fairsteer.moments._shrinkage import FORMULAS, formula_intensity, shrunk_covariances
 from fairsteer.moments._standardizing import class_factors, common_factors, small_columns
 from fairsteer.moments._table import LISTED_CELLS, weight_table
@@ -53,6 +54,10 @@ class SubgroupMoments:
         Coordinates in which rows are added up, if they are not the features themselves: ``scale * x + shift``, with
         arrays of shape (n_features,), of the features or, if `log`, of their logarithms; or the transformer that leads
         to them. It is compared when moments are merged, and changes nothing about `update`.
+    rescalable : bool, default=False
+        With "full", whether mixed third and fourth moments of all pairs of features are kept, so that `rescaled` can
+        choose the scale of the features later: for sites that do not know what scale the rows of all will have. Takes
+        three times the memory and more than three times as long.
 
     Attributes
     ----------
@@ -103,6 +108,7 @@ class SubgroupMoments:
         cell_counts: ArrayLike | None = None,
         feature_names: Iterable[str] | None = None,
         coordinates: Any = None,
+        rescalable: bool = False,
     ) -> None:
         model = covariance_model(covariance)
         if n_features < 1:
@@ -124,6 +130,13 @@ class SubgroupMoments:
         # Third and fourth moments, for the Ledoit-Wolf intensity.
         self._cubics: Doubles = np.zeros((K, G, d))
         self._quartics: Doubles = np.zeros(model.quartic_shape(K, G, d))
+        # Mixed third and fourth moments of the cells, where the scale of the features is to be chosen later.
+        self._mixed: tuple[Doubles, Doubles] | None = None
+        if rescalable:
+            if covariance != "full":
+                msg = f"rescalable moments need covariance='full', not {covariance!r}."
+                raise ValueError(msg)
+            self._mixed = (np.zeros((K, G, d, d)), np.zeros((K, G, d, d)))
         # With which weights, relative to their own, rows enter the scatter of their group, and the sums of those.
         self._factors: Doubles | None = None
         self._scatter_sums: tuple[Doubles, Doubles] | None = None
@@ -329,6 +342,9 @@ class SubgroupMoments:
                 raise ValueError(msg)
         for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
             vars(self)[name] = _writable(vars(self)[name])
+        if self._mixed is not None:
+            mixed = tuple(np.array(sums) for sums in self._mixed)
+            add_rows((mixed[0], mixed[1]), (self.weights, self.means, self._scatters), X, y, a, weights)
         of_cells = []
         if self._factors is not None and self._scatter_sums is not None:
             self._scatter_sums = (_writable(self._scatter_sums[0]), _writable(self._scatter_sums[1]))
@@ -357,6 +373,8 @@ class SubgroupMoments:
             raise ValueError(msg) from error
         for sums, added in zip((self.weights, self._weight_squares), of_cells, strict=False):
             sums += added.reshape(sums.shape)
+        if self._mixed is not None:
+            self._mixed = (mixed[0], mixed[1])
         return self
 
     @staticmethod
@@ -420,6 +438,7 @@ class SubgroupMoments:
             covariance=self.covariance,
             feature_names=names,
             coordinates=coordinates,
+            rescalable=self._mixed is not None and other._mixed is not None,
         )
         places = [
             np.ix_(positions_within(part.classes, merged.classes), positions_within(part.groups, merged.groups))
@@ -429,6 +448,9 @@ class SubgroupMoments:
             merged._weigh_classes_alike(common_factors(self, other, places, merged.weights.shape))
         for part, (k, a) in zip((self, other), places, strict=True):
             cells = np.ascontiguousarray((k * merged.n_groups + a).ravel())
+            if merged._mixed is not None and part._mixed is not None:
+                sums, of_part = ((one.weights, one.means, one._scatters) for one in (merged, part))
+                add_cells(merged._mixed, sums, part._mixed, of_part, (k, a))
             _core.merge_moments(self.covariance, merged._sums(), tuple(map(_writable, part._sums())), cells)
             if merged._factors is not None:
                 merged.weights[k, a] += part.weights
@@ -707,6 +729,61 @@ class SubgroupMoments:
         totals = weights.sum(axis=0)[:, None, None]
         pooled = (self._shrunk * weights[..., None, None]).sum(axis=0)
         return tied._replace_covariances(np.divide(pooled, totals, out=np.zeros_like(pooled), where=totals > 0))
+
+    @property
+    def rescalable(self) -> bool:
+        """Whether `rescaled` can change the scale of the features."""
+        return self._mixed is not None
+
+    def rescaled(self, scale: ArrayLike, shift: ArrayLike = 0.0) -> SubgroupMoments:
+        """Moments of the same rows in other units.
+
+        Parameters
+        ----------
+        scale : array-like of shape (n_features,)
+            Factors of the features, finite and not zero.
+        shift : array-like of shape (n_features,), default=0
+            What is added afterwards.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            Those of ``scale * x + shift``, up to rounding; they are not rescalable themselves.
+
+        Raises
+        ------
+        ValueError
+            When the moments are not `rescalable`, or pooled or shrunk, or a scale is zero or not finite.
+        """
+        if self._mixed is None:
+            msg = (
+                "The scale of these moments is fixed: their fourth moments are sums over features. Accumulate with "
+                "SubgroupMoments(…, covariance='full', rescalable=True)."
+            )
+            raise ValueError(msg)
+        if self._regularised:
+            msg = "Pooled or shrunk moments cannot be rescaled; rescale the ones they were made from."
+            raise ValueError(msg)
+        d = self.n_features
+        s, t = (np.broadcast_to(np.asarray(one, dtype=np.float64), (d,)) for one in (scale, shift))
+        if not (np.isfinite(s).all() and np.isfinite(t).all() and (s != 0).all()):
+            msg = "scale must be finite and not zero, and shift finite."
+            raise ValueError(msg)
+        moments = self._empty()
+        thirds, fourths = self._mixed
+        moments.weights[:], moments._weight_squares[:] = self.weights, self._weight_squares
+        moments.means[self.weights > 0] = s * self.means[self.weights > 0] + t
+        moments._scatters[:] = self._scatters * np.outer(s, s)
+        moments._cubics[:] = np.einsum("j,kajl,l->kal", s**2, thirds, s)
+        moments._quartics[:] = np.einsum("j,kajl,l->ka", s**2, fourths, s**2)
+        before = self.coordinates
+        if before is None:
+            moments.coordinates = Coordinates(False, np.array(s), np.array(t))
+        elif isinstance(before, Coordinates):
+            moments.coordinates = Coordinates(before.log, s * before.scale, s * before.shift + t)
+        else:
+            moments.coordinates = (before, s, t)
+        return moments
 
     def shrinkage_intensity(self, shrinkage: str) -> Doubles:
         """Intensity in [0, 1] that "ledoit_wolf" or "oas" gives every covariance.

@@ -53,6 +53,8 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
             tensors.update(
                 {"moments.own_weights": moments.weights, "moments.own_weight_squares": moments._weight_squares}
             )
+    if moments._mixed is not None:
+        tensors["moments.thirds"], tensors["moments.fourths"] = moments._mixed
     coordinates = moments.coordinates
     if isinstance(coordinates, Coordinates):
         tensors.update({"moments.scale": coordinates.scale, "moments.shift": coordinates.shift})
@@ -72,6 +74,7 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
         "pooling": float(moments._pooling),
         "shrunk": moments._shrunk is not None,
         "standardized": moments._factors is not None,
+        "rescalable": moments._mixed is not None,
     }
 
 
@@ -111,6 +114,12 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
             if min(array.min() for array in own) < 0 or not own[0].any():
                 raise ValueError("a weight of its moments is negative, or all are zero")
             moments.weights, moments._weight_squares = own
+    if block.flag("rescalable"):
+        if covariance != "full":
+            raise ValueError("its moments are rescalable and not full")
+        moments._mixed = (tensors.take("moments.thirds", scatter), tensors.take("moments.fourths", scatter))
+        if (moments._mixed[1] < 0).any():
+            raise ValueError("a fourth moment is negative")
     moments._pooling = block.number("pooling", 0, 1)
     if block.flag("shrunk"):
         moments._shrunk = _covariances("moments.shrunk", tensors, covariance, scatter)
