@@ -1,4 +1,4 @@
-"""The command line: ``fairsteer demo``, ``steer``, ``audit``, ``apply``, ``export``, ``versions``.
+"""The command line: ``fairsteer demo``, ``steer``, ``audit``, ``apply``, ``moments``, ``merge``, ``export``, ``versions``.
 
 `_app` declares the commands and `_options` what their options may be; neither imports anything heavy, so that help is
 there at once. One module a command does the job. `_reading` and `_writing` know files, `_columns` and `_table` what is

@@ -129,16 +129,18 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
 def pack_model(model: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe the moments that were projected: merged, shrunk and filled up ones."""
     tensors.update({f"model.{name}": getattr(model, name) for name in ("weights", "means", "covariances")})
-    return {"groups": labels_to_json(model.groups)}
+    return {"groups": labels_to_json(model.groups), "covariance": model.covariance}
 
 
 def unpack_model(block: Fields, moments: SubgroupMoments, tensors: Tensors) -> SubgroupMoments:
     groups = block.labels("groups")
     K, G, d = moments.n_classes, len(groups), moments.n_features
     weights, means = tensors.take("model.weights", (K, G)), tensors.take("model.means", (K, G, d))
-    shape = moments.model.shape(K, G, d)
-    covariances = _covariances("model.covariances", tensors, moments.covariance, shape)
-    model = moments._empty(groups=groups)
+    # A stream keeps the covariances of subgroups, and the model may have one a group.
+    covariance = block.text("covariance", _COVARIANCES)
+    shape = covariance_model(covariance).shape(K, G, d)
+    covariances = _covariances("model.covariances", tensors, covariance, shape)
+    model = moments._empty(groups=groups, covariance=covariance)
     model.weights[...], model.means[...] = weights, means
     _check_sums(model)
     return model._replace_covariances(covariances)

@@ -108,7 +108,7 @@ class ArrowRows(Stream):
         groups = sensitive or self._groups
         named = [*columns, *(groups or []), *(name for name in (self._y, self._weight) if name is not None)]
         n_numbers = max(1, self.n_columns if features else len(named))
-        for table in self._tables(list(dict.fromkeys(named)), n_numbers):
+        for table in self.tables(list(dict.fromkeys(named)), n_numbers):
             yield RowBatch(
                 self._matrix(table, columns) if features else None,
                 None if self._y is None else table.column(self._y),
@@ -116,7 +116,7 @@ class ArrowRows(Stream):
                 None if self._weight is None else table.column(self._weight).to_numpy(),
             )
 
-    def _tables(self, columns: list[str], n_numbers: int) -> Iterator[Any]:
+    def tables(self, columns: list[str], n_numbers: int) -> Iterator[Any]:
         """Read columns in tables of about as many bytes as a batch may take."""
         from pyarrow import Table
         from pyarrow import dataset as arrow
@@ -199,7 +199,7 @@ def _fill(out: Any, column: Any, name: str) -> None:
     start = 0
     for chunk in column.chunks:
         if not types.is_floating(kind):
-            chunk = chunk.cast("float64")  # noqa: PLW2901 — numbers of other types, which have no NaN
+            chunk = chunk.cast("float64")
         stop = start + len(chunk)
         out[start:stop] = chunk.to_numpy(zero_copy_only=False)
         start = stop

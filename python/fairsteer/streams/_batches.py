@@ -130,4 +130,3 @@ def rows_of(data: Any, rows: slice) -> Any:
     if hasattr(data, "column_names") or hasattr(data, "to_pylist"):  # pyarrow
         return data.slice(rows.start, rows.stop - rows.start)
     return data[rows]
-

@@ -114,7 +114,9 @@ class DaskRows(Stream):
                 column = column.rechunk({0: tuple(map(int, self._sizes))})
             if column.ndim == 2:
                 column = column.rechunk({1: -1})
-            blocks = list(column.to_delayed().reshape(column.numblocks)[:, 0] if column.ndim == 2 else column.to_delayed())
+            blocks = list(
+                column.to_delayed().reshape(column.numblocks)[:, 0] if column.ndim == 2 else column.to_delayed()
+            )
             if known and sum(column.chunks[0]) != sum(self._sizes):
                 msg = f"{name} has {sum(column.chunks[0])} rows, and X has {sum(self._sizes)}."
                 raise ValueError(msg)

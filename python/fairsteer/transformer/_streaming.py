@@ -18,7 +18,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from fairsteer._utils.columns import column_positions
-from fairsteer._utils.input import ROW_CHECKS, brief, check_classes, check_rows, num_rows, warn_caller, widen_bfloat16
+from fairsteer._utils.input import brief, check_classes, check_rows, num_rows, warn_caller, widen_bfloat16
 from fairsteer._utils.labels import label_array, sorted_labels
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats
 from fairsteer._utils.weights import check_sample_weight
@@ -471,7 +471,9 @@ def steer_batch(transformer: GroupMapTransformer, batch: RowBatch, names: list[s
         batch.sensitive_features, rows, "transform", infer=transformer.unknown_group != "error"
     )
     codes = transformer._resolved(rows, codes)
-    steered = transformer._as_dtype_of(X, transformer._move(rows, codes, transformer._group_maps(transformer._strength())))
+    steered = transformer._as_dtype_of(
+        X, transformer._move(rows, codes, transformer._group_maps(transformer._strength()))
+    )
     if hasattr(X, "iloc"):
         return type(X)(steered, index=X.index, columns=X.columns)
     return steered
@@ -565,7 +567,9 @@ def _coordinates_from(feature_transform: Any, moments: SubgroupMoments) -> Any:
     if found is None:
         if feature_transform is None:
             return None
-        msg = f"The moments are of the features as they are, and feature_transform={brief(feature_transform)}; {way_out}."
+        msg = (
+            f"The moments are of the features as they are, and feature_transform={brief(feature_transform)}; {way_out}."
+        )
         raise ValueError(msg)
     if isinstance(found, Coordinates):
         if found.log and isinstance(feature_transform, str):
