@@ -35,6 +35,14 @@ app = typer.Typer(
 _OUT_HELP = "Write the steered rows to this .csv, .tsv or .parquet file; - is standard output."
 _Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
 
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the last checkpoint of a run that was interrupted.")
+]
+_Every = Annotated[
+    float,
+    typer.Option(help="Seconds between checkpoints, of tables read in pieces.", min=0, metavar="SECONDS"),
+]
+
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -80,6 +88,8 @@ def steer(
         typer.Option("--out", "-o", help=_OUT_HELP),
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Write the map to this .safetensors file.")] = None,
+    resume: _Resume = False,
+    checkpoint_every: _Every = 30.0,
     align: Annotated[
         Alignment | None,
         typer.Option(
@@ -92,7 +102,15 @@ def steer(
     """Run the job."""
     from ._steer import steer_file
 
-    steer_file(settings, out=out, model=model, align=align, force=force)
+    steer_file(
+        settings,
+        out=out,
+        model=model,
+        align=align,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        force=force,
+    )
 
 
 @app.command(
@@ -155,19 +173,10 @@ def apply(
     apply_map(reads, model, file, out=out, keep=keep or [], unknown_group=unknown_group, force=force)
 
 
-_Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue from the last checkpoint of a run that was interrupted.")
-]
-_Every = Annotated[
-    float,
-    typer.Option(help="Seconds between checkpoints, of tables read in pieces.", min=0, metavar="SECONDS"),
-]
-
-
 @app.command(
     short_help="Sums of a table's rows, for sites that may not share the rows.",
-    help="Write the moments of a table: weight, mean, covariance and fourth moments of every class in every group, from "
-    "which merge fits the map of the rows of all sites. No row is in them.",
+    help="Write the moments of a table: weight, mean, covariance and fourth moments of every class in every group. "
+    "From them merge fits the map of the rows of all sites. No row is in them.",
     epilog="Example: fairsteer moments people.csv --target hired --sensitive sex --out site1.safetensors",
 )
 @expand(Rows, REQUIRED)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from ._question import Question, check_columns, read_question
 from ._reading import Table
 from ._streams import Checkpoint, TableRows, usable_rows
 from ._table import CategoricalColumn, FeatureColumn, NumericColumn, TableDescription, TableEncoder
+from ._writing import is_stream
 
 __all__ = [
     "INFERRED",
@@ -45,7 +47,7 @@ INFERRED = {
     "infer": "steered by the maps of all groups, weighted by how likely each group is for the row",
     "infer_hard": "steered by the map of the group that is likeliest for the row",
 }
-# Rows that describe a table which is larger than the memory it may take: their number, and the share that they may take.
+# Rows that describe a table larger than the memory it may take: their number, and the part of it that they may take.
 _FEWEST_SAMPLED, _MOST_SAMPLED, _SAMPLE_SHARE = 1000, 100_000, 16
 _FAR = 2.0  # standard deviations of a feature in a group
 
@@ -118,7 +120,7 @@ class Problem:
         return self.encoder.refitted(self.usable, may_learn).encode(self.usable)
 
     def fit(
-        self, report: Reporter, align: Alignment | None = None
+        self, report: Reporter, align: Alignment | None = None, checkpoint: Checkpoint | None = None
     ) -> FairSteeringTransformer | IdealDistributionClassifier:
         """Fit the transformer, or with `align` the Bayes rule with aligned scores, quoting warnings."""
         fitted: FairSteeringTransformer | IdealDistributionClassifier = self.steering
@@ -131,11 +133,20 @@ class Problem:
                         f"--align needs all rows in memory, and {self.source.name} is larger than --memory allows; "
                         "allow more, or leave it out."
                     )
-                self.steering.fit(self.stream(report))
+                self.steering.fit(self.stream(report, checkpoint))
                 return self.steering
             with report.busy("fitting"):
                 fitted.fit(self.features, self.question.y, sensitive_features=self.groups)
         return fitted
+
+    def checkpoint(self, output: Path | None, *, seconds: float, resume: bool) -> Checkpoint | None:
+        """Say where the moments are kept while a large table is read; nowhere for others, and for pipes."""
+        if not isinstance(self.source, LargeTable) or output is None or is_stream(output):
+            return None
+        files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in self.source.files]
+        # The memory says what the pieces are, and these what is rounded.
+        inputs = {"files": files, "memory": self.source.memory, "columns": self.description.to_json()}
+        return Checkpoint(output, inputs, seconds=seconds, resume=resume)
 
     def stream(self, report: Reporter, checkpoint: Checkpoint | None = None) -> TableRows:
         """Give all usable rows of a large table as the library reads them."""
@@ -357,7 +368,7 @@ def shown_bytes(n: int) -> str:
         n_units = n / 2**10
         if n_units < 1024:
             return f"{n_units:.3g} {unit}"
-        n = n_units
+        n //= 2**10
     return f"{n / 2**10:.3g} GiB"
 
 
@@ -367,6 +378,15 @@ def check_has(source: AnyTable, needed: Iterable[str]) -> None:
     if absent:
         listing = ", ".join(map(repr, absent[:10])) + (" and so on" if len(absent) > 10 else "")
         raise UsageError(f"{source.name} lacks {count(len(absent), 'column')} that the map needs: {listing}.")
+
+
+def memory_of(reads: Reads, output: Path | None, *, resume: bool) -> int:
+    """Bytes that a table may take; those of the run that is resumed, unless others are given."""
+    if resume and output is None:
+        raise UsageError("--resume continues a run that writes a file; name it.")
+    if resume and output is not None and reads.memory is None and not is_stream(output):
+        return Checkpoint.memory_of(output) or parse_memory(None)
+    return parse_memory(reads.memory)
 
 
 def reading_of(reads: Reads) -> Reading:

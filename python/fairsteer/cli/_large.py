@@ -255,7 +255,7 @@ def _bytes_needed(path: Path) -> int:
         except (pa.ArrowException, OSError):
             return 0  # to be refused with a sentence by the one who reads it
         groups = range(metadata.num_row_groups)
-        return _PARQUET_FACTOR * sum(metadata.row_group(i).total_byte_size for i in groups)
+        return int(_PARQUET_FACTOR * sum(metadata.row_group(i).total_byte_size for i in groups))
     return size * (_GZIP_FACTOR if path.suffix.lower() == ".gz" else _CSV_FACTOR)
 
 

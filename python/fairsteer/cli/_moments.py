@@ -17,9 +17,9 @@ from fairsteer.streams import Reduction, RowBatch
 from fairsteer.transformer._streaming import RowReader
 
 from . import UsageError, count
-from ._fitting import Problem, library_problems, quoting_warnings, read_problem, steering_of
+from ._fitting import Problem, library_problems, memory_of, quoting_warnings, read_problem, steering_of
 from ._large import LargeTable
-from ._options import Maps, Rows, Settings, parse_memory
+from ._options import Maps, Rows, Settings
 from ._printing import Reporter
 from ._question import group_named
 from ._steer import map_file
@@ -90,9 +90,7 @@ def moments_file(
     if out.suffix != ".safetensors" and not is_stream(out):
         raise UsageError(f"the moments {out} must end in .safetensors, which is their format.")
     check_outputs([("--out", out)], sources=[rows.file, *([like] if like else [])], force=force)
-    memory = parse_memory(rows.memory)
-    if resume and rows.memory is None and not is_stream(out):
-        memory = Checkpoint.memory_of(out) or memory
+    memory = memory_of(rows, out, resume=resume)
     known = None if like is None else _description(like)
     settings = Settings(**vars(rows))
     problem = read_problem(settings, report, steers_all=False, part=True, like=known, memory=memory)
@@ -103,9 +101,7 @@ def moments_file(
             f"the moments of {count(n_features, 'feature')} in {count(problem.question.counts.size, 'subgroup')} would "
             f"take {n_bytes / 2**30:.1f} GiB; --drop columns, or add up SubgroupMoments in Python."
         )
-    checkpoint = None
-    if isinstance(problem.source, LargeTable) and not is_stream(out):
-        checkpoint = Checkpoint(out, _inputs(problem), seconds=checkpoint_every, resume=resume)
+    checkpoint = problem.checkpoint(out, seconds=checkpoint_every, resume=resume)
     moments = _moments(problem, report, checkpoint)
     missing = _missing(problem)
     extra = {**problem.description.to_json(), "filled": missing, "source": problem.table.name}
@@ -120,14 +116,6 @@ def moments_file(
         f"Wrote the moments of {count(round(float(moments.weights.sum())), 'row')} and "
         f"{count(n_features, 'feature')} to {name}. No row is in it; subgroups of few rows tell much of them."
     )
-
-
-def _inputs(problem: Problem) -> dict[str, Any]:
-    """What the sums depend on: the files, what their columns are, and the memory, which says what the pieces are."""
-    source = problem.source
-    assert isinstance(source, LargeTable)
-    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in source.files]
-    return {"files": files, "memory": source.memory, "columns": problem.description.to_json()}
 
 
 def _moments(problem: Problem, report: Reporter, checkpoint: Checkpoint | None) -> SubgroupMoments:
@@ -305,9 +293,9 @@ def _check_alike(
                 )
         elif column != same:
             what = f"the column {column.name!r} is encoded differently in {path.name} and {first_path.name}"
-            found = [getattr(one, "categories", None) for one in (column, same)]
-            if None in found:
+            if isinstance(column, NumericColumn) or isinstance(same, NumericColumn):
                 raise UsageError(f"{what}: numbers in one, categories in the other. {ways_out}")
+            found = [one.categories for one in (column, same)]
             listed = ["; ".join(map(label_text, one[:5])) + ("; …" if len(one) > 5 else "") for one in found]
             raise UsageError(f"{what}: its categories are {listed[1]} and {listed[0]}. {ways_out}")
 

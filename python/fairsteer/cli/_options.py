@@ -179,9 +179,7 @@ class Settings(Maps, Rows):
 REQUIRED = ("file", "target", "sensitive")
 
 
-def expand(
-    settings: type[Reads], required: tuple[str, ...] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def expand(settings: type[Any], required: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn the first parameter of a command into the fields of a dataclass, each an option of its own.
 
     Parameters
@@ -261,7 +259,7 @@ def _free_memory() -> int:
             for line in file:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
     except (AttributeError, OSError, ValueError):
         return 2**31
 

@@ -133,7 +133,7 @@ class Table:
         return column
 
     def take(self, columns: Sequence[str] | None, rows: slice) -> Table:
-        """Some columns of some rows."""
+        """Take some columns of some rows."""
         data = self.data if columns is None else self.data.select(list(columns))
         return replace(self, data=data.slice(rows.start, rows.stop - rows.start), _columns={})
 
@@ -468,8 +468,9 @@ def wrong_length(shown: str, row: Any, names: Sequence[str], separator: str) -> 
     """Say which row has too few or too many values."""
     text = row.text.rstrip("\r\n")
     quoted = repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+    where = "a row" if row.number is None else f"row {row.number}"
     message = (
-        f"{'a row' if row.number is None else f'row {row.number}'} of {shown} has {count(row.actual_columns, 'value')} and the header has "
+        f"{where} of {shown} has {count(row.actual_columns, 'value')} and the header has "
         f"{count(len(names), 'name')}: {quoted}. "
     )
     if row.actual_columns > len(names) and text.endswith(separator):

@@ -19,7 +19,7 @@ from fairsteer.transformer import FairSteeringTransformer
 from . import UsageError, count
 from ._columns import label_parts, label_text
 from ._comparison import compare
-from ._fitting import library_problems, quoting_warnings, read_problem, tell_of_fit
+from ._fitting import library_problems, memory_of, quoting_warnings, read_problem, tell_of_fit
 from ._large import AnyTable, LargeTable
 from ._options import Alignment, Settings
 from ._printing import Reporter
@@ -36,7 +36,14 @@ _HOW_TO_READ = (
 
 
 def steer_file(
-    settings: Settings, *, out: Path | None, model: Path | None, align: Alignment | None, force: bool
+    settings: Settings,
+    *,
+    out: Path | None,
+    model: Path | None,
+    align: Alignment | None,
+    force: bool,
+    resume: bool = False,
+    checkpoint_every: float = 30.0,
 ) -> None:
     """Print the table before and after, then write what was asked for.
 
@@ -50,6 +57,10 @@ def steer_file(
         Whether scores are aligned too.
     force : bool
         Whether files that exist may be replaced.
+    resume : bool, default=False
+        Whether the run that was interrupted is continued.
+    checkpoint_every : float, default=30
+        Seconds between checkpoints of a table that is read in pieces.
 
     Raises
     ------
@@ -63,8 +74,10 @@ def steer_file(
     if model is not None and model.suffix != ".safetensors" and not is_stream(model):
         raise UsageError(f"the map {model} must end in .safetensors, which is its format.")
     check_outputs([("--out", out), ("--model", model)], sources=[settings.file], force=force)
-    problem = read_problem(settings, report, steers_all=out is not None)
-    fitted = problem.fit(report, align)
+    memory = memory_of(settings, model or out, resume=resume)
+    problem = read_problem(settings, report, steers_all=out is not None, memory=memory)
+    checkpoint = problem.checkpoint(model or out, seconds=checkpoint_every, resume=resume)
+    fitted = problem.fit(report, align, checkpoint)
     steering = fitted if isinstance(fitted, FairSteeringTransformer) else fitted.steering_
     with (
         library_problems(),
@@ -92,6 +105,8 @@ def steer_file(
         report.say("Nothing was written: --out writes the steered table, --model the map for new rows.")
         return
     write_files(fitted, problem.description, problem.source, problem.carried, out, model, report, problem.n_rows)
+    if checkpoint is not None:
+        checkpoint.remove()
 
 
 def check_table_path(path: Path) -> None:

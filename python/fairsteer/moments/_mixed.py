@@ -33,7 +33,7 @@ class Mixed(NamedTuple):
 
     @classmethod
     def of_rows(cls, rows: Doubles, weights: Doubles) -> Mixed:
-        """Sums of weighted rows (m, d)."""
+        """Add up weighted rows (m, d)."""
         d = rows.shape[1]
         weight = float(weights.sum())
         if weight == 0:
@@ -51,7 +51,7 @@ class Mixed(NamedTuple):
         return cls(weight, mean, scatter, thirds, fourths)
 
     def about(self, mean: Doubles) -> Mixed:
-        """Sums about another point, to which these belong as if it were the mean."""
+        """Move the sums to another point, as if it were the mean."""
         shift = self.mean - mean
         square = shift**2
         variances = np.diag(self.scatter)
@@ -65,7 +65,7 @@ class Mixed(NamedTuple):
         return Mixed(w, mean, self.scatter + w * np.outer(shift, shift), thirds, fourths)
 
     def merged(self, other: Mixed) -> Mixed:
-        """Sums of the rows of both."""
+        """Add up the rows of both."""
         weight = self.weight + other.weight
         if other.weight == 0 or weight == 0:
             return self

@@ -192,7 +192,7 @@ def _fill(out: Any, column: Any, name: str) -> None:
     kind = column.type
     if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind) or types.is_decimal(kind)):
         msg = (
-            f"The column {name!r} holds {kind}, which is no feature. Encode it as numbers, leave it out by columns=…, or "
+            f"The column {name!r} holds {kind}, which is no feature. Encode it, leave it out by columns=…, or "
             "name it in sensitive_features=…."
         )
         raise ValueError(msg)

@@ -122,7 +122,7 @@ class ArrayRows(Stream):
 
 
 def rows_of(data: Any, rows: slice) -> Any:
-    """Some rows of any container."""
+    """Take some rows of any container."""
     if data is None:
         return None
     if hasattr(data, "iloc"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,9 +77,8 @@ class DaskRows(Stream):
         named = [one for one in (y, weight) if isinstance(one, str)]
         if isinstance(groups, str):
             named.append(groups)
-        elif isinstance(groups, (list, tuple)) and groups and all(isinstance(one, str) for one in groups):
-            if all(one in X.columns for one in groups):
-                named += groups
+        elif isinstance(groups, (list, tuple)) and groups and all(one in X.columns for one in groups):
+            named += groups
         for name in (*named, *(columns or ())):
             if name not in X.columns:
                 msg = f"The Dask DataFrame has no column {name!r}."
@@ -114,15 +114,14 @@ class DaskRows(Stream):
                 column = column.rechunk({0: tuple(map(int, self._sizes))})
             if column.ndim == 2:
                 column = column.rechunk({1: -1})
-            blocks = list(
-                column.to_delayed().reshape(column.numblocks)[:, 0] if column.ndim == 2 else column.to_delayed()
-            )
+            delayed = column.to_delayed()
+            blocks = list(delayed[:, 0] if column.ndim == 2 else delayed)
             if known and sum(column.chunks[0]) != sum(self._sizes):
                 msg = f"{name} has {sum(column.chunks[0])} rows, and X has {sum(self._sizes)}."
                 raise ValueError(msg)
         if len(blocks) != n_blocks:
             msg = (
-                f"{name} has {len(blocks)} blocks of rows, and X has {n_blocks}. Where sizes are unknown, give both the "
+                f"{name} has {len(blocks)} blocks of rows, and X has {n_blocks}. If sizes are unknown, give both the "
                 "same blocks, such as columns of one DataFrame; compute_chunk_sizes() finds them."
             )
             raise ValueError(msg)
@@ -139,10 +138,7 @@ class DaskRows(Stream):
         if n_rows != ends[-1]:
             msg = f"{name} has {n_rows} rows, and X has {ends[-1]}."
             raise ValueError(msg)
-        return [
-            dask.delayed(rows_of(column, slice(start, stop)), traverse=False)
-            for start, stop in zip(ends[:-1], ends[1:], strict=True)
-        ]
+        return [dask.delayed(rows_of(column, slice(start, stop)), traverse=False) for start, stop in pairwise(ends)]
 
     def _delayed(self, *, features: bool = True) -> Iterator[list[Any]]:
         needs_X = features or bool(self.positions)

@@ -199,7 +199,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _fit_once(self: _Self, batches: Any, *given: Any) -> _Self:
         """Fit to batches that can be read once only, as ``partial_fit`` does."""
         if any(one is not None for one in given):
-            msg = "y, sensitive_features and sample_weight belong into the batches of an iterator; leave them out beside it."
+            msg = "y, sensitive_features and sample_weight belong into the batches of an iterator; leave them out."
             raise ValueError(msg)
         for name in ("moments_", "_solution"):
             self.__dict__.pop(name, None)

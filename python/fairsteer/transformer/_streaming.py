@@ -122,7 +122,7 @@ class Counting(Reduction[Counts]):
 
 
 def _as_columns(encoder: GroupEncoder) -> Any:
-    """Groups of an encoder as it was given them."""
+    """Give the groups of an encoder as it was given them."""
     labels = encoder.groups_.tolist()
     if encoder.n_columns_ == 1:
         return label_array(labels)
@@ -353,8 +353,8 @@ def _learn_columns(transformer: GroupMapTransformer, stream: Stream) -> None:
     if transformer.sensitive_columns is not None:
         if stream.has_groups and not stream.positions:
             msg = (
-                f"Groups are given twice, by sensitive_columns={brief(transformer.sensitive_columns)} and by the stream "
-                "or sensitive_features. Leave one out."
+                f"Groups are given twice, by sensitive_columns={brief(transformer.sensitive_columns)} and by the "
+                "stream or sensitive_features. Leave one out."
             )
             raise ValueError(msg)
         names = None if stream.column_names is None else np.array(stream.column_names, dtype=object)
@@ -391,8 +391,8 @@ def _stream_coordinates(transformer: GroupMapTransformer, stream: Stream, reader
         return clone(given).fit(some)
     if type(given) not in (*_FROM_SUMS, *_FROM_RANGES):
         msg = (
-            f"feature_transform={brief(given)} needs all rows at once, which a stream has not. Fit it beforehand to rows "
-            "that fit into memory and pass it as sklearn.frozen.FrozenEstimator(fitted), or use StandardScaler(), "
+            f"feature_transform={brief(given)} needs all rows at once, which a stream has not. Fit it beforehand to "
+            "rows that fit into memory and pass it as sklearn.frozen.FrozenEstimator(fitted), or use StandardScaler(), "
             "'log' or None."
         )
         raise ValueError(msg)
