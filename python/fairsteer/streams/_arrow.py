@@ -129,7 +129,7 @@ class ArrowRows(Stream):
         scanner = self._dataset.scanner(
             columns=columns,
             filter=self._filter,
-            batch_size=max(64, _SCANNED_BYTES // (4 * n_numbers)),
+            batch_size=max(64, min(_SCANNED_BYTES, self._batch_bytes) // (8 * n_numbers)),
             batch_readahead=_READ_AHEAD,
             fragment_readahead=1,
             **options,

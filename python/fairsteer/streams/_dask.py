@@ -189,14 +189,14 @@ class DaskRows(Stream):
             meta = function(batch_of(self.positions, self.n_columns, self._meta, None, None, None))
             return dataframe.from_delayed(parts, meta=meta, divisions=self._divisions, verify_meta=False)
         from dask import array
+        from dask.highlevelgraph import HighLevelGraph
 
         dtype = self._meta.dtype if self._meta.dtype.kind == "f" else np.dtype(np.float64)
-        meta = np.empty((0, 0), dtype)
-        blocks = [
-            array.from_delayed(part, shape=(size, len(rest)), meta=meta)
-            for part, size in zip(parts, self._sizes, strict=True)
-        ]
-        return array.concatenate(blocks, axis=0, allow_unknown_chunksizes=True)
+        name = f"steered-{dask.base.tokenize(*(part.key for part in parts))}"
+        # Not by concatenate, which leaves out blocks without rows.
+        blocks = {(name, i, 0): part.key for i, part in enumerate(parts)}
+        graph = HighLevelGraph.from_collections(name, blocks, dependencies=parts)
+        return array.Array(graph, name, (tuple(self._sizes), (len(rest),)), meta=np.empty((0, 0), dtype))
 
 
 def batch_of(positions: list[int], n_columns: int, X: Any, y: Any, groups: Any, weight: Any) -> RowBatch:
