@@ -15,7 +15,12 @@ from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.metaestimators import available_if
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
+from fairsteer import (
+    FairSteeringTransformer,
+    IdealDistributionClassifier,
+    IdealDistributionClassifierCV,
+    ScoreAligner,
+)
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
 
 # The checks give no groups to the estimators as constructed, and groups of few rows to the others.
@@ -60,6 +65,7 @@ def of_stripes(estimator: type[Any]) -> type[Any]:
 # Pickles look for a class where its module keeps it.
 FairSteeringTransformerOfStripes = of_stripes(FairSteeringTransformer)
 IdealDistributionClassifierOfStripes = of_stripes(IdealDistributionClassifier)
+IdealDistributionClassifierCVOfStripes = of_stripes(IdealDistributionClassifierCV)
 ScoreAlignerOfStripes = of_stripes(ScoreAligner)
 MeanMatchingTransformerOfStripes = of_stripes(MeanMatchingTransformer)
 CovarianceMatchingTransformerOfStripes = of_stripes(CovarianceMatchingTransformer)
@@ -68,6 +74,7 @@ LeaceTransformerOfStripes = of_stripes(LeaceTransformer)
 PLAIN = [
     FairSteeringTransformer(),
     IdealDistributionClassifier(),
+    IdealDistributionClassifierCV(),
     ScoreAligner(LogisticRegression()),
     MeanMatchingTransformer(),
     CovarianceMatchingTransformer(),
@@ -94,6 +101,21 @@ CONFIGURATIONS: dict[type[Any], list[dict[str, Any]]] = {
         {"steering": FairSteeringTransformer(**INFER | UNIQUE)},
         {"steering": FairSteeringTransformer(**INFER), "score_alignment": "equal_opportunity"},
     ],
+    IdealDistributionClassifierCVOfStripes: [
+        {
+            "estimator": LogisticRegression(),
+            "steering": FairSteeringTransformer(**INFER),
+            "candidates": {
+                "score_alignment": [None, "equal_opportunity"],
+                "steering__map_type": ["translation", "monotone"],
+            },
+        },
+        {
+            "steering": FairSteeringTransformer(**INFER, map_type="diagonal"),
+            "candidates": {"steering__strength": [0.5, 1]},
+            "constraint": "ideal",
+        },
+    ],
     ScoreAlignerOfStripes: [
         {"estimator": LogisticRegression(), **AVERAGE},
         {"estimator": LogisticRegression(), "constraint": "demographic_parity", **AVERAGE},
@@ -107,7 +129,9 @@ STRIPED = [estimator(**parameters) for estimator, every in CONFIGURATIONS.items(
 
 def aligns(estimator: Any) -> bool:
     """Whether every fit is several, of which each leaves out a fold."""
-    return isinstance(estimator, ScoreAligner) or getattr(estimator, "score_alignment", None) is not None
+    if isinstance(estimator, (ScoreAligner, IdealDistributionClassifierCV)):
+        return True
+    return getattr(estimator, "score_alignment", None) is not None
 
 
 def expected_to_fail(estimator: Any) -> dict[str, str]:

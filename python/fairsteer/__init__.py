@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fairsteer import transformer as transformer
     from fairsteer._utils.versions import build_info, show_versions
     from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
-    from fairsteer.classifier import IdealDistributionClassifier
+    from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
     from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
     from fairsteer.moments import SubgroupMoments
     from fairsteer.score_alignment import ScoreAligner
@@ -39,6 +39,7 @@ _HOMES = {
     "LeaceTransformer": "baselines",
     "MeanMatchingTransformer": "baselines",
     "IdealDistributionClassifier": "classifier",
+    "IdealDistributionClassifierCV": "classifier",
     "Certificate": "ideal",
     "IdealDistribution": "ideal",
     "nearest_ideal": "ideal",
@@ -79,6 +80,7 @@ __all__ = [
     "FairSteeringTransformer",
     "IdealDistribution",
     "IdealDistributionClassifier",
+    "IdealDistributionClassifierCV",
     "LeaceTransformer",
     "MeanMatchingTransformer",
     "ScoreAligner",

@@ -81,9 +81,7 @@ def test_weights_and_missing_groups(rows: Any) -> None:
     labels = np.where(np.arange(N) % 7 == 0, None, group)
     steer = FairSteeringTransformer(map_type="affine", standardize=True, feature_transform=StandardScaler())
     with pytest.warns(UserWarning, match=r"215 of 1500 rows have a missing group"):
-        expected = clone(steer).fit(
-            X, y, sensitive_features=labels, sample_weight=weight
-        )
+        expected = clone(steer).fit(X, y, sensitive_features=labels, sample_weight=weight)
     table = of_table((X, y, labels), weight=weight)
     with pytest.warns(UserWarning, match=r"215 of 1500 rows have a missing group"):
         steer.fit(ArrowRows(table, y="y", sensitive_features="sex", sample_weight="w", batch_bytes=4000))
@@ -93,7 +91,9 @@ def test_weights_and_missing_groups(rows: Any) -> None:
 def test_dataset_of_files_partitions_and_row_groups(rows: Any, tmp_path: Path) -> None:
     X, y, group = rows
     table = of_table(rows).append_column("year", pa.array(np.arange(N) % 3 + 2000))
-    dataset.write_dataset(table, tmp_path / "parts", format="parquet", partitioning=["year"], partitioning_flavor="hive")
+    dataset.write_dataset(
+        table, tmp_path / "parts", format="parquet", partitioning=["year"], partitioning_flavor="hive"
+    )
     parquet.write_table(table, tmp_path / "one.parquet", row_group_size=100)
     dataset.write_dataset(table, tmp_path / "csv", format="csv")
     kept = np.arange(N) % 3 != 1
@@ -119,7 +119,9 @@ def test_names_of_columns_are_arguments_of_fit_and_transform(rows: Any) -> None:
     np.testing.assert_allclose(steered, expected.transform(X, sensitive_features=group), rtol=1e-8)
     inside = FairSteeringTransformer(map_type="affine", sensitive_columns="sex")
     assert distance(expected, inside.fit(source, "y")) < 1e-9
-    np.testing.assert_allclose(np.concatenate(list(inside.transform(dataset.dataset(of_table(rows).drop(["y"]))))), steered)
+    np.testing.assert_allclose(
+        np.concatenate(list(inside.transform(dataset.dataset(of_table(rows).drop(["y"]))))), steered
+    )
 
 
 @pytest.mark.parametrize("kind", ["fixed", "list"])

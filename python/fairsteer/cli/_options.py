@@ -112,8 +112,10 @@ class Maps:
     map_type: Annotated[
         Literal["affine", "symmetric", "diagonal", "translation", "monotone", "auto"],
         _option("How rows may move; monotone keeps values that occur, auto takes it for tables."),
-    ] = "affine"
-    standardize: Annotated[bool, _option("Let the classes weigh alike in every group.")] = False
+    ] = "auto"
+    standardize: Annotated[
+        bool, typer.Option("--standardize/--own-shares", help="Whether the classes weigh alike in every group.")
+    ] = True
     covariance: Annotated[
         Literal["tied", "full", "diagonal"],
         _option("One covariance per group, per class and group, or diagonal ones."),

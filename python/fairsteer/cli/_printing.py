@@ -116,6 +116,10 @@ class Reporter:
         self.say(_fit_table(steering))
         self.say()
 
+    def advice(self, result: Comparison) -> None:
+        """Print which classifier to take, and why."""
+        self.say(_advice(result) + "\n")
+
     def by_group(self, result: Comparison) -> None:
         """Print the rates of every group, the largest groups first."""
         legend = " (selected: share predicted positive; TPR: true positive rate)" if result.positive is not None else ""
@@ -150,13 +154,38 @@ def _comparison_table(result: Comparison) -> Any:
     return fitting_table(header, [False, *[True] * (len(header) - 1)], rows)
 
 
+def _advice(result: Comparison) -> str:
+    """Say which classifier to take for the criterion, and why."""
+    gap, choice = criterion_text(result.criterion), result.choice
+    before, chosen = _values(result, "before"), _values(result, choice)
+    if choice == "before":
+        return (
+            f"Take the classifier before: of those within a standard error of the smallest {gap} it is the most "
+            "accurate."
+        )
+    how = {
+        "steered": "any classifier on steered features, --out and --model",
+        "Bayes": "the Bayes rule of the steered features, IdealDistributionClassifier in Python",
+        "aligned": f"--align {result.alignment}",
+    }
+    return (
+        f"For the {gap} take {choice} ({how[choice]}): {_number(chosen[result.criterion])} against "
+        f"{_number(before[result.criterion])} before, at an accuracy of {_number(chosen['accuracy'])} against "
+        f"{_number(before['accuracy'])}; of the classifiers within a standard error of the smallest gap it is the most "
+        "accurate."
+    )
+
+
 def _legend(result: Comparison) -> str:
     text = (
         "Before and steered: logistic regression on the features as they are and on the steered ones; the change with "
         "a 95 % bootstrap interval: one that holds 0 shows nothing. Bayes: the Bayes rule of the ideal distribution."
     )
     if "aligned" in result.scores:
-        text += " Aligned: the same, its scores aligned between the groups."
+        criterion = criterion_text(result.alignment).removesuffix(" gap")
+        text += f" Aligned: the same, its scores aligned between the groups for {criterion}."
+    else:
+        text += " There are too few rows to align scores as well."
     if result.positive is not None:
         text += f" Positive class: {_name(result.positive)} (by default the larger label; --positive names it)."
     return text

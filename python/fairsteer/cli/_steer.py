@@ -101,6 +101,7 @@ def steer_file(
     report.comparison(result, steering)
     report.by_group(result)
     report.say(_HOW_TO_READ + "\n")
+    report.advice(result)
     if out is None and model is None:
         report.say("Nothing was written: --out writes the steered table, --model the map for new rows.")
         return

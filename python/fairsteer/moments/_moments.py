@@ -714,11 +714,17 @@ class SubgroupMoments:
         if not self.model.matrices:
             msg = "Diagonal moments keep no covariance between features; use covariance='diagonal'."
             raise ValueError(msg)
+        return self._tied(class_factors(self.weights) if standardize else None)
+
+    def _tied(self, factors: Doubles | None) -> SubgroupMoments:
+        """Pool the covariances of the classes, whose rows count with these weights (K, G) relative to their own."""
         tied = self._empty(covariance="tied")
         tied.weights[:], tied._weight_squares[:] = self.weights, self._weight_squares
         tied.means[:], tied._cubics[:], tied._quartics[:] = self.means, self._cubics, self._quartics
-        factors = class_factors(self.weights) if standardize else np.ones_like(self.weights)
-        tied._scatters[:] = (factors[..., None, None] * self._scatters).sum(axis=0)
+        standardize = factors is not None
+        factors = np.ones_like(self.weights) if factors is None else factors
+        for of_class, scatters in zip(factors, self._scatters, strict=True):  # there may be gigabytes of them
+            tied._scatters += of_class[:, None, None] * scatters
         if standardize:
             tied._weigh_classes_alike(factors)
             tied._cubics *= factors[..., None]

@@ -11,7 +11,7 @@ from fairsteer._utils.input import brief
 from fairsteer._utils.labels import label_to_json, labels_to_json
 from fairsteer._utils.types import CovarianceModel
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import IdealDistribution, Intervention, MapType
+from fairsteer.ideal import Certificate, IdealDistribution, Intervention, MapType
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._coordinates import Coordinates
 from fairsteer.moments._covariances import covariance_model
@@ -136,8 +136,9 @@ def unpack_model(block: Fields, moments: SubgroupMoments, tensors: Tensors) -> S
     groups = block.labels("groups")
     K, G, d = moments.n_classes, len(groups), moments.n_features
     weights, means = tensors.take("model.weights", (K, G)), tensors.take("model.means", (K, G, d))
-    # A stream keeps the covariances of subgroups, and the model may have one a group.
-    covariance = block.text("covariance", _COVARIANCES)
+    # Moments of cells may have been tied.
+    allowed = ("full", "tied") if moments.covariance == "full" else (moments.covariance,)
+    covariance = block.text("covariance", allowed)
     shape = covariance_model(covariance).shape(K, G, d)
     covariances = _covariances("model.covariances", tensors, covariance, shape)
     model = moments._empty(groups=groups, covariance=covariance)
@@ -175,6 +176,10 @@ def _covariances(name: str, tensors: Tensors, covariance: str, shape: tuple[int,
 def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     shapes = _ideal_shapes(ideal.covariance, ideal.map_type, len(ideal.classes), *ideal.offset.shape)
     tensors.update({f"ideal.{name}": getattr(ideal, name) for name in shapes})
+    # What it was found from is as large as the moments, and of no other use.
+    known = ideal.known_certificate if ideal.cells is None else ideal.certificate
+    if known is not None:
+        tensors["ideal.total_variation"] = known.total_variation
     return {
         "classes": labels_to_json(ideal.classes),
         "groups": labels_to_json(ideal.groups),
@@ -186,6 +191,7 @@ def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> di
         "covariance": ideal.covariance,
         "n_iter": int(ideal.n_iter),
         "converged": bool(ideal.converged),
+        "certificate": None if known is None else {"accuracy": known.accuracy, "gaussians": known.gaussians},
     }
 
 
@@ -226,8 +232,19 @@ def unpack_ideal(
         covariance=covariance,
         n_iter=block.integer("n_iter"),
         converged=block.flag("converged"),
+        known_certificate=_unpack_certificate(block, (len(classes), len(groups)), tensors),
         **arrays,
     )
+
+
+def _unpack_certificate(block: Fields, shape: tuple[int, int], tensors: Tensors) -> Certificate | None:
+    if "certificate" not in block:
+        return None
+    inner = block.fields("certificate")
+    bound = tensors.take("ideal.total_variation", shape)
+    if (bound < 0).any() or (bound > 1).any():
+        raise ValueError("a bound of its certificate is no probability")
+    return Certificate.of_bounds(bound, inner.number("accuracy", 0, 1), inner.text("gaussians", ("cells", "model")))
 
 
 def _ideal_shapes(covariance: str, map_type: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:

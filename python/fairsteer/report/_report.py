@@ -21,7 +21,7 @@ from fairsteer._utils.files import write_file
 from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_array, label_text
 from fairsteer._utils.types import Codes
-from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
 from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
 from fairsteer.moments import SubgroupMoments
@@ -277,8 +277,10 @@ def steering_report(
     ----------
     after : FairSteeringTransformer, classifier or pipeline
         What to report on, fitted. Of a transformer, a pipeline that has one, or an
-        :class:`~fairsteer.IdealDistributionClassifier` the report says how rows move and what the model promises; of
-        any other classifier, such as a :class:`~fairsteer.ScoreAligner`, what it predicts.
+        :class:`~fairsteer.IdealDistributionClassifier` (or one chosen by
+        :class:`~fairsteer.IdealDistributionClassifierCV`, which chooses anew in every fold) the report says how rows
+        move and what the model promises; of any other classifier, such as a :class:`~fairsteer.ScoreAligner`, what it
+        predicts.
     X : array-like or dataframe of shape (n_samples, n_features)
         The rows of the fit, or others. For the rows of the fit everything that is called held-out comes from
         cross-validation: all that learns is fitted again without the rows that it is judged on. On other rows what is
@@ -518,7 +520,7 @@ def _methods(
         after = Method(what if same_rows else FrozenEstimator(what), FrozenEstimator(model) if fitted else model)
         plain: Any = Method(None, model)
         words = {"before": f"{_words(model)}, on rows as they are", "after": f"{_words(model)}, on steered rows"}
-    elif isinstance(what, IdealDistributionClassifier):
+    elif isinstance(what, (IdealDistributionClassifier, IdealDistributionClassifierCV)):
         after = what if same_rows else FrozenEstimator(what)
         plain = Method(None, default_classifier() if what.estimator is None else what.estimator)
         words = {"before": f"{_words(plain.classifier)}, on rows as they are", "after": _words(what)}
