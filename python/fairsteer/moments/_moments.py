@@ -754,7 +754,7 @@ class SubgroupMoments:
         Returns
         -------
         moments : SubgroupMoments
-            Those of ``scale * x + shift``, up to rounding; they are not rescalable themselves.
+            Those of ``scale * x + shift``, up to rounding.
 
         Raises
         ------
@@ -776,12 +776,15 @@ class SubgroupMoments:
             msg = "scale must be finite and not zero, and shift finite."
             raise ValueError(msg)
         moments = self._empty()
-        thirds, fourths = self._mixed
+        thirds, fourths = (
+            self._mixed[0] * np.outer(s**2, s),
+            self._mixed[1] * np.outer(s**2, s**2),
+        )
+        moments._mixed = thirds, fourths
         moments.weights[:], moments._weight_squares[:] = self.weights, self._weight_squares
         moments.means[self.weights > 0] = s * self.means[self.weights > 0] + t
         moments._scatters[:] = self._scatters * np.outer(s, s)
-        moments._cubics[:] = np.einsum("j,kajl,l->kal", s**2, thirds, s)
-        moments._quartics[:] = np.einsum("j,kajl,l->ka", s**2, fourths, s**2)
+        moments._cubics[:], moments._quartics[:] = thirds.sum(axis=2), fourths.sum(axis=(2, 3))
         before = self.coordinates
         if before is None:
             moments.coordinates = Coordinates(False, np.array(s), np.array(t))
@@ -789,6 +792,42 @@ class SubgroupMoments:
             moments.coordinates = Coordinates(before.log, s * before.scale, s * before.shift + t)
         else:
             moments.coordinates = (before, s, t)
+        return moments
+
+    def diagonal(self) -> SubgroupMoments:
+        """Moments of the same rows that keep no covariance between features.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            With ``covariance="diagonal"``; `self` when it has that already.
+
+        Raises
+        ------
+        ValueError
+            When the moments are not `rescalable`, and so do not know the fourth powers of single features; or pooled
+            or shrunk.
+        """
+        if self.covariance == "diagonal":
+            return self
+        if self._mixed is None or self._regularised:
+            msg = (
+                "These moments do not know the fourth powers of single features. Accumulate with "
+                "SubgroupMoments(…, covariance='diagonal'), or with covariance='full' and rescalable=True."
+            )
+            raise ValueError(msg)
+        moments = self._empty(covariance="diagonal")
+        moments.weights[:], moments._weight_squares[:], moments.means[:] = (
+            self.weights,
+            self._weight_squares,
+            self.means,
+        )
+        for to, matrices in (
+            (moments._scatters, self._scatters),
+            (moments._cubics, self._mixed[0]),
+            (moments._quartics, self._mixed[1]),
+        ):
+            to[:] = np.diagonal(matrices, axis1=-2, axis2=-1)
         return moments
 
     def shrinkage_intensity(self, shrinkage: str) -> Doubles:

@@ -499,6 +499,8 @@ def adopt_moments(transformer: GroupMapTransformer, moments: SubgroupMoments) ->
         msg = "Moments have no sensitive columns: leave sensitive_columns at None, and pass sensitive_features=…."
         raise ValueError(msg)
     _check_streamable(transformer)
+    if transformer.covariance == "diagonal" and moments.rescalable:
+        moments = moments.diagonal()
     fits = {"tied": ("tied", "full"), "full": ("full",), "diagonal": ("diagonal",)}[transformer.covariance]
     if moments.covariance not in fits:
         msg = (
