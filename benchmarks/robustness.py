@@ -2,7 +2,8 @@
 
 The rule by which the default was chosen, stated before the results were seen: the smallest larger gap, averaged over
 problems and over logistic regression and gradient boosting, at no more than .003 of mean accuracy lost, the constraint
-being the ideal of all criteria; what is within a standard error is as good, and of that the map that moves less is taken.
+being the ideal of all criteria; what is within a standard error of it is as good, and of that the map that moves less
+is taken.
 
 A problem is a data set with some of its columns (the first draw takes all, the others half of them at random). Rows are
 split into folds; every method is fitted on the other folds, and all folds' held-out predictions are measured together:
