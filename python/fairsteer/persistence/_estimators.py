@@ -26,6 +26,7 @@ from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import CellGaussians, Certificate, IdealDistribution
 from fairsteer.metrics._intervals import Measured, MeasuredGaps
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._coordinates import Coordinates
 from fairsteer.persistence._alignment import (
     pack_alignment,
     pack_score_maps,
@@ -76,6 +77,7 @@ SKOPS_TYPES = [
         ConceptSteering,
         GroupEncoder,
         SubgroupMoments,
+        Coordinates,
         IdealDistribution,
         Certificate,
         CellGaussians,
