@@ -122,7 +122,13 @@ def solve(
         sigma = (mu_aff / mu) ** 3
         df, dg, dgamma, dz, drho, dlam = direction((sigma * mu - dgamma * dz) / z - gamma)
         alpha = min(1, 0.99 * longest(dgamma, dz))
-        f, g, gamma, rho, lam = f + alpha * df, g + alpha * dg, gamma + alpha * dgamma, rho + alpha * drho, lam + alpha * dlam
+        f, g, gamma, rho, lam = (
+            f + alpha * df,
+            g + alpha * dg,
+            gamma + alpha * dgamma,
+            rho + alpha * drho,
+            lam + alpha * dlam,
+        )
         z = cost[None] - f[:, :, None] - g[:, None, :]
     return Solution(gamma, w, group_costs(gamma, pi, cost), primal, primal - dual)
 

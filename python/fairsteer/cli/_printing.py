@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fairsteer._utils.labels import label_text
 from fairsteer.report._tables import criterion_text, verdict
@@ -29,6 +30,14 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+class _Speed(ProgressColumn):
+    """Rows a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} rows/s")
 
 
 class Reporter:
@@ -68,6 +77,23 @@ class Reporter:
             yield lambda _: None
             return
         with Progress(console=self._err, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda n: bar.advance(task, n)
+
+    @contextmanager
+    def rows(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Show on a terminal how many rows have been read, how fast, and how long it will take."""
+        if not self._err.is_terminal:
+            yield lambda _: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} rows"),
+            _Speed(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda n: bar.advance(task, n)
 

@@ -19,6 +19,7 @@ from fairsteer.ideal import Certificate, IdealDistribution, Intervention, neares
 from fairsteer.ideal import MapType as GaussianMapType
 from fairsteer.ideal._certificate import CellGaussians, moved_certificate
 from fairsteer.moments import SubgroupMoments
+from fairsteer.streams import Stream
 from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
@@ -317,6 +318,20 @@ class FairSteeringTransformer(GroupMapTransformer):
         # Quantiles have nothing to lend to a small subgroup.
         return "diagonal" if self.small_cells == "pool" and self.min_cell_size > 0 else "monotone"
 
+    def _classes_count(self) -> bool:
+        return self.constraint != "demographic_parity"
+
+    def _refuses_streams(self) -> str | None:
+        return None  # quantiles are those of rows that stand for all
+
+    def _needs_sample(self, stream: Stream) -> bool:
+        if super()._needs_sample(stream) or self.map_type == "monotone":
+            return True
+        if self.map_type != "auto" or self.moments_.n_features > _MOST_COLUMNS_OF_A_TABLE or len(self.groups_) == 1:
+            return False
+        first = next(stream.batches())  # which says whether this is a table
+        return self._chosen(np.asarray(first.X)) == "monotone"
+
     def _solve(
         self,
         shrunk: SubgroupMoments,
@@ -325,14 +340,16 @@ class FairSteeringTransformer(GroupMapTransformer):
         cells: SubgroupMoments | None = None,
         *,
         final: bool = True,
+        sample: Batch | None = None,
     ) -> Solution:
-        self._map_type = self._chosen(rows)
+        self._map_type = self._chosen(rows if sample is None else sample.rows)
         solution = super()._solve(shrunk, rows, batch)
         if batch is None and self.moments_.covariance == "full":  # of a stream
             cells = self.moments_
         if len(self.groups_) == 1:
             return solution
-        if self._map_type != "monotone" or batch is None:
+        quantiles = batch if sample is None else sample
+        if self._map_type != "monotone" or quantiles is None:
             ideal = solution.maps
             if cells is not None:
                 ideal = self._with_cells(ideal, cells)
@@ -350,17 +367,17 @@ class FairSteeringTransformer(GroupMapTransformer):
         weights = solution.model.weights
         held = reference_code(solution.model, self.reference_group) if self.intervention == "affirmative" else None
         maps = MonotoneMaps.fit(
-            batch.rows,
-            batch.y_codes,
-            self._group_of_label[batch.group_codes],
-            batch.sample_weight,
+            quantiles.rows,
+            quantiles.y_codes,
+            self._group_of_label[quantiles.group_codes],
+            quantiles.sample_weight,
             class_weights=np.where(counts, weights.sum(axis=1), 0.0) / weights.sum(),
             group_shares=weights.sum(axis=0) / weights.sum(),
             standardize=self.standardize,
             reference=held,
             min_distinct=self.min_distinct,
         )
-        return solution._replace(folded=maps, maps=self._certify_monotone(maps, solution.maps, batch, cells))
+        return solution._replace(folded=maps, maps=self._certify_monotone(maps, solution.maps, quantiles, cells))
 
     def _moments_of_fit(
         self, rows: Floats, batch: Batch, *, final: bool
