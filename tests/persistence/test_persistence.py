@@ -533,7 +533,7 @@ def test_of_a_search_the_classifier_that_it_took_is_saved(rows: Any, path: Any) 
     search = IdealDistributionClassifierCV(LogisticRegression(), candidates=grid, cv=2)
     search.fit(X, y > 0, sensitive_features=group)
     with pytest.raises(ValueError, match="save its best_estimator_"):
-        persistence.save(search, path)  # type: ignore[arg-type]  # what a caller without types may do
+        persistence.save(search, path)
     persistence.save(search.best_estimator_, path)
     loaded = persistence.load(path, estimator=search.best_estimator_.estimator_)
     np.testing.assert_array_equal(

@@ -64,7 +64,10 @@ def _check_gaps(report: Any, when: Any, y: Any, predicted: Any, group: Any) -> N
         IdealDistributionClassifier(LogisticRegression()),
         IdealDistributionClassifier(LogisticRegression(), FairSteeringTransformer(unknown_group="infer")),
         IdealDistributionClassifierCV(
-            LogisticRegression(), cv=2, candidates={"steering__map_type": ["translation", "diagonal"]}
+            LogisticRegression(),
+            FairSteeringTransformer(constraint="equal_opportunity"),
+            candidates={"steering__map_type": ["translation", "diagonal"]},
+            cv=2,
         ),
     ],
     ids=["aligner", "bayes", "trained", "inferring", "search"],
