@@ -149,8 +149,15 @@ class FairSteeringTransformer(GroupMapTransformer):
     kl_divergence_ : float
         Divergence of the ideal distribution from the fitted one, in nats.
     certificate_ : Certificate
-        Bounds on the unfairness and the loss of accuracy of classifiers that are fair on the ideal
-        distribution.
+        Bounds on the unfairness, and on the change in accuracy, of classifiers of steered rows, for subgroups that are
+        Gaussians of their own means and covariances (``certificate_.gaussians == "cells"``), whatever `covariance`
+        makes of them; with monotone maps, of the rows that these make. Covariances are shrunk as far as those of the
+        model, and drawn to these as far as chance explains the difference, so that few rows say little. Where the
+        covariances of all subgroups would take more than 64 MB (a gigabyte in a stream), where there are more than
+        256 features of ``covariance="diagonal"``, and with an estimator as `shrinkage`, they are not known, and the
+        certificate is the model's (``"model"``). Of many features it is found when first asked for.
+    model_certificate_ : Certificate
+        The same for the Gaussians as the model has them. With monotone maps, of which no model knows, all bounds are 1.
     n_iter_ : int
         Iterations of the projection.
     objective_path_ : ndarray of shape (n_iter_ + 1,)
@@ -172,8 +179,11 @@ class FairSteeringTransformer(GroupMapTransformer):
     -----
     By a Gaussian map integers and 0/1 columns end at values that one group alone has. Linear models cannot use that,
     trees can: before them use ``map_type="monotone"`` with ``standardize=True``, or align scores instead
-    (:class:`ScoreAligner`). With monotone maps `ideal_`, its divergence and its certificate are those of the
+    (:class:`ScoreAligner`). With monotone maps `ideal_` and its divergence are those of the
     Gaussian model with maps of single features; `maps_`, matrices, do not exist.
+
+    ``fit`` warns where the subgroups allow a gap of more than twice what the model does, and of .1 more, beyond what
+    chance explains; of many features it looks in the directions in which the classes differ.
 
     Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
     Statistics are kept in double precision; rows come back in the floating-point type they came
