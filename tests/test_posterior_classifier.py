@@ -84,7 +84,7 @@ def test_models_on_expanded_rows_learn_the_ideal_posterior() -> None:
 def test_no_row_is_repaired_by_a_model_that_has_seen_its_label() -> None:
     """A nearest neighbour knows its training rows by heart: with it labels would come back as they are."""
     X, y, group = data(1000)
-    noise = np.random.default_rng(0).integers(0, 2, len(y))
+    noise = np.random.default_rng(7).integers(0, 2, len(y))
     model = IdealPosteriorClassifier(KNeighborsClassifier(1)).fit(X, noise, sensitive_features=group)
     t = model.repair(X, noise, sensitive_features=group).proba[:, 1]
     assert abs(np.corrcoef(t, noise)[0, 1]) < 0.15
@@ -197,7 +197,7 @@ def test_what_is_certified_and_how_sure_the_posterior_is() -> None:
     X, y, group = data()
     model = IdealPosteriorClassifier(LogisticRegression()).fit(X, y, sensitive_features=group)
     assert 0 < model.certificate_.equalized_odds < 1
-    assert 0 < model.kl_divergence_
+    assert model.kl_divergence_ > 0
     assert (model.calibration_error_ < 0.1).all()
     assert (model.cell_divergence_ >= 0).all()
 

@@ -11,7 +11,7 @@ from scipy.special import expit, logit, rel_entr, xlogy
 from sklearn.utils import check_array, check_consistent_length
 
 from fairsteer import _core
-from fairsteer._utils.input import brief, few
+from fairsteer._utils.input import brief, few, warn_caller
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupedRows
@@ -27,6 +27,12 @@ _N_POINTS = (400, 200, 100)
 
 #: Points that are nearer together, in log-odds, are one.
 _CLOSEST = 1e-6
+
+#: Distance in log-odds of ideal posteriors that are looked at, between few posteriors.
+_TARGET_SPACING = 0.02
+
+#: Below this part of its share a group as good as leaves the ideal distribution.
+_VANISHING = 0.01
 
 #: Half the width of a grid of one posterior.
 _HALF_WIDTH = 0.5
@@ -312,8 +318,9 @@ def nearest_ideal_posterior(
     Notes
     -----
     Rows with more than 400 different posteriors are put on a grid of so many log-odds, denser where rows are, each
-    row split among its two neighbours so that its posterior stays what it is. Everything after that costs time and memory by the
-    grid, not by rows. Posteriors beyond log-odds of 16 (1e-7 from 0 or 1) are moved there.
+    row split among its two neighbours so that its posterior stays what it is. Everything after that costs time and
+    memory by the grid, not by rows. Posteriors beyond log-odds of 16 (1e-7 from 0 or 1) are moved there. Where groups
+    are so far apart that the nearest ideal distribution would leave one out, they keep their shares, with a warning.
 
     Examples
     --------
@@ -454,12 +461,24 @@ def _joint(
     target = points
     if intervention == "all_subgroups" and len(points) < _N_POINTS[0]:
         # Between few posteriors ideal ones may lie anywhere.
-        target = np.unique(np.append(points, np.linspace(points[0], points[-1], _N_POINTS[0])))
+        width = points[-1] - points[0]
+        n_targets = int(np.clip(width / _TARGET_SPACING, 16, _N_POINTS[1]))
+        target = np.unique(np.append(points, np.linspace(points[0], points[-1], n_targets)))
         target = target[np.append(True, np.diff(target) > _CLOSEST)]
-    found = _core.nearest_ideal_posterior(
-        points, np.ascontiguousarray(target), np.ascontiguousarray(laws), prior, intervention, reference, True,
-        max_iter, tol,
-    )  # fmt: skip
+
+    def solve(free_shares: bool) -> dict[str, Any]:
+        return _core.nearest_ideal_posterior(
+            points, np.ascontiguousarray(target), np.ascontiguousarray(laws), prior, intervention, reference,
+            free_shares, max_iter, tol,
+        )  # fmt: skip
+
+    found = solve(intervention == "all_subgroups")
+    if intervention == "all_subgroups" and (not found["converged"] or (found["shares"] < _VANISHING * prior).any()):
+        found = solve(False)
+        warn_caller(
+            "The groups' posteriors are so far apart that the nearest ideal distribution would leave a group out; the "
+            f"groups keep their shares, at a divergence of {found['kl_divergence']:.3g} nats."
+        )
     ideal = logit(np.clip(found["posterior"], expit(-_MOST_LOGIT), expit(_MOST_LOGIT)))
     weights, divergence = found["log_ratio"], found["group_divergence"]
     if intervention == "all_subgroups":
