@@ -40,6 +40,7 @@ PAGE_NEEDS = {
     "export.md": ("onnx", "onnxruntime", "safetensors", "skops"),
     "language-models.md": ("torch", "transformers"),
     "report.md": ("matplotlib",),
+    "scale.md": ("dask", "pyarrow"),
 }
 
 

@@ -322,41 +322,51 @@ struct CentreRows {
   template <class T>
   FAIRSTEER_INLINE static void run(const RowList<T>& rows, const T* centres, const Index* cells,
                                    const double* weights, T* block, const Index* positions,
-                                   Index ld, double* norms) {
+                                   Index ld, double* squares, double* cubes, const Index* slots) {
     constexpr Index width = kWidth<T>;
-    const Index d = rows.n_features, whole = d - d % width;
-    for (Index i = 0; i < rows.count; ++i) {
+    const Index count = rows.count, d = rows.n_features, whole = d - d % width;
+    // The last numbers of a row are done as a pack that reaches back over some that have been.
+    const bool reaches_back = whole > 0 && whole < d;
+    const Index last = reaches_back ? d - width : whole;
+    Pack<T> fresh = {};
+    for (Index l = whole - last; l < width; ++l) fresh[l] = T(1);
+    // Sums are kept in the steps in which y was written: it is still on its way to memory.
+    const Index in_packs = whole > 0 ? d - d % kWidth<double> : 0;
+    for (Index i = 0; i < count; ++i) {
       const T* x = row_of(rows, i);
       const T* centre = centres + cells[i] * d;
       T* y = block + positions[i] * ld;
-      const T scale = weights ? static_cast<T>(std::sqrt(weights[i])) : T(1);
-      Pack<T> squares = {};
+      const double weight = weights ? weights[i] : 1.0, root = weights ? std::sqrt(weight) : 1.0;
+      const T scale = static_cast<T>(root);
+      Pack<T> lanes = {};
       for (Index j = 0; j < whole; j += width) {
         const Pack<T> value = scale * (pack(x + j) - pack(centre + j));
         pack(y + j) = value;
-        squares += value * value;
+        lanes += value * value;
       }
-      T norm = sum_of_lanes(squares);
-      for (Index j = whole; j < d; ++j) {
-        y[j] = scale * (x[j] - centre[j]);
-        norm += y[j] * y[j];
+      if (reaches_back) {
+        Pack<T> value = scale * (pack(x + last) - pack(centre + last));
+        pack(y + last) = value;
+        value = value * fresh;
+        lanes += value * value;
+      }
+      T sum = sum_of_lanes(lanes);
+      if (!reaches_back) {
+        for (Index j = whole; j < d; ++j) {
+          y[j] = scale * (x[j] - centre[j]);
+          sum += y[j] * y[j];
+        }
       }
       for (Index j = d; j < ld; ++j) y[j] = T(0);
-      norms[i] = static_cast<double>(norm);
-    }
-  }
-};
-
-struct AddWeighted {
-  template <class S>
-  FAIRSTEER_INLINE static void run(const S* block, const Index* positions, Index ld, Index count,
-                                   Index n_features, const double* factors, double* sums,
-                                   const Index* slots) {
-    for (Index i = 0; i < count; ++i) {
-      const double factor = factors[i];
-      const S* y = block + positions[i] * ld;
-      double* FAIRSTEER_RESTRICT sum = sums + slots[i] * n_features;
-      for (Index j = 0; j < n_features; ++j) sum[j] += factor * static_cast<double>(y[j]);
+      const auto norm = static_cast<double>(sum);
+      double* square = squares + 2 * slots[i];
+      square[0] += norm;
+      square[1] += weights ? norm * norm / weight : norm * norm;
+      const double factor = weights ? norm / root : norm;
+      double* cube = cubes + slots[i] * d;
+      for (Index j = 0; j < in_packs; j += kWidth<double>)
+        pack(cube + j) += factor * doubles(y + j);
+      for (Index j = in_packs; j < d; ++j) cube[j] += factor * static_cast<double>(y[j]);
     }
   }
 };
@@ -457,14 +467,9 @@ void add_rows(const RowList<T>& rows, const double* origins, const Index* cells,
 
 template <class T>
 void centre_rows(const RowList<T>& rows, const T* centres, const Index* cells,
-                 const double* weights, T* block, const Index* positions, Index ld, double* norms) {
-  run<CentreRows>(rows, centres, cells, weights, block, positions, ld, norms);
-}
-
-template <class S>
-void add_weighted(const S* block, const Index* positions, Index ld, Index count, Index n_features,
-                  const double* factors, double* sums, const Index* slots) {
-  run<AddWeighted>(block, positions, ld, count, n_features, factors, sums, slots);
+                 const double* weights, T* block, const Index* positions, Index ld, double* squares,
+                 double* cubes, const Index* slots) {
+  run<CentreRows>(rows, centres, cells, weights, block, positions, ld, squares, cubes, slots);
 }
 
 template <class T>
@@ -510,9 +515,7 @@ void add_vectors(const T* a, const T* b, Index n, T* out) {
   template void add_rows(const RowList<T>&, const double*, const Index*, const double*, double*,   \
                          const Index*);                                                            \
   template void centre_rows(const RowList<T>&, const T*, const Index*, const double*, T*,          \
-                            const Index*, Index, double*);                                         \
-  template void add_weighted(const T*, const Index*, Index, Index, Index, const double*, double*,  \
-                             const Index*);                                                        \
+                            const Index*, Index, double*, double*, const Index*);                  \
   template void centre_columns(const RowList<T>&, const T*, const Index*, const double*, T*,       \
                                Index, double*);                                                    \
   template void add_weighted_columns(const T*, Index, Index, Index, const T*, double, double*);    \

@@ -27,19 +27,16 @@ template <class T>
 void add_rows(const RowList<T>& rows, const double* origins, const Index* cells,
               const double* weights, double* sums, const Index* slots);
 
-/// block[position] = sqrt(weight) (x - centres[cell]) for every row, with zeros up to `ld`, the
-/// length of a line of the block; norms: the squares of these.
+/// y = block[position] = sqrt(weight) (x - centres[cell]) for every row, with zeros up to `ld`, the
+/// length of a line of the block. squares[slot] += (|y|^2, |y|^4 / weight), cubes[slot] += |y|^2 y
+/// / sqrt(weight), these in lines of `cube_ld`: d, filled up to whole packs of double.
 template <class T>
 void centre_rows(const RowList<T>& rows, const T* centres, const Index* cells,
-                 const double* weights, T* block, const Index* positions, Index ld, double* norms);
-
-/// sums[slot] += factor block[position] for every row
-template <class S>
-void add_weighted(const S* block, const Index* positions, Index ld, Index count, Index n_features,
-                  const double* factors, double* sums, const Index* slots);
+                 const double* weights, T* block, const Index* positions, Index ld, double* squares,
+                 double* cubes, const Index* slots);
 
 /// The same blocks with a feature's numbers side by side, `ld` from feature to feature: BLAS
-/// multiplies them faster.
+/// multiplies them faster; and the squares of the rows' norms.
 template <class T>
 void centre_columns(const RowList<T>& rows, const T* centres, const Index* cells,
                     const double* weights, T* block, Index ld, double* norms);

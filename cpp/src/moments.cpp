@@ -64,21 +64,9 @@ class Batch {
   const MomentPlan& plan() const { return plan_; }
   Index n_scratch() const { return static_cast<Index>(scratch_.size()); }
 
-  /// Weights of the rows of a chunk, or null: all one.
-  const double* weights_of(const Chunk& chunk) const {
-    return cells_.weights ? chunk.weight.data() : nullptr;
-  }
-
   RowList<S> read(Scratch& scratch) const {
     const Chunk& chunk = scratch.chunk;
-    RowList<S> list = reader_.read(chunk.row.data(), chunk.count, scratch.staging.data());
-    // Rows that follow one another are found without their numbers.
-    if (plan_.is_in_order() && list.which &&
-        chunk.row[chunk.count - 1] - chunk.row[0] == chunk.count - 1) {
-      list.data += chunk.row[0] * list.stride;
-      list.which = nullptr;
-    }
-    return list;
+    return reader_.read(chunk.which, chunk.first, chunk.count, scratch.staging.data());
   }
 
   /// Calls `function(chunk)` for all rows of a task, at most `most()` at a time.
@@ -89,31 +77,25 @@ class Batch {
     for (bool more = true; more;) {
       if (watch_ != nullptr) watch_->stop();
       const Index limit = std::min(kChunk, most());
-      Index n = 0;
       if (plan_.is_in_order()) {
-        for (; n < limit && row < task.end; ++row) {
-          const Index cell = cells_.of(row);
-          chunk.row[n] = row;
-          chunk.slot[n] = chunk.cell[n] = cell;
-          n += cell >= 0;
-        }
+        take_in_order(row, std::min(limit, task.end - row), chunk);
+        row += std::min(limit, task.end - row);
         more = row < task.end;
       } else {
+        Index n = 0;
         while (n < limit) {
           if (slot.begin == slot.end) {
             more = ++s < task.n_slots;
             if (!more) break;
             slot = plan_.slot(task, s);
           }
-          chunk.row[n] = plan_.row(slot.begin++);
-          chunk.slot[n] = s;
+          chunk.own_row[n] = plan_.row(slot.begin++);
+          chunk.own_slot[n] = s;
           chunk.cell[n++] = slot.cell;
         }
+        take_listed(n, chunk.own_slot.data(), chunk);
       }
-      if (cells_.weights)
-        for (Index i = 0; i < n; ++i) chunk.weight[i] = cells_.weights[chunk.row[i]];
-      chunk.count = n;
-      if (n > 0) function(chunk);
+      if (chunk.count > 0) function(chunk);
     }
   }
 
@@ -147,13 +129,13 @@ class Batch {
               task, scratch.chunk, [] { return kChunk; },
               [&](Chunk& chunk) {
                 for (Index i = 0; i < chunk.count; ++i) {
-                  const double w = cells_.weights ? chunk.weight[i] : 1.0;
+                  const double w = chunk.weight ? chunk.weight[i] : 1.0;
                   double* both = scratch.squares.data() + 2 * chunk.slot[i];
                   both[0] += w;
                   both[1] += w * w;
                 }
-                add_rows(read(scratch), origin.data(), chunk.cell.data(), weights_of(chunk),
-                         scratch.vectors.data(), chunk.slot.data());
+                add_rows(read(scratch), origin.data(), chunk.cell.data(), chunk.weight,
+                         scratch.vectors.data(), chunk.slot);
               });
         },
         [&](const Task& task, const Scratch& scratch, Index) {
@@ -174,6 +156,42 @@ class Batch {
   }
 
  private:
+  // Rows that follow one another, less those that are left out: mostly none is.
+  void take_in_order(Index first, Index n, Chunk& chunk) const {
+    bool all = true;
+    for (Index i = 0; i < n; ++i) {
+      const Index cell = cells_.of(first + i);
+      chunk.cell[i] = cell;
+      all = all && cell >= 0;
+    }
+    if (all) {
+      chunk.count = n;
+      chunk.first = first;
+      chunk.which = nullptr;
+      chunk.slot = chunk.cell.data();
+      chunk.weight = cells_.weights ? cells_.weights + first : nullptr;
+      return;
+    }
+    Index count = 0;
+    for (Index i = 0; i < n; ++i) {
+      chunk.own_row[count] = first + i;
+      chunk.cell[count] = chunk.cell[i];
+      count += chunk.cell[i] >= 0;
+    }
+    take_listed(count, chunk.cell.data(), chunk);
+  }
+
+  void take_listed(Index count, const Index* slots, Chunk& chunk) const {
+    chunk.count = count;
+    chunk.first = 0;
+    chunk.which = chunk.own_row.data();
+    chunk.slot = slots;
+    chunk.weight = nullptr;
+    if (!cells_.weights) return;
+    for (Index i = 0; i < count; ++i) chunk.own_weight[i] = cells_.weights[chunk.own_row[i]];
+    chunk.weight = chunk.own_weight.data();
+  }
+
   // A row of every cell: sums relative to it lose nothing to an offset.
   Matrix first_rows() {
     const Index d = shape_.n_features;
@@ -185,9 +203,8 @@ class Batch {
       found[c] = 1;
       --missing;
       Scratch& scratch = scratch_.front();
-      const RowList<S> list = reader_.read(&row, 1, scratch.staging.data());
-      const S* first = list.data + (list.which ? row * list.stride : 0);
-      origin.col(c) = Eigen::Map<const VectorOf<S>>(first, d).template cast<double>();
+      const RowList<S> list = reader_.read(nullptr, row, 1, scratch.staging.data());
+      origin.col(c) = Eigen::Map<const VectorOf<S>>(list.data, d).template cast<double>();
     };
     if (plan_.is_in_order()) {
       for (Index row = 0; row < rows_.rows && missing > 0; ++row)
@@ -265,21 +282,16 @@ class RowBlocks {
     return limit_ - most;
   }
 
-  void centre(Scratch& scratch, Index thread, double* norms) {
+  void add(Scratch& scratch, Index thread) {
     Tables& tables = tables_[thread];
     Chunk& chunk = scratch.chunk;
     for (Index i = 0; i < chunk.count; ++i) {
       const Index scatter = scatter_[chunk.cell[i]];
       chunk.position[i] = scatter * limit_ + tables.fill[scatter]++;
     }
-    centre_rows(batch_.read(scratch), centre_.data(), chunk.cell.data(), batch_.weights_of(chunk),
-                tables.block.data(), chunk.position.data(), stride_, norms);
-  }
-
-  void add_cubes(Scratch& scratch, Index thread, const double* factors) {
-    const Chunk& chunk = scratch.chunk;
-    add_weighted(tables_[thread].block.data(), chunk.position.data(), stride_, chunk.count, d_,
-                 factors, scratch.vectors.data(), chunk.slot.data());
+    centre_rows(batch_.read(scratch), centre_.data(), chunk.cell.data(), chunk.weight,
+                tables.block.data(), chunk.position.data(), stride_, scratch.squares.data(),
+                scratch.vectors.data(), chunk.slot);
   }
 
   void end(Index thread) {
@@ -357,25 +369,28 @@ class ColumnBlocks {
     return limit_ - tables.fill;
   }
 
-  void centre(Scratch& scratch, Index thread, double* norms) {
+  void add(Scratch& scratch, Index thread) {
     Tables& tables = tables_[thread];
     const Chunk& chunk = scratch.chunk;
-    centre_columns(batch_.read(scratch), centre_.data(), chunk.cell.data(),
-                   batch_.weights_of(chunk), tables.block.data() + tables.fill, leading_, norms);
+    S* block = tables.block.data() + tables.fill;
+    double* norms = tables.norms.data();
+    centre_columns(batch_.read(scratch), centre_.data(), chunk.cell.data(), chunk.weight, block,
+                   leading_, norms);
     tables.fill += chunk.count;
-  }
-
-  // For stretches of rows of one cell, relative to the largest factor: single precision suffices.
-  void add_cubes(Scratch& scratch, Index thread, const double* factors) {
-    Tables& tables = tables_[thread];
-    const Chunk& chunk = scratch.chunk;
-    const S* block = tables.block.data() + tables.fill - chunk.count;
+    for (Index i = 0; i < chunk.count; ++i) {
+      const double norm = norms[i];
+      auto squares = scratch.squares.col(chunk.slot[i]);
+      squares[0] += norm;
+      squares[1] += chunk.weight ? norm * norm / chunk.weight[i] : norm * norm;
+      if (chunk.weight) norms[i] = norm / std::sqrt(chunk.weight[i]);
+    }
+    // Stretches of rows of one cell, relative to the largest factor: single precision suffices.
     for (Index begin = 0, end; begin < chunk.count; begin = end) {
       end = begin + 1;
       while (end < chunk.count && chunk.slot[end] == chunk.slot[begin]) ++end;
-      const double largest = *std::max_element(factors + begin, factors + end);
+      const double largest = *std::max_element(norms + begin, norms + end);
       if (!(largest > 0)) continue;
-      for (Index i = begin; i < end; ++i) tables.factors[i] = static_cast<S>(factors[i] / largest);
+      for (Index i = begin; i < end; ++i) tables.factors[i] = static_cast<S>(norms[i] / largest);
       add_weighted_columns(block + begin, leading_, end - begin, d_, tables.factors.data() + begin,
                            largest, scratch.vectors.col(chunk.slot[begin]).data());
     }
@@ -393,6 +408,7 @@ class ColumnBlocks {
     std::vector<S> block;
     Index fill = 0;
     MatrixOf<S> product;  // lower triangle
+    std::array<double, kChunk> norms;
     std::array<S, kChunk> factors;
   };
 
@@ -415,8 +431,7 @@ class ColumnBlocks {
 /// Adds the rows of a batch to scatters, tied or full. The blocks hold sqrt(s) y, so that norms are
 /// s |y|^2; s |y|^2 y is wanted too.
 template <class Blocks, class T>
-void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, bool weighted,
-                  Index n_threads) {
+void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, Index n_threads) {
   using Scratch = typename Batch<T>::Scratch;
   std::vector<ChanMerge> merges;
   std::vector<std::vector<Index>> cells(sums.n_scatters());
@@ -426,25 +441,12 @@ void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, bool
     if (!some.empty()) merges.emplace_back(sums, some, added.of(some));
 
   Blocks blocks(batch, added);
-  std::vector<std::array<double, kChunk>> norms_of(batch.n_scratch());
   batch.for_tasks(
       [&](const Task& task, Scratch& scratch, Index thread) {
-        double* norms = norms_of[thread].data();
-        double* squares = scratch.squares.data();
         blocks.begin(thread);
         batch.for_chunks(
             task, scratch.chunk, [&] { return blocks.room(thread); },
-            [&](Chunk& chunk) {
-              blocks.centre(scratch, thread, norms);
-              for (Index i = 0; i < chunk.count; ++i) {
-                const double norm = norms[i];
-                squares[2 * chunk.slot[i]] += norm;
-                squares[2 * chunk.slot[i] + 1] +=
-                    weighted ? norm * norm / chunk.weight[i] : norm * norm;
-                if (weighted) norms[i] = norm / std::sqrt(chunk.weight[i]);
-              }
-              blocks.add_cubes(scratch, thread, norms);
-            });
+            [&](Chunk&) { blocks.add(scratch, thread); });
         blocks.end(thread);
       },
       [&](const Task& task, const Scratch& scratch, Index thread) {
@@ -473,8 +475,8 @@ void add_diagonal(const MomentSums& sums, Batch<T>& batch, const CellSums& added
         batch.for_chunks(
             task, scratch.chunk, [] { return kChunk; },
             [&](Chunk& chunk) {
-              add_powers(batch.read(scratch), added.mean.data(), chunk.cell.data(),
-                         batch.weights_of(chunk), scratch.vectors.data(), chunk.slot.data());
+              add_powers(batch.read(scratch), added.mean.data(), chunk.cell.data(), chunk.weight,
+                         scratch.vectors.data(), chunk.slot);
             });
       },
       [&](const Task& task, const Scratch& scratch, Index) {
@@ -513,13 +515,12 @@ Vector add_batch(const MomentSums& sums, const Addition<T>& addition) {
       diagonal ? 3 * sums.n_features : sums.n_features, n_threads, watch);
   CellSums added = batch.find_means();
   if (!(added.weight.sum() > 0)) return added.weight;
-  const bool weighted = cells.weights != nullptr;
   if (diagonal)
     add_diagonal(sums, batch, added);
   else if (small)
-    add_products<RowBlocks<T>>(sums, batch, added, weighted, n_threads);
+    add_products<RowBlocks<T>>(sums, batch, added, n_threads);
   else
-    add_products<ColumnBlocks<T>>(sums, batch, added, weighted, n_threads);
+    add_products<ColumnBlocks<T>>(sums, batch, added, n_threads);
   return added.weight;
 }
 

@@ -29,19 +29,22 @@ class RowReader {
   /// Whether rows are read where they lie; otherwise they are copied to the `staging` of `read`.
   bool in_place() const { return std::is_same_v<T, S> && rows_.col_stride == 1; }
 
-  RowList<S> read(const Index* which, Index count, S* staging) const {
+  /// The rows with these numbers; null: those that follow `first`.
+  RowList<S> read(const Index* which, Index first, Index count, S* staging) const {
     if constexpr (std::is_same_v<T, S>)
-      if (in_place()) return {rows_.data, rows_.row_stride, which, count, rows_.cols};
-    stage(which, count, staging);
+      if (in_place())
+        return {which ? rows_.data : rows_.row(first), rows_.row_stride, which, count, rows_.cols};
+    stage(which, first, count, staging);
     return {staging, rows_.cols, nullptr, count, rows_.cols};
   }
 
  private:
-  void stage(const Index* which, Index count, S* out) const {
+  void stage(const Index* which, Index first, Index count, S* out) const {
     const Index d = rows_.cols;
+    const auto row_at = [&](Index i) { return rows_.row(which ? which[i] : first + i); };
     if constexpr (std::is_same_v<T, Eigen::half>) {
       if (rows_.col_stride == 1) {
-        for (Index i = 0; i < count; ++i) widen(rows_.row(which[i]), d, out + i * d);
+        for (Index i = 0; i < count; ++i) widen(row_at(i), d, out + i * d);
         return;
       }
     }
@@ -49,7 +52,7 @@ class RowReader {
     constexpr Index kColumns = 16;
     for (Index j0 = 0; j0 < d; j0 += kColumns)
       for (Index i = 0; i < count; ++i) {
-        const T* row = rows_.row(which[i]);
+        const T* row = row_at(i);
         for (Index j = j0; j < std::min(d, j0 + kColumns); ++j)
           out[i * d + j] = static_cast<S>(row[j * rows_.col_stride]);
       }
@@ -73,14 +76,20 @@ struct RowCells {
   }
 };
 
-/// Some rows of a task, and the slots that they belong to.
+/// Some rows of a task, and the slots of the task that they belong to.
 struct Chunk {
   Index count;
-  std::array<Index, kChunk> row;
-  std::array<Index, kChunk> slot;  // within the task
+  Index first;           // row
+  const Index* which;    // numbers of the rows; null: they follow the first
+  const Index* slot;     // within the task
+  const double* weight;  // null: all one
   std::array<Index, kChunk> cell;
-  std::array<Index, kChunk> position;  // in a block
-  std::array<double, kChunk> weight;
+
+  // What these point at, where it lies nowhere else; and a place in a block for every row.
+  std::array<Index, kChunk> own_row;
+  std::array<Index, kChunk> own_slot;
+  std::array<double, kChunk> own_weight;
+  std::array<Index, kChunk> position;
 };
 
 }  // namespace fairsteer::detail

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fairsteer import report as report
     from fairsteer import score_alignment as score_alignment
     from fairsteer import scoring as scoring
+    from fairsteer import streams as streams
     from fairsteer import torch as torch
     from fairsteer import transformer as transformer
     from fairsteer._utils.versions import build_info, show_versions
@@ -74,6 +75,7 @@ _ROOMS = (
     "report",
     "score_alignment",
     "scoring",
+    "streams",
     "torch",
     "transformer",
 )

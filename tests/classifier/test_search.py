@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,11 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import PredefinedSplit, ShuffleSplit, StratifiedKFold, cross_val_score
+from sklearn.model_selection import PredefinedSplit, ShuffleSplit, StratifiedKFold, cross_val_score, cross_validate
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
@@ -27,6 +29,7 @@ from fairsteer import (
 )
 from fairsteer.classifier._candidates import default_candidates, shared_fits
 from fairsteer.classifier._choice import CHANCE, Gap, HeldOutRows, choose, largest_gap
+from fairsteer.scoring import fairness_scorer, performance_scorer
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.intp]
@@ -102,7 +105,7 @@ class LogOdds(ClassifierMixin, BaseEstimator):
         return np.asarray(X)[:, 0]
 
     def predict(self, X: Any) -> Codes:
-        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+        return np.asarray(self.classes_[(self.decision_function(X) > 0).astype(int)])
 
 
 def test_results_are_those_of_fits_by_hand(fitted: IdealDistributionClassifierCV) -> None:
@@ -208,8 +211,8 @@ def test_merged_moments_give_the_maps_of_the_rows(params: dict[str, Any], weight
         by_merging, from_rows = steering._fit_alike(some, moments), steering._fit_alike(some)
         assert by_merging.groups_.tolist() == from_rows.groups_.tolist()
         codes = from_rows._group_of_label[some.group_codes]
-        moved = [model._move(some.rows, codes, model._group_maps(1.0)) for model in (by_merging, from_rows)]
-        np.testing.assert_allclose(*moved, rtol=1e-7, atol=1e-8)
+        ours, theirs = (m._move(some.rows, codes, m._group_maps(1.0)) for m in (by_merging, from_rows))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(by_merging.ideal_.sample_weight, from_rows.ideal_.sample_weight, rtol=1e-7)
 
 
@@ -253,7 +256,8 @@ def test_a_classifier_is_trained_once_for_a_fold_and_steering() -> None:
 def test_the_result_does_not_depend_on_the_number_of_jobs_or_the_run(fitted: IdealDistributionClassifierCV) -> None:
     other = search(n_jobs=2).fit(X, Y, sensitive_features=GROUP)
     pd.testing.assert_frame_equal(pd.DataFrame(fitted.cv_results_), pd.DataFrame(other.cv_results_))
-    np.testing.assert_array_equal(*(m.predict_proba(X, sensitive_features=GROUP) for m in (fitted, other)))
+    ours, theirs = (m.predict_proba(X, sensitive_features=GROUP) for m in (fitted, other))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 # ---- the rule
@@ -516,6 +520,37 @@ def test_splits_of_any_kind() -> None:
     assert np.isnan(some.cv_results_["accuracy"]).sum() == 4
     with pytest.raises(ValueError, match="more than once"):
         search(cv=ShuffleSplit(3, random_state=0)).fit(X, Y, sensitive_features=GROUP)
+
+
+def test_groups_are_routed_to_it() -> None:
+    model = search(cv=2)
+    with config_context(enable_metadata_routing=True):
+        scores = cross_validate(
+            model,
+            X,
+            Y,
+            cv=2,
+            scoring={
+                "accuracy": performance_scorer("accuracy"),
+                "gap": fairness_scorer("equal_opportunity_difference"),
+            },
+            params={"sensitive_features": GROUP},
+        )
+    for (train, test), accuracy in zip(StratifiedKFold(2).split(X, Y), scores["test_accuracy"], strict=True):
+        one = clone(model).fit(X[train], Y[train], sensitive_features=GROUP[train])
+        assert accuracy == pytest.approx(one.score(X[test], Y[test], sensitive_features=GROUP[test]))
+    assert (scores["test_gap"] <= 0).all()
+
+
+def test_maps_that_move_nothing_are_not_warned_of() -> None:
+    tiny = X * np.array([1, 1, 1, 1e-4])  # drowned by the shrinkage of covariances
+    affine = FairSteeringTransformer(map_type="affine")
+    for strength, warned in ((0, False), (1, True)):
+        model = search(steering=affine, candidates={"steering__strength": [strength]}, cv=2)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(tiny, Y, sensitive_features=GROUP)
+        assert any("shrinkage" in str(one.message) for one in caught) == warned
 
 
 def test_it_can_be_searched_over_and_cross_validated() -> None:

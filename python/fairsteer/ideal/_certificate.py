@@ -10,6 +10,7 @@ import numpy as np
 from fairsteer._utils.types import Doubles
 
 if TYPE_CHECKING:
+    from fairsteer.ideal._ideal import IdealDistribution
     from fairsteer.moments import SubgroupMoments
 
 
@@ -102,21 +103,19 @@ class CellGaussians:
     intensity : ndarray of shape (n_classes, n_groups) or None
         How far covariances are shrunk to the multiple of the identity of the same trace: as far as those of the model
         are. None: not at all.
-    estimated : bool
-        Whether the moments come from rows, so that part of what they differ from the model is chance. If not they are
-        taken as they are.
+    chance : float
+        How much of what the moments differ from the model by chance is not believed, in expectations of what chance
+        does: 1 for moments of rows; 0 for those that are taken as they are.
     """
 
     moments: SubgroupMoments
     intensity: Doubles | None = None
-    estimated: bool = False
+    chance: float = 0.0
 
-    def of_class(self, k: int, scale: Doubles | None) -> Doubles:
+    def of_class(self, k: int, scale: Doubles) -> Doubles:
         """Shrunk covariances of a class, (n_groups, d, d), with their spectra lifted to a share of a scale."""
         moments = self.moments.of_classes([self.moments.classes.tolist()[k]])  # one by one: there may be gigabytes
-        covariances: Doubles = moments.covariances
-        if scale is not None:
-            covariances = moments.model.floored(np.ascontiguousarray(covariances), scale)[0]
+        covariances: Doubles = moments.model.floored(np.ascontiguousarray(moments.covariances), scale)[0]
         if self.intensity is not None:
             covariances = moments.model.shrunk(covariances, self.intensity[k : k + 1])
         own: Doubles = covariances[0]
@@ -148,9 +147,8 @@ def cell_certificate(
         Of all groups, and of `classes` at least.
     classes : list
         Labels of the classes that are certified.
-    linear, offset : ndarray of shape (n_groups, m, d) or (n_groups, d), and (n_groups, m)
-        Maps of the groups into a common frame; with m < d onto part of it, which makes the bounds hold for classifiers
-        that see no more of the rows.
+    linear, offset : ndarray of shape (n_groups, d, d) or (n_groups, d), and (n_groups, d)
+        Maps of the groups into a common frame.
     model_means, model_covariances : ndarray
         What estimated means and covariances are drawn to, see Notes: of shape (n_classes, n_groups, d); and (n_classes,
         n_groups, d, d), (n_classes, n_groups, d) for variances, or (1, n_groups, d, d) where classes share them.
@@ -174,12 +172,11 @@ def cell_certificate(
     place = {label: k for k, label in enumerate(moments.classes.tolist())}
     kept = [place[label] for label in classes]
     weights, sizes, means = moments.weights[kept], moments.sizes[kept], moments.means[kept]
-    K, G, d = means.shape
+    K, G, _ = means.shape
     mapped = _Mapped(linear, offset)
     shared = len(model_covariances) == 1
-    target = mapped.covariances(model_covariances[0]) if shared and cells.estimated else None
-    part = linear.ndim == 3 and linear.shape[1] < d
-    scale = None if part else moments._feature_scale()
+    target = mapped.covariances(model_covariances[0]) if shared and cells.chance else None
+    scale = moments._feature_scale()
     divergence = np.zeros((K, G)) if unseen_divergence is None else np.array(unseen_divergence)
     for k in range(K):
         seen = np.flatnonzero(weights[k] > 0)
@@ -187,9 +184,9 @@ def cell_certificate(
             continue
         m = mapped.means(means[k])[seen]
         S = mapped.covariances(cells.of_class(kept[k], scale))[seen]
-        if cells.estimated:
+        if cells.chance:
             T = mapped.covariances(model_covariances[k]) if target is None else target
-            m, S = _without_chance(m, S, mapped.means(model_means[k])[seen], T[seen], sizes[k, seen])
+            m, S = _without_chance(m, S, mapped.means(model_means[k])[seen], T[seen], sizes[k, seen] / cells.chance)
         held = None if reference is None or reference not in seen else int(np.flatnonzero(seen == reference)[0])
         share = group_prior[seen]
         share = share / share.sum() if share.any() else np.full(len(seen), 1 / len(seen))
@@ -199,6 +196,35 @@ def cell_certificate(
     some = ideal > 0
     total = float(np.sum(ideal[some] * (np.log(ideal[some] / (q / q.sum())[some]) + divergence[some])))
     return Certificate.of_divergences(divergence, total, "cells")
+
+
+def moved_certificate(moved: CellGaussians, ideal: IdealDistribution, *, standardize: bool) -> Certificate:
+    """Certify maps against the Gaussians of rows as they are after the maps.
+
+    Parameters
+    ----------
+    moved : CellGaussians
+        Of mapped rows, or of some directions of these: the bounds are for classifiers that see no more of the rows.
+        They are drawn to one covariance a group.
+    ideal : IdealDistribution
+        What shares the subgroups have on the ideal distribution, and which group the others are to be like.
+    standardize : bool
+        Whether the classes weigh alike in the covariance of every group.
+    """
+    moments = moved.moments
+    counted = moments.of_classes(ideal.classes.tolist())
+    still = np.ones((moments.n_groups, moments.n_features))
+    return cell_certificate(
+        moved,
+        classes=ideal.classes.tolist(),
+        linear=still,
+        offset=np.zeros_like(still),
+        model_means=counted.means,
+        model_covariances=counted.tie(standardize=standardize)._positive_definite()[0][None],
+        class_prior=ideal.class_prior,
+        group_prior=ideal.group_prior,
+        reference=ideal.reference,
+    )
 
 
 class _Mapped:
@@ -226,13 +252,14 @@ class _Mapped:
 def _without_chance(m: Doubles, S: Doubles, mu: Doubles, T: Doubles, n: Doubles) -> tuple[Doubles, Doubles]:
     """Draw means (G, d) and covariances (G, d, d) to those of the model as far as chance explains that they differ."""
     d = S.shape[-1]
-    root = np.linalg.cholesky(T)
-    W = np.linalg.solve(root, np.swapaxes(np.linalg.solve(root, S), 1, 2))
-    trace = np.trace(W, axis1=1, axis2=2)
-    own = (W**2).sum(axis=(1, 2)) + trace**2
-    part = _explained((own + d * (d + 1)) / (2 * n), ((W - np.eye(d)) ** 2).sum(axis=(1, 2)))
-    apart = (np.linalg.solve(root, (m - mu)[..., None]) ** 2).sum(axis=(1, 2))
-    of_mean = _explained((trace + d) / (2 * n), apart)[:, None]
+    unit = np.sqrt(np.diagonal(T, axis1=1, axis2=2).mean(axis=0))
+    inverse = np.linalg.inv(T / np.outer(unit, unit))
+    W = inverse @ (S / np.outer(unit, unit))  # similar to the covariance in units of T
+    trace, square = np.trace(W, axis1=1, axis2=2), np.einsum("aij,aji->a", W, W)
+    distance = np.maximum(square - 2 * trace + d, 0.0)
+    part = _explained((square + trace**2 + d * (d + 1)) / (2 * n), distance)
+    apart = (m - mu) / unit
+    of_mean = _explained((trace + d) / (2 * n), np.einsum("ai,aij,aj->a", apart, inverse, apart))[:, None]
     return (1 - of_mean) * m + of_mean * mu, (1 - part[:, None, None]) * S + part[:, None, None] * T
 
 

@@ -290,27 +290,38 @@ class IdealDistribution:
             return self.known_certificate
         if self.cells is None:
             return self.model_certificate
-        return self._certify(self.cells)
+        return self.certify(self.cells)
 
-    def _certify(self, cells: CellGaussians, directions: FloatArray | None = None) -> Certificate:
-        """Certify the maps for classifiers that see mapped rows, or no more than some directions (m, d) of them."""
-        linear, offset = self.linear, self.offset
-        if directions is not None:
-            linear = directions * linear[:, None] if linear.ndim == 2 else directions @ linear
-            offset = offset @ directions.T
-        held = self.groups.tolist().index(self.reference_group) if self.intervention == "affirmative" else None
+    def certify(self, cells: CellGaussians) -> Certificate:
+        """Certify the maps against Gaussians of the subgroups.
+
+        Parameters
+        ----------
+        cells : CellGaussians
+            Of these classes and groups.
+
+        Returns
+        -------
+        certificate : Certificate
+            What the maps promise of these.
+        """
         return cell_certificate(
             cells,
             classes=self.classes.tolist(),
-            linear=linear,
-            offset=offset,
+            linear=self.linear,
+            offset=self.offset,
             model_means=self.source_means,
             model_covariances=self.source_covariances[None] if self.covariance == "tied" else self.source_covariances,
             class_prior=self.class_prior,
             group_prior=self.group_prior,
-            reference=held,
+            reference=self.reference,
             unseen_divergence=self.cell_divergence,
         )
+
+    @property
+    def reference(self) -> int | None:
+        """Position of the reference group; None unless "affirmative"."""
+        return self.groups.tolist().index(self.reference_group) if self.intervention == "affirmative" else None
 
     def divergence_from(self, moments: SubgroupMoments) -> float:
         """KL(D~ || D') for other moments D' than those the ideal distribution was fitted to.

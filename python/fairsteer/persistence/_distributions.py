@@ -7,11 +7,13 @@ from typing import Any, get_args
 from numpy.typing import NDArray
 
 from fairsteer._utils.fields import Fields
+from fairsteer._utils.input import brief
 from fairsteer._utils.labels import label_to_json, labels_to_json
 from fairsteer._utils.types import CovarianceModel
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, MapType
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._coordinates import Coordinates
 from fairsteer.moments._covariances import covariance_model
 from fairsteer.moments._moments import SUMS
 from fairsteer.persistence._checks import check_finite_number, listed_names, shares, symmetric
@@ -51,14 +53,28 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
             tensors.update(
                 {"moments.own_weights": moments.weights, "moments.own_weight_squares": moments._weight_squares}
             )
+    if moments._mixed is not None:
+        tensors["moments.thirds"], tensors["moments.fourths"] = moments._mixed
+    coordinates = moments.coordinates
+    if isinstance(coordinates, Coordinates):
+        tensors.update({"moments.scale": coordinates.scale, "moments.shift": coordinates.shift})
+    elif coordinates is not None:
+        msg = (
+            f"Moments in the coordinates of {brief(coordinates)} cannot be saved without pickling it; those of "
+            "features as they are, of their logarithms, and of shifts and scales can."
+        )
+        raise ValueError(msg)
     return {
         "n_features": moments.n_features,
+        "feature_names": listed_names(moments.feature_names),
+        "coordinates": None if coordinates is None else {"log": bool(coordinates.log)},
         "covariance": moments.covariance,
         "classes": labels_to_json(moments.classes),
         "groups": labels_to_json(moments.groups),
         "pooling": float(moments._pooling),
         "shrunk": moments._shrunk is not None,
         "standardized": moments._factors is not None,
+        "rescalable": moments._mixed is not None,
     }
 
 
@@ -70,7 +86,20 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
     shapes = ((K, G), (K, G), (K, G, d), scatter, (K, G, d), model.quartic_shape(K, G, d))
     # Taken first, so that a header's word alone never makes memory be allocated.
     sums = [tensors.take(f"moments.{name.lstrip('_')}", shape) for name, shape in zip(SUMS, shapes, strict=True)]
-    moments = SubgroupMoments(d, classes=classes, groups=groups, covariance=covariance)
+    coordinates = None
+    if "coordinates" in block:
+        scale, shift = tensors.take("moments.scale", (d,)), tensors.take("moments.shift", (d,))
+        if (scale == 0).any():
+            raise ValueError("a scale of its coordinates is zero")
+        coordinates = Coordinates(block.fields("coordinates").flag("log"), scale, shift)
+    moments = SubgroupMoments(
+        d,
+        classes=classes,
+        groups=groups,
+        covariance=covariance,
+        feature_names=block.names("feature_names", d),
+        coordinates=coordinates,
+    )
     for to, array in zip(moments._sums(), sums, strict=True):
         to[...] = array
     _check_sums(moments)
@@ -85,6 +114,12 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
             if min(array.min() for array in own) < 0 or not own[0].any():
                 raise ValueError("a weight of its moments is negative, or all are zero")
             moments.weights, moments._weight_squares = own
+    if block.flag("rescalable"):
+        if covariance != "full":
+            raise ValueError("its moments are rescalable and not full")
+        moments._mixed = (tensors.take("moments.thirds", scatter), tensors.take("moments.fourths", scatter))
+        if (moments._mixed[1] < 0).any():
+            raise ValueError("a fourth moment is negative")
     moments._pooling = block.number("pooling", 0, 1)
     if block.flag("shrunk"):
         moments._shrunk = _covariances("moments.shrunk", tensors, covariance, scatter)
@@ -106,7 +141,7 @@ def unpack_model(block: Fields, moments: SubgroupMoments, tensors: Tensors) -> S
     covariance = block.text("covariance", allowed)
     shape = covariance_model(covariance).shape(K, G, d)
     covariances = _covariances("model.covariances", tensors, covariance, shape)
-    model = SubgroupMoments(d, classes=moments.classes, groups=groups, covariance=covariance)
+    model = moments._empty(groups=groups, covariance=covariance)
     model.weights[...], model.means[...] = weights, means
     _check_sums(model)
     return model._replace_covariances(covariances)

@@ -17,12 +17,13 @@ from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, Smal
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
 from fairsteer.ideal import MapType as GaussianMapType
-from fairsteer.ideal._certificate import CellGaussians, cell_certificate
+from fairsteer.ideal._certificate import CellGaussians, moved_certificate
 from fairsteer.moments import SubgroupMoments
+from fairsteer.streams import Stream
 from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
-from fairsteer.transformer._misfit import warn_of_misfit
+from fairsteer.transformer._misfit import ModelRows, warn_of_misfit
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch
 
@@ -148,8 +149,15 @@ class FairSteeringTransformer(GroupMapTransformer):
     kl_divergence_ : float
         Divergence of the ideal distribution from the fitted one, in nats.
     certificate_ : Certificate
-        Bounds on the unfairness and the loss of accuracy of classifiers that are fair on the ideal
-        distribution.
+        Bounds on the unfairness, and on the change in accuracy, of classifiers of steered rows, for subgroups that are
+        Gaussians of their own means and covariances (``certificate_.gaussians == "cells"``), whatever `covariance`
+        makes of them; with monotone maps, of the rows that these make. Covariances are shrunk as far as those of the
+        model, and drawn to these as far as chance explains the difference, so that few rows say little. Where the
+        covariances of all subgroups would take more than 64 MB (a gigabyte in a stream), where there are more than
+        256 features of ``covariance="diagonal"``, and with an estimator as `shrinkage`, they are not known, and the
+        certificate is the model's (``"model"``). Of many features it is found when first asked for.
+    model_certificate_ : Certificate
+        The same for the Gaussians as the model has them. With monotone maps, of which no model knows, all bounds are 1.
     n_iter_ : int
         Iterations of the projection.
     objective_path_ : ndarray of shape (n_iter_ + 1,)
@@ -171,8 +179,11 @@ class FairSteeringTransformer(GroupMapTransformer):
     -----
     By a Gaussian map integers and 0/1 columns end at values that one group alone has. Linear models cannot use that,
     trees can: before them use ``map_type="monotone"`` with ``standardize=True``, or align scores instead
-    (:class:`ScoreAligner`). With monotone maps `ideal_`, its divergence and its certificate are those of the
+    (:class:`ScoreAligner`). With monotone maps `ideal_` and its divergence are those of the
     Gaussian model with maps of single features; `maps_`, matrices, do not exist.
+
+    ``fit`` warns where the subgroups allow a gap of more than twice what the model does, and of .1 more, beyond what
+    chance explains; of many features it looks in the directions in which the classes differ.
 
     Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
     Statistics are kept in double precision; rows come back in the floating-point type they came
@@ -307,21 +318,44 @@ class FairSteeringTransformer(GroupMapTransformer):
         # Quantiles have nothing to lend to a small subgroup.
         return "diagonal" if self.small_cells == "pool" and self.min_cell_size > 0 else "monotone"
 
+    def _classes_count(self) -> bool:
+        return self.constraint != "demographic_parity"
+
+    def _refuses_streams(self) -> str | None:
+        return None  # quantiles are those of rows that stand for all
+
+    def _needs_sample(self, stream: Stream) -> bool:
+        if super()._needs_sample(stream) or self.map_type == "monotone":
+            return True
+        if self.map_type != "auto" or self.moments_.n_features > _MOST_COLUMNS_OF_A_TABLE or len(self.groups_) == 1:
+            return False
+        first = next(stream.batches())  # which says whether this is a table
+        return self._chosen(np.asarray(first.X)) == "monotone"
+
     def _solve(
         self,
         shrunk: SubgroupMoments,
         rows: Any = None,
         batch: Batch | None = None,
         cells: SubgroupMoments | None = None,
+        *,
+        final: bool = True,
+        sample: Batch | None = None,
     ) -> Solution:
-        self._map_type = self._chosen(rows)
+        self._map_type = self._chosen(rows if sample is None else sample.rows)
         solution = super()._solve(shrunk, rows, batch)
-        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
+        if batch is None and self.moments_.covariance == "full":  # of a stream
             cells = self.moments_
-        if self._map_type != "monotone" or batch is None or len(self.groups_) == 1:
-            if cells is None or len(self.groups_) == 1:
-                return solution
-            return solution._replace(maps=self._with_cells(solution.maps, cells))
+        if len(self.groups_) == 1:
+            return solution
+        quantiles = batch if sample is None else sample
+        if self._map_type != "monotone" or quantiles is None:
+            ideal = solution.maps
+            if cells is not None:
+                ideal = self._with_cells(ideal, cells)
+            if final:
+                self._warn_of_misfit(ideal, rows, batch)
+            return solution._replace(maps=ideal)
         if self.small_cells == "pool" and self.min_cell_size > 0:
             msg = (
                 "small_cells='pool' lends Gaussians to small subgroups, and map_type='monotone' has none: use "
@@ -333,17 +367,17 @@ class FairSteeringTransformer(GroupMapTransformer):
         weights = solution.model.weights
         held = reference_code(solution.model, self.reference_group) if self.intervention == "affirmative" else None
         maps = MonotoneMaps.fit(
-            batch.rows,
-            batch.y_codes,
-            self._group_of_label[batch.group_codes],
-            batch.sample_weight,
+            quantiles.rows,
+            quantiles.y_codes,
+            self._group_of_label[quantiles.group_codes],
+            quantiles.sample_weight,
             class_weights=np.where(counts, weights.sum(axis=1), 0.0) / weights.sum(),
             group_shares=weights.sum(axis=0) / weights.sum(),
             standardize=self.standardize,
             reference=held,
             min_distinct=self.min_distinct,
         )
-        return solution._replace(folded=maps, maps=self._certify_monotone(maps, solution.maps, batch, cells))
+        return solution._replace(folded=maps, maps=self._certify_monotone(maps, solution.maps, quantiles, cells))
 
     def _moments_of_fit(
         self, rows: Floats, batch: Batch, *, final: bool
@@ -352,12 +386,15 @@ class FairSteeringTransformer(GroupMapTransformer):
         many = self.covariance == "diagonal" and rows.shape[1] > _MOST_COLUMNS_OF_A_TABLE
         # What an estimator of covariances would make of the cells nobody knows.
         known = len(batch.groups) > 1 and not hasattr(self.shrinkage, "fit")
-        if not final or self.covariance == "full" or many or not known or not self._cells_are_few(batch):
-            return super()._moments_of_fit(rows, batch, final=final)
+        apart = self.covariance == "tied" or (self.covariance == "diagonal" and final)
+        if not apart or many or not known or not self._cells_are_few(batch):
+            moments, _ = super()._moments_of_fit(rows, batch, final=final)
+            return moments, moments if final and known and moments.covariance == "full" else None
         cells = self._batch_moments(rows, batch, covariance="full")
-        if self.covariance == "tied":
-            return cells if self.standardize else cells.tie(), cells
-        return self._batch_moments(rows, batch), cells
+        moments = self._batch_moments(rows, batch) if self.covariance == "diagonal" else cells
+        if self.covariance == "tied" and not self.standardize:
+            moments = cells.tie()
+        return moments, cells if final else None
 
     def _with_cells(self, ideal: IdealDistribution, cells: SubgroupMoments) -> IdealDistribution:
         """Let the certificate be about the subgroups' own Gaussians, and compare it with that of the model."""
@@ -369,9 +406,18 @@ class FairSteeringTransformer(GroupMapTransformer):
         intensity = self._intensity(self._unshrunk(moments))
         if intensity is not None:
             intensity = np.broadcast_to(intensity, own.weights.shape)
-        ideal = replace(ideal, cells=CellGaussians(own, intensity, estimated=True))
-        warn_of_misfit(ideal, self._other_models())
-        return ideal
+        return replace(ideal, cells=CellGaussians(own, intensity, chance=1.0))
+
+    def _warn_of_misfit(self, ideal: IdealDistribution, rows: Any, batch: Batch | None) -> None:
+        """Compare the certificate of the model with that of the subgroups' own Gaussians."""
+        if ideal.cells is not None:
+            along: Any = ideal.cells.moments
+        elif batch is not None and not hasattr(self.shrinkage, "fit"):
+            codes = self._group_of_label[batch.group_codes]
+            along = ModelRows(rows, batch.y_codes, codes, batch.sample_weight, batch.classes)
+        else:
+            return
+        warn_of_misfit(ideal, along, standardize=self.standardize, ways_out=self._other_models())
 
     def _other_models(self) -> list[str]:
         """Parameters that bring the model nearer to the subgroups' own Gaussians."""
@@ -401,20 +447,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         codes = self._group_of_label[batch.group_codes]
         moved = SubgroupMoments(batch.rows.shape[1], classes=batch.classes, groups=self.groups_, covariance="full")
         moved.update(maps.apply(batch.rows, codes)[0], batch.y_codes, codes, batch.sample_weight)
-        moved = moved.of_classes(ideal.classes.tolist())
-        still = np.ones((len(self.groups_), moved.n_features))
-        held = self.groups_.tolist().index(ideal.reference_group) if self.intervention == "affirmative" else None
-        found = cell_certificate(
-            CellGaussians(moved, estimated=True),
-            classes=ideal.classes.tolist(),
-            linear=still,
-            offset=np.zeros_like(still),
-            model_means=moved.means,
-            model_covariances=moved.tie(standardize=self.standardize)._positive_definite()[0][None],
-            class_prior=ideal.class_prior,
-            group_prior=ideal.group_prior,
-            reference=held,
-        )
+        found = moved_certificate(CellGaussians(moved, chance=1.0), ideal, standardize=self.standardize)
         return replace(ideal, known_certificate=found)
 
     def _uses_covariances(self) -> bool:
@@ -441,16 +474,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Model of some of the classes; a tied covariance is of these alone."""
         if model.covariance != "tied":
             return model.of_classes(labels)
-        if self.moments_.covariance == "full":
+        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
             return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
         if batch is None:
-            if self.moments_.covariance == "tied":
-                msg = (
-                    "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
-                    "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
-                )
-                raise ValueError(msg)
-            return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
+            msg = (
+                "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
+                "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
+            )
+            raise ValueError(msg)
         kept = np.array([label in labels for label in batch.classes.tolist()])
         code = np.where(kept, np.cumsum(kept) - 1, -1)
         part = batch._replace(y_codes=code[batch.y_codes], classes=batch.classes[kept])
