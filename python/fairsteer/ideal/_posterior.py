@@ -23,7 +23,7 @@ Mode = Literal["joint", "labels", "weights"]
 _MOST_LOGIT = 16.0
 
 #: Points of the grid of posteriors, where rows have more different ones; fewer where no solution is found on so many.
-_N_POINTS = (400, 200, 100)
+_N_POINTS = (400, 200, 100, 50)
 
 #: Points that are nearer together, in log-odds, are one.
 _CLOSEST = 1e-6
@@ -266,6 +266,7 @@ class _Solution(NamedTuple):
     gap: float = 0.0
     n_iter: int = 1
     converged: bool = True
+    shares_kept: bool = False
 
 
 def nearest_ideal_posterior(
@@ -373,9 +374,14 @@ def _nearest(
         elif mode == "weights":
             solution = _weights_alone(points, laws, prior, reference)
         else:
-            solution = _joint(points, laws, prior, intervention, reference, max_iter, tol)
+            solution = _joint(points, laws, prior, intervention, reference, max_iter, tol, n_points)
         if solution.converged:
             break
+    if solution.shares_kept:
+        warn_caller(
+            "The groups' posteriors are so far apart that the nearest ideal distribution would leave a group out; the "
+            f"groups keep their shares, at a divergence of {prior @ solution.group_divergence:.3g} nats."
+        )
     divergence = solution.group_prior @ solution.group_divergence + rel_entr(solution.group_prior, prior).sum()
     return IdealPosterior(
         groups=groups.copy(),
@@ -428,8 +434,8 @@ def on_grid(logits: Doubles, codes: Codes, weight: Doubles, n_groups: int, n_poi
             points = points[0] + _HALF_WIDTH * np.array([-1.0, 0.0, 1.0])
             place = np.ones_like(place)
         cells = codes * len(points) + place
-        return points, np.bincount(cells, weight, n_groups * len(points)).reshape(n_groups, -1)
-    points = _spread_points(points, np.bincount(codes * len(points) + place, weight, n_groups * len(points)), n_points)
+        return points, _totals(cells, weight, n_groups * len(points)).reshape(n_groups, -1)
+    points = _spread_points(points, _totals(codes * len(points) + place, weight, n_groups * len(points)), n_points)
     place = np.clip(np.searchsorted(points, logits, side="right") - 1, 0, len(points) - 2)
     proba, at = expit(points), expit(logits)
     # Measured from the nearer end of [0, 1], where differences keep their digits.
@@ -438,6 +444,10 @@ def on_grid(logits: Doubles, codes: Codes, weight: Doubles, n_groups: int, n_poi
     for step, part in ((0, 1 - upper), (1, upper)):
         totals += np.bincount(codes * len(points) + place + step, weight * part, len(totals))
     return points, totals.reshape(n_groups, -1)
+
+
+def _totals(cells: Codes, weight: Doubles, n_cells: int) -> Doubles:
+    return np.bincount(cells, weight, n_cells).astype(np.float64, copy=False)
 
 
 def _spread_points(points: Doubles, totals: Doubles, n_points: int) -> Doubles:
@@ -457,12 +467,13 @@ def _joint(
     reference: int,
     max_iter: int,
     tol: float,
+    n_points: int,
 ) -> _Solution:
     target = points
-    if intervention == "all_subgroups" and len(points) < _N_POINTS[0]:
+    if intervention == "all_subgroups" and len(points) < n_points:
         # Between few posteriors ideal ones may lie anywhere.
         width = points[-1] - points[0]
-        n_targets = int(np.clip(width / _TARGET_SPACING, 16, _N_POINTS[1]))
+        n_targets = int(np.clip(width / _TARGET_SPACING, 16, n_points // 2))
         target = np.unique(np.append(points, np.linspace(points[0], points[-1], n_targets)))
         target = target[np.append(True, np.diff(target) > _CLOSEST)]
 
@@ -472,13 +483,9 @@ def _joint(
             free_shares, max_iter, tol,
         )  # fmt: skip
 
-    found = solve(intervention == "all_subgroups")
+    found, shares_kept = solve(intervention == "all_subgroups"), False
     if intervention == "all_subgroups" and (not found["converged"] or (found["shares"] < _VANISHING * prior).any()):
-        found = solve(False)
-        warn_caller(
-            "The groups' posteriors are so far apart that the nearest ideal distribution would leave a group out; the "
-            f"groups keep their shares, at a divergence of {found['kl_divergence']:.3g} nats."
-        )
+        found, shares_kept = solve(False), True
     ideal = logit(np.clip(found["posterior"], expit(-_MOST_LOGIT), expit(_MOST_LOGIT)))
     weights, divergence = found["log_ratio"], found["group_divergence"]
     if intervention == "all_subgroups":
@@ -488,7 +495,9 @@ def _joint(
         labels = _labels_alone(points, ideal_laws, found["shares"], -1)
         ideal = labels.ideal_logits
         divergence = np.maximum(rel_entr(ideal_laws, laws).sum(axis=1), 0) + labels.group_divergence
-    return _Solution(weights, ideal, found["shares"], divergence, found["gap"], found["n_iter"], found["converged"])
+    return _Solution(
+        weights, ideal, found["shares"], divergence, found["gap"], found["n_iter"], found["converged"], shares_kept
+    )
 
 
 def _labels_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int) -> _Solution:
