@@ -362,6 +362,7 @@ def _nearest(
     max_iter: int,
     tol: float,
 ) -> IdealPosterior:
+    solution: _Solution | None = None
     for n_points in _N_POINTS:
         points, totals = on_grid(logits, codes, weight, len(groups), n_points)
         share = totals.sum(axis=1)
@@ -375,8 +376,14 @@ def _nearest(
             solution = _weights_alone(points, laws, prior, reference)
         else:
             solution = _joint(points, laws, prior, intervention, reference, max_iter, tol, n_points)
-        if solution.converged:
+        if solution is not None and solution.converged:
             break
+    if solution is None:
+        msg = (
+            "No ideal distribution was found: the groups' posteriors are too far apart. Look at their calibration, or "
+            "use mode='labels', which is known in closed form."
+        )
+        raise ValueError(msg)
     if solution.shares_kept:
         warn_caller(
             "The groups' posteriors are so far apart that the nearest ideal distribution would leave a group out; the "
@@ -468,7 +475,8 @@ def _joint(
     max_iter: int,
     tol: float,
     n_points: int,
-) -> _Solution:
+) -> _Solution | None:
+    """Solve on a grid of about so many points; None if no finite solution is found."""
     target = points
     if intervention == "all_subgroups" and len(points) < n_points:
         # Between few posteriors ideal ones may lie anywhere.
@@ -477,18 +485,24 @@ def _joint(
         target = np.unique(np.append(points, np.linspace(points[0], points[-1], n_targets)))
         target = target[np.append(True, np.diff(target) > _CLOSEST)]
 
-    def solve(free_shares: bool) -> dict[str, Any]:
-        return _core.nearest_ideal_posterior(
-            points, np.ascontiguousarray(target), np.ascontiguousarray(laws), prior, intervention, reference,
-            free_shares, max_iter, tol,
-        )  # fmt: skip
+    def solve(free_shares: bool) -> dict[str, Any] | None:
+        try:
+            return _core.nearest_ideal_posterior(
+                points, np.ascontiguousarray(target), np.ascontiguousarray(laws), prior, intervention, reference,
+                free_shares, max_iter, tol,
+            )  # fmt: skip
+        except _core.NumericalError:
+            return None
 
-    found, shares_kept = solve(intervention == "all_subgroups"), False
-    if intervention == "all_subgroups" and (not found["converged"] or (found["shares"] < _VANISHING * prior).any()):
+    every = intervention == "all_subgroups"
+    found, shares_kept = solve(every), False
+    if every and (found is None or not found["converged"] or (found["shares"] < _VANISHING * prior).any()):
         found, shares_kept = solve(False), True
+    if found is None:
+        return None
     ideal = logit(np.clip(found["posterior"], expit(-_MOST_LOGIT), expit(_MOST_LOGIT)))
     weights, divergence = found["log_ratio"], found["group_divergence"]
-    if intervention == "all_subgroups":
+    if every:
         # Given the weights, the best ideal posteriors are known in closed form, and need no grid.
         ideal_laws = laws * np.exp(weights)
         ideal_laws /= ideal_laws.sum(axis=1, keepdims=True)
