@@ -102,7 +102,7 @@ def syrk_seconds(n_rows: int, n_features: int) -> float:
 
     some = np.asfortranarray(np.random.default_rng(0).standard_normal((n_features, 20_000), dtype=np.float32))
     best = min(_timed(lambda: ssyrk(1.0, some)) for _ in range(5))
-    return best * n_rows / some.shape[1]
+    return float(best * n_rows / some.shape[1])
 
 
 def _timed(job: Any) -> float:
