@@ -1,10 +1,10 @@
-"""The nearest ideal distribution without a family (theory: ideal distributions of posteriors), in NumPy alone.
+"""The nearest ideal distribution without a family, of two classes, in NumPy alone: the plain reading of the theory.
 
-Nothing here imports ``fairsteer``. The plain reading: the whole ``S x T`` plan of every group, dense matrices, one
-interior-point method. ``fairsteer`` solves the same program on a band along the monotone coupling.
+Nothing here imports ``fairsteer``. The whole ``S x T`` plan of every group, dense matrices, one interior-point method;
+``fairsteer`` solves the same program on a band about the monotone coupling.
 
 Notation: ``s[i]`` posteriors that occur, ``t[j]`` posteriors that the ideal distribution may have, ``pi[a, i]`` law of
-the posterior in group ``a``, ``r[a]`` shares of the groups, ``gamma[a, i, j]`` plan of group ``a``; all in nats.
+the posterior in group ``a``, ``w[a]`` shares of the groups, ``plans[a, i, j]``; all divergences in nats.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ class Solution:
     """What solves the program, and how exactly."""
 
     plans: Array
-    group_prior: Array
     costs: Array
     objective: float
     gap: float
@@ -39,97 +38,98 @@ def group_costs(plans: Array, pi: Array, cost: Array) -> Array:
     return np.asarray(rel_entr(plans.sum(axis=2), pi).sum(axis=1) + (plans * cost).sum(axis=(1, 2)))
 
 
-def _best_f(cost: Array, g: Array) -> Array:
-    return np.asarray((cost[None] - g[:, None, :]).min(axis=2))
-
-
-def solve(
-    pi: Array, s: Array, t: Array, w: Array, rho: Array | None = None, tol: float = 1e-11, verbose: bool = False
-) -> Solution:
+def solve(pi: Array, s: Array, t: Array, w: Array, rho: Array | None = None, tol: float = 1e-11) -> Solution:
     """Minimise ``sum_a w[a] cost_a`` over plans whose second marginals are equal (to `rho` if that is given).
 
-    Primal-dual interior point: dual variables ``f + g <= cost``, with ``sum_a w[a] g[a] = lambda`` where the common
-    marginal is free, and slacks ``z``; every group has its own mass one by the multiplier ``lambda``.
+    Primal-dual interior point with Mehrotra's corrector: potentials ``f[a, i] + g[a, j] <= cost[i, j]`` with slacks
+    ``z``, and ``sum_a w[a] g[a] = level`` where the common marginal is free. A row has mass ``pi exp(-f)``.
     """
     cost = costs_of(s, t)
-    G, S, T = len(pi), len(s), len(t)
-    g = np.zeros((G, T))
-    f = _best_f(cost, g) - 0.1
-    lam = 0.0
-    z = cost[None] - f[:, :, None] - g[:, None, :]
-    gamma = 1 / z
-    gamma /= gamma.sum(axis=(1, 2), keepdims=True)
     free = rho is None
-    if free:
-        rho = gamma.sum(axis=1).mean(axis=0)
-    for it in range(200):
-        m = pi * np.exp(-f)
-        r1 = m - gamma.sum(axis=2)
-        r2 = rho - gamma.sum(axis=1)
-        r3 = 1 - rho.sum()
-        mu = (gamma * z).sum() / z.size
-        primal, dual = _bounds(pi, cost, w, gamma, g, rho, free)
-        residual = max(abs(r1).sum(axis=1).max(), abs(r2).sum(axis=1).max(), abs(r3))
-        if verbose:
-            print(it, mu * z.size / G, primal, primal - dual, residual)
-        if primal - dual < tol and residual < tol:
+    g = np.zeros((len(pi), len(t)))
+    f = (cost[None] - g[:, None, :]).min(axis=2) - 0.1
+    z = cost[None] - f[:, :, None] - g[:, None, :]
+    plans = 1 / z
+    plans /= plans.sum(axis=(1, 2), keepdims=True)
+    common = plans.sum(axis=1).mean(axis=0) if rho is None else rho
+    for _ in range(200):
+        primal, dual = _bounds(pi, cost, w, plans, g, common, free)
+        step = _Step(pi, w, f, plans, z, common, free)
+        if primal - dual < tol and step.residual < tol:
             break
-        D = gamma / z
-        D1, D2 = D.sum(axis=2), D.sum(axis=1)
-        K = np.stack([np.diag(D2[a]) - D[a].T @ (D[a] / (D1[a] + m[a])[:, None]) for a in range(G)])
-
-        def direction(e):
-            b1 = r1 - e.sum(axis=2)
-            b2 = r2 - e.sum(axis=1)
-            b = b2 - np.einsum("ait,ai->at", D, b1 / (D1 + m))
-            if free:
-                last = G - 1
-                n = (G - 1) * T
-                P = np.zeros((n + 1, n + 1))
-                rhs = np.zeros(n + 1)
-                KL = K[last] / w[last]
-                ones = np.ones(T)
-                for a in range(G - 1):
-                    sl = slice(a * T, (a + 1) * T)
-                    P[sl, sl] += w[a] * K[a]
-                    rhs[sl] = w[a] * (b[a] - b[last])
-                    for c in range(G - 1):
-                        P[sl, c * T : (c + 1) * T] += w[a] * w[c] * KL
-                    P[sl, n] = P[n, sl] = -w[a] * KL @ ones
-                P[n, n] = ones @ KL @ ones
-                rhs[n] = b[last].sum() - (-r3)
-                sol = np.linalg.solve(P, rhs)
-                dlam = sol[n]
-                dg = np.zeros((G, T))
-                dg[:-1] = sol[:n].reshape(G - 1, T)
-                dg[last] = (dlam - w[:-1] @ dg[:-1]) / w[last]
-                drho = K[last] @ dg[last] - b[last]
-            else:
-                dg = np.stack([np.linalg.solve(K[a], b[a]) for a in range(G)])
-                drho, dlam = np.zeros(T), 0.0
-            df = (b1 - np.einsum("ait,at->ai", D, dg)) / (D1 + m)
-            dz = -df[:, :, None] - dg[:, None, :]
-            dgamma = e - D * dz
-            return df, dg, dgamma, dz, drho, dlam
-
-        def longest(dgamma, dz):
-            worst = max((-dgamma / gamma).max(), (-dz / z).max())
-            return 1 / max(worst, 1e-300)
-
-        df, dg, dgamma, dz, drho, dlam = direction(-gamma)
-        alpha = min(1, longest(dgamma, dz))
-        mu_aff = ((gamma + alpha * dgamma) * (z + alpha * dz)).sum() / z.size
-        sigma = (mu_aff / mu) ** 3
-        df, dg, dgamma, dz, drho, dlam = direction((sigma * mu - dgamma * dz) / z - gamma)
-        alpha = min(1, 0.99 * longest(dgamma, dz))
-        f, g, gamma, rho, lam = f + alpha * df, g + alpha * dg, gamma + alpha * dgamma, rho + alpha * drho, lam + alpha * dlam
+        _, _, d_plans, d_z, _ = step.direction(-plans)
+        length = min(1.0, _longest(plans, d_plans, z, d_z))
+        mu = float((plans * z).mean())
+        after = float(((plans + length * d_plans) * (z + length * d_z)).mean())
+        centre = (after / mu) ** 3 * mu
+        d_f, d_g, d_plans, d_z, d_common = step.direction((centre - d_plans * d_z) / z - plans)
+        length = min(1.0, 0.99 * _longest(plans, d_plans, z, d_z))
+        f, g, plans, common = f + length * d_f, g + length * d_g, plans + length * d_plans, common + length * d_common
         z = cost[None] - f[:, :, None] - g[:, None, :]
-    return Solution(gamma, w, group_costs(gamma, pi, cost), primal, primal - dual)
+    return Solution(plans, group_costs(plans, pi, cost), primal, primal - dual)
 
 
-def _bounds(pi, cost, w, gamma, g, rho, free):
-    primal = w @ group_costs(gamma, pi, cost)
+def solve_shares(pi: Array, s: Array, t: Array, share: Array, rounds: int = 500) -> tuple[Solution, Array, float]:
+    """Alternate plans and shares ``w ~ share exp(-cost)``, each step exact; solution, shares, divergence in all."""
+    w = share
+    for _ in range(rounds):
+        found = solve(pi, s, t, w)
+        after = share * np.exp(-found.costs)
+        after /= after.sum()
+        moved, w = np.abs(after - w).max(), after
+        if moved < 1e-10:
+            break
+    found = solve(pi, s, t, w)
+    return found, w, float(found.objective + rel_entr(w, share).sum())
+
+
+class _Step:
+    """One linearisation: rows eliminated, then the potentials of the targets, all groups at once."""
+
+    def __init__(self, pi: Array, w: Array, f: Array, plans: Array, z: Array, common: Array, free: bool) -> None:
+        self.w, self.free = w, free
+        self.D = plans / z
+        mass = pi * np.exp(-f)
+        self.rows = mass - plans.sum(axis=2)
+        self.columns = common - plans.sum(axis=1)
+        self.total = 1 - common.sum()
+        self.residual = max(np.abs(self.rows).sum(axis=1).max(), np.abs(self.columns).sum(axis=1).max())
+        self.den = self.D.sum(axis=2) + mass
+        self.K = np.stack(
+            [np.diag(D.sum(axis=0)) - D.T @ (D / den[:, None]) for D, den in zip(self.D, self.den, strict=True)]
+        )
+
+    def direction(self, push: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """Towards ``plans * z`` increased by ``push * z``: changes of f, g, plans, z and the common marginal."""
+        rows = self.rows - push.sum(axis=2)
+        b = self.columns - push.sum(axis=1) - np.einsum("ait,ai->at", self.D, rows / self.den)
+        G, T = b.shape
+        if self.free:
+            # Unknown: all g, the common marginal, and the level; G equations K g - common = b, T, and one.
+            n = G * T
+            A = np.zeros((n + T + 1, n + T + 1))
+            for a in range(G):
+                block = slice(a * T, (a + 1) * T)
+                A[block, block] = self.w[a] * self.K[a]
+                A[block, n : n + T] = A[n : n + T, block] = -self.w[a] * np.eye(T)
+            A[n : n + T, -1] = A[-1, n : n + T] = 1.0
+            right = np.concatenate([(self.w[:, None] * b).ravel(), np.zeros(T), [self.total]])
+            found = np.linalg.solve(A, right)
+            d_g, d_common = found[:n].reshape(G, T), found[n : n + T]
+        else:
+            d_g, d_common = np.stack([np.linalg.solve(K, one) for K, one in zip(self.K, b, strict=True)]), np.zeros(T)
+        d_f = (rows - np.einsum("ait,at->ai", self.D, d_g)) / self.den
+        d_z = -d_f[:, :, None] - d_g[:, None, :]
+        return d_f, d_g, push - self.D * d_z, d_z, d_common
+
+
+def _longest(plans: Array, d_plans: Array, z: Array, d_z: Array) -> float:
+    return float(1 / max((-d_plans / plans).max(), (-d_z / z).max(), 1e-300))
+
+
+def _bounds(pi: Array, cost: Array, w: Array, plans: Array, g: Array, common: Array, free: bool) -> tuple[float, float]:
+    primal = w @ group_costs(plans, pi, cost)
     with np.errstate(divide="ignore"):
-        own = -logsumexp(np.log(pi) - _best_f(cost, g), axis=1)
-    dual = w @ own + ((w @ g).min() if free else w @ (g @ rho))
+        own = -logsumexp(np.log(pi) - (cost[None] - g[:, None, :]).min(axis=2), axis=1)
+    dual = w @ own + ((w @ g).min() if free else w @ (g @ common))
     return float(primal), float(dual)

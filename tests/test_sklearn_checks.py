@@ -19,6 +19,7 @@ from fairsteer import (
     FairSteeringTransformer,
     IdealDistributionClassifier,
     IdealDistributionClassifierCV,
+    IdealPosteriorClassifier,
     ScoreAligner,
 )
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
@@ -66,6 +67,7 @@ def of_stripes(estimator: type[Any]) -> type[Any]:
 FairSteeringTransformerOfStripes = of_stripes(FairSteeringTransformer)
 IdealDistributionClassifierOfStripes = of_stripes(IdealDistributionClassifier)
 IdealDistributionClassifierCVOfStripes = of_stripes(IdealDistributionClassifierCV)
+IdealPosteriorClassifierOfStripes = of_stripes(IdealPosteriorClassifier)
 ScoreAlignerOfStripes = of_stripes(ScoreAligner)
 MeanMatchingTransformerOfStripes = of_stripes(MeanMatchingTransformer)
 CovarianceMatchingTransformerOfStripes = of_stripes(CovarianceMatchingTransformer)
@@ -75,6 +77,7 @@ PLAIN = [
     FairSteeringTransformer(),
     IdealDistributionClassifier(),
     IdealDistributionClassifierCV(),
+    IdealPosteriorClassifier(LogisticRegression()),
     ScoreAligner(LogisticRegression()),
     MeanMatchingTransformer(),
     CovarianceMatchingTransformer(),
@@ -116,6 +119,10 @@ CONFIGURATIONS: dict[type[Any], list[dict[str, Any]]] = {
             "constraint": "ideal",
         },
     ],
+    IdealPosteriorClassifierOfStripes: [
+        {"estimator": LogisticRegression(), **AVERAGE},
+        {"estimator": LogisticRegression(), "mode": "labels", "intervention": "affirmative", **AVERAGE},
+    ],
     ScoreAlignerOfStripes: [
         {"estimator": LogisticRegression(), **AVERAGE},
         {"estimator": LogisticRegression(), "constraint": "demographic_parity", **AVERAGE},
@@ -129,7 +136,7 @@ STRIPED = [estimator(**parameters) for estimator, every in CONFIGURATIONS.items(
 
 def aligns(estimator: Any) -> bool:
     """Whether every fit is several, of which each leaves out a fold."""
-    if isinstance(estimator, (ScoreAligner, IdealDistributionClassifierCV)):
+    if isinstance(estimator, (ScoreAligner, IdealDistributionClassifierCV, IdealPosteriorClassifier)):
         return True
     return getattr(estimator, "score_alignment", None) is not None
 

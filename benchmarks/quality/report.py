@@ -92,6 +92,7 @@ def _header(lines: pd.DataFrame, about: dict[str, Any]) -> list[str]:
         f"    {about['command']}",
         "",
         f"{versions}; {about['machine']}; threads: {about['threads']}.",
+        *_of_search(about),
         "Written by the command; what to make of it is in [docs/quality.md](../../../docs/quality.md). Every number of",
         "every split: [results.csv](results.csv).",
         *_table(
@@ -102,6 +103,19 @@ def _header(lines: pd.DataFrame, about: dict[str, Any]) -> list[str]:
         "demographic parity, equal opportunity (true-positive rates) and equalized odds, the largest over pairs of",
         "groups. † predicts at random; measured in exact expectation. ExponentiatedGradient is left out for gradient",
         "boosting, for its time, and so is part of what is aligned.",
+        "",
+    ]
+
+
+def _of_search(about: dict[str, Any]) -> list[str]:
+    """Say which lines are of a run of their own."""
+    if "search" not in about:
+        return []
+    own = about["search"]
+    versions = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
+    return [
+        "",
+        f"`{own['command']}` has replaced the lines of nothing, ThresholdOptimizer for EO and the search: {versions}.",
         "",
     ]
 

@@ -8,6 +8,7 @@
 //   void fit_canonical(State&, FamilyWeights, mask)    best family for the masked classes
 //   Matrix divergences(State)                          KL of every cell (K, G), nats; those of
 //                                                      cells without rows are not looked at
+//   kIterative                                         whether fit_group is iterative
 //   bool converged(State)                              whether every fit_group reached its optimum
 //   std::vector<double> path(State, Index a)           objective of group a's last fit, by
 //                                                      iteration; empty for a closed form
@@ -136,14 +137,17 @@ class BlockDescent {
   Solution<State> all_subgroups() const {
     std::optional<Solution<State>> best;
     std::optional<NumericalError> failure;
+    double begun = 0, took = 0;  // when, and how long: the first steps of a start
     for (Index group = 0; group < n_starts(); ++group) {
-      if (best && options_.stop()) {  // whether another start is nearer stays open
+      if (best && options_.stop(took)) {  // whether another start is nearer stays open
         best->converged = false;
         break;
       }
       try {
+        begun = options_.elapsed();
         std::optional<Solution<State>> solution = begin(group, std::max(options_.tol, kCoarse));
         if (!solution) continue;
+        took = time_of(begun);
         Solution<State> candidate = all_subgroups(*std::move(solution));
         best = best ? nearer(*std::move(best), std::move(candidate)) : std::move(candidate);
       } catch (const NumericalError& error) {
@@ -210,8 +214,10 @@ class BlockDescent {
     const Mask all(subgroups_.n_classes, 1);
     double previous_step = 0;
     double tolerance = std::max(options_.tol, kCoarse);  // of the groups' fits
+    double took = 0;                                     // the last round, in seconds
     for (solution.n_iter = 1; solution.n_iter <= options_.max_iter; ++solution.n_iter) {
-      if (options_.stop()) return;
+      if (options_.stop(took)) return;
+      const double begun = options_.elapsed();
       const Solution<State> before = solution;
       const double scale = std::max(1.0, std::abs(solution.objective));
       try {
@@ -232,6 +238,7 @@ class BlockDescent {
         return;
       }
       solution.path.push_back(solution.objective);
+      took = time_of(begun);
       // The steps shrink geometrically: what is left is a geometric series.
       const double step = before.objective - solution.objective;
       const double rate = previous_step > 0 ? std::min(step / previous_step, 0.9999) : 0.9999;
@@ -251,6 +258,10 @@ class BlockDescent {
     }
     solution.n_iter = options_.max_iter;
   }
+
+  // What a step from `begin` to now takes when it is done again: iterative fits end when time is
+  // up.
+  double time_of(double begin) const { return Model::kIterative ? 0 : options_.elapsed() - begin; }
 
   // Iterative fits stop well inside the tolerance of the whole, so that their errors do not add up
   // to it.

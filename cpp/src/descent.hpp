@@ -12,9 +12,10 @@ struct DescentOptions {
   Index max_iter;
   double tol;  ///< stop when the model promises to gain less, in the units of the objective
   const Watch* watch = nullptr;
+  double after = 0;  ///< seconds of the time that are left to what follows
 
   /// Whether time is up; throws when interrupted.
-  bool stop() const { return watch != nullptr && watch->stop(); }
+  bool stop() const { return watch != nullptr && watch->stop(after); }
 };
 
 struct Descent {

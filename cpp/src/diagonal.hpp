@@ -10,6 +10,8 @@ namespace fairsteer::detail {
 
 class DiagonalModel {
  public:
+  static constexpr bool kIterative = false;
+
   struct State {
     Matrix nu;              // (d, K) canonical means
     Matrix C;               // (d, K) canonical variances

@@ -21,6 +21,7 @@ FullModel::FullModel(const Subgroups& subgroups, const IdealOptions& options)
   for (Index k = 0; k < n_classes; ++k)
     for (Index a = 0; a < subgroups.n_groups; ++a) {
       if (!tied() && !subgroups.seen(k, a)) continue;
+      options.poll();
       const linalg::Cholesky factor(subgroups.covariance(k, a));
       if (!factor.succeeded())
         throw NumericalError("a covariance is not positive definite", tied() ? -1 : k, a);
@@ -121,7 +122,7 @@ Matrix symmetric_start(const GroupProblem& problem, const Averages& average,
   const SquareRoot root = square_root(pinned_covariance);
   Matrix S = transport_map(linalg::congruence(root.inverse, average.C), average.Sigma);
   problem.transformed(root.inverse)
-      .minimise_symmetric(S, {options.max_iter, kCoarse, options.watch});
+      .minimise_symmetric(S, {options.max_iter, kCoarse, options.watch, options.after});
   return linalg::product(S, root.inverse);
 }
 
@@ -192,7 +193,8 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
   std::sort(order.begin(), order.end());
   const Search search = search_for(starts.front().rows());
   order.resize(std::min(order.size(), search.n_starts));
-  const DescentOptions coarse{options.max_iter, std::max(options.tol, search.tol), options.watch};
+  const DescentOptions coarse{options.max_iter, std::max(options.tol, search.tol), options.watch,
+                              options.after};
   Descent best;
   for (const auto& start : order)
     for (const Index sweeps : search.sweeps) {
@@ -218,7 +220,7 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
 Descent lowest_of_two_classes(const TwoClassProblem& problem, const Matrix& tied,
                               const DescentOptions& options, Matrix& B) {
   Matrix X = problem.paired(tied);
-  problem.descend_rows(X, kPairSweeps, {options.max_iter, kCoarse, options.watch});
+  problem.descend_rows(X, kPairSweeps, {options.max_iter, kCoarse, options.watch, options.after});
   Descent descent = problem.minimise(X, options);
   const Matrix other = problem.to_diagonal(tied);
   if (problem.value(other) < descent.value() + options.tol) {
@@ -255,13 +257,14 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
   Matrix& B = state.B[a];
   Descent& descent = state.descent[a];
   const bool fresh = descent.path.empty();
-  const DescentOptions options{options_.max_iter, tol, options_.watch};
+  const DescentOptions options{options_.max_iter, tol, options_.watch, options_.after};
   const GroupProblem problem =
       tied() ? tied_problem_of(precision_[cell(0, a)], average) : problem_of(sides);
   if (options_.alignment == Alignment::symmetric) {
     if (fresh) B = transport_map(average.C, average.Sigma);
     // Convex, and the convergence quadratic: twice the digits cost a step or two.
-    descent = problem.minimise_symmetric(B, {options_.max_iter, tol * tol, options_.watch});
+    descent = problem.minimise_symmetric(
+        B, {options_.max_iter, tol * tol, options_.watch, options_.after});
   } else if (sides.size() == 1 && fresh) {
     B = tied_start(average);  // exact, and of all optimal isometries it moves points least
     descent = {{0.0}, true};

@@ -12,6 +12,8 @@ namespace fairsteer::detail {
 
 class FullModel {
  public:
+  static constexpr bool kIterative = true;
+
   struct State {
     Matrix nu;              // (d, K)
     std::vector<Matrix> C;  // canonical covariances: K, tied: 1

@@ -175,7 +175,7 @@ void GroupProblem::descend(Matrix& X, Index sweeps, const DescentOptions& option
   Matrix Y(d, d + 1);
   Y << X, shift(X);
   Y = linalg::product(basis.transpose(), Y);
-  descend_rows(rows, Y, sweeps, {options.max_iter, 1e-4, options.watch});
+  descend_rows(rows, Y, sweeps, {options.max_iter, 1e-4, options.watch, options.after});
   linalg::product(basis, Y.leftCols(d), X);
 }
 

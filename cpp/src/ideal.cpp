@@ -69,10 +69,16 @@ IdealResult solve_diagonal(const Subgroups& subgroups, const IdealOptions& optio
       options.intervention == Intervention::affirmative)
     return solve(model, subgroups, options);
   // From the solution without reflections as well: the one with them is then never farther.
-  const auto upright =
+  const double before = options.elapsed();
+  auto solution =
       alternate(detail::DiagonalModel(subgroups, Alignment::symmetric), subgroups, options);
-  const auto solution = detail::nearer(alternate(model, subgroups, options),
-                                       alternate(model, subgroups, options, upright));
+  if (options.stop(options.elapsed() - before)) {
+    solution.converged = false;  // whether reflections are nearer stays open
+  } else {
+    auto reflected = alternate(model, subgroups, options);
+    solution = detail::nearer(std::move(reflected),
+                              alternate(model, subgroups, options, std::move(solution)));
+  }
   IdealResult result = summary(solution);
   model.lift(solution, -1, result);
   return result;
@@ -111,6 +117,7 @@ IdealResult solve_full_affine(const Subgroups& subgroups, const IdealOptions& op
   for (Index k = 0; k < K; ++k)
     for (Index a = 0; a < G; ++a) {
       if (!subgroups.seen(k, a)) continue;
+      options.poll();
       const Index cell = k * G + a;
       Eigen::Map<Vector> mean(means.data() + cell * d, d);
       mean = subgroups.mean(k, a) - centre;
@@ -170,7 +177,10 @@ IdealResult solve(const Subgroups& subgroups, const IdealOptions& options) {
   if (subgroups.model == CovarianceModel::diagonal) return solve_diagonal(subgroups, options);
   if (options.alignment == Alignment::symmetric) return solve_symmetric(subgroups, options);
   if (subgroups.model == CovarianceModel::full) return solve_full_affine(subgroups, options);
-  return solve(detail::TiedModel(subgroups, options), subgroups, options);
+  detail::TiedModel model(subgroups, options);
+  IdealOptions own = options;
+  own.after += model.seconds_to_lift();
+  return solve(std::move(model), subgroups, own);
 }
 
 // Units in which the numbers of a problem are of order one. Powers of two: nothing is rounded on
@@ -344,6 +354,9 @@ IdealResult nearest_ideal(const Subgroups& subgroups, const IdealOptions& option
                           error.group_index < 0 ? -1 : order.groups[error.group_index]);
   };
   const Rescaled problem(ordered, units_of(ordered));
+  // What was done up to here is undone at the end, which takes about as long.
+  own.after = own.elapsed();
+  own.poll();
   IdealResult result;
   try {
     result = solve(problem.subgroups(), own);

@@ -7,6 +7,7 @@
 // to d dimensions takes the one that moves points least.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "block_descent.hpp"
@@ -47,6 +48,8 @@ struct TiedProblem {
 
 class TiedModel {
  public:
+  static constexpr bool kIterative = false;
+
   struct State {
     Matrix nu;              // (r, K) canonical means
     Matrix C;               // (r, r) canonical covariance
@@ -65,6 +68,9 @@ class TiedModel {
   Matrix divergences(const State& state) const;
   bool converged(const State&) const { return true; }  // closed form
   std::vector<double> path(const State&, Index) const { return {}; }
+
+  /// About what `lift` takes at least, to go by how long the making of the model took.
+  double seconds_to_lift() const;
 
   /// Maps in d dimensions and the canonical family, with the free isometries chosen to move points
   /// least towards the frame: that of `reference`, or, when negative, the least-squares one.
@@ -87,6 +93,7 @@ class TiedModel {
   const IdealOptions& options_;
   Index rank_;
   std::vector<Group> groups_;
+  double seconds_a_group_ = std::numeric_limits<double>::infinity();  // of the fastest
 };
 
 }  // namespace fairsteer::detail

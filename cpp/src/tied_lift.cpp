@@ -115,10 +115,11 @@ class TiedModel::Lifting {
 
   /// u = F z + f: the anchor's own coordinates, or those that move the points of all groups least.
   Frame nearest_frame() {
+    const double before = model_.options_.elapsed();
     Frame frame = frame_of_anchor();
     for (Index a = 0; a < subgroups_.n_groups; ++a)
       if (a != anchor_) displace_least(a, frame.linear);
-    return reference_ < 0 ? least_squares_frame() : frame;
+    return reference_ < 0 ? least_squares_frame(before) : frame;
   }
 
   /// What is not needed any more makes room for what comes.
@@ -132,6 +133,7 @@ class TiedModel::Lifting {
         result.offset.push_back(Vector::Zero(d_));
         continue;
       }
+      model_.options_.poll();
       result.offset.push_back(frame.linear * shift_into_canonical(a) + frame.offset);
       Matrix linear = lifted_[a].through_inverse(frame.linear);
       lifted_[a].O.resize(0, 0);
@@ -192,6 +194,7 @@ class TiedModel::Lifting {
 
   // Takes the isometry that moves the points of group a least when canonical points lie at `frame`.
   void displace_least(Index a, const Matrix& frame) {
+    model_.options_.poll();
     Lifted& to = lifted_[a];
     Matrix cross = frame;
     linalg::multiply_lower_transposed(model_.groups_[a].H, cross);  // H^T F
@@ -214,7 +217,8 @@ class TiedModel::Lifting {
 
   // Isometries and frame in turn. Two groups: the first isometry is already the best. More: each
   // round moves points less, until the isometries depend on no group's coordinates any more.
-  Frame least_squares_frame() {
+  // `begin`: when the first isometries were begun.
+  Frame least_squares_frame(double begin) {
     // F = D R, with the standard deviations of the features in D: units do not make it singular.
     const Vector inverse_scale = feature_scale().cwiseInverse();
     const auto relative = [&](const Matrix& F) -> Matrix { return inverse_scale.asDiagonal() * F; };
@@ -223,10 +227,12 @@ class TiedModel::Lifting {
     Frame frame = regress();
     double last = std::numeric_limits<double>::infinity();
     for (int round = 0; subgroups_.n_groups > 2 && free && round < kFrameRounds; ++round) {
-      if (model_.options_.stop()) {
+      const double now = model_.options_.elapsed();
+      if (model_.options_.stop(now - begin)) {  // less is left than the last round took
         cut_short_ = true;
         break;
       }
+      begin = now;
       const Matrix before = frame.linear;
       for (Index a = 0; a < subgroups_.n_groups; ++a) displace_least(a, before);
       frame = regress();
@@ -251,6 +257,7 @@ class TiedModel::Lifting {
     Matrix means = Matrix::Zero(d_, G * (K + 1));
     std::vector<Vector> x_of, z_of;
     for (Index a = 0; a < G; ++a) {
+      model_.options_.poll();
       const double weight = subgroups_.weight.col(a).sum();
       // Within classes: Sigma E^T = H X^{-T}, and E Sigma E^T = X^{-1} X^{-T}.
       if (r_ > 0) S += weight * lifted_[a].span_covariance();

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fairsteer import moments as moments
     from fairsteer import persistence as persistence
     from fairsteer import plotting as plotting
+    from fairsteer import posterior_classifier as posterior_classifier
     from fairsteer import report as report
     from fairsteer import score_alignment as score_alignment
     from fairsteer import scoring as scoring
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from fairsteer._utils.versions import build_info, show_versions
     from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
     from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
-    from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
+    from fairsteer.ideal import Certificate, IdealDistribution, IdealPosterior, nearest_ideal, nearest_ideal_posterior
     from fairsteer.moments import SubgroupMoments
+    from fairsteer.posterior_classifier import IdealPosteriorClassifier
     from fairsteer.score_alignment import ScoreAligner
     from fairsteer.scoring import best_within_budget, budget_scorer, fairness_scorer, performance_scorer
     from fairsteer.transformer import FairSteeringTransformer
@@ -44,6 +46,9 @@ _HOMES = {
     "IdealDistribution": "ideal",
     "nearest_ideal": "ideal",
     "SubgroupMoments": "moments",
+    "IdealPosterior": "ideal",
+    "nearest_ideal_posterior": "ideal",
+    "IdealPosteriorClassifier": "posterior_classifier",
     "ScoreAligner": "score_alignment",
     "best_within_budget": "scoring",
     "budget_scorer": "scoring",
@@ -66,6 +71,7 @@ _ROOMS = (
     "moments",
     "persistence",
     "plotting",
+    "posterior_classifier",
     "report",
     "score_alignment",
     "scoring",
@@ -81,6 +87,8 @@ __all__ = [
     "IdealDistribution",
     "IdealDistributionClassifier",
     "IdealDistributionClassifierCV",
+    "IdealPosterior",
+    "IdealPosteriorClassifier",
     "LeaceTransformer",
     "MeanMatchingTransformer",
     "ScoreAligner",
@@ -91,6 +99,7 @@ __all__ = [
     "build_info",
     "fairness_scorer",
     "nearest_ideal",
+    "nearest_ideal_posterior",
     "performance_scorer",
     "show_versions",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,11 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import PredefinedSplit, ShuffleSplit, StratifiedKFold, cross_val_score
+from sklearn.model_selection import PredefinedSplit, ShuffleSplit, StratifiedKFold, cross_val_score, cross_validate
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
@@ -27,6 +29,7 @@ from fairsteer import (
 )
 from fairsteer.classifier._candidates import default_candidates, shared_fits
 from fairsteer.classifier._choice import CHANCE, Gap, HeldOutRows, choose, largest_gap
+from fairsteer.scoring import fairness_scorer, performance_scorer
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.intp]
@@ -517,6 +520,37 @@ def test_splits_of_any_kind() -> None:
     assert np.isnan(some.cv_results_["accuracy"]).sum() == 4
     with pytest.raises(ValueError, match="more than once"):
         search(cv=ShuffleSplit(3, random_state=0)).fit(X, Y, sensitive_features=GROUP)
+
+
+def test_groups_are_routed_to_it() -> None:
+    model = search(cv=2)
+    with config_context(enable_metadata_routing=True):
+        scores = cross_validate(
+            model,
+            X,
+            Y,
+            cv=2,
+            scoring={
+                "accuracy": performance_scorer("accuracy"),
+                "gap": fairness_scorer("equal_opportunity_difference"),
+            },
+            params={"sensitive_features": GROUP},
+        )
+    for (train, test), accuracy in zip(StratifiedKFold(2).split(X, Y), scores["test_accuracy"], strict=True):
+        one = clone(model).fit(X[train], Y[train], sensitive_features=GROUP[train])
+        assert accuracy == pytest.approx(one.score(X[test], Y[test], sensitive_features=GROUP[test]))
+    assert (scores["test_gap"] <= 0).all()
+
+
+def test_maps_that_move_nothing_are_not_warned_of() -> None:
+    tiny = X * np.array([1, 1, 1, 1e-4])  # drowned by the shrinkage of covariances
+    affine = FairSteeringTransformer(map_type="affine")
+    for strength, warned in ((0, False), (1, True)):
+        model = search(steering=affine, candidates={"steering__strength": [strength]}, cv=2)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(tiny, Y, sensitive_features=GROUP)
+        assert any("shrinkage" in str(one.message) for one in caught) == warned
 
 
 def test_it_can_be_searched_over_and_cross_validated() -> None:

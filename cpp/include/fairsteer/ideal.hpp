@@ -54,8 +54,14 @@ struct IdealOptions {
   double tol = 1e-6;     ///< estimated distance to the limit in nats, relative to max(1, KL)
   const Watch* watch = nullptr;  ///< null: neither interrupted nor limited in time
 
-  /// Whether time is up; throws when interrupted.
-  bool stop() const { return watch != nullptr && watch->stop(); }
+  double after = 0;  ///< seconds of the time that are left to what follows the descent
+
+  /// Whether time is up, but for what follows and for `ahead` seconds; throws when interrupted.
+  bool stop(double ahead = 0) const { return watch != nullptr && watch->stop(after + ahead); }
+  /// Throws when interrupted.
+  void poll() const { static_cast<void>(stop()); }
+  /// Seconds since the watch was made.
+  double elapsed() const { return watch != nullptr ? watch->elapsed() : 0; }
 };
 
 /// Everything is in the coordinates of the features. Group a's map into the common frame is

@@ -14,7 +14,8 @@ namespace fairsteer {
 /// Made by the caller of the core, and asked by all threads that work for it.
 ///
 /// Interruption ends the work with the exception that `poll` throws; running out of time ends it
-/// with the best answer so far. One step, mostly a factorisation, is not interrupted.
+/// with the best answer so far. One step, mostly a factorisation, is not interrupted; who knows how
+/// long the next one takes asks whether there is time for it.
 class Watch {
  public:
   /// Never interrupted, never out of time.
@@ -24,12 +25,12 @@ class Watch {
   /// in 50 ms. Time is up `seconds` from now (infinity: never).
   explicit Watch(std::function<void()> poll,
                  double seconds = std::numeric_limits<double>::infinity())
-      : poll_(std::move(poll)) {
+      : poll_(std::move(poll)), made_(Clock::now()) {
     // A duration of the clock overflows where centuries are asked for.
     if (seconds < 1e9) {
       limited_ = true;
-      deadline_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                     std::chrono::duration<double>(seconds > 0 ? seconds : 0));
+      deadline_ = made_ + std::chrono::duration_cast<Clock::duration>(
+                              std::chrono::duration<double>(seconds > 0 ? seconds : 0));
     }
   }
 
@@ -37,8 +38,8 @@ class Watch {
   Watch& operator=(const Watch&) = delete;
 
   /// Throws what `poll` throws, in every thread once it has thrown. Otherwise tells whether time is
-  /// up.
-  bool stop() const {
+  /// up, or will be in less than `ahead` seconds.
+  bool stop(double ahead = 0) const {
     if (interrupted_.load(std::memory_order_acquire)) rethrow();
     if (!poll_ && !limited_) return false;
     const Clock::time_point now = Clock::now();
@@ -55,8 +56,11 @@ class Watch {
         throw;
       }
     }
-    return limited_ && now >= deadline_;
+    return limited_ && std::chrono::duration<double>(deadline_ - now).count() <= ahead;
   }
+
+  /// Seconds since this was made.
+  double elapsed() const { return std::chrono::duration<double>(Clock::now() - made_).count(); }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -69,6 +73,7 @@ class Watch {
 
   std::function<void()> poll_;
   bool limited_ = false;
+  Clock::time_point made_ = Clock::now();
   Clock::time_point deadline_;
   std::thread::id owner_ = std::this_thread::get_id();
   mutable Clock::time_point polled_ = Clock::now();

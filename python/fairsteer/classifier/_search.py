@@ -559,7 +559,11 @@ class _Rows:
     ) -> IdealDistributionClassifier:
         """Fit a candidate to all rows, its alignment to the scores out of fold."""
         best: IdealDistributionClassifier = clone(model).set_params(**params)
-        steering = self.steering._alike(**_inner(params))._fit_batch(self.batch)
+        steering = self.steering._alike(**_inner(params))
+        with warnings.catch_warnings():
+            if steering.strength == 0 and best.estimator is not None:
+                warnings.simplefilter("ignore", UserWarning)  # of maps that move nothing
+            steering._fit_batch(self.batch)
         best._fit_batch(steering, self.batch)
         best._set_columns_of(steering)
         if best.score_alignment is not None and scores is not None and len(best.classes_) > 1:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ._options import FILE_HELP, REQUIRED, Alignment, Maps, Reads, Rows, Settings, UnknownGroup, expand
+from ._options import FILE_HELP, REQUIRED, Alignment, Leakage, Maps, Reads, Rows, Settings, UnknownGroup, expand
 
 __all__ = ["app"]
 
@@ -132,13 +132,20 @@ def audit(
             help="Report on the Bayes rule with scores aligned between groups, instead of steered rows alone."
         ),
     ] = None,
+    leakage: Annotated[
+        Leakage,
+        typer.Option(
+            help="What tries to read the group out of the rows, before and after: nothing, linear models, or also "
+            "boosted trees, which take longer."
+        ),
+    ] = "linear",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.", min=0, max=1, metavar="P")] = 0.95,
     force: _Force = False,
 ) -> None:
     """Run the job."""
     from ._audit import audit_file
 
-    audit_file(settings, html=html, align=align, confidence=confidence, force=force)
+    audit_file(settings, html=html, align=align, leakage=leakage, confidence=confidence, force=force)
 
 
 @app.command(

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 Alignment = Literal["equal_opportunity", "demographic_parity"]
+Leakage = Literal["none", "linear", "trees"]
 UnknownGroup = Literal["error", "infer", "infer_hard"]
 
 FILE_HELP = "A .csv, .tsv (or either with .gz) or .parquet file, or a folder of them; - is standard input."

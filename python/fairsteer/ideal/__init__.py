@@ -8,13 +8,18 @@ from fairsteer.ideal._ideal import (
     nearest_ideal,
     reference_code,
 )
+from fairsteer.ideal._posterior import IdealPosterior, Mode, PosteriorCertificate, nearest_ideal_posterior
 
 __all__ = [
     "CellGaussians",
     "Certificate",
     "IdealDistribution",
+    "IdealPosterior",
     "Intervention",
     "MapType",
+    "Mode",
+    "PosteriorCertificate",
     "nearest_ideal",
+    "nearest_ideal_posterior",
     "reference_code",
 ]

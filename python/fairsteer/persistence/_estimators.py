@@ -20,10 +20,11 @@ from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
-from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
 from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import CellGaussians, Certificate, IdealDistribution
+from fairsteer.metrics._intervals import Measured, MeasuredGaps
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._coordinates import Coordinates
 from fairsteer.persistence._alignment import (
@@ -71,6 +72,7 @@ SKOPS_TYPES = [
         CovarianceMatchingTransformer,
         LeaceTransformer,
         IdealDistributionClassifier,
+        IdealDistributionClassifierCV,
         ScoreAligner,
         ConceptSteering,
         GroupEncoder,
@@ -90,6 +92,8 @@ SKOPS_TYPES = [
         OffsetAlignment,
         GroupScalings,
         Ties,
+        MeasuredGaps,
+        Measured,
     )
 ]
 
@@ -167,6 +171,9 @@ def save(estimator: Savable, path: PathLike, *, extra: Mapping[str, Any] | None 
     import_safetensors()
     tensors: dict[str, NDArray[Any]] = {}
     kind = type(estimator).__name__
+    if isinstance(estimator, IdealDistributionClassifierCV):
+        msg = f"{kind} is a search, which a file does not keep: save its best_estimator_. {_OTHER_WAYS}"
+        raise ValueError(msg)
     if kind not in _KINDS or type(estimator) is not _KINDS[kind].of:
         msg = f"{kind} cannot be saved without pickling it; {', '.join(_KINDS)} themselves can. {_OTHER_WAYS}"
         raise ValueError(msg)

@@ -295,7 +295,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             moments, cells = self._moments_of_fit(rows, batch, final=infers)
         self._set_moments(moments, batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
-        self._set_solution(self._solve(shrunk, rows, batch, cells))
+        self._set_solution(self._solve(shrunk, rows, batch, cells, final=infers))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
 
@@ -656,13 +656,14 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch: Batch | None = None,
         cells: SubgroupMoments | None = None,
         *,
+        final: bool = True,
         sample: Batch | None = None,
     ) -> Solution:
         """Model of the subgroups, and the maps that follow from it.
 
         A fit has the rows, and may have full moments; that to a stream has those rows that stand for all, if need be.
         """
-        del cells, sample
+        del cells, final, sample
         self._check_sizes()
         _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():

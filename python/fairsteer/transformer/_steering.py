@@ -149,8 +149,15 @@ class FairSteeringTransformer(GroupMapTransformer):
     kl_divergence_ : float
         Divergence of the ideal distribution from the fitted one, in nats.
     certificate_ : Certificate
-        Bounds on the unfairness and the loss of accuracy of classifiers that are fair on the ideal
-        distribution.
+        Bounds on the unfairness, and on the change in accuracy, of classifiers of steered rows, for subgroups that are
+        Gaussians of their own means and covariances (``certificate_.gaussians == "cells"``), whatever `covariance`
+        makes of them; with monotone maps, of the rows that these make. Covariances are shrunk as far as those of the
+        model, and drawn to these as far as chance explains the difference, so that few rows say little. Where the
+        covariances of all subgroups would take more than 64 MB (a gigabyte in a stream), where there are more than
+        256 features of ``covariance="diagonal"``, and with an estimator as `shrinkage`, they are not known, and the
+        certificate is the model's (``"model"``). Of many features it is found when first asked for.
+    model_certificate_ : Certificate
+        The same for the Gaussians as the model has them. With monotone maps, of which no model knows, all bounds are 1.
     n_iter_ : int
         Iterations of the projection.
     objective_path_ : ndarray of shape (n_iter_ + 1,)
@@ -172,8 +179,11 @@ class FairSteeringTransformer(GroupMapTransformer):
     -----
     By a Gaussian map integers and 0/1 columns end at values that one group alone has. Linear models cannot use that,
     trees can: before them use ``map_type="monotone"`` with ``standardize=True``, or align scores instead
-    (:class:`ScoreAligner`). With monotone maps `ideal_`, its divergence and its certificate are those of the
+    (:class:`ScoreAligner`). With monotone maps `ideal_` and its divergence are those of the
     Gaussian model with maps of single features; `maps_`, matrices, do not exist.
+
+    ``fit`` warns where the subgroups allow a gap of more than twice what the model does, and of .1 more, beyond what
+    chance explains; of many features it looks in the directions in which the classes differ.
 
     Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
     Statistics are kept in double precision; rows come back in the floating-point type they came
@@ -329,11 +339,12 @@ class FairSteeringTransformer(GroupMapTransformer):
         batch: Batch | None = None,
         cells: SubgroupMoments | None = None,
         *,
+        final: bool = True,
         sample: Batch | None = None,
     ) -> Solution:
         self._map_type = self._chosen(rows if sample is None else sample.rows)
         solution = super()._solve(shrunk, rows, batch)
-        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
+        if batch is None and self.moments_.covariance == "full":  # of a stream
             cells = self.moments_
         if len(self.groups_) == 1:
             return solution
@@ -342,7 +353,8 @@ class FairSteeringTransformer(GroupMapTransformer):
             ideal = solution.maps
             if cells is not None:
                 ideal = self._with_cells(ideal, cells)
-            self._warn_of_misfit(ideal, rows, batch)
+            if final:
+                self._warn_of_misfit(ideal, rows, batch)
             return solution._replace(maps=ideal)
         if self.small_cells == "pool" and self.min_cell_size > 0:
             msg = (
@@ -374,13 +386,15 @@ class FairSteeringTransformer(GroupMapTransformer):
         many = self.covariance == "diagonal" and rows.shape[1] > _MOST_COLUMNS_OF_A_TABLE
         # What an estimator of covariances would make of the cells nobody knows.
         known = len(batch.groups) > 1 and not hasattr(self.shrinkage, "fit")
-        wanted = self.covariance == "tied" or (self.covariance == "diagonal" and final)
-        if many or not known or not wanted or not self._cells_are_few(batch):
-            return super()._moments_of_fit(rows, batch, final=final)
+        apart = self.covariance == "tied" or (self.covariance == "diagonal" and final)
+        if not apart or many or not known or not self._cells_are_few(batch):
+            moments, _ = super()._moments_of_fit(rows, batch, final=final)
+            return moments, moments if final and known and moments.covariance == "full" else None
         cells = self._batch_moments(rows, batch, covariance="full")
-        if self.covariance == "tied":
-            return cells if self.standardize else cells.tie(), cells if final else None
-        return self._batch_moments(rows, batch), cells
+        moments = self._batch_moments(rows, batch) if self.covariance == "diagonal" else cells
+        if self.covariance == "tied" and not self.standardize:
+            moments = cells.tie()
+        return moments, cells if final else None
 
     def _with_cells(self, ideal: IdealDistribution, cells: SubgroupMoments) -> IdealDistribution:
         """Let the certificate be about the subgroups' own Gaussians, and compare it with that of the model."""
@@ -398,7 +412,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Compare the certificate of the model with that of the subgroups' own Gaussians."""
         if ideal.cells is not None:
             along: Any = ideal.cells.moments
-        elif batch is not None:
+        elif batch is not None and not hasattr(self.shrinkage, "fit"):
             codes = self._group_of_label[batch.group_codes]
             along = ModelRows(rows, batch.y_codes, codes, batch.sample_weight, batch.classes)
         else:
