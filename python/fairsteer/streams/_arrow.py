@@ -156,6 +156,7 @@ class ArrowRows(Stream):
                 n_bytes = 0
         if gathered:
             yield _together(gathered)
+        default_memory_pool().release_unused()
 
     def _matrix(self, table: Any, columns: list[str]) -> Any:
         """Features of a table as an array, column after column, in single precision if none needs more."""
