@@ -203,6 +203,7 @@ class Program {
   }
 
   const Vector& shares() const { return w_; }
+  void set_shares(const Vector& shares) { w_ = shares; }
   const Vector& costs() const { return costs_; }
   Index n_iter() const { return n_iter_; }
   void write(PosteriorResult& result) const;
@@ -648,10 +649,15 @@ double relative_entropy(const Vector& one, const Vector& other) {
 // was reached.
 bool solve_all(Program& program, const PosteriorOptions& options, double settled) {
   const bool free = options.free_shares && options.intervention == Intervention::all_subgroups;
+  const Vector start = program.shares();
   bool converged = program.solve(free);
   if (!free) return converged;
-  for (Index round = 0; round < options.max_iter; ++round) {
-    if (program.update_shares() < settled && converged) return true;
+  if (!converged) {  // where groups are far apart, shares and plans that move at once may miss
+    program.set_shares(start);
+    converged = program.solve(false);
+  }
+  for (Index round = 0; round < options.max_iter && converged; ++round) {
+    if (program.update_shares() < settled) return true;
     if (options.stop()) return false;
     converged = program.solve(false);
   }

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.estimators import HasMethods, StrOptions, asked_method, fit_context
 from fairsteer._utils.folds import rows_of, stratified_splits
-from fairsteer._utils.input import check_classes, few, warn_caller
+from fairsteer._utils.input import check_classes, few, num_rows, warn_caller
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupedRows
@@ -479,16 +479,18 @@ class IdealPosteriorClassifier(WrappingClassifier):
     def _proba(self, caller: str, X: Any, sensitive_features: Any) -> Doubles:
         check_is_fitted(self, "estimator_")
         metadata = {} if sensitive_features is None else {"sensitive_features": sensitive_features}
+        if self.ideal_ is None:
+            validate_data(self, X, reset=False, skip_check_array=True)
+            return np.ones((num_rows(X), 1))
         # First, since the classifier knows best what is wrong with rows that it cannot take.
         passed = self._passed_on(caller, asked_method(self.estimator_), metadata)
         scores = class_scores(self.estimator_, X, self.classes_, passed).values
         validate_data(self, X, reset=False, skip_check_array=True)
         codes = self._codes(self._labels_of(X, sensitive_features, reset=False), X)
-        if self.ideal_ is None:
-            return np.ones((len(codes), 1))
         t = np.zeros(len(codes))
         known = codes >= 0
-        t[known] = self.ideal_.ideal_posterior(self._calibrated(scores[known], codes[known]), codes[known])
+        if known.any():
+            t[known] = self.ideal_.ideal_posterior(self._calibrated(scores[known], codes[known]), codes[known])
         if not known.all():
             for a, share in enumerate(self._shares):
                 all_in = np.full(int((~known).sum()), a)

@@ -223,6 +223,16 @@ def test_weights_of_rows_are_repetitions() -> None:
     np.testing.assert_allclose(one.ideal_posterior(s, group), other.ideal_posterior(s, group), atol=1e-6)
 
 
+def test_no_group_is_left_out() -> None:
+    """Two groups of opposite classes: dropping one of them would be nearest."""
+    s, group = np.array([0.002, 0.23, 0.7, 0.9983]), np.array([0, 0, 1, 1])
+    weight = np.array([0.459, 0.004, 0.003, 0.534])
+    with pytest.warns(UserWarning, match="would leave a group out; the groups keep their shares"):
+        ideal = nearest_ideal_posterior(s, group, weight)
+    assert ideal.converged
+    np.testing.assert_allclose(ideal.group_prior, [0.463, 0.537])
+
+
 @pytest.mark.parametrize("values", [[0.5], [0.0, 1.0], [0.2, 0.7], [1e-300, 0.5, 1.0]])
 def test_few_and_extreme_posteriors(values: Any) -> None:
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from scipy.special import expit, logit, rel_entr, xlogy
 from sklearn.utils import check_array, check_consistent_length
 
 from fairsteer import _core
-from fairsteer._utils.input import brief, few
+from fairsteer._utils.input import brief, few, warn_caller
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupedRows
@@ -23,10 +23,16 @@ Mode = Literal["joint", "labels", "weights"]
 _MOST_LOGIT = 16.0
 
 #: Points of the grid of posteriors, where rows have more different ones; fewer where no solution is found on so many.
-_N_POINTS = (400, 200, 100)
+_N_POINTS = (400, 200, 100, 50)
 
 #: Points that are nearer together, in log-odds, are one.
 _CLOSEST = 1e-6
+
+#: Distance in log-odds of ideal posteriors that are looked at, between few posteriors.
+_TARGET_SPACING = 0.02
+
+#: Below this part of its share a group as good as leaves the ideal distribution.
+_VANISHING = 0.01
 
 #: Half the width of a grid of one posterior.
 _HALF_WIDTH = 0.5
@@ -260,6 +266,7 @@ class _Solution(NamedTuple):
     gap: float = 0.0
     n_iter: int = 1
     converged: bool = True
+    shares_kept: bool = False
 
 
 def nearest_ideal_posterior(
@@ -312,8 +319,9 @@ def nearest_ideal_posterior(
     Notes
     -----
     Rows with more than 400 different posteriors are put on a grid of so many log-odds, denser where rows are, each
-    row split among its two neighbours so that its posterior stays what it is. Everything after that costs time and memory by the
-    grid, not by rows. Posteriors beyond log-odds of 16 (1e-7 from 0 or 1) are moved there.
+    row split among its two neighbours so that its posterior stays what it is. Everything after that costs time and
+    memory by the grid, not by rows. Posteriors beyond log-odds of 16 (1e-7 from 0 or 1) are moved there. Where groups
+    are so far apart that the nearest ideal distribution would leave one out, they keep their shares, with a warning.
 
     Examples
     --------
@@ -354,6 +362,7 @@ def _nearest(
     max_iter: int,
     tol: float,
 ) -> IdealPosterior:
+    solution: _Solution | None = None
     for n_points in _N_POINTS:
         points, totals = on_grid(logits, codes, weight, len(groups), n_points)
         share = totals.sum(axis=1)
@@ -366,9 +375,20 @@ def _nearest(
         elif mode == "weights":
             solution = _weights_alone(points, laws, prior, reference)
         else:
-            solution = _joint(points, laws, prior, intervention, reference, max_iter, tol)
-        if solution.converged:
+            solution = _joint(points, laws, prior, intervention, reference, max_iter, tol, n_points)
+        if solution is not None and solution.converged:
             break
+    if solution is None:
+        msg = (
+            "No ideal distribution was found: the groups' posteriors are too far apart. Look at their calibration, or "
+            "use mode='labels', which is known in closed form."
+        )
+        raise ValueError(msg)
+    if solution.shares_kept:
+        warn_caller(
+            "The groups' posteriors are so far apart that the nearest ideal distribution would leave a group out; the "
+            f"groups keep their shares, at a divergence of {prior @ solution.group_divergence:.3g} nats."
+        )
     divergence = solution.group_prior @ solution.group_divergence + rel_entr(solution.group_prior, prior).sum()
     return IdealPosterior(
         groups=groups.copy(),
@@ -421,8 +441,8 @@ def on_grid(logits: Doubles, codes: Codes, weight: Doubles, n_groups: int, n_poi
             points = points[0] + _HALF_WIDTH * np.array([-1.0, 0.0, 1.0])
             place = np.ones_like(place)
         cells = codes * len(points) + place
-        return points, np.bincount(cells, weight, n_groups * len(points)).reshape(n_groups, -1)
-    points = _spread_points(points, np.bincount(codes * len(points) + place, weight, n_groups * len(points)), n_points)
+        return points, _totals(cells, weight, n_groups * len(points)).reshape(n_groups, -1)
+    points = _spread_points(points, _totals(codes * len(points) + place, weight, n_groups * len(points)), n_points)
     place = np.clip(np.searchsorted(points, logits, side="right") - 1, 0, len(points) - 2)
     proba, at = expit(points), expit(logits)
     # Measured from the nearer end of [0, 1], where differences keep their digits.
@@ -431,6 +451,10 @@ def on_grid(logits: Doubles, codes: Codes, weight: Doubles, n_groups: int, n_poi
     for step, part in ((0, 1 - upper), (1, upper)):
         totals += np.bincount(codes * len(points) + place + step, weight * part, len(totals))
     return points, totals.reshape(n_groups, -1)
+
+
+def _totals(cells: Codes, weight: Doubles, n_cells: int) -> Doubles:
+    return np.bincount(cells, weight, n_cells).astype(np.float64, copy=False)
 
 
 def _spread_points(points: Doubles, totals: Doubles, n_points: int) -> Doubles:
@@ -450,26 +474,44 @@ def _joint(
     reference: int,
     max_iter: int,
     tol: float,
-) -> _Solution:
+    n_points: int,
+) -> _Solution | None:
+    """Solve on a grid of about so many points; None if no finite solution is found."""
     target = points
-    if intervention == "all_subgroups" and len(points) < _N_POINTS[0]:
+    if intervention == "all_subgroups" and len(points) < n_points:
         # Between few posteriors ideal ones may lie anywhere.
-        target = np.unique(np.append(points, np.linspace(points[0], points[-1], _N_POINTS[0])))
+        width = points[-1] - points[0]
+        n_targets = int(np.clip(width / _TARGET_SPACING, 16, n_points // 2))
+        target = np.unique(np.append(points, np.linspace(points[0], points[-1], n_targets)))
         target = target[np.append(True, np.diff(target) > _CLOSEST)]
-    found = _core.nearest_ideal_posterior(
-        points, np.ascontiguousarray(target), np.ascontiguousarray(laws), prior, intervention, reference, True,
-        max_iter, tol,
-    )  # fmt: skip
+
+    def solve(free_shares: bool) -> dict[str, Any] | None:
+        try:
+            return _core.nearest_ideal_posterior(
+                points, np.ascontiguousarray(target), np.ascontiguousarray(laws), prior, intervention, reference,
+                free_shares, max_iter, tol,
+            )  # fmt: skip
+        except _core.NumericalError:
+            return None
+
+    every = intervention == "all_subgroups"
+    found, shares_kept = solve(every), False
+    if every and (found is None or not found["converged"] or (found["shares"] < _VANISHING * prior).any()):
+        found, shares_kept = solve(False), True
+    if found is None:
+        return None
     ideal = logit(np.clip(found["posterior"], expit(-_MOST_LOGIT), expit(_MOST_LOGIT)))
     weights, divergence = found["log_ratio"], found["group_divergence"]
-    if intervention == "all_subgroups":
+    if every:
         # Given the weights, the best ideal posteriors are known in closed form, and need no grid.
         ideal_laws = laws * np.exp(weights)
         ideal_laws /= ideal_laws.sum(axis=1, keepdims=True)
         labels = _labels_alone(points, ideal_laws, found["shares"], -1)
         ideal = labels.ideal_logits
         divergence = np.maximum(rel_entr(ideal_laws, laws).sum(axis=1), 0) + labels.group_divergence
-    return _Solution(weights, ideal, found["shares"], divergence, found["gap"], found["n_iter"], found["converged"])
+    return _Solution(
+        weights, ideal, found["shares"], divergence, found["gap"], found["n_iter"], found["converged"], shares_kept
+    )
 
 
 def _labels_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int) -> _Solution:
