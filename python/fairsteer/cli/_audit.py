@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fairsteer.report import steering_report
+from fairsteer.transformer import FairSteeringTransformer
 
 from . import UsageError, count
 from ._comparison import compare
@@ -77,7 +78,7 @@ def audit_file(
             },
         )
         choice = compare(
-            getattr(fitted, "steering_", fitted),
+            fitted if isinstance(fitted, FairSteeringTransformer) else fitted.steering_,
             problem.features,
             problem.question.y,
             problem.groups,

@@ -639,8 +639,9 @@ def _unpack_monotone(model: SubgroupMoments, tensors: Tensors) -> MonotoneMaps:
     flags = [tensors.take(f"monotone.{name}", shape) for name, shape in shapes.items()]
     if not all(np.isin(flag, (0, 1)).all() for flag in flags):
         raise ValueError("a feature is neither discrete nor not, or neither moves nor stays")
-    spread, discrete, moving = (flag == 1 for flag in flags)
-    return MonotoneMaps(*parts[:4], spread, *parts[4:], discrete, moving)
+    names = [f"{of}{name}" for of in ("", "common_") for name in ("values", "starts", "lower", "upper")]
+    arrays = dict(zip(names, parts, strict=True)) | {name: flag == 1 for name, flag in zip(shapes, flags, strict=True)}
+    return MonotoneMaps(**arrays)
 
 
 # ---- what can be saved

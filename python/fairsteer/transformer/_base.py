@@ -51,7 +51,8 @@ _ROWS_OF_A_CELL = 10
 
 def _size_of_cells(batch: Batch) -> int:
     """Bytes of the scatters of all cells."""
-    return 8 * len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
+    d: int = batch.rows.shape[1]
+    return 8 * len(batch.classes) * len(batch.groups) * d**2
 
 
 def _takes_batches(transformer: GroupMapTransformer) -> bool:

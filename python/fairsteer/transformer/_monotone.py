@@ -226,7 +226,7 @@ class MonotoneMaps:
     @property
     def moves(self) -> npt.NDArray[np.bool_]:
         """Whether a group moves at all, (n_groups,)."""
-        return self.moving.any(axis=1) & (self.strength > 0)
+        return np.asarray(self.moving.any(axis=1) & (self.strength > 0))
 
     def __call__(self, strength: float) -> MonotoneMaps:
         """Go that part of the way."""
