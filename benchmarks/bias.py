@@ -3,7 +3,7 @@
 Real rows of Adult with a group that is drawn at random, so that it is independent of features and class: the unbiased
 distribution is ideal by construction, and what each bias costs is known. One bias at a time, in group 1.
 
-    python -m benchmarks.bias --data FOLDER [--rows 12000] [--repeats 3] [--output benchmarks/results/bias]
+    python -m benchmarks.bias --data FOLDER [--rows 4000] [--repeats 10] [--output benchmarks/results/bias]
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def tables(found: list[dict[str, Any]]) -> str:
         "",
         "Adult, its numeric features, with a group drawn at random; group 1 is biased in training, and its features",
         "as it delivers them in the test; judged on true labels. `recovered`: share of the accuracy lost to the bias,",
-        "against the same classifier trained and tested without bias; – where the loss is within two standard errors of 0.",
+        "against the same classifier trained and tested without bias; – where that is within two standard errors of 0.",
         "Means ± standard errors over draws, accuracy in percent. Reweighing and the ideal posterior know the group.",
         "`python -m benchmarks.bias` writes this page.",
     ]
@@ -231,8 +231,8 @@ def _standard_error(values: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     datasets.add_data_option(parser)
-    parser.add_argument("--rows", type=int, default=12_000, help="rows to train on, and to judge on (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="draws of rows, groups and biases (%(default)s)")
+    parser.add_argument("--rows", type=int, default=4_000, help="rows to train on, and to judge on (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=10, help="draws of rows, groups and biases (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/bias"), metavar="FOLDER")
     given = parser.parse_args()
     if given.data is None:
