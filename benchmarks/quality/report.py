@@ -120,6 +120,11 @@ def _of_search(about: dict[str, Any]) -> list[str]:
     ]
 
 
+def _on_common_splits(of: dict[str, pd.DataFrame], *methods: str) -> tuple[pd.DataFrame, ...]:
+    splits = sorted(set.intersection(*(set(of[method].index) for method in methods)))
+    return tuple(of[method].loc[splits] for method in methods)
+
+
 def short_of(ours: pd.DataFrame, theirs: pd.DataFrame, *, paired: bool) -> list[str]:
     """In what ours is worse by more than a standard error of the difference of the means."""
     worse = {"accuracy": theirs[ACCURACY] - ours[ACCURACY], "gap": ours[EO] - theirs[EO]}
@@ -145,7 +150,7 @@ def _optimizer(lines: pd.DataFrame) -> list[str]:
     counts = []
     for optimizer in q.OPTIMIZERS:
         for method in (q.SEARCH, q.NOTHING + q.ALIGNMENT):
-            pairs = [(of[method], of[optimizer]) for _, of in _by_split(lines) if method in of]
+            pairs = [_on_common_splits(of, method, optimizer) for _, of in _by_split(lines) if method in of]
             held = [[not short_of(*pair, paired=paired) for paired in (True, False)] for pair in pairs]
             if held:
                 paired, unpaired = np.sum(held, axis=0)
@@ -154,7 +159,7 @@ def _optimizer(lines: pd.DataFrame) -> list[str]:
     for rival in (*q.OPTIMIZERS, q.NOTHING):
         rows = []
         for (data, classifier), of in _by_split(lines):
-            ours, theirs = of[q.SEARCH], of[rival]
+            ours, theirs = _on_common_splits(of, q.SEARCH, rival)
             failed = [short_of(ours, theirs, paired=paired) for paired in (True, False)]
             if rival == q.NOTHING:  # accuracy is what a smaller gap costs
                 failed = [[name for name in names if name == "gap"] for names in failed]

@@ -122,9 +122,9 @@ def test_rescaled_moments_are_those_of_rescaled_rows(batch: int, dtype: Any) -> 
     expected = SubgroupMoments(D, classes=[0, 1], groups=[0, 1], covariance="full")
     expected.update(rows.astype(float) * scale + shift, y, group, weight)
     found = parts.rescaled(scale, shift)
-    close = {"rtol": 1e-10, "atol": 1e-10} if dtype == np.float64 else {"rtol": 2e-5, "atol": 2e-5}
+    close = 1e-10 if dtype == np.float64 else 2e-5
     np.testing.assert_allclose(found.means, expected.means, rtol=1e-9)
-    np.testing.assert_allclose(found.covariances, expected.covariances, **close)
+    np.testing.assert_allclose(found.covariances, expected.covariances, rtol=close, atol=close)
     for formula in ("ledoit_wolf", "oas"):
         np.testing.assert_allclose(
             found.shrinkage_intensity(formula), expected.shrinkage_intensity(formula), rtol=1e-4, atol=1e-9

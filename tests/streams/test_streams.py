@@ -190,7 +190,7 @@ def test_mapped_array_is_not_copied(rows: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("map_type", ["monotone", "auto"])
-def test_quantiles_are_those_of_all_rows_while_they_are_few(rows: Any, map_type: str) -> None:
+def test_quantiles_are_those_of_all_rows_while_they_are_few(rows: Any, map_type: Any) -> None:
     X, y, group = rows
     table = np.round(X.to_numpy())
     frame = pd.DataFrame(table, columns=NAMES)

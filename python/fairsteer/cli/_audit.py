@@ -7,6 +7,7 @@ from pathlib import Path
 from fairsteer.report import steering_report
 
 from . import UsageError, count
+from ._comparison import compare
 from ._fitting import library_problems, quoting_warnings, read_problem
 from ._options import Alignment, Leakage, Settings
 from ._printing import Reporter
@@ -75,7 +76,20 @@ def audit_file(
                 "Sensitive": ", ".join(settings.sensitive),
             },
         )
+        choice = compare(
+            getattr(fitted, "steering_", fitted),
+            problem.features,
+            problem.question.y,
+            problem.groups,
+            positive=problem.positive,
+            folds=settings.folds,
+            min_rows=settings.min_rows,
+            alignment=align,
+            prepare=problem.prepare,
+        )
     report.say(result)
+    report.say()
+    report.choice(choice)
     if html is not None:
         with writing(html) as output:
             output.file.write(

@@ -116,6 +116,14 @@ class Reporter:
         self.say(_fit_table(steering))
         self.say()
 
+    def choice(self, result: Comparison) -> None:
+        """Print accuracy and gaps of the classifiers that there are to choose from, and which to take."""
+        self.say("The choice\n")
+        self.say(_choice_table(result))
+        self.say()
+        self.say(_legend(result, change=False) + "\n")
+        self.advice(result)
+
     def advice(self, result: Comparison) -> None:
         """Print which classifier to take, and why."""
         self.say(_advice(result) + "\n")
@@ -154,6 +162,14 @@ def _comparison_table(result: Comparison) -> Any:
     return fitting_table(header, [False, *[True] * (len(header) - 1)], rows)
 
 
+def _choice_table(result: Comparison) -> Any:
+    rows = [
+        [criterion_text(key), *(_number(_values(result, which)[key]) for which in result.scores)]
+        for key in result.scores["before"].measures
+    ]
+    return fitting_table(["", *result.scores], [False, *[True] * len(result.scores)], rows)
+
+
 def _advice(result: Comparison) -> str:
     """Say which classifier to take for the criterion, and why."""
     gap, choice = criterion_text(result.criterion), result.choice
@@ -176,10 +192,11 @@ def _advice(result: Comparison) -> str:
     )
 
 
-def _legend(result: Comparison) -> str:
+def _legend(result: Comparison, *, change: bool = True) -> str:
     text = (
-        "Before and steered: logistic regression on the features as they are and on the steered ones; the change with "
-        "a 95 % bootstrap interval: one that holds 0 shows nothing. Bayes: the Bayes rule of the ideal distribution."
+        "Before and steered: logistic regression on the features as they are and on the steered ones"
+        + ("; the change with a 95 % bootstrap interval: one that holds 0 shows nothing" if change else "")
+        + ". Bayes: the Bayes rule of the ideal distribution."
     )
     if "aligned" in result.scores:
         criterion = criterion_text(result.alignment).removesuffix(" gap")

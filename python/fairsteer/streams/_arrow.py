@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ class ArrowRows(Stream):
         Which rows.
     batch_bytes : int, default=2**25
         Memory that the features of a batch take.
+    threads : bool, default=True
+        Whether Arrow decodes columns in all its threads, which read several row groups ahead. Else one thread reads
+        while batches are computed with, and takes the memory of one.
 
     Raises
     ------
@@ -54,12 +58,13 @@ class ArrowRows(Stream):
         sample_weight: str | None = None,
         filter: Any = None,  # noqa: A002 — the name that pyarrow gives it
         batch_bytes: int = BATCH_BYTES,
+        threads: bool = True,
     ) -> None:
         from pyarrow import Table
         from pyarrow import dataset as arrow
 
         self._dataset = arrow.dataset(dataset) if isinstance(dataset, Table) else dataset
-        self._filter, self._batch_bytes = filter, batch_bytes
+        self._filter, self._batch_bytes, self._threads = filter, batch_bytes, threads
         schema = self._dataset.schema
         groups = [sensitive_features] if isinstance(sensitive_features, str) else sensitive_features
         self._groups = None if groups is None else list(groups)
@@ -109,17 +114,20 @@ class ArrowRows(Stream):
         named = [*columns, *(groups or []), *(name for name in (self._y, self._weight) if name is not None)]
         n_numbers = max(1, self.n_columns if features else len(named))
         for table in self.tables(list(dict.fromkeys(named)), n_numbers):
-            yield RowBatch(
+            batch = RowBatch(
                 self._matrix(table, columns) if features else None,
                 None if self._y is None else table.column(self._y),
                 None if groups is None else table.select(groups),
                 None if self._weight is None else table.column(self._weight).to_numpy(),
             )
+            del table  # the features are there twice no longer than it takes to copy them
+            yield batch
+            del batch
 
     def tables(self, columns: list[str], n_numbers: int) -> Iterator[Any]:
         """Read columns in tables of about as many bytes as a batch may take."""
-        from pyarrow import Table
         from pyarrow import dataset as arrow
+        from pyarrow import default_memory_pool
 
         options = {}
         if getattr(getattr(self._dataset, "format", None), "default_extname", None) == "parquet":
@@ -132,20 +140,23 @@ class ArrowRows(Stream):
             batch_size=max(64, min(_SCANNED_BYTES, self._batch_bytes) // (8 * n_numbers)),
             batch_readahead=_READ_AHEAD,
             fragment_readahead=1,
+            use_threads=self._threads,
             **options,
         )
         gathered: list[Any] = []
         n_bytes = 0
-        for batch in scanner.to_batches():
+        for batch in scanner.to_batches() if self._threads else _ahead(scanner.to_batches()):
             if batch.num_rows == 0:
                 continue
             gathered.append(batch)
             n_bytes += batch.nbytes
             if n_bytes >= self._batch_bytes:
-                yield Table.from_batches(gathered)
-                gathered, n_bytes = [], 0
+                default_memory_pool().release_unused()  # what the tables before took
+                yield _together(gathered)
+                n_bytes = 0
         if gathered:
-            yield Table.from_batches(gathered)
+            yield _together(gathered)
+        default_memory_pool().release_unused()
 
     def _matrix(self, table: Any, columns: list[str]) -> Any:
         """Features of a table as an array, column after column, in single precision if none needs more."""
@@ -177,6 +188,24 @@ class ArrowRows(Stream):
             msg = f"The vectors of column {name!r} are missing or not all of length {width}."
             raise ValueError(msg)
         return values.reshape(len(column), width)
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """Read the next batch in a thread while one is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, batches, None)
+            yield batch
+
+
+def _together(gathered: list[Any]) -> Any:
+    """Make a table of batches, and forget them."""
+    from pyarrow import Table
+
+    table = Table.from_batches(gathered)
+    gathered.clear()
+    return table
 
 
 def _is_list(kind: Any) -> bool:

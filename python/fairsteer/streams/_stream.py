@@ -98,6 +98,7 @@ class Stream(ABC):
         state = reduction.start()
         for batch in self.batches(features=reduction.features):
             state = reduction.add(state, batch)
+            del batch  # before the next is read
         return state
 
     def map(self, function: Callable[[RowBatch], Any]) -> Any:
