@@ -22,7 +22,7 @@ FLOORS = (
     ("groups", "moments"),
     ("ideal", "score_alignment", "metrics", "streams"),
     ("transformer", "concepts", "scoring"),
-    ("baselines", "classifier", "posterior_classifier"),
+    ("baselines", "classifier"),
     ("report",),
     ("plotting", "persistence", "export", "torch"),
     ("cli",),

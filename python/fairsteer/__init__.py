@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fairsteer import moments as moments
     from fairsteer import persistence as persistence
     from fairsteer import plotting as plotting
-    from fairsteer import posterior_classifier as posterior_classifier
     from fairsteer import report as report
     from fairsteer import score_alignment as score_alignment
     from fairsteer import scoring as scoring
@@ -24,10 +23,13 @@ if TYPE_CHECKING:
     from fairsteer import transformer as transformer
     from fairsteer._utils.versions import build_info, show_versions
     from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
-    from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
+    from fairsteer.classifier import (
+        IdealDistributionClassifier,
+        IdealDistributionClassifierCV,
+        IdealPosteriorClassifier,
+    )
     from fairsteer.ideal import Certificate, IdealDistribution, IdealPosterior, nearest_ideal, nearest_ideal_posterior
     from fairsteer.moments import SubgroupMoments
-    from fairsteer.posterior_classifier import IdealPosteriorClassifier
     from fairsteer.score_alignment import ScoreAligner
     from fairsteer.scoring import best_within_budget, budget_scorer, fairness_scorer, performance_scorer
     from fairsteer.transformer import FairSteeringTransformer
@@ -48,7 +50,7 @@ _HOMES = {
     "SubgroupMoments": "moments",
     "IdealPosterior": "ideal",
     "nearest_ideal_posterior": "ideal",
-    "IdealPosteriorClassifier": "posterior_classifier",
+    "IdealPosteriorClassifier": "classifier",
     "ScoreAligner": "score_alignment",
     "best_within_budget": "scoring",
     "budget_scorer": "scoring",
@@ -71,7 +73,6 @@ _ROOMS = (
     "moments",
     "persistence",
     "plotting",
-    "posterior_classifier",
     "report",
     "score_alignment",
     "scoring",

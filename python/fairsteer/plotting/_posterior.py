@@ -9,9 +9,9 @@ from scipy.special import expit
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.labels import label_text
+from fairsteer.classifier import IdealPosteriorClassifier
 from fairsteer.ideal import IdealPosterior
 from fairsteer.plotting._style import LINES, draw_legend, import_pyplot, palette, theme_colour
-from fairsteer.posterior_classifier import IdealPosteriorClassifier
 
 
 class IdealPosteriorDisplay:
