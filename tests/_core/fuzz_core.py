@@ -236,6 +236,36 @@ class Arguments:
         assert found["kl_divergence"] >= 0, "kl_divergence"
         assert abs(found["class_prior"].sum() - 1) < 1e-9, "class_prior"
 
+    def nearest_ideal_posterior(self) -> None:
+        G, S = self.size(1, 2, 3), self.size(2, 5, 5, 20, 1 if self.spoilt else 9)
+        T = self.size(S, S, S, 2, 20)
+        source, target = (np.sort(self.rng.normal(size=n) * self.pick([0.1, 1.0, 5.0])) for n in (S, T))
+        laws = self.rng.random((G, S)) * (self.rng.random((G, S)) < self.pick([1.0, 1.0, 0.6]))
+        with np.errstate(all="ignore"):
+            laws = laws / laws.sum(axis=1, keepdims=True)
+        shares = self.rng.random(G) + 0.01
+        if self.spoilt and self.chance(0.2):
+            laws, shares = self.values((G, S), positive=self.chance(0.5)), self.values(G, positive=self.chance(0.5))
+        if self.spoilt and self.chance(0.2):
+            source, target = self.values(S), self.values(T)
+        with np.errstate(all="ignore"):
+            shares = shares / shares.sum() if self.chance(0.9) else shares
+        found = _core.nearest_ideal_posterior(
+            self.wrong(source),
+            self.wrong(target),
+            self.wrong(laws),
+            self.wrong(shares),
+            self.pick(["all_subgroups", "affirmative", "all_subgroups" if not self.spoilt else "neither"]),
+            int(self.rng.integers(0, G)) if not self.spoilt else int(self.pick([0, -1, G, 2**40])),
+            self.chance(0.5),
+            int(self.pick([1, 5, 50, 0 if self.spoilt else 20])),
+            float(self.pick([1e-8, 1e-6, 1e-2, np.nan if self.spoilt else 1e-3])),
+        )
+        assert np.isfinite(found["kl_divergence"]), "kl_divergence"
+        assert np.isfinite(found["group_divergence"]).all(), "group_divergence"
+        assert abs(found["target_law"].sum() - 1) < 1e-6, "target_law"
+        assert ((found["posterior"] >= 0) & (found["posterior"] <= 1)).all(), "posterior"
+
     def floor_spectra(self) -> None:
         n, d = self.size(0, 1, 3), self.size(0, 1, 2, 5, 40)
         matrices = self.wrong(self.covariances((n, d, d)))
@@ -291,6 +321,7 @@ FUNCTIONS = [
     "update_moments",
     "merge_moments",
     "nearest_ideal",
+    "nearest_ideal_posterior",
     "floor_spectra",
     "transport_map",
     "apply_maps",
