@@ -98,7 +98,8 @@ def find_rates() -> Rates:
     # Relative errors count alike.
     product, number = np.linalg.lstsq(powers / np.array(seconds)[:, None], np.ones(len(sizes)), rcond=None)[0]
     small = synthetic(20_000, 256, 8, 2)
-    two = measured(small, (8, 2), 2) - measured(tuple(part[:10_000] for part in small), (8, 2), 1)
+    half = (small[0][:10_000], small[1][:10_000], small[2][:10_000])
+    two = measured(small, (8, 2), 2) - measured(half, (8, 2), 1)
     return Rates(float(product), float(max(number, 0.0)), max(two, 1e-6) / (8 * 16 * 256**2))
 
 

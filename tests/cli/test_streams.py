@@ -264,15 +264,15 @@ def test_help_imports_nothing_heavy_and_costs_little() -> None:
     assert float(seconds) < 0.6  # 0.15 on a machine that is not busy
 
 
-def test_without_arguments_it_says_what_there_is_in_ten_lines(run: Callable[..., tuple[int, str, str]]) -> None:
+def test_without_arguments_it_says_what_there_is_in_twelve_lines(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = run()
     assert code == 0
-    assert len(out.splitlines()) <= 10
-    for command in ("demo", "steer", "audit", "apply", "export", "versions"):
+    assert len(out.splitlines()) <= 12
+    for command in ("demo", "steer", "audit", "apply", "moments", "merge", "export", "versions"):
         assert f"fairsteer {command}" in out
 
 
-@pytest.mark.parametrize("command", ["demo", "steer", "audit", "apply", "export", "versions"])
+@pytest.mark.parametrize("command", ["demo", "steer", "audit", "apply", "moments", "merge", "export", "versions"])
 def test_every_command_has_help_with_an_example(run: Callable[..., tuple[int, str, str]], command: Any) -> None:
     code, out, _ = run(command, "-h")
     assert code == 0
@@ -285,7 +285,7 @@ def test_audit_and_export_have_every_option_of_the_fit(run: Callable[..., tuple[
     options = {
         command: set(re.findall(r"--[a-z-]+", run(command, "-h")[1])) for command in ("steer", "audit", "export")
     }
-    own = {"--out", "--model", "--align"}
+    own = {"--out", "--model", "--align", "--resume", "--checkpoint-every"}  # of what is written
     assert options["steer"] - own <= options["audit"]
     assert options["steer"] - own <= options["export"]
     assert {"--keep", "--pooling", "--min-cell-size", "--small-cells", "--unknown-group"} <= options["steer"]
