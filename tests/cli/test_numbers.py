@@ -249,8 +249,23 @@ def test_the_last_line_says_which_classifier_to_take(run: Callable[..., tuple[in
     steering = FairSteeringTransformer(constraint="demographic_parity").fit(fair, y, sensitive_features=group)
     result = compare(steering, fair, y, pd.DataFrame({"sex": group}), **how)
     assert (result.criterion, result.alignment) == ("demographic_parity", "demographic_parity")
+    assert list(result.scores) == ["before", "steered", "aligned"]  # there is no ideal distribution of all classes
     least = min(s.demographic_parity.value for s in result.scores.values())
     assert result.scores[result.choice].demographic_parity.value < least + 0.05
     code, printed, _ = run("demo")
     assert code == 0
     assert re.search(r"For the equalized odds gap take (steered|Bayes|aligned) \(", " ".join(printed.split()))
+
+
+@pytest.mark.parametrize("constraint", ["equal_opportunity", "demographic_parity"])
+def test_one_criterion_alone_with_classes_of_any_type(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, constraint: Any
+) -> None:
+    table["hired"] = np.where(table["hired"] == 1, "yes", "no")
+    table.to_csv(file, index=False)
+    for command in ("steer", "audit"):
+        arguments = ("--target", "hired", "--sensitive", "sex", "--constraint", constraint, "--positive", "yes")
+        code, printed, err = run(command, file, *arguments)
+        assert code == 0, err
+        assert "Bayes" not in printed
+        assert "before   steered" in printed

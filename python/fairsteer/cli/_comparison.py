@@ -42,8 +42,9 @@ class Comparison:
         The positive class; None if every class counts.
     scores : dict of str to MeasuredGaps
         What was measured of each classifier: ``"before"`` and ``"steered"``, logistic regression on the features as
-        they are and on the steered features; ``"Bayes"``, the Bayes rule of the ideal distribution; ``"aligned"``, the
-        same with aligned scores, unless there are too few rows for it and nobody asked.
+        they are and on the steered features; ``"Bayes"``, the Bayes rule of the ideal distribution, if the constraint
+        is that; ``"aligned"``, the last of these with aligned scores, unless there are too few rows for it and nobody
+        asked.
     change : dict of str to Measured
         From ``"before"`` to ``"steered"``.
     rows : ndarray of shape (n_classes, n_groups)
@@ -150,14 +151,13 @@ def compare(
     Comparison
     """
     model = default_classifier()
-    methods: dict[str, Any] = {
-        "before": Method(None, model),
-        "steered": Method(steering, model),
-        "Bayes": Method(steering),
-    }
+    methods: dict[str, Any] = {"before": Method(None, model), "steered": Method(steering, model)}
+    has_rule = steering.constraint == "ideal"  # else there is no ideal distribution of all classes
+    if has_rule:
+        methods["Bayes"] = Method(steering)
     criterion = alignment or {"ideal": "equalized_odds"}.get(steering.constraint, steering.constraint)
     asked, alignment = alignment, alignment or _NEAREST_ALIGNMENT.get(criterion, "equal_opportunity")
-    methods["aligned"] = IdealDistributionClassifier(steering=steering, score_alignment=alignment)
+    methods["aligned"] = IdealDistributionClassifier(None if has_rule else model, steering, score_alignment=alignment)
     how_held_out: dict[str, Any] = {"sensitive_features": groups, "cv": folds, "prepare": prepare, "advance": advance}
     try:
         held_out = predict_held_out(methods, X, y, **how_held_out)

@@ -182,7 +182,9 @@ def _advice(result: Comparison) -> str:
     how = {
         "steered": "any classifier on steered features, --out and --model",
         "Bayes": "the Bayes rule of the steered features, IdealDistributionClassifier in Python",
-        "aligned": f"--align {result.alignment}",
+        "aligned": f"--align {result.alignment}"
+        if "Bayes" in result.scores
+        else f"score_alignment={result.alignment!r} in Python",
     }
     return (
         f"For the {gap} take {choice} ({how[choice]}): {_number(chosen[result.criterion])} against "
@@ -196,7 +198,8 @@ def _legend(result: Comparison, *, change: bool = True) -> str:
     text = (
         "Before and steered: logistic regression on the features as they are and on the steered ones"
         + ("; the change with a 95 % bootstrap interval: one that holds 0 shows nothing" if change else "")
-        + ". Bayes: the Bayes rule of the ideal distribution."
+        + "."
+        + (" Bayes: the Bayes rule of the ideal distribution." if "Bayes" in result.scores else "")
     )
     if "aligned" in result.scores:
         criterion = criterion_text(result.alignment).removesuffix(" gap")
