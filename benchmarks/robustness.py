@@ -1,5 +1,10 @@
 """``python -m benchmarks.robustness``: which maps hold on real rows, over data sets, draws of columns, classifiers.
 
+The rule by which the default was chosen, stated before the results were seen: the smallest larger gap, averaged over
+problems and over logistic regression and gradient boosting, at no more than .003 of mean accuracy lost, the constraint
+being the ideal of all criteria; what is within a standard error of it is as good, and of that the map that moves less
+is taken.
+
 A problem is a data set with some of its columns (the first draw takes all, the others half of them at random). Rows are
 split into folds; every method is fitted on the other folds, and all folds' held-out predictions are measured together:
 accuracy, the gap of true-positive rates, the larger of that and of the gap of false-positive rates. A method makes a
@@ -48,7 +53,7 @@ from fairsteer.metrics import group_leakage
 
 OUTPUT = Path(__file__).parent / "results" / "robustness"
 FOLDS = 4
-NOTHING, AUTO = "none", "auto, standardised"
+NOTHING, DEFAULT = "none", "the default"
 CLASSIFIERS: dict[str, Any] = {
     "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
     "gradient boosting": HistGradientBoostingClassifier(max_iter=60, random_state=0),
@@ -68,12 +73,13 @@ SETS: dict[str, Callable[[Path], Rows]] = {
 
 def methods() -> dict[str, fm.Preprocessing]:
     steer = FairSteeringTransformer
-    found: dict[str, Any] = {AUTO: steer(map_type="auto", standardize=True)}
+    found: dict[str, Any] = {DEFAULT: steer()}
     for constraint in ("ideal", "equal_opportunity", "demographic_parity"):
         for map_type in ("translation", "diagonal", "symmetric", "affine", "monotone"):
-            found[f"{map_type}, {constraint}"] = steer(map_type=map_type, constraint=constraint, standardize=True)
-    found["affine, ideal, own shares"] = steer()
-    found["affine, ideal, full"] = steer(covariance="full")
+            found[f"{map_type}, {constraint}"] = steer(map_type=map_type, constraint=constraint)
+    found["monotone, ideal, flags too"] = steer(map_type="monotone", min_distinct=2)
+    found["affine, ideal, own shares"] = steer(map_type="affine", standardize=False)
+    found["affine, ideal, full"] = steer(map_type="affine", covariance="full")
     found["symmetric, ideal, full, affirmative"] = steer(
         map_type="symmetric", covariance="full", intervention="affirmative"
     )
@@ -191,8 +197,8 @@ def lines(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, Any
 def summary(results: pd.DataFrame) -> pd.DataFrame:
     """Means over problems, with the standard error of their differences from doing nothing."""
     key = ["data", "draw", "classifier"]
-    before = results[results["method"] == NOTHING].set_index(key)[list(MEASURES)]
-    joined = results.join(before, on=key, rsuffix="_before")
+    before = results[results["method"] == NOTHING].set_index(key)[list(MEASURES)].add_suffix("_before")
+    joined = results.join(before, on=key)
     joined["lost"] = joined["accuracy_before"] - joined["accuracy"]
     joined["worse"] = joined["larger_gap"] > joined["larger_gap_before"] + 0.02
     joined["change"] = joined["larger_gap"] - joined["larger_gap_before"]
@@ -248,6 +254,19 @@ def write(folder: Path, results: pd.DataFrame, command: str) -> None:
     picture(found, folder / "robustness.png")
 
 
+# What the picture names; the others are grey.
+_NAMED = (
+    NOTHING,
+    DEFAULT,
+    *POST,
+    "mean matching",
+    "covariance matching",
+    "LEACE",
+    "affine, ideal",
+    "translation, ideal",
+)
+
+
 def picture(found: pd.DataFrame, path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -255,13 +274,17 @@ def picture(found: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(5 * len(classifiers), 4.5), layout="constrained")
     for ax, classifier in zip(np.atleast_1d(figure.subplots(1, len(classifiers))), classifiers, strict=True):
         part = found[found["classifier"] == classifier]
-        for line in part.to_dict("records"):
+        lowest = -np.inf
+        for line in part.sort_values("larger_gap").to_dict("records"):
             name, x, y = line["method"], line["lost"], line["larger_gap"]
-            known = name in (NOTHING, *POST) or "matching" in name or name == "LEACE"
-            ax.plot(x, y, "o" if name == AUTO else "s" if known else ".", ms=7)
-            if known or line["larger_gap_ratio"] < 0.6:
-                ax.annotate(name, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            own = name == DEFAULT
+            named = name in _NAMED
+            ax.plot(x, y, "o", ms=9 if own else 5, color="C1" if own else "C0" if named else "0.8", zorder=2 + named)
+            if named:
+                lowest = max(y, lowest + 0.035 * part["larger_gap"].max())  # so that names do not lie on one another
+                ax.annotate("  " + name, (x, lowest), fontsize=8, va="center")
         ax.set(title=classifier, xlabel="accuracy lost", ylabel="larger gap")
+        ax.margins(x=0.3)
     figure.savefig(path, dpi=150)
 
 

@@ -40,6 +40,7 @@ PAGE_NEEDS = {
     "export.md": ("onnx", "onnxruntime", "safetensors", "skops"),
     "language-models.md": ("torch", "transformers"),
     "report.md": ("matplotlib",),
+    "scale.md": ("dask", "pyarrow"),
 }
 
 
@@ -166,7 +167,7 @@ def test_links_lead_somewhere(page: Any) -> None:
 def test_every_parameter_of_the_transformer_has_a_row() -> None:
     from fairsteer.transformer import FairSteeringTransformer
 
-    table = README[README.index("## Parameters of") : README.index("**When to standardise.**")]
+    table = README[README.index("## Parameters of") : README.index("**Units.**")]
     for name, default in FairSteeringTransformer().get_params().items():
         row = next(line for line in table.splitlines() if f"`{name}`" in line)
         assert str(default).strip("'") in row

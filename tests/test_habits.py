@@ -21,7 +21,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner, metrics
+from fairsteer import (
+    FairSteeringTransformer,
+    IdealDistributionClassifier,
+    IdealDistributionClassifierCV,
+    ScoreAligner,
+    metrics,
+)
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
 
 N = 120
@@ -40,6 +46,12 @@ TRANSFORMERS: dict[str, Any] = {
 CLASSIFIERS: dict[str, Callable[..., Any]] = {
     "classifier": lambda sensitive_columns=None: IdealDistributionClassifier(
         steering=FairSteeringTransformer(sensitive_columns=sensitive_columns)
+    ),
+    "search": lambda sensitive_columns=None: IdealDistributionClassifierCV(
+        LogisticRegression(),
+        FairSteeringTransformer(map_type="diagonal", sensitive_columns=sensitive_columns),
+        candidates={"steering__strength": [0.5, 1], "score_alignment": [None, "equal_opportunity"]},
+        cv=3,
     ),
     "aligner": lambda sensitive_columns=None: ScoreAligner(
         LogisticRegression(), cv=3, sensitive_columns=sensitive_columns

@@ -20,9 +20,9 @@ FLOORS = (
     ("_core",),
     ("_utils",),
     ("groups", "moments"),
-    ("ideal", "score_alignment", "metrics"),
+    ("ideal", "score_alignment", "metrics", "streams"),
     ("transformer", "concepts", "scoring"),
-    ("baselines", "classifier"),
+    ("baselines", "classifier", "posterior_classifier"),
     ("report",),
     ("plotting", "persistence", "export", "torch"),
     ("cli",),
@@ -31,11 +31,12 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 #: What `pip install fairsteer` does not bring, and the rooms that may import it.
 OPTIONAL = {
+    "dask": {"streams"},
     "fairlearn": {"scoring"},
     "matplotlib": {"plotting"},
     "onnx": {"export"},
     "pandas": {"cli", "report"},
-    "pyarrow": {"cli"},
+    "pyarrow": {"cli", "streams"},
     "rich": {"cli", "report"},
     "safetensors": {"persistence"},
     "torch": {"torch"},

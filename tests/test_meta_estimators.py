@@ -80,10 +80,10 @@ def _search(kind: Any, **options: Any) -> Callable[..., Any]:
     return run
 
 
-def _cross_validation(function: Any, pick: Callable[[Any], Any]) -> Callable[..., Any]:
+def _cross_validation(function: Any, pick: Callable[[Any], Any], **more: Any) -> Callable[..., Any]:
     def run(model: Any, X: Any, y: Any, groups: Any, scoring: Any) -> Any:
         options = {"cv": StratifiedKFold(3), "scoring": scoring, "error_score": "raise", "params": groups or None}
-        return pick(function(model.estimator, X, y, **options))
+        return pick(function(model.estimator, X, y, **options, **more))
 
     return run
 
@@ -94,7 +94,7 @@ SCORED = {
     "RandomizedSearchCV": _search(RandomizedSearchCV, n_iter=2, random_state=0),
     "cross_validate": _cross_validation(cross_validate, lambda result: result["test_score"]),
     "cross_val_score": _cross_validation(cross_val_score, lambda result: result),
-    "learning_curve": _cross_validation(learning_curve, lambda result: result[2].ravel()),
+    "learning_curve": _cross_validation(learning_curve, lambda result: result[2].ravel(), train_sizes=[0.4, 1.0]),
 }
 
 # Outcomes with groups beside X and routing on, by where the scorer comes from.

@@ -135,7 +135,9 @@ def test_census_data_as_they_come(real_data: Path) -> None:
     adult = pd.read_parquet(real_data / "tabular" / "adult.parquet")
     features = ["age", "education_num", "hours_per_week"]
     X, y = adult[[*features, "sex", "race"]], adult["income"].astype(str)  # both columns are categories
-    steer = FairSteeringTransformer(sensitive_columns=["sex", "race"], feature_transform=StandardScaler())
+    steer = FairSteeringTransformer(
+        map_type="affine", sensitive_columns=["sex", "race"], feature_transform=StandardScaler()
+    )
     model = make_pipeline(steer, StandardScaler(), LogisticRegression())
     train = adult["split"] == "train"
     assert model.fit(X[train], y[train]).score(X[~train], y[~train]) > 0.75

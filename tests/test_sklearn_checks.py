@@ -15,7 +15,13 @@ from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.metaestimators import available_if
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
+from fairsteer import (
+    FairSteeringTransformer,
+    IdealDistributionClassifier,
+    IdealDistributionClassifierCV,
+    IdealPosteriorClassifier,
+    ScoreAligner,
+)
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
 
 # The checks give no groups to the estimators as constructed, and groups of few rows to the others.
@@ -60,6 +66,8 @@ def of_stripes(estimator: type[Any]) -> type[Any]:
 # Pickles look for a class where its module keeps it.
 FairSteeringTransformerOfStripes = of_stripes(FairSteeringTransformer)
 IdealDistributionClassifierOfStripes = of_stripes(IdealDistributionClassifier)
+IdealDistributionClassifierCVOfStripes = of_stripes(IdealDistributionClassifierCV)
+IdealPosteriorClassifierOfStripes = of_stripes(IdealPosteriorClassifier)
 ScoreAlignerOfStripes = of_stripes(ScoreAligner)
 MeanMatchingTransformerOfStripes = of_stripes(MeanMatchingTransformer)
 CovarianceMatchingTransformerOfStripes = of_stripes(CovarianceMatchingTransformer)
@@ -68,6 +76,8 @@ LeaceTransformerOfStripes = of_stripes(LeaceTransformer)
 PLAIN = [
     FairSteeringTransformer(),
     IdealDistributionClassifier(),
+    IdealDistributionClassifierCV(),
+    IdealPosteriorClassifier(LogisticRegression()),
     ScoreAligner(LogisticRegression()),
     MeanMatchingTransformer(),
     CovarianceMatchingTransformer(),
@@ -94,6 +104,25 @@ CONFIGURATIONS: dict[type[Any], list[dict[str, Any]]] = {
         {"steering": FairSteeringTransformer(**INFER | UNIQUE)},
         {"steering": FairSteeringTransformer(**INFER), "score_alignment": "equal_opportunity"},
     ],
+    IdealDistributionClassifierCVOfStripes: [
+        {
+            "estimator": LogisticRegression(),
+            "steering": FairSteeringTransformer(**INFER),
+            "candidates": {
+                "score_alignment": [None, "equal_opportunity"],
+                "steering__map_type": ["translation", "monotone"],
+            },
+        },
+        {
+            "steering": FairSteeringTransformer(**INFER, map_type="diagonal"),
+            "candidates": {"steering__strength": [0.5, 1]},
+            "constraint": "ideal",
+        },
+    ],
+    IdealPosteriorClassifierOfStripes: [
+        {"estimator": LogisticRegression(), **AVERAGE},
+        {"estimator": LogisticRegression(), "mode": "labels", "intervention": "affirmative", **AVERAGE},
+    ],
     ScoreAlignerOfStripes: [
         {"estimator": LogisticRegression(), **AVERAGE},
         {"estimator": LogisticRegression(), "constraint": "demographic_parity", **AVERAGE},
@@ -107,7 +136,9 @@ STRIPED = [estimator(**parameters) for estimator, every in CONFIGURATIONS.items(
 
 def aligns(estimator: Any) -> bool:
     """Whether every fit is several, of which each leaves out a fold."""
-    return isinstance(estimator, ScoreAligner) or getattr(estimator, "score_alignment", None) is not None
+    if isinstance(estimator, (ScoreAligner, IdealDistributionClassifierCV, IdealPosteriorClassifier)):
+        return True
+    return getattr(estimator, "score_alignment", None) is not None
 
 
 def expected_to_fail(estimator: Any) -> dict[str, str]:

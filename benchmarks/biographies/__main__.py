@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import datasets
 from benchmarks.biographies import report
-from benchmarks.biographies.methods import predictions, runs, sample
+from benchmarks.biographies.methods import ORIGINAL, predictions, runs, sample
 
 OUTPUT = Path(__file__).parents[1] / "results" / "biographies"
 
@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true", help="also maps that take minutes: symmetric, pooled-full")
     parser.add_argument("--rows", type=int, metavar="N", help="about N rows instead of all")
     parser.add_argument("--only", metavar="NAME", help="the run of this name: embeddings, layer 4, …")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="besides the original only these: tied, LEACE, …")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -42,6 +43,8 @@ def main() -> int:
     for data, chosen in runs(arguments.data, arguments.cross_validate, arguments.slow):
         if arguments.only and arguments.only != data.name:
             continue
+        if arguments.methods:
+            chosen = [method for method in chosen if method.name in (ORIGINAL, *arguments.methods)]
         start = time.perf_counter()
         rows = data if arguments.rows is None else sample(data, arguments.rows)
         report.add(arguments.output, rows, list(predictions(rows, chosen)))

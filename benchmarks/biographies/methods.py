@@ -100,7 +100,7 @@ class Method:
 
 
 def methods() -> list[Method]:
-    steer = FairSteeringTransformer(unknown_group="infer")
+    steer = FairSteeringTransformer(map_type="affine", unknown_group="infer")
     match = CovarianceMatchingTransformer(unknown_group="infer")
     # So few iterations that a fit of 28 classes takes minutes.
     symmetric = clone(steer).set_params(map_type="symmetric", max_iter=SLOW_ITERATIONS)
@@ -118,6 +118,7 @@ def methods() -> list[Method]:
         Method("LEACE", LeaceTransformer()),
         Method(WEIGHTS, weighted=True, ours=True),
         Method("tied", steer, ours=True),
+        Method("tied, own shares", clone(steer).set_params(standardize=False), ours=True),
         Method("tied, affirmative", affirmative(steer), ours=True),
         Method("tied, condition-3 weights", steer, weighted=True, ours=True),
         Method("tied, symmetric", symmetric, ours=True, slow=True),

@@ -1,8 +1,9 @@
-"""What is compared on a split of the rows: classifiers, steerings, alignments, the choice between them; measures."""
+"""What is compared on a split of the rows: classifiers, steerings, alignments, the search among them; measures."""
 
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,9 +21,8 @@ from benchmarks import datasets
 from benchmarks import fairness_methods as fm
 from benchmarks.datasets import Rows
 from benchmarks.fairness_methods import Floats, Model, Rule, Table
-from fairsteer import FairSteeringTransformer, metrics
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifierCV, metrics
 from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
-from fairsteer.scoring import best_within_budget
 
 MEASURES = ("accuracy", "balanced_accuracy", "demographic_parity", "equal_opportunity", "equalized_odds")
 FOLDS = 5
@@ -55,7 +55,7 @@ STEERING = {
     PAPER: clone(POOLED).set_params(pooling=0.0, map_type="symmetric", intervention="affirmative"),
 }
 BAYES = {"tied, Bayes rule": SCALED, "full, Bayes rule": POOLED}
-# What cross-validation chooses from: every transformer for logistic regression, fewer where training takes long.
+# What is aligned afterwards: every transformer for logistic regression, fewer where training takes long.
 TRANSFORMERS = {
     LOGISTIC: (*STEERING, NUMERIC, QUANTILE),
     BOOSTING: (TIED, NUMERIC, QUANTILE),
@@ -65,8 +65,8 @@ ALIGNED = {
     BOOSTING: (NOTHING, WITH_GROUP, *TRANSFORMERS[BOOSTING], WEIGHTED),
 }
 ALIGNMENT = " + alignment"
-CHOSEN, PRESET = "transformer chosen by CV", "chosen by CV + alignment"
-MOST_ACCURATE = "most accurate by CV + alignment"
+SEARCH = "IdealDistributionClassifierCV"
+OPTIMIZERS = ("ThresholdOptimizer, EO", "ThresholdOptimizer, EO, out-of-fold")
 RANDOMISED = ("ThresholdOptimizer", "ExponentiatedGradient")
 
 
@@ -158,48 +158,56 @@ def measured(table: Table, positive: Floats) -> dict[str, float]:
     }
 
 
-def aligned_out_of_fold(scores: Floats, train: Table, folds: list[Any]) -> Floats:
-    """Decisions on the training rows, each by an alignment of the scores that has not seen the row."""
-    decided = np.empty(len(scores))
-    for inside, outside in folds:
-        rule = fm.aligned("equal_opportunity")
-        decided[outside] = rule(scores[inside], train.part(inside), scores[outside], train.part(outside))
-    return decided
+def tuned(train: Table, kind: str, folds: list[Any]) -> tuple[Any, str]:
+    """The classifier with the hyperparameters that five folds of the training rows prefer, and these in words."""
+    estimator, grid = CLASSIFIERS[kind]
+    search = GridSearchCV(estimator, grid, scoring="neg_log_loss", cv=folds, refit=False).fit(train.X, train.y)
+    words = ", ".join(f"{name}={value}" for name, value in search.best_params_.items())
+    return clone(estimator).set_params(**search.best_params_), words
 
 
-def choose(candidates: dict[str, Floats], train: Table, usual: Floats) -> tuple[str, str]:
-    """The most accurate whose equal-opportunity gap is no more than chance; and the first that is about as accurate.
+def line(kind: str, method: str, test: Table, positive: Floats, chosen: str = "") -> dict[str, Any]:
+    return {"classifier": kind, "method": method, **measured(test, positive), "chosen": chosen, "seconds": ""}
 
-    All on out-of-fold decisions. "Chance" is the standard error of the usual decisions' gap if there were none; if all
-    gaps are larger, the smallest counts as best. "About as accurate" is one that is also within the budget and whose
-    accuracy is within a standard error (of the paired difference) of the best: candidates come simplest first.
-    """
-    results = [measured(train, decided) for decided in candidates.values()]
-    chance = metrics.gaps(train.y, usual, sensitive_features=train.group)["equal_opportunity"].noise
-    pick = best_within_budget("accuracy", "gap", max_gap=chance)
-    names = list(candidates)
-    best = names[
-        pick(
-            {
-                "mean_test_accuracy": [result["accuracy"] for result in results],
-                "mean_test_gap": [-result["equal_opportunity"] for result in results],
-            }
-        )
-    ]
-    right = {name: decided == train.y for name, decided in candidates.items()}
-    for name, result in zip(names, results, strict=True):
-        loss = right[best].astype(float) - right[name]
-        if name == best or (result["equal_opportunity"] <= chance and loss.mean() <= loss.std() / np.sqrt(len(loss))):
-            return best, name
-    raise AssertionError(best)  # the best itself is one of them
+
+def searched(train: Table, test: Table, kind: str, classifier: Any) -> dict[str, Any]:
+    """Measures of IdealDistributionClassifierCV with all defaults, and the seconds of its fit."""
+    search = IdealDistributionClassifierCV(classifier)
+    start = time.perf_counter()
+    search.fit(train.X, train.y, sensitive_features=train.group)
+    seconds = time.perf_counter() - start
+    predicted = search.predict(test.X, sensitive_features=test.group).astype(np.float64)
+    return {**line(kind, SEARCH, test, predicted, in_words(search.best_params_)), "seconds": f"{seconds:.1f}"}
+
+
+def in_words(params: dict[str, Any]) -> str:
+    """A candidate of the default grid."""
+    if not params["steering__strength"]:
+        steering = NOTHING
+    else:
+        short = {"equal_opportunity": "EO", "demographic_parity": "DP"}
+        steering = f"{params['steering__map_type']}, {short.get(of := params['steering__constraint'], of)}"
+        steering += "" if params["steering__strength"] == 1 else f", {params['steering__strength']:g}"
+    return steering + (ALIGNMENT if params.get("score_alignment") else "")
+
+
+def compared_with_search(train: Table, test: Table, kind: str) -> Iterator[dict[str, Any]]:
+    """Measures of the search, of nothing, and of ThresholdOptimizer on scores of the training rows and out of fold."""
+    folds = folds_of(train)
+    classifier, best = tuned(train, kind, folds)
+    model = fm.classified(fm.unchanged, classifier)
+    in_sample, new = model(train, train, test)
+    yield line(kind, NOTHING, test, (new >= 0.5).astype(np.float64), best)
+    rule = fm.threshold_optimizer(THRESHOLD_OPTIMIZERS["EO"])
+    for name, scores in zip(OPTIMIZERS, (in_sample, fm.out_of_fold(model, train, folds)), strict=True):
+        yield line(kind, name, test, rule(scores, train, new, test))
+    yield searched(train, test, kind, classifier)
 
 
 def evaluate(train: Table, test: Table, kind: str) -> Iterator[dict[str, Any]]:
     """Measures of every method on the test rows."""
     folds = folds_of(train)
-    estimator, grid = CLASSIFIERS[kind]
-    search = GridSearchCV(estimator, grid, scoring="neg_log_loss", cv=folds, refit=False).fit(train.X, train.y)
-    classifier = clone(estimator).set_params(**search.best_params_)
+    classifier, best = tuned(train, kind, folds)
     trained = models(kind, classifier)
 
     @cache
@@ -211,23 +219,19 @@ def evaluate(train: Table, test: Table, kind: str) -> Iterator[dict[str, Any]]:
     def out_of_fold(name: str) -> Floats:
         return fm.out_of_fold(trained[name], train, folds)
 
-    def line(method: str, positive: Floats, chosen: str = "") -> dict[str, Any]:
-        return {"classifier": kind, "method": method, **measured(test, positive), "chosen": chosen}
-
     def by_rule(method: str, name: str, rule: Rule) -> dict[str, Any]:
-        return line(method, rule(out_of_fold(name), train, scores(name)[1], test))
+        return line(kind, method, test, rule(out_of_fold(name), train, scores(name)[1], test))
 
-    best = ", ".join(f"{name}={value}" for name, value in search.best_params_.items())
     decided = {name: (scores(name)[1] >= 0.5).astype(np.float64) for name in trained}
     for name, positive in decided.items():
-        yield line(name, positive, best if name == NOTHING else "")
+        yield line(kind, name, test, positive, best if name == NOTHING else "")
     for name, reduction in reductions(kind, classifier).items():
         (positive,) = reduction(train, test)
-        yield line(name, positive)
+        yield line(kind, name, test, positive)
     in_sample, new = scores(NOTHING)
     for short, constraint in THRESHOLD_OPTIMIZERS.items():
         rule = fm.threshold_optimizer(constraint)
-        yield line(f"ThresholdOptimizer, {short}", rule(in_sample, train, new, test))
+        yield line(kind, f"ThresholdOptimizer, {short}", test, rule(in_sample, train, new, test))
         yield by_rule(f"ThresholdOptimizer, {short}, out-of-fold", NOTHING, rule)
     parities: dict[str, fm.Parity] = {"DP": "demographic_parity", "EO": "equal_opportunity"}
     for short, parity in parities.items():
@@ -235,13 +239,6 @@ def evaluate(train: Table, test: Table, kind: str) -> Iterator[dict[str, Any]]:
     yield by_rule(f"{NOTHING}{ALIGNMENT}, DP", NOTHING, fm.aligned("demographic_parity"))
 
     align = fm.aligned("equal_opportunity")
-    after = {name: align(out_of_fold(name), train, scores(name)[1], test) for name in ALIGNED[kind]}
-    for name, positive in after.items():
-        yield line(f"{name}{ALIGNMENT}", positive)
-    usual = (out_of_fold(NOTHING) >= 0.5).astype(np.float64)
-    plain = {name: (out_of_fold(name) >= 0.5).astype(np.float64) for name in TRANSFORMERS[kind]}
-    best, _ = choose(plain, train, usual)
-    yield line(CHOSEN, decided[best], best)
-    in_folds = {name: aligned_out_of_fold(out_of_fold(name), train, folds) for name in after}
-    for method, name in zip((MOST_ACCURATE, PRESET), choose(in_folds, train, usual), strict=True):
-        yield line(method, after[name], name)
+    for name in ALIGNED[kind]:
+        yield line(kind, f"{name}{ALIGNMENT}", test, align(out_of_fold(name), train, scores(name)[1], test))
+    yield searched(train, test, kind, classifier)

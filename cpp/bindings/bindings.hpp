@@ -8,5 +8,6 @@ namespace fairsteer::bindings {
 void bind_moments(pybind11::module_& m);
 void bind_ideal(pybind11::module_& m);
 void bind_maps(pybind11::module_& m);
+void bind_posterior(pybind11::module_& m);
 
 }  // namespace fairsteer::bindings

@@ -35,4 +35,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   fairsteer::bindings::bind_moments(m);
   fairsteer::bindings::bind_ideal(m);
   fairsteer::bindings::bind_maps(m);
+  fairsteer::bindings::bind_posterior(m);
 }

@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from fairsteer import moments as moments
     from fairsteer import persistence as persistence
     from fairsteer import plotting as plotting
+    from fairsteer import posterior_classifier as posterior_classifier
     from fairsteer import report as report
     from fairsteer import score_alignment as score_alignment
     from fairsteer import scoring as scoring
+    from fairsteer import streams as streams
     from fairsteer import torch as torch
     from fairsteer import transformer as transformer
     from fairsteer._utils.versions import build_info, show_versions
     from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
-    from fairsteer.classifier import IdealDistributionClassifier
-    from fairsteer.ideal import Certificate, IdealDistribution, nearest_ideal
+    from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
+    from fairsteer.ideal import Certificate, IdealDistribution, IdealPosterior, nearest_ideal, nearest_ideal_posterior
     from fairsteer.moments import SubgroupMoments
+    from fairsteer.posterior_classifier import IdealPosteriorClassifier
     from fairsteer.score_alignment import ScoreAligner
     from fairsteer.scoring import best_within_budget, budget_scorer, fairness_scorer, performance_scorer
     from fairsteer.transformer import FairSteeringTransformer
@@ -38,10 +41,14 @@ _HOMES = {
     "LeaceTransformer": "baselines",
     "MeanMatchingTransformer": "baselines",
     "IdealDistributionClassifier": "classifier",
+    "IdealDistributionClassifierCV": "classifier",
     "Certificate": "ideal",
     "IdealDistribution": "ideal",
     "nearest_ideal": "ideal",
     "SubgroupMoments": "moments",
+    "IdealPosterior": "ideal",
+    "nearest_ideal_posterior": "ideal",
+    "IdealPosteriorClassifier": "posterior_classifier",
     "ScoreAligner": "score_alignment",
     "best_within_budget": "scoring",
     "budget_scorer": "scoring",
@@ -64,9 +71,11 @@ _ROOMS = (
     "moments",
     "persistence",
     "plotting",
+    "posterior_classifier",
     "report",
     "score_alignment",
     "scoring",
+    "streams",
     "torch",
     "transformer",
 )
@@ -77,6 +86,9 @@ __all__ = [
     "FairSteeringTransformer",
     "IdealDistribution",
     "IdealDistributionClassifier",
+    "IdealDistributionClassifierCV",
+    "IdealPosterior",
+    "IdealPosteriorClassifier",
     "LeaceTransformer",
     "MeanMatchingTransformer",
     "ScoreAligner",
@@ -87,6 +99,7 @@ __all__ = [
     "build_info",
     "fairness_scorer",
     "nearest_ideal",
+    "nearest_ideal_posterior",
     "performance_scorer",
     "show_versions",
 ]

@@ -50,3 +50,14 @@ def apply_maps(
     out: NDArray[Any],
     n_threads: int = 1,
 ) -> None: ...
+def nearest_ideal_posterior(
+    source: DoubleArray,
+    target: DoubleArray,
+    laws: DoubleArray,
+    shares: DoubleArray,
+    intervention: str,
+    reference: int,
+    free_shares: bool,
+    max_iter: int,
+    tol: float,
+) -> dict[str, Any]: ...

@@ -53,6 +53,9 @@ class _ClassBlindTransformer(GroupMapTransformer):
     def _read(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
         return super()._read(X, None, sensitive_features, sample_weight, reset=reset)
 
+    def _classes_count(self) -> bool:
+        return False
+
 
 class _MatchingTransformer(_ClassBlindTransformer):
     """A map for each group, to a reference group or to what lies between all groups."""

@@ -1,4 +1,4 @@
-"""What the benchmark of quality computes itself: methods by formula, expectations, and the choice of a preset."""
+"""What the benchmark of quality computes itself: methods by formula, expectations, and the search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks import fairness_methods as fm
 from benchmarks.fairness_methods import Table
 from benchmarks.quality import methods as quality
-from fairsteer import FairSteeringTransformer, ScoreAligner, metrics
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifierCV, ScoreAligner, metrics
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +98,13 @@ def test_correlation_remover_leaves_no_linear_trace_of_the_groups(table: Table) 
     np.testing.assert_allclose(means, np.broadcast_to(means[0], (3, 4)), atol=1e-10)
 
 
-def test_choice_is_within_the_budget_and_prefers_the_simpler_of_two_equals(table: Table) -> None:
-    truth = table.y.astype(float)
-    negative = np.flatnonzero(table.y == 0)
-    slip, best = truth.copy(), truth.copy()
-    slip[negative[:4]] = 1
-    best[negative[4:7]] = 1  # an error less, but on other rows: within a standard error
-    unfair = truth.copy()
-    unfair[(table.y == 1) & (table.group == 0)] = 0
-    wrong = np.zeros_like(truth)
-    candidates = {"unfair": unfair, "wrong": wrong, "slip": slip, "best": best}
-    assert quality.choose(candidates, table, slip) == ("best", "slip")
-    assert quality.choose({"unfair": unfair}, table, slip) == ("unfair", "unfair")
+def test_the_search_is_measured_and_put_into_words(table: Table) -> None:
+    measured = quality.searched(table, table.part(slice(500)), quality.LOGISTIC, LogisticRegression())
+    search = IdealDistributionClassifierCV(LogisticRegression()).fit(table.X, table.y, sensitive_features=table.group)
+    accuracy = search.score(table.X[:500], table.y[:500], sensitive_features=table.group[:500])
+    assert measured["accuracy"] == pytest.approx(accuracy)
+    assert float(measured["seconds"]) >= 0
+    words = [quality.in_words(params) for params in search.cv_results_["params"]]
+    assert len(set(words)) == len(words) == 32
+    assert measured["chosen"] == words[search.best_index_]
+    assert words[:3] == ["nothing", "nothing + alignment", "translation, EO"]

@@ -92,6 +92,16 @@ def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(
     assert all(len(values) == 3 for values in found["steer"].values())
 
 
+def test_it_ends_with_the_choice_that_steer_names(run: Callable[..., tuple[int, str, str]], file: Any) -> None:
+    audited, steered = (run(*_audit(file)), run("steer", *_audit(file)[1:]))
+    assert audited[0] == steered[0] == 0
+    texts = [" ".join(out.split()) for _, out, _ in (audited, steered)]
+    found = [re.search(r"(For the equalized odds gap take|Take the classifier before).*? accurate\.", t) for t in texts]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0][0] == found[1][0]
+
+
 def test_without_html_nothing_is_written_and_every_run_prints_the_same(
     run: Callable[..., tuple[int, str, str]], file: Any
 ) -> None:

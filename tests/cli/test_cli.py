@@ -192,9 +192,8 @@ def test_output_is_the_same_bytes_every_time_and_in_any_pieces(
     run(*_steer(file, "--out", first))
     run(*_steer(file, "--out", second))
     assert first.read_bytes() == second.read_bytes()
-    monkeypatch.setattr(
-        "fairsteer.cli._steer.pieces", lambda n_rows, _: (slice(i, min(i + 7, n_rows)) for i in range(0, n_rows, 7))
-    )
+    monkeypatch.setattr("fairsteer.cli._reading.PIECE_BYTES", 1)
+    monkeypatch.setattr("fairsteer.cli._reading.FEWEST_ROWS", 7)
     run(*_steer(file, "--out", pieces))
     np.testing.assert_allclose(
         pd.read_csv(pieces).select_dtypes("number"), pd.read_csv(first).select_dtypes("number"), rtol=1e-12, atol=1e-12
@@ -219,9 +218,8 @@ def test_index_and_types_survive_in_parquet(
 def test_plain_row_numbers_survive_in_pieces(
     run: Callable[..., tuple[int, str, str]], table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "fairsteer.cli._steer.pieces", lambda n_rows, _: (slice(i, min(i + 50, n_rows)) for i in range(0, n_rows, 50))
-    )
+    monkeypatch.setattr("fairsteer.cli._reading.PIECE_BYTES", 1)
+    monkeypatch.setattr("fairsteer.cli._reading.FEWEST_ROWS", 50)
     table.to_parquet(tmp_path / "rows.parquet")
     run(*_steer(tmp_path / "rows.parquet", "--out", tmp_path / "steered.parquet"))
     pd.testing.assert_index_equal(pd.read_parquet(tmp_path / "steered.parquet").index, pd.RangeIndex(N_ROWS))
@@ -360,7 +358,10 @@ def test_text_codes_stay_text_in_csv(
 
 BAD_INPUT = {
     "no such file": (["steer", "none.csv", "--target", "ill", "--sensitive", "sex"], "there is no file none.csv"),
-    "a directory": (["steer", "folder.csv", "--target", "ill", "--sensitive", "sex"], "is a directory"),
+    "a folder without tables": (
+        ["steer", "folder.csv", "--target", "ill", "--sensitive", "sex"],
+        "the folder folder.csv has no .csv, .tsv or .parquet file",
+    ),
     "wrong extension": (["steer", "rows.txt", "--target", "ill", "--sensitive", "sex"], "must end in .csv, .tsv"),
     "unreadable": (["steer", "bad.parquet", "--target", "ill", "--sensitive", "sex"], "cannot be read as parquet"),
     "empty": (["steer", "empty.csv", "--target", "ill", "--sensitive", "sex"], "cannot be read as csv"),
@@ -536,7 +537,7 @@ def test_defect_is_exit_code_1_without_a_traceback(
     run: Callable[..., tuple[int, str, str]], file: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FAIRSTEER_TRACEBACK", raising=False)
-    monkeypatch.setattr(_fitting, "read_table", lambda *_: 1 / 0)
+    monkeypatch.setattr(_fitting, "open_table", lambda *_: 1 / 0)
     code, _, err = run(*_steer(file))
     assert code == 1
     assert "unexpected ZeroDivisionError" in err

@@ -28,7 +28,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
 from sklearn.svm import LinearSVC
 
-from fairsteer import IdealDistributionClassifier, ScoreAligner, SubgroupMoments, nearest_ideal, persistence
+from fairsteer import (
+    IdealDistributionClassifier,
+    IdealDistributionClassifierCV,
+    ScoreAligner,
+    SubgroupMoments,
+    nearest_ideal,
+    persistence,
+)
 from fairsteer._utils.labels import label_from_json, label_to_json
 from fairsteer.baselines import MeanMatchingTransformer
 from fairsteer.concepts import ConceptSteering
@@ -509,6 +516,7 @@ def test_pipelines_are_kept_by_skops(rows: Any) -> None:
         make_pipeline(steer, StandardScaler(), logistic),
         make_pipeline(matching, logistic),
         IdealDistributionClassifier(estimator=logistic, steering=steer, score_alignment="equal_opportunity"),
+        IdealDistributionClassifierCV(logistic, steer, candidates={"steering__strength": [0, 1]}, cv=2),
         ScoreAligner(make_pipeline(steer, logistic), sensitive_columns=["sex"]),
         ScoreAligner(make_pipeline(steer, logistic), sensitive_columns=["sex"], calibrate=True),
     ):
@@ -517,6 +525,20 @@ def test_pipelines_are_kept_by_skops(rows: Any) -> None:
         assert set(skops.get_untrusted_types(data=content)) <= set(persistence.SKOPS_TYPES)
         loaded = skops.loads(content, trusted=persistence.SKOPS_TYPES)
         np.testing.assert_array_equal(loaded.predict_proba(frame), saved.predict_proba(frame))
+
+
+def test_of_a_search_the_classifier_that_it_took_is_saved(rows: Any, path: Any) -> None:
+    X, y, group = rows
+    grid = {"steering__map_type": ["diagonal"], "score_alignment": ["equal_opportunity"]}
+    search = IdealDistributionClassifierCV(LogisticRegression(), candidates=grid, cv=2)
+    search.fit(X, y > 0, sensitive_features=group)
+    with pytest.raises(ValueError, match="save its best_estimator_"):
+        persistence.save(search, path)
+    persistence.save(search.best_estimator_, path)
+    loaded = persistence.load(path, estimator=search.best_estimator_.estimator_)
+    np.testing.assert_array_equal(
+        loaded.predict_proba(X, sensitive_features=group), search.predict_proba(X, sensitive_features=group)
+    )
 
 
 # ---- outputs that are no files

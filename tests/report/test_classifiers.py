@@ -20,7 +20,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner, metrics
+from fairsteer import (
+    FairSteeringTransformer,
+    IdealDistributionClassifier,
+    IdealDistributionClassifierCV,
+    ScoreAligner,
+    metrics,
+)
 from fairsteer.groups import GroupEncoder
 from fairsteer.report import steering_report
 
@@ -57,8 +63,14 @@ def _check_gaps(report: Any, when: Any, y: Any, predicted: Any, group: Any) -> N
         IdealDistributionClassifier(),
         IdealDistributionClassifier(LogisticRegression()),
         IdealDistributionClassifier(LogisticRegression(), FairSteeringTransformer(unknown_group="infer")),
+        IdealDistributionClassifierCV(
+            LogisticRegression(),
+            FairSteeringTransformer(constraint="equal_opportunity"),
+            candidates={"steering__map_type": ["translation", "diagonal"]},
+            cv=2,
+        ),
     ],
-    ids=["aligner", "bayes", "trained", "inferring"],
+    ids=["aligner", "bayes", "trained", "inferring", "search"],
 )
 def test_a_classifier_that_knows_groups_is_compared_with_one_that_does_not(rows: Any, model: Any) -> None:
     X, y, group = rows
@@ -67,7 +79,7 @@ def test_a_classifier_that_knows_groups_is_compared_with_one_that_does_not(rows:
     _check_gaps(report, "after", y, _held_out(model, X, y, group, fit_params=groups, **groups), group)
     plain = model.estimator or make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     _check_gaps(report, "before", y, _held_out(plain, X, y, group), group)
-    steers = isinstance(model, IdealDistributionClassifier)
+    steers = not isinstance(model, ScoreAligner)
     assert ("certificate" in report.tables) == steers
     assert (report.kl_divergence is not None) == steers
     assert np.isfinite(report.to_frame("cells")["recognised_after"]).all()
@@ -197,6 +209,6 @@ def test_a_report_of_five_folds_reads_rows_at_most_eight_times(rows: Any, monkey
         monkeypatch.setattr(GroupEncoder, name, counted("groups", getattr(GroupEncoder, name)))
     for params in ({}, {"unknown_group": "infer"}):
         calls.clear()
-        steering_report(steer.set_params(**params), X, y, sensitive_features=group, cv=5, **QUICK)
+        steering_report(steer.set_params(**params), X, y, sensitive_features=group, cv=5, leakage="none", **QUICK)
         assert 6 <= calls["rows"] <= 8
         assert calls["groups"] <= 8

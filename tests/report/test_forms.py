@@ -118,11 +118,11 @@ def test_the_chart_and_the_table_of_many_classes_have_the_worst_one(many_classes
     certificate = many_classes.to_frame("certificate")
     of_class = certificate[certificate["group"].isna() & certificate["class"].notna()]
     worst = of_class["class"].iloc[int(of_class["measured"].to_numpy().argmax())]
-    found = re.search(r"<svg[^>]*Bounds of the model.*?</svg>", many_classes.to_html(), re.DOTALL)
+    found = re.search(r"<svg[^>]*Certified and measured gaps.*?</svg>", many_classes.to_html(), re.DOTALL)
     assert found is not None
     chart = found.group()
     assert f"class {worst}<" in chart
-    table = str(many_classes).partition("Certificate")[2].partition("How unlike")[0]
+    table = str(many_classes).partition("Certificate and")[2].partition("What models can read")[0]
     assert worst in table
     assert re.search(r"\(\d+ more\)", table)
 

@@ -276,11 +276,16 @@ def test_gaps_are_those_of_classifiers_that_did_not_see_the_rows(fitted: Any, re
 def test_model_and_measurement_stand_side_by_side(fitted: Any, reported: Any) -> None:
     table = reported.to_frame("certificate")
     certificate = fitted[0].certificate_
+    model = fitted[0].model_certificate_
     overall = table[table["class"].isna()]
-    assert overall["model"].item() == pytest.approx(certificate.equalized_odds)
+    assert overall["certificate"].item() == pytest.approx(certificate.equalized_odds)
+    assert overall["model"].item() == pytest.approx(model.equalized_odds)
     assert overall["measured"].item() == pytest.approx(reported.after.equalized_odds.value)
     classes = table[table["group"].isna() & table["class"].notna()]
-    np.testing.assert_allclose(classes["model"], certificate.equal_opportunity)
+    np.testing.assert_allclose(classes["certificate"], certificate.equal_opportunity)
+    np.testing.assert_allclose(classes["model"], model.equal_opportunity)
+    contradicted = table["measured_lower"] > table["certificate"]
+    assert (table["verdict"] == np.where(contradicted, "contradicted", "consistent")).all()
     np.testing.assert_allclose(classes["measured"], reported.after.by_class.value)
     assert len(table) == 2 * (3 + 1) + 1
     for text in (str(reported), reported.to_html()):
@@ -327,7 +332,7 @@ def test_at_partial_strength_the_bounds_are_said_not_to_apply(fitted: Any) -> No
 
     half = clone(steer).set_params(strength=0.5).fit(X, y, sensitive_features=group)
     found: Any = steering_report(half, X, y, sensitive_features=group, **QUICK)
-    assert any("At strength 0.5 they say nothing" in text for text in found.findings)
+    assert any("At strength 0.5 it says nothing" in text for text in found.findings)
     table = found.tables["divergence"]
     assert half.kl_divergence_ < table["after"][0] < table["before"][0]
 
@@ -424,7 +429,7 @@ def test_html_is_one_page_that_needs_nothing_and_knows_dark(reported: Any, tmp_p
     assert "prefers-color-scheme: dark" in text
     tags = [tag for tag, _ in page.seen]
     assert tags.count("svg") == 3
-    assert tags.count("table") == 6
+    assert tags.count("table") == 7
     for tag, attributes in page.seen:
         if tag == "svg":
             assert attributes["role"] == "img"

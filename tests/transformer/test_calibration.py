@@ -152,11 +152,15 @@ def test_probabilities_are_calibrated_out_of_fold(data: Any) -> None:
     log_proba = np.empty((len(data.y), 2))
     for fold in range(N_FOLDS):
         rest, out = folds != fold, folds == fold
-        model = fitted(type(data)(*(part[rest] for part in data)), unknown_group="error").moments_.shrink(0.1)
+        model = (
+            fitted(type(data)(*(part[rest] for part in data)), unknown_group="error")
+            .moments_.tie(standardize=True)
+            .shrink(0.1)
+        )
         log_proba[out] = logsumexp(model.log_joint(data.X[out]), axis=1)
     expected = VectorScaling.fit(log_proba, data.group, np.ones(len(data.y)))
     assert steer.group_calibration_.slope == pytest.approx(expected.slope, abs=1e-6)
-    gaussian = logsumexp(steer.moments_.shrink(0.1).log_joint(data.X), axis=1)
+    gaussian = logsumexp(steer.moments_.tie(standardize=True).shrink(0.1).log_joint(data.X), axis=1)
     np.testing.assert_allclose(steer.predict_group_proba(data.X), softmax(expected.apply(gaussian), axis=1), atol=1e-6)
 
 

@@ -76,6 +76,11 @@ class GroupAwareClassifierMixin(ClassifierMixin):
         return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
 
+def check_parameters(estimator: Any) -> None:
+    """Check the values of an estimator's parameters, as its ``fit`` would."""
+    estimator._validate_params()
+
+
 def weight_params(estimator: Any, weight: npt.NDArray[np.float64]) -> dict[str, Any] | None:
     """Keywords that hand sample weights to an estimator's ``fit``; None if it takes none."""
     if has_fit_parameter(estimator, "sample_weight"):

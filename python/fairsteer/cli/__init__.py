@@ -1,7 +1,8 @@
-"""The command line: ``fairsteer demo``, ``steer``, ``audit``, ``apply``, ``export``, ``versions``.
+"""The command line: ``fairsteer demo``, ``steer``, ``audit``, ``apply``, ``moments``, ``merge``, ``export``.
 
 `_app` declares the commands and `_options` what their options may be; neither imports anything heavy, so that help is
-there at once. One module a command does the job. `_reading` and `_writing` know files, `_columns` and `_table` what is
+there at once. One module a command does the job. `_reading` and `_writing` know files, `_large` and `_streams` those
+that are read in pieces, `_columns` and `_table` what is
 in them, `_question` which rows have a class and a group, `_fitting` what the commands that fit have in common,
 `_comparison` what is measured, `_printing` how it is shown. This module holds the console entry, so that it can say in
 a sentence what to install when the extra ``cli`` is missing.

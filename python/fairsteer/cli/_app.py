@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ._options import FILE_HELP, REQUIRED, Alignment, Reads, Settings, UnknownGroup, expand
+from ._options import FILE_HELP, REQUIRED, Alignment, Leakage, Maps, Reads, Rows, Settings, UnknownGroup, expand
 
 __all__ = ["app"]
 
@@ -18,6 +18,8 @@ fairsteer moves the features of sensitive groups so that classifiers trained on 
   fairsteer audit     a report of what steering a table would do, nothing is changed
   fairsteer steer     the table before and after, the steered rows, the map for rows to come
   fairsteer apply     new rows, steered with a saved map
+  fairsteer moments   sums of a table's rows, for sites that may not share the rows
+  fairsteer merge     one map from the moments of several tables
   fairsteer export    a map as ONNX, or as plain matrices
   fairsteer versions  what a bug report needs
 
@@ -32,6 +34,14 @@ app = typer.Typer(
 
 _OUT_HELP = "Write the steered rows to this .csv, .tsv or .parquet file; - is standard output."
 _Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
+
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the last checkpoint of a run that was interrupted.")
+]
+_Every = Annotated[
+    float,
+    typer.Option(help="Seconds between checkpoints, of tables read in pieces.", min=0, metavar="SECONDS"),
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -78,6 +88,8 @@ def steer(
         typer.Option("--out", "-o", help=_OUT_HELP),
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Write the map to this .safetensors file.")] = None,
+    resume: _Resume = False,
+    checkpoint_every: _Every = 30.0,
     align: Annotated[
         Alignment | None,
         typer.Option(
@@ -90,7 +102,15 @@ def steer(
     """Run the job."""
     from ._steer import steer_file
 
-    steer_file(settings, out=out, model=model, align=align, force=force)
+    steer_file(
+        settings,
+        out=out,
+        model=model,
+        align=align,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        force=force,
+    )
 
 
 @app.command(
@@ -112,13 +132,20 @@ def audit(
             help="Report on the Bayes rule with scores aligned between groups, instead of steered rows alone."
         ),
     ] = None,
+    leakage: Annotated[
+        Leakage,
+        typer.Option(
+            help="What tries to read the group out of the rows, before and after: nothing, linear models, or also "
+            "boosted trees, which take longer."
+        ),
+    ] = "linear",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.", min=0, max=1, metavar="P")] = 0.95,
     force: _Force = False,
 ) -> None:
     """Run the job."""
     from ._audit import audit_file
 
-    audit_file(settings, html=html, align=align, confidence=confidence, force=force)
+    audit_file(settings, html=html, align=align, leakage=leakage, confidence=confidence, force=force)
 
 
 @app.command(
@@ -151,6 +178,48 @@ def apply(
     from ._apply import apply_map
 
     apply_map(reads, model, file, out=out, keep=keep or [], unknown_group=unknown_group, force=force)
+
+
+@app.command(
+    short_help="Sums of a table's rows, for sites that may not share the rows.",
+    help="Write the moments of a table: weight, mean, covariance and fourth moments of every class in every group. "
+    "From them merge fits the map of the rows of all sites. No row is in them.",
+    epilog="Example: fairsteer moments people.csv --target hired --sensitive sex --out site1.safetensors",
+)
+@expand(Rows, REQUIRED)
+def moments(
+    rows: Rows,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write the moments to this .safetensors file.")],
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Encode columns as those of these moments, or of this map.", metavar="FILE"),
+    ] = None,
+    resume: _Resume = False,
+    checkpoint_every: _Every = 30.0,
+    force: _Force = False,
+) -> None:
+    """Run the job."""
+    from ._moments import moments_file
+
+    moments_file(rows, out=out, like=like, resume=resume, checkpoint_every=checkpoint_every, force=force)
+
+
+@app.command(
+    short_help="One map from the moments of several tables.",
+    help="Fit a map to the sum of moments that moments wrote, as if all rows were in one table.",
+    epilog="Example: fairsteer merge site1.safetensors site2.safetensors --out map.safetensors",
+)
+@expand(Maps)
+def merge(
+    maps: Maps,
+    files: Annotated[list[Path], typer.Argument(help="Moments that moments wrote.", metavar="FILE…")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write the map to this .safetensors file.")],
+    force: _Force = False,
+) -> None:
+    """Run the job."""
+    from ._moments import merge_files
+
+    merge_files(maps, files, out=out, force=force)
 
 
 @app.command(

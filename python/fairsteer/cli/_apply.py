@@ -14,11 +14,12 @@ from fairsteer.transformer import FairSteeringTransformer
 
 from . import UsageError, count
 from ._columns import label_parts, label_text
-from ._fitting import INFERRED, listed, reading_of
-from ._options import Reads
+from ._fitting import INFERRED, check_has, listed, reading_of
+from ._large import AnyTable, distinct_rows, open_table
+from ._options import Reads, parse_memory
 from ._printing import Reporter
 from ._question import check_columns, quoted
-from ._reading import Table, read_table
+from ._reading import Table
 from ._steer import check_table_path, write_files
 from ._table import TableDescription
 from ._writing import as_path, check_outputs, is_standard_output
@@ -60,17 +61,13 @@ def apply_map(
     check_outputs([("--out", out)], sources=[file, map_file], force=force)
     fitted, description = load_map(map_file)
     steering = getattr(fitted, "steering_", fitted)
-    table = read_table(file, description.reading(reading_of(reads)), report.note)
-    needed = [*(column.name for column in description.encoder.columns), *description.sensitive]
-    absent = [name for name in needed if name not in table.names]
-    if absent:
-        listing = ", ".join(map(repr, absent[:10])) + (" and so on" if len(absent) > 10 else "")
-        raise UsageError(f"{table.name} lacks {count(len(absent), 'column')} that the map needs: {listing}.")
+    table = open_table(file, description.reading(reading_of(reads)), report.note, parse_memory(reads.memory))
+    check_has(table, [*(column.name for column in description.encoder.columns), *description.sensitive])
     more = listed(keep)
     check_columns(table, {"--keep": more})
     _check_groups(table, description, steering, unknown_group, report)
-    description.encoder.tell_gaps(table, report.note)
-    description.encoder.tell_unseen(table, report.note)
+    if isinstance(table, Table):  # gaps of a large one are counted as it is steered
+        description.encoder.tell_gaps(description.encoder.gaps(table), report.note, unseen=True)
     carried = [*description.sensitive, description.target, *description.keep, *more]
     carried = [name for name in dict.fromkeys(carried) if name in table.names]
     write_files(fitted, description, table, carried, out, None, report)
@@ -104,13 +101,14 @@ def load_map(path: Path) -> tuple[FairSteeringTransformer | IdealDistributionCla
 
 
 def _check_groups(
-    table: Table, description: TableDescription, steering: Any, unknown_group: str | None, report: Reporter
+    table: AnyTable, description: TableDescription, steering: Any, unknown_group: str | None, report: Reporter
 ) -> None:
     """Refuse groups that the map does not know unless they are to be inferred; say how many rows have none."""
     known = steering.moments_.groups.tolist()
     names = list(description.sensitive)
     parts = label_parts(known, len(names))
-    groups = pd.DataFrame({name: table.column(name).labels(parts[j]) for j, name in enumerate(names)}, dtype=object)
+    distinct, rows = distinct_rows(table, names)
+    groups = pd.DataFrame({name: distinct.column(name).labels(parts[j]) for j, name in enumerate(names)}, dtype=object)
     missing = groups.isna().any(axis=1).to_numpy()
     unseen: list[Any] = []
     if not missing.all():
@@ -125,7 +123,7 @@ def _check_groups(
     if unknown_group is not None:
         steering.set_params(unknown_group=unknown_group)
     how = steering.unknown_group
-    n_missing = int(missing.sum())
+    n_missing = int(rows[missing].sum())
     if n_missing and how == "error":
         raise UsageError(
             f"{count(n_missing, 'row')} of {table.name} {'has' if n_missing == 1 else 'have'} no {quoted(names)}; "

@@ -7,8 +7,9 @@ from pathlib import Path
 from fairsteer.report import steering_report
 
 from . import UsageError, count
+from ._comparison import compare
 from ._fitting import library_problems, quoting_warnings, read_problem
-from ._options import Alignment, Settings
+from ._options import Alignment, Leakage, Settings
 from ._printing import Reporter
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, writing
 
@@ -16,7 +17,13 @@ __all__ = ["audit_file"]
 
 
 def audit_file(
-    settings: Settings, *, html: Path | None, align: Alignment | None, confidence: float, force: bool
+    settings: Settings,
+    *,
+    html: Path | None,
+    align: Alignment | None,
+    leakage: Leakage,
+    confidence: float,
+    force: bool,
 ) -> None:
     """Print the steering report of a file, and write it as HTML.
 
@@ -28,6 +35,8 @@ def audit_file(
         Where to write the page.
     align : {"equal_opportunity", "demographic_parity"} or None
         Whether to report on the Bayes rule with aligned scores, instead of a classifier of steered rows.
+    leakage : {"none", "linear", "trees"}
+        Which models try to read the group out of the rows.
     confidence : float
         Level of the intervals, in (0, 1).
     force : bool
@@ -60,13 +69,27 @@ def audit_file(
             prepare=problem.prepare,
             min_rows=settings.min_rows,
             confidence_level=confidence,
+            leakage=leakage,
             context={
                 "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} lack class or group",
                 "Target": settings.target,
                 "Sensitive": ", ".join(settings.sensitive),
             },
         )
+        choice = compare(
+            getattr(fitted, "steering_", fitted),
+            problem.features,
+            problem.question.y,
+            problem.groups,
+            positive=problem.positive,
+            folds=settings.folds,
+            min_rows=settings.min_rows,
+            alignment=align,
+            prepare=problem.prepare,
+        )
     report.say(result)
+    report.say()
+    report.choice(choice)
     if html is not None:
         with writing(html) as output:
             output.file.write(

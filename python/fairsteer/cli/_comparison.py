@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.metrics._intervals import Measured, MeasuredGaps
@@ -20,6 +21,9 @@ from ._options import Alignment
 __all__ = ["Comparison", "compare"]
 
 _LEVEL, _RESAMPLES, _SEED = 0.95, 1000, 0
+
+# By the gap that is to be closed.
+_NEAREST_ALIGNMENT: dict[str, Alignment] = {"demographic_parity": "demographic_parity"}
 
 Doubles = NDArray[np.float64]
 
@@ -38,14 +42,18 @@ class Comparison:
         The positive class; None if every class counts.
     scores : dict of str to MeasuredGaps
         What was measured of each classifier: ``"before"`` and ``"steered"``, logistic regression on the features as
-        they are and on the steered features; ``"Bayes"``, the Bayes rule of the ideal distribution; where asked for,
-        ``"aligned"``, the same with aligned scores.
+        they are and on the steered features; ``"Bayes"``, the Bayes rule of the ideal distribution; ``"aligned"``, the
+        same with aligned scores, unless there are too few rows for it and nobody asked.
     change : dict of str to Measured
         From ``"before"`` to ``"steered"``.
     rows : ndarray of shape (n_classes, n_groups)
         Rows of every class and group.
     displacement : list of (label, float)
         How far the rows of every group move, in standard deviations: root mean square over rows and features.
+    alignment : {"equal_opportunity", "demographic_parity"}
+        What the aligned scores have in common.
+    criterion : {"equalized_odds", "equal_opportunity", "demographic_parity"}
+        The gap that was to be closed.
     """
 
     n_rows: int
@@ -56,6 +64,23 @@ class Comparison:
     change: dict[str, Measured]
     rows: Doubles
     displacement: list[tuple[Any, float]]
+    alignment: Alignment
+    criterion: str
+
+    @property
+    def choice(self) -> str:
+        """Name of the classifier to take: of those within a standard error of the smallest gap the most accurate.
+
+        Ties go to the one that comes first, which changes less.
+        """
+        gaps = {name: scores.measures[self.criterion] for name, scores in self.scores.items()}
+        known = {name: gap for name, gap in gaps.items() if not np.isnan(gap.value)}
+        if not known:
+            return "before"
+        least = min(known.values(), key=lambda gap: float(gap.value))
+        error = (least.upper - least.lower) / (2 * norm.ppf((1 + _LEVEL) / 2))
+        as_good = [name for name, gap in known.items() if gap.value <= least.value + error]
+        return max(as_good, key=lambda name: float(self.scores[name].measures["accuracy"].value))
 
     @property
     def groups(self) -> list[Any]:
@@ -113,7 +138,8 @@ def compare(
     min_rows : int
         Rows that a rate needs to take part in a gap.
     alignment : {"equal_opportunity", "demographic_parity"}, optional
-        Whether the Bayes rule is measured with aligned scores too.
+        What aligned scores are to have in common. By default what the steering's `constraint` says, else equal
+        opportunity.
     prepare : callable, optional
         Features of all rows, from the rows that a fold may learn from.
     advance : callable
@@ -124,10 +150,23 @@ def compare(
     Comparison
     """
     model = default_classifier()
-    methods = {"before": Method(None, model), "steered": Method(steering, model), "Bayes": Method(steering)}
-    if alignment is not None:
-        methods["aligned"] = IdealDistributionClassifier(steering=steering, score_alignment=alignment)
-    held_out = predict_held_out(methods, X, y, sensitive_features=groups, cv=folds, prepare=prepare, advance=advance)
+    methods: dict[str, Any] = {
+        "before": Method(None, model),
+        "steered": Method(steering, model),
+        "Bayes": Method(steering),
+    }
+    criterion = alignment or {"ideal": "equalized_odds"}.get(steering.constraint, steering.constraint)
+    asked, alignment = alignment, alignment or _NEAREST_ALIGNMENT.get(criterion, "equal_opportunity")
+    methods["aligned"] = IdealDistributionClassifier(steering=steering, score_alignment=alignment)
+    how_held_out: dict[str, Any] = {"sensitive_features": groups, "cv": folds, "prepare": prepare, "advance": advance}
+    try:
+        held_out = predict_held_out(methods, X, y, **how_held_out)
+    except ValueError:
+        # Scores are aligned on folds of folds, and some class or group may have too few rows for these.
+        if asked is not None:
+            raise
+        del methods["aligned"]
+        held_out = predict_held_out(methods, X, y, **how_held_out)
     predicted = held_out.rows(*methods, pos_label=positive)
     binary = len(predicted.classes) == 2
     if binary and positive is None:
@@ -142,6 +181,8 @@ def compare(
         change=predicted.changes(_LEVEL, min_rows, _RESAMPLES, _SEED),
         rows=predicted.sizes().T,
         displacement=_displacement(steering, X, y, groups),
+        alignment=alignment,
+        criterion=criterion,
     )
 
 

@@ -48,4 +48,5 @@ def demo() -> None:
         result = compare(steering, features, y, sex, positive=None, folds=_FOLDS, min_rows=30)
     report.comparison(result, steering)
     report.say(_HOW_TO_READ)
+    report.advice(result)
     report.say(_WHERE_NEXT)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,15 @@ from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.transformer import FairSteeringTransformer
 
 from . import UsageError, count
-from ._columns import Reading
-from ._options import Alignment, Reads, Settings, UnknownGroup, check_separator, parse_shrinkage
+from ._columns import Reading, label_parts
+from ._large import AnyTable, LargeTable, distinct_rows, open_table
+from ._options import Alignment, Maps, Reads, Settings, UnknownGroup, check_separator, parse_memory, parse_shrinkage
 from ._printing import Reporter
 from ._question import Question, check_columns, read_question
-from ._reading import Table, read_table
-from ._table import TableDescription, TableEncoder
+from ._reading import Table
+from ._streams import Checkpoint, TableRows, usable_rows
+from ._table import CategoricalColumn, FeatureColumn, NumericColumn, TableDescription, TableEncoder
+from ._writing import is_stream
 
 __all__ = [
     "INFERRED",
@@ -42,6 +47,8 @@ INFERRED = {
     "infer": "steered by the maps of all groups, weighted by how likely each group is for the row",
     "infer_hard": "steered by the map of the group that is likeliest for the row",
 }
+# Rows that describe a table larger than the memory it may take: their number, and the part of it that they may take.
+_FEWEST_SAMPLED, _MOST_SAMPLED, _SAMPLE_SHARE = 1000, 100_000, 16
 _FAR = 2.0  # standard deviations of a feature in a group
 
 
@@ -53,8 +60,13 @@ class Problem:
     ----------
     settings : Settings
         With the columns that are meant, one by one.
+    source : Table or LargeTable
+        The file.
     table, usable : Table
-        The file, and its rows with a class and a group.
+        The file, or of one that is larger than the memory it may take evenly spaced rows; and those of these rows with
+        a class and a group.
+    n_rows : int
+        Rows of the file.
     question : Question
         Its classes and groups.
     encoder : TableEncoder
@@ -66,6 +78,8 @@ class Problem:
     """
 
     settings: Settings
+    source: AnyTable
+    n_rows: int
     table: Table
     usable: Table
     question: Question
@@ -106,18 +120,60 @@ class Problem:
         return self.encoder.refitted(self.usable, may_learn).encode(self.usable)
 
     def fit(
-        self, report: Reporter, align: Alignment | None = None
+        self, report: Reporter, align: Alignment | None = None, checkpoint: Checkpoint | None = None
     ) -> FairSteeringTransformer | IdealDistributionClassifier:
         """Fit the transformer, or with `align` the Bayes rule with aligned scores, quoting warnings."""
         fitted: FairSteeringTransformer | IdealDistributionClassifier = self.steering
         if align is not None:
             fitted = IdealDistributionClassifier(steering=self.steering, score_alignment=align)
-        with library_problems(), quoting_warnings(report.note), report.busy("fitting"):
-            fitted.fit(self.features, self.question.y, sensitive_features=self.groups)
+        with library_problems(), quoting_warnings(report.note):
+            if isinstance(self.source, LargeTable):
+                if align is not None:
+                    raise UsageError(
+                        f"--align needs all rows in memory, and {self.source.name} is larger than --memory allows; "
+                        "allow more, or leave it out."
+                    )
+                self.steering.fit(self.stream(report, checkpoint))
+                return self.steering
+            with report.busy("fitting"):
+                fitted.fit(self.features, self.question.y, sensitive_features=self.groups)
         return fitted
 
+    def checkpoint(self, output: Path | None, *, seconds: float, resume: bool) -> Checkpoint | None:
+        """Say where the moments are kept while a large table is read; nowhere for others, and for pipes."""
+        if not isinstance(self.source, LargeTable) or output is None or is_stream(output):
+            return None
+        files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in self.source.files]
+        # The memory says what the pieces are, and these what is rounded.
+        inputs = {"files": files, "memory": self.source.memory, "columns": self.description.to_json()}
+        return Checkpoint(output, inputs, seconds=seconds, resume=resume)
 
-def read_problem(settings: Settings, report: Reporter, *, steers_all: bool) -> Problem:
+    def stream(self, report: Reporter, checkpoint: Checkpoint | None = None) -> TableRows:
+        """Give all usable rows of a large table as the library reads them."""
+        assert isinstance(self.source, LargeTable)
+        parts = label_parts(self.question.labels, len(self.settings.sensitive))
+        return TableRows(
+            self.source,
+            self.n_rows,
+            self.encoder,
+            target=self.settings.target,
+            sensitive=self.settings.sensitive,
+            classes=self.question.classes,
+            parts=parts,
+            report=report,
+            checkpoint=checkpoint,
+        )
+
+
+def read_problem(
+    settings: Settings,
+    report: Reporter,
+    *,
+    steers_all: bool,
+    part: bool = False,
+    like: TableDescription | None = None,
+    memory: int | None = None,
+) -> Problem:
     """Read a file and decide what is fitted.
 
     Parameters
@@ -128,6 +184,12 @@ def read_problem(settings: Settings, report: Reporter, *, steers_all: bool) -> P
         Where notes go.
     steers_all : bool
         Whether all rows of the file will be steered, those without a group too.
+    part : bool, default=False
+        Whether the rows of other files will be added.
+    like : TableDescription, default=None
+        How the columns of another file were encoded, so that these are encoded alike.
+    memory : int, default=None
+        Bytes that the file may take; None: as the settings say.
 
     Returns
     -------
@@ -138,13 +200,15 @@ def read_problem(settings: Settings, report: Reporter, *, steers_all: bool) -> P
     UsageError
         For any input the user can put right.
     """
-    table = read_table(settings.file, reading_of(settings), report.note)
+    memory = parse_memory(settings.memory) if memory is None else memory
+    reading = reading_of(settings) if like is None else like.reading(reading_of(settings))
+    source = open_table(settings.file, reading, report.note, memory)
     settings = replace(
         settings,
-        sensitive=_columns(settings.sensitive, table),
-        drop=_columns(settings.drop, table),
-        keep=_columns(settings.keep, table),
-        categorical=_columns(settings.categorical, table),
+        sensitive=_columns(settings.sensitive, source.names),
+        drop=_columns(settings.drop, source.names),
+        keep=_columns(settings.keep, source.names),
+        categorical=_columns(settings.categorical, source.names),
     )
     roles = {
         "--target": [settings.target],
@@ -153,8 +217,12 @@ def read_problem(settings: Settings, report: Reporter, *, steers_all: bool) -> P
         "--keep": settings.keep,
         "--categorical": settings.categorical,
     }
-    check_columns(table, roles)
-    incomplete = bool(np.any([table.column(name).is_missing for name in settings.sensitive]))
+    check_columns(source, roles)
+    if like is not None:
+        check_has(source, [column.name for column in like.encoder.columns])
+    table, n_rows = _rows_in_memory(source, report, memory)
+    of_all = table if isinstance(source, Table) else distinct_rows(source, settings.sensitive)[0]
+    incomplete = bool(np.any([of_all.column(name).is_missing for name in settings.sensitive]))
     unknown_group: UnknownGroup = settings.unknown_group or ("infer" if incomplete and steers_all else "error")
     if incomplete and steers_all and unknown_group == "error":
         raise UsageError(
@@ -167,22 +235,158 @@ def read_problem(settings: Settings, report: Reporter, *, steers_all: bool) -> P
         sensitive=settings.sensitive,
         inferred=INFERRED[unknown_group] if steers_all and unknown_group != "error" else "",
         tell=report.note,
+        part=part,
     )
     steering = _steering(settings, question, unknown_group)
     question.class_named(settings.positive)  # refuses what is none
     usable = table if question.usable.all() else table.where(question.usable)
-    encoder = TableEncoder.fit(
-        usable,
-        exclude=[settings.target, *settings.sensitive, *settings.drop, *settings.keep],
-        categorical=settings.categorical,
-        max_categories=settings.max_categories,
-        tell=report.note,
-    )
-    encoder.tell_gaps(table, report.note)
+    if like is not None:
+        encoder = like.encoder
+    else:
+        encoder = TableEncoder.fit(
+            usable,
+            exclude=[settings.target, *settings.sensitive, *settings.drop, *settings.keep],
+            categorical=settings.categorical,
+            max_categories=settings.max_categories,
+            tell=report.note,
+        )
+        if isinstance(source, LargeTable) and len(table) < n_rows:
+            encoder = _of_all_rows(source, encoder, usable, question, settings, report)
+    encoder.tell_gaps(encoder.gaps(table), report.note, unseen=like is not None)
     encoder.tell_leaks(usable, question.y, report.note)
     features = encoder.encode(usable)
-    _tell_few_rows(settings, question, features.shape[1], report.note)
-    return Problem(settings, table, usable, question, encoder, features, steering)
+    if not part:
+        _tell_few_rows(settings, question, features.shape[1], report.note)
+    return Problem(settings, source, n_rows, table, usable, question, encoder, features, steering)
+
+
+def _of_all_rows(
+    source: LargeTable, encoder: TableEncoder, sample: Table, question: Question, settings: Settings, report: Reporter
+) -> TableEncoder:
+    """Categories of all rows instead of those of some, and the medians of all where some have gaps.
+
+    A median lies between two quantiles of the sample, nearly always: of a pass over all rows it takes the number of
+    values below the lower one, and those between the two.
+    """
+    found: list[FeatureColumn] = list(encoder.columns)
+    counts: dict[int, Counter[Any]] = {}
+    missing: dict[int, bool] = {}
+    brackets: dict[int, Bracket] = {}
+    for i, described in enumerate(found):
+        column = sample.column(described.name)
+        if isinstance(described, CategoricalColumn):
+            counts[i], missing[i] = Counter(), False
+        elif column.is_missing.any():
+            values = column.numbers()
+            brackets[i] = Bracket.of(values[~np.isnan(values)])
+    if not counts and not brackets:
+        return encoder
+    parts = label_parts(question.labels, len(settings.sensitive))
+    names = [settings.target, *settings.sensitive, *(found[i].name for i in (*counts, *brackets))]
+    with report.rows("categories and medians", None) as advance:
+        for piece in source.pieces(names, n_numbers=len(names)):
+            advance(len(piece))
+            usable = usable_rows(piece, settings.target, settings.sensitive, parts)
+            rows = piece if usable.all() else piece.where(usable)
+            for i in counts:
+                column = rows.column(found[i].name)
+                missing[i] |= bool(column.is_missing.any())
+                kept = column.labels(found[i].categories)[~column.is_missing]  # type: ignore[union-attr]
+                counts[i].update(kept.tolist())
+            for i, bracket in brackets.items():
+                bracket.add(rows.column(found[i].name).numbers())
+    for i, of_column in counts.items():
+        # The most frequent first, as they are of a table in memory; those of the sample before others as frequent.
+        order = sorted(of_column, key=lambda value, n=of_column: -n[value])[: settings.max_categories]  # type: ignore[misc]
+        found[i] = CategoricalColumn(found[i].name, tuple(order), missing[i])
+    for i, bracket in brackets.items():
+        found[i] = NumericColumn(found[i].name, bracket.median())
+    return TableEncoder(tuple(found), encoder.identifiers)
+
+
+@dataclass
+class Bracket:
+    """Values between two numbers, and how many lie below and above: what the median of many rows takes.
+
+    Attributes
+    ----------
+    low, high : float
+        Quantiles of some of the values.
+    guess : float
+        Their median, for when the median of all lies outside.
+    """
+
+    low: float
+    high: float
+    guess: float
+    below: int = 0
+    above: int = 0
+    between: list[NDArray[np.float64]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Bracket:
+        """Bracket that holds the median of many values if these are some of them, nearly surely."""
+        margin = 2.5 / np.sqrt(len(values))  # five standard deviations of the rank of a median
+        low, median, high = np.quantile(values, [max(0.0, 0.5 - margin), 0.5, min(1.0, 0.5 + margin)])
+        return cls(float(low), float(high), float(median))
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add values, NaN where they are missing."""
+        self.below += int((values < self.low).sum())
+        self.above += int((values > self.high).sum())
+        self.between.append(values[(values >= self.low) & (values <= self.high)])
+
+    def median(self) -> float:
+        """Give the median of all values; where it lies outside, that of the first ones."""
+        between = np.sort(np.concatenate(self.between)) if self.between else np.zeros(0)
+        n = self.below + len(between) + self.above
+        places = [(n - 1) // 2 - self.below, n // 2 - self.below]
+        if n == 0 or places[0] < 0 or places[1] >= len(between):
+            return self.guess
+        return float(np.mean(between[places]))
+
+
+def _rows_in_memory(source: AnyTable, report: Reporter, memory: int) -> tuple[Table, int]:
+    """Give a table that fits into memory, or evenly spaced rows of one that does not; and the number of all rows."""
+    if isinstance(source, Table):
+        return source, len(source)
+    most = max(_FEWEST_SAMPLED, min(_MOST_SAMPLED, memory // (_SAMPLE_SHARE * 8 * len(source.names))))
+    with report.busy("looking at rows"):
+        table, n_rows = source.sample(most)
+    if len(table) < n_rows:
+        report.note(
+            f"{source.name} has {count(n_rows, 'row')}, more than {shown_bytes(memory)} of memory hold (--memory). "
+            f"{len(table):,} of them, evenly spaced, say what columns are, and are what gaps are measured on; the map "
+            "is that of all rows."
+        )
+    return table, n_rows
+
+
+def shown_bytes(n: int) -> str:
+    """Write a size in its unit."""
+    for unit in ("KiB", "MiB"):
+        n_units = n / 2**10
+        if n_units < 1024:
+            return f"{n_units:.3g} {unit}"
+        n //= 2**10
+    return f"{n / 2**10:.3g} GiB"
+
+
+def check_has(source: AnyTable, needed: Iterable[str]) -> None:
+    """Refuse a table without columns that a map or moments need."""
+    absent = [name for name in needed if name not in source.names]
+    if absent:
+        listing = ", ".join(map(repr, absent[:10])) + (" and so on" if len(absent) > 10 else "")
+        raise UsageError(f"{source.name} lacks {count(len(absent), 'column')} that the map needs: {listing}.")
+
+
+def memory_of(reads: Reads, output: Path | None, *, resume: bool) -> int:
+    """Bytes that a table may take; those of the run that is resumed, unless others are given."""
+    if resume and output is None:
+        raise UsageError("--resume continues a run that writes a file; name it.")
+    if resume and output is not None and reads.memory is None and not is_stream(output):
+        return Checkpoint.memory_of(output) or parse_memory(None)
+    return parse_memory(reads.memory)
 
 
 def reading_of(reads: Reads) -> Reading:
@@ -256,12 +460,12 @@ def _as_options(text: str) -> str:
     )
 
 
-def _columns(values: Iterable[str], table: Table) -> list[str]:
+def _columns(values: Iterable[str], names: Sequence[str]) -> list[str]:
     """Names that an option was given; one with a comma in it may be several."""
     found: list[str] = []
     for value in values:
-        parts = [value] if value in table.names or "," not in value else value.split(",")
-        found += [part if part in table.names else part.strip() for part in parts]
+        parts = [value] if value in names or "," not in value else value.split(",")
+        found += [part if part in names else part.strip() for part in parts]
     return found
 
 
@@ -276,19 +480,26 @@ def _steering(settings: Settings, question: Question, unknown_group: UnknownGrou
             )
         # The folds of the cross-validation have fewer rows, and are not what was asked about.
         least = 0
+    return steering_of(settings, question.group_named(settings.reference_group), least, unknown_group)
+
+
+def steering_of(
+    settings: Maps, reference_group: Any, min_cell_size: int, unknown_group: UnknownGroup = "error"
+) -> FairSteeringTransformer:
+    """Make a transformer with the parameters that options name."""
     return FairSteeringTransformer(
         # Features of all units: without it shrinkage would take kilometres more seriously than children.
         feature_transform=StandardScaler(),
         intervention=settings.intervention,
-        reference_group=question.group_named(settings.reference_group),
+        reference_group=reference_group,
         constraint=settings.constraint,
         map_type=settings.map_type,
         standardize=settings.standardize,
         covariance=settings.covariance,
         shrinkage=parse_shrinkage(settings.shrinkage),
         pooling=settings.pooling,
-        min_cell_size=least,
-        small_cells=small_cells,
+        min_cell_size=min_cell_size,
+        small_cells=settings.small_cells,
         unknown_group=unknown_group,
         strength=settings.strength,
         max_time=settings.max_time,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -12,12 +14,23 @@ import typer
 
 from . import UsageError
 
-__all__ = ["FILE_HELP", "Reads", "Settings", "check_separator", "expand", "parse_shrinkage"]
+__all__ = [
+    "FILE_HELP",
+    "Maps",
+    "Reads",
+    "Rows",
+    "Settings",
+    "check_separator",
+    "expand",
+    "parse_memory",
+    "parse_shrinkage",
+]
 
 Alignment = Literal["equal_opportunity", "demographic_parity"]
+Leakage = Literal["none", "linear", "trees"]
 UnknownGroup = Literal["error", "infer", "infer_hard"]
 
-FILE_HELP = "A .csv, .tsv (or either with .gz) or .parquet file; - is standard input."
+FILE_HELP = "A .csv, .tsv (or either with .gz) or .parquet file, or a folder of them; - is standard input."
 
 _SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
 
@@ -45,11 +58,23 @@ class Reads:
     strict_na: Annotated[
         bool, _option("Empty values only are missing; NA, null and the like are texts.", "--strict-na")
     ] = False
+    memory: Annotated[
+        str | None,
+        _option(
+            "Memory that a table may take, such as 500M or 4G; a larger one is read in pieces. By default half of what "
+            "is free.",
+            metavar="SIZE",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_separator(self.separator)
+        parse_memory(self.memory)
 
 
 @dataclass(frozen=True)
-class Settings(Reads):
-    """What ``steer``, ``audit`` and ``export`` fit, and how they measure."""
+class Rows(Reads):
+    """A table, and what its columns are."""
 
     file: Annotated[Path, typer.Argument(help=FILE_HELP, metavar="FILE")] = Path()
     target: Annotated[str, _option("Column of the classes.", metavar="COLUMN")] = ""
@@ -67,7 +92,12 @@ class Settings(Reads):
         field(default_factory=list)
     )
     max_categories: Annotated[int, _option("Most 0/1 columns per categorical column.", min=1, metavar="N")] = 50
-    positive: Annotated[str | None, _option("The positive class; by default the larger label.", metavar="LABEL")] = None
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What maps are fitted to moments."""
+
     intervention: Annotated[
         Literal["all_subgroups", "affirmative"],
         _option("Move all groups, or all but the reference group."),
@@ -83,8 +113,10 @@ class Settings(Reads):
     map_type: Annotated[
         Literal["affine", "symmetric", "diagonal", "translation", "monotone", "auto"],
         _option("How rows may move; monotone keeps values that occur, auto takes it for tables."),
-    ] = "affine"
-    standardize: Annotated[bool, _option("Let the classes weigh alike in every group.")] = False
+    ] = "auto"
+    standardize: Annotated[
+        bool, typer.Option("--standardize/--own-shares", help="Whether the classes weigh alike in every group.")
+    ] = True
     covariance: Annotated[
         Literal["tied", "full", "diagonal"],
         _option("One covariance per group, per class and group, or diagonal ones."),
@@ -106,20 +138,11 @@ class Settings(Reads):
         Literal["error", "pool", "merge"],
         _option("With fewer: refuse, borrow from other subgroups, or join small groups."),
     ] = "error"
-    unknown_group: Annotated[
-        UnknownGroup | None,
-        _option(
-            "Rows without a group: refuse, all groups' maps by probability, or the likeliest group's. By "
-            "default infer, where there are any."
-        ),
-    ] = None
     strength: Annotated[float, _option("0 leaves rows as they are, 1 steers fully.", min=0, max=1, metavar="S")] = 1.0
     max_time: Annotated[
         float | None,
         _option("Seconds after which a fit ends with the nearest distribution so far.", metavar="SECONDS"),
     ] = None
-    folds: Annotated[int, _option("Folds of the cross-validation behind the table.", min=2, metavar="N")] = 5
-    min_rows: Annotated[int, _option("Rates from fewer rows take no part in the gaps.", min=1, metavar="N")] = 30
 
     def __post_init__(self) -> None:
         if self.pooling > 0 and self.covariance != "full":
@@ -133,16 +156,33 @@ class Settings(Reads):
         if self.max_time is not None and not self.max_time > 0:
             raise UsageError(f"--max-time must be a positive number of seconds, not {self.max_time:g}.")
         parse_shrinkage(self.shrinkage)
-        check_separator(self.separator)
+
+
+@dataclass(frozen=True)
+class Settings(Maps, Rows):
+    """What ``steer``, ``audit`` and ``export`` fit, and how they measure."""
+
+    positive: Annotated[str | None, _option("The positive class; by default the larger label.", metavar="LABEL")] = None
+    unknown_group: Annotated[
+        UnknownGroup | None,
+        _option(
+            "Rows without a group: refuse, all groups' maps by probability, or the likeliest group's. By "
+            "default infer, where there are any."
+        ),
+    ] = None
+    folds: Annotated[int, _option("Folds of the cross-validation behind the table.", min=2, metavar="N")] = 5
+    min_rows: Annotated[int, _option("Rates from fewer rows take no part in the gaps.", min=1, metavar="N")] = 30
+
+    def __post_init__(self) -> None:
+        Maps.__post_init__(self)
+        Rows.__post_init__(self)
 
 
 #: Settings that a command line must give.
 REQUIRED = ("file", "target", "sensitive")
 
 
-def expand(
-    settings: type[Reads], required: tuple[str, ...] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def expand(settings: type[Any], required: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn the first parameter of a command into the fields of a dataclass, each an option of its own.
 
     Parameters
@@ -199,6 +239,32 @@ def parse_shrinkage(text: str) -> Any:
     if not 0 <= amount <= 1:
         raise UsageError(f"--shrinkage must be a number in [0, 1], not {amount:g}.")
     return amount
+
+
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+def parse_memory(text: str | None) -> int:
+    """Turn what ``--memory`` was given into bytes; by default half of what is free."""
+    if text is None:
+        return _free_memory() // 2
+    found = _MEMORY.fullmatch(text.strip())
+    n_bytes = 0 if found is None else int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
+    if n_bytes < 2**20:
+        raise UsageError(f"--memory must be a size of at least 1M, such as 500M or 4G, not {text!r}.")
+    return n_bytes
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without swapping; 2 GiB where the system does not say."""
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return 2**31
 
 
 def check_separator(text: str | None) -> str | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fairsteer._utils.labels import label_text
 from fairsteer.report._tables import criterion_text, verdict
@@ -29,6 +30,14 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+class _Speed(ProgressColumn):
+    """Rows a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} rows/s")
 
 
 class Reporter:
@@ -71,6 +80,23 @@ class Reporter:
             task = bar.add_task(what, total=total)
             yield lambda n: bar.advance(task, n)
 
+    @contextmanager
+    def rows(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Show on a terminal how many rows have been read, how fast, and how long it will take."""
+        if not self._err.is_terminal:
+            yield lambda _: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} rows"),
+            _Speed(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda n: bar.advance(task, n)
+
     def comparison(self, result: Comparison, steering: FairSteeringTransformer) -> None:
         """Print the table before and after, the verdict, and the fit of all rows below it."""
         self.say(
@@ -89,6 +115,18 @@ class Reporter:
             )
         self.say(_fit_table(steering))
         self.say()
+
+    def choice(self, result: Comparison) -> None:
+        """Print accuracy and gaps of the classifiers that there are to choose from, and which to take."""
+        self.say("The choice\n")
+        self.say(_choice_table(result))
+        self.say()
+        self.say(_legend(result, change=False) + "\n")
+        self.advice(result)
+
+    def advice(self, result: Comparison) -> None:
+        """Print which classifier to take, and why."""
+        self.say(_advice(result) + "\n")
 
     def by_group(self, result: Comparison) -> None:
         """Print the rates of every group, the largest groups first."""
@@ -124,13 +162,47 @@ def _comparison_table(result: Comparison) -> Any:
     return fitting_table(header, [False, *[True] * (len(header) - 1)], rows)
 
 
-def _legend(result: Comparison) -> str:
+def _choice_table(result: Comparison) -> Any:
+    rows = [
+        [criterion_text(key), *(_number(_values(result, which)[key]) for which in result.scores)]
+        for key in result.scores["before"].measures
+    ]
+    return fitting_table(["", *result.scores], [False, *[True] * len(result.scores)], rows)
+
+
+def _advice(result: Comparison) -> str:
+    """Say which classifier to take for the criterion, and why."""
+    gap, choice = criterion_text(result.criterion), result.choice
+    before, chosen = _values(result, "before"), _values(result, choice)
+    if choice == "before":
+        return (
+            f"Take the classifier before: of those within a standard error of the smallest {gap} it is the most "
+            "accurate."
+        )
+    how = {
+        "steered": "any classifier on steered features, --out and --model",
+        "Bayes": "the Bayes rule of the steered features, IdealDistributionClassifier in Python",
+        "aligned": f"--align {result.alignment}",
+    }
+    return (
+        f"For the {gap} take {choice} ({how[choice]}): {_number(chosen[result.criterion])} against "
+        f"{_number(before[result.criterion])} before, at an accuracy of {_number(chosen['accuracy'])} against "
+        f"{_number(before['accuracy'])}; of the classifiers within a standard error of the smallest gap it is the most "
+        "accurate."
+    )
+
+
+def _legend(result: Comparison, *, change: bool = True) -> str:
     text = (
-        "Before and steered: logistic regression on the features as they are and on the steered ones; the change with "
-        "a 95 % bootstrap interval: one that holds 0 shows nothing. Bayes: the Bayes rule of the ideal distribution."
+        "Before and steered: logistic regression on the features as they are and on the steered ones"
+        + ("; the change with a 95 % bootstrap interval: one that holds 0 shows nothing" if change else "")
+        + ". Bayes: the Bayes rule of the ideal distribution."
     )
     if "aligned" in result.scores:
-        text += " Aligned: the same, its scores aligned between the groups."
+        criterion = criterion_text(result.alignment).removesuffix(" gap")
+        text += f" Aligned: the same, its scores aligned between the groups for {criterion}."
+    else:
+        text += " There are too few rows to align scores as well."
     if result.positive is not None:
         text += f" Positive class: {_name(result.positive)} (by default the larger label; --positive names it)."
     return text

@@ -17,7 +17,7 @@ from . import UsageError, count
 from ._columns import label_text
 from ._reading import Table
 
-__all__ = ["Question", "check_columns", "quoted", "read_question"]
+__all__ = ["Question", "check_columns", "group_named", "quoted", "read_question"]
 
 Tell = Callable[[str], None]
 _MAX_CLASSES = 100
@@ -68,10 +68,12 @@ class Question:
 
     def group_named(self, text: str | None) -> Any:
         """Group that is written as `text`, the parts of an intersection joined by commas; None for None."""
-        return _find(text, self.labels, "--reference-group", "group")
+        return group_named(text, self.labels)
 
 
-def read_question(table: Table, *, target: str, sensitive: Sequence[str], inferred: str, tell: Tell) -> Question:
+def read_question(
+    table: Table, *, target: str, sensitive: Sequence[str], inferred: str, tell: Tell, part: bool = False
+) -> Question:
     """Find the rows to fit on, and check that there is something to fit.
 
     Parameters
@@ -86,6 +88,8 @@ def read_question(table: Table, *, target: str, sensitive: Sequence[str], inferr
         What happens to rows without a group in the output, for a note; empty where nothing is written.
     tell : callable
         Receives one sentence for everything the user should know.
+    part : bool, default=False
+        Whether other rows will be added, so that one class, one group or one row of either is enough.
 
     Returns
     -------
@@ -103,9 +107,9 @@ def read_question(table: Table, *, target: str, sensitive: Sequence[str], inferr
     usable = has_class & has_group
     if not usable.any():
         raise UsageError(f"no row has both a value of {target!r} and of {quoted(sensitive)}.")
-    y = _classes(classes.where(usable).labels(), target)
+    y = _classes(classes.where(usable).labels(), target, part=part)
     known = groups[usable]
-    encoder, codes = _encode_groups(known, sensitive)
+    encoder, codes = _encode_groups(known, sensitive, part=part)
     where = " and the table, steered in the output" if inferred else ""
     words = _missing_words(table, [target, *sensitive])
     if not has_class.all():
@@ -128,12 +132,12 @@ def read_question(table: Table, *, target: str, sensitive: Sequence[str], inferr
     )
 
 
-def check_columns(table: Table, roles: Mapping[str, Sequence[str]]) -> None:
+def check_columns(table: Any, roles: Mapping[str, Sequence[str]]) -> None:
     """Refuse columns that are absent, or have two roles.
 
     Parameters
     ----------
-    table : Table
+    table : Table or LargeTable
         The table.
     roles : mapping of str to sequence of str
         The columns that each option named.
@@ -180,7 +184,7 @@ def _missing_words(table: Table, names: Sequence[str]) -> str:
     return ", ".join(found)
 
 
-def _classes(labels: NDArray[Any], target: str) -> NDArray[Any]:
+def _classes(labels: NDArray[Any], target: str, *, part: bool) -> NDArray[Any]:
     y = np.array(labels.tolist())
     n_classes = len(set(labels.tolist()))
     if y.dtype.kind == "f" and (y % 1 != 0).any():
@@ -193,6 +197,8 @@ def _classes(labels: NDArray[Any], target: str) -> NDArray[Any]:
         raise UsageError(
             f"the target {target!r} has {n_classes:,} values, more than {_MAX_CLASSES}: it is not a class."
         )
+    if part:
+        return y
     if n_classes < 2:
         raise UsageError(f"the target {target!r} has the one value {labels[0]!r}; there is nothing to predict.")
     values, counts = np.unique(y, return_counts=True)
@@ -202,7 +208,9 @@ def _classes(labels: NDArray[Any], target: str) -> NDArray[Any]:
     return y
 
 
-def _encode_groups(groups: pd.DataFrame, sensitive: Sequence[str]) -> tuple[GroupEncoder, NDArray[np.intp]]:
+def _encode_groups(
+    groups: pd.DataFrame, sensitive: Sequence[str], *, part: bool
+) -> tuple[GroupEncoder, NDArray[np.intp]]:
     name = quoted(sensitive)
     try:
         encoder = GroupEncoder().fit(groups)
@@ -213,6 +221,8 @@ def _encode_groups(groups: pd.DataFrame, sensitive: Sequence[str]) -> tuple[Grou
         raise UsageError(
             f"{name} has {len(encoder.groups_):,} groups, more than {_MAX_GROUPS}; join values into fewer groups first."
         )
+    if part:
+        return encoder, codes
     if len(encoder.groups_) < 2:
         raise UsageError(f"{name} has the one group {label_text(encoder.groups_[0])!r}; there is nothing to steer.")
     counts = np.bincount(codes)
@@ -223,6 +233,11 @@ def _encode_groups(groups: pd.DataFrame, sensitive: Sequence[str]) -> tuple[Grou
             "or remove it."
         )
     return encoder, codes
+
+
+def group_named(text: str | None, labels: list[Any]) -> Any:
+    """Group that is written as `text`, see `Question.group_named`."""
+    return _find(text, labels, "--reference-group", "group")
 
 
 def _find(text: str | None, labels: list[Any], option: str, what: str) -> Any:

@@ -23,7 +23,17 @@ from fairsteer._utils.files import is_special
 from . import UsageError, count
 from ._columns import Column, Reading
 
-__all__ = ["Dialect", "Table", "format_of", "read_table"]
+__all__ = [
+    "PIECE_BYTES",
+    "Dialect",
+    "Table",
+    "csv_head",
+    "first_line",
+    "format_of",
+    "read_table",
+    "table_of_parquet",
+    "wrong_length",
+]
 
 Tell = Callable[[str], None]
 
@@ -45,6 +55,10 @@ _SHOWN = {
     "cp1252": "Windows-1252",
 }
 _SAMPLE = 200  # records that are looked at to guess a separator
+#: Bytes of numbers that are steered and written at once, so that only they are in memory.
+PIECE_BYTES = 2**25
+#: Rows that a piece of a table in memory has at least.
+FEWEST_ROWS = 1024
 _LONGEST = 60  # characters of a line that a message quotes
 
 
@@ -108,18 +122,38 @@ class Table:
     def __len__(self) -> int:
         return int(self.data.num_rows)
 
-    def column(self, name: str, rows: slice | None = None) -> Column:
-        """Column of that name, of all rows (which is read once) or of some."""
-        if rows is None and name in self._columns:
+    def column(self, name: str) -> Column:
+        """Column of that name, which is read once."""
+        if name in self._columns:
             return self._columns[name]
         values = self.data.column(self.data.schema.get_field_index(name))
-        if rows is not None:
-            values = values.slice(rows.start, rows.stop - rows.start)
         of_categories = name in self.categories or pa.types.is_dictionary(values.type)
         column = Column(name, values, self.reading, is_text=self.dialect is not None, of_categories=of_categories)
-        if rows is None:
-            self._columns[name] = column
+        self._columns[name] = column
         return column
+
+    def take(self, columns: Sequence[str] | None, rows: slice) -> Table:
+        """Take some columns of some rows."""
+        data = self.data if columns is None else self.data.select(list(columns))
+        return replace(self, data=data.slice(rows.start, rows.stop - rows.start), _columns={})
+
+    def pieces(self, columns: Sequence[str] | None = None, *, n_numbers: int = 1) -> Iterator[Table]:
+        """Read all rows piece by piece.
+
+        Parameters
+        ----------
+        columns : sequence of str, default=None
+            Which columns are needed; None: all.
+        n_numbers : int
+            Numbers that will be made of a row, by which pieces are the smaller.
+
+        Yields
+        ------
+        Table
+        """
+        size = max(FEWEST_ROWS, PIECE_BYTES // (8 * max(1, n_numbers)))
+        for start in range(0, len(self), size):
+            yield self.take(columns, slice(start, min(start + size, len(self))))
 
     def where(self, rows: NDArray[np.bool_]) -> Table:
         """Rows for which a mask of shape (n_rows,) holds."""
@@ -213,7 +247,11 @@ def _read_parquet(shown: str, content: bytes, reading: Reading) -> Table:
     ]
     if given:
         raise UsageError(f"{given[0]} belongs to csv files, and {shown} is parquet.")
-    data = parquet.read_table(pa.BufferReader(content))
+    return table_of_parquet(shown, parquet.read_table(pa.BufferReader(content)), reading)
+
+
+def table_of_parquet(shown: str, data: pa.Table, reading: Reading) -> Table:
+    """Columns of a parquet file as they are, without those that pandas keeps an index in."""
     views = [i for i, kind in enumerate(data.schema.types) if str(kind) == "string_view"]
     for i in views:  # which few functions take
         data = data.set_column(i, data.schema.field(i).with_type(pa.string()), data.column(i).cast(pa.string()))
@@ -237,6 +275,23 @@ def _read_csv(shown: str, content: bytes, reading: Reading, tell: Tell, separato
             raise UsageError(f"{shown} cannot be unpacked as gzip: {first_line(error)}.") from error
     if content[:4] == b"PK\x03\x04":
         raise UsageError(f"{shown} cannot be read as csv: it is a zip archive or a spreadsheet; save the sheet as csv.")
+    return csv_head(shown, content, reading, tell, separator, gzipped=gzipped)[0]
+
+
+def csv_head(
+    shown: str, content: bytes, reading: Reading, tell: Tell, separator: str | None, *, gzipped: bool
+) -> tuple[Table, bool, int]:
+    """Read the text of a csv file, or its beginning up to the end of a row.
+
+    Returns
+    -------
+    table : Table
+        The rows.
+    trailing : bool
+        Whether every row ends in a separator.
+    n_lines : int
+        Lines before the first row.
+    """
     encoding = reading.encoding or _guess_encoding(content)
     text = _decode(shown, content, encoding)
     if "\0" in text:
@@ -254,7 +309,7 @@ def _read_csv(shown: str, content: bytes, reading: Reading, tell: Tell, separato
             guessed.append(f"values separated by {_SEPARATORS[separator]} (--separator)")
     names, quoted_names, start = _header(text, separator)
     body = text[start:]
-    data = _parse(shown, body, names, separator, tell)
+    data, trailing = _parse(shown, body, names, separator, tell)
     decimal = reading.decimal
     if decimal is None:
         decimal = _guess_decimal(data)
@@ -275,7 +330,8 @@ def _read_csv(shown: str, content: bytes, reading: Reading, tell: Tell, separato
         quoted=_quoted(body, names, separator),
         quoted_names=quoted_names,
     )
-    return Table(shown, data, list(data.column_names), dialect, replace(reading, decimal=decimal))
+    table = Table(shown, data, list(data.column_names), dialect, replace(reading, decimal=decimal))
+    return table, trailing, len(re.findall(r"\r\n|\n|\r", text[:start]))
 
 
 def _newline(header: str) -> str:
@@ -359,19 +415,20 @@ def _header(text: str, separator: str) -> tuple[list[str], bool, int]:
     return [], False, consumed
 
 
-def _parse(shown: str, body: str, names: list[str], separator: str, tell: Tell) -> pa.Table:
-    """Values as text, row by row as long as the header."""
+def _parse(shown: str, body: str, names: list[str], separator: str, tell: Tell) -> tuple[pa.Table, bool]:
+    """Values as text, row by row as long as the header; and whether a separator follows every row."""
     content = body.encode("utf-8", "surrogatepass")
     data, wrong = _parse_rows(content, len(names), separator)
+    trailing = False
     if data is None and wrong is not None and wrong.actual_columns == len(names) + 1 and names[-1] != "":
         longer, _ = _parse_rows(content, len(names) + 1, separator)
         if longer is not None and set(longer.column(len(names)).unique().to_pylist()) <= {""}:
-            data = longer.select(range(len(names)))
+            data, trailing = longer.select(range(len(names))), True
             tell(f"every row of {shown} ends in a separator; the empty value after it is left out.")
     if data is None:
         assert wrong is not None
-        raise UsageError(_wrong_length(shown, wrong, names, separator))
-    return data.rename_columns(names)
+        raise UsageError(wrong_length(shown, wrong, names, separator))
+    return data.rename_columns(names), trailing
 
 
 def _parse_rows(content: bytes, n_columns: int, separator: str) -> tuple[pa.Table | None, Any]:
@@ -407,11 +464,13 @@ def _parse_rows(content: bytes, n_columns: int, separator: str) -> tuple[pa.Tabl
     return data, None
 
 
-def _wrong_length(shown: str, row: Any, names: Sequence[str], separator: str) -> str:
+def wrong_length(shown: str, row: Any, names: Sequence[str], separator: str) -> str:
+    """Say which row has too few or too many values."""
     text = row.text.rstrip("\r\n")
     quoted = repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+    where = "a row" if row.number is None else f"row {row.number}"
     message = (
-        f"row {row.number} of {shown} has {count(row.actual_columns, 'value')} and the header has "
+        f"{where} of {shown} has {count(row.actual_columns, 'value')} and the header has "
         f"{count(len(names), 'name')}: {quoted}. "
     )
     if row.actual_columns > len(names) and text.endswith(separator):

@@ -19,14 +19,15 @@ from fairsteer.transformer import FairSteeringTransformer
 from . import UsageError, count
 from ._columns import label_parts, label_text
 from ._comparison import compare
-from ._fitting import library_problems, quoting_warnings, read_problem, tell_of_fit
+from ._fitting import library_problems, memory_of, quoting_warnings, read_problem, tell_of_fit
+from ._large import AnyTable, LargeTable
 from ._options import Alignment, Settings
 from ._printing import Reporter
-from ._reading import Table, format_of
-from ._table import TableDescription, pieces
+from ._reading import format_of
+from ._table import Gaps, TableDescription
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, open_writer, writing
 
-__all__ = ["check_table_path", "steer_file", "write_files"]
+__all__ = ["check_table_path", "map_file", "steer_file", "write_files"]
 
 _HOW_TO_READ = (
     "A gap is the largest difference between two groups; 0 is fair, and chance alone makes it larger than 0, the more "
@@ -35,7 +36,14 @@ _HOW_TO_READ = (
 
 
 def steer_file(
-    settings: Settings, *, out: Path | None, model: Path | None, align: Alignment | None, force: bool
+    settings: Settings,
+    *,
+    out: Path | None,
+    model: Path | None,
+    align: Alignment | None,
+    force: bool,
+    resume: bool = False,
+    checkpoint_every: float = 30.0,
 ) -> None:
     """Print the table before and after, then write what was asked for.
 
@@ -49,6 +57,10 @@ def steer_file(
         Whether scores are aligned too.
     force : bool
         Whether files that exist may be replaced.
+    resume : bool, default=False
+        Whether the run that was interrupted is continued.
+    checkpoint_every : float, default=30
+        Seconds between checkpoints of a table that is read in pieces.
 
     Raises
     ------
@@ -62,8 +74,10 @@ def steer_file(
     if model is not None and model.suffix != ".safetensors" and not is_stream(model):
         raise UsageError(f"the map {model} must end in .safetensors, which is its format.")
     check_outputs([("--out", out), ("--model", model)], sources=[settings.file], force=force)
-    problem = read_problem(settings, report, steers_all=out is not None)
-    fitted = problem.fit(report, align)
+    memory = memory_of(settings, model or out, resume=resume)
+    problem = read_problem(settings, report, steers_all=out is not None, memory=memory)
+    checkpoint = problem.checkpoint(model or out, seconds=checkpoint_every, resume=resume)
+    fitted = problem.fit(report, align, checkpoint)
     steering = fitted if isinstance(fitted, FairSteeringTransformer) else fitted.steering_
     with (
         library_problems(),
@@ -87,10 +101,13 @@ def steer_file(
     report.comparison(result, steering)
     report.by_group(result)
     report.say(_HOW_TO_READ + "\n")
+    report.advice(result)
     if out is None and model is None:
         report.say("Nothing was written: --out writes the steered table, --model the map for new rows.")
         return
-    write_files(fitted, problem.description, problem.table, problem.carried, out, model, report)
+    write_files(fitted, problem.description, problem.source, problem.carried, out, model, report, problem.n_rows)
+    if checkpoint is not None:
+        checkpoint.remove()
 
 
 def check_table_path(path: Path) -> None:
@@ -102,11 +119,12 @@ def check_table_path(path: Path) -> None:
 def write_files(
     fitted: FairSteeringTransformer | IdealDistributionClassifier,
     description: TableDescription,
-    table: Table,
+    table: AnyTable,
     carried: list[str],
     out: Path | None,
     model: Path | None,
     report: Reporter,
+    total: int | None = None,
 ) -> None:
     """Write both files; they take their places only when both are complete.
 
@@ -116,7 +134,7 @@ def write_files(
         The map, or the classifier with aligned scores.
     description : TableDescription
         What the map knows of its table.
-    table : Table
+    table : Table or LargeTable
         Rows to steer.
     carried : list of str
         Columns that pass through.
@@ -124,26 +142,29 @@ def write_files(
         Where to write.
     report : Reporter
         Where to print.
+    total : int, default=None
+        Number of rows, if it is known.
     """
     with ExitStack() as stack:
         finished: list[tuple[Output, str]] = []
         if model is not None:
             output = stack.enter_context(writing(model))
-            output.file.write(_map_file(fitted, description))
+            output.file.write(map_file(fitted, description))
             steering: Any = getattr(fitted, "steering_", fitted)
             what = "the map" if isinstance(fitted, FairSteeringTransformer) else "the map and the aligned classifier"
             finished.append((output, f"{what} of {count(len(steering.groups_), 'group')}"))
         if out is not None:
             output = stack.enter_context(writing(out))
-            _write_table(fitted, description, table, carried, output, report)
-            finished.append((output, count(len(table), "steered row")))
+            n_rows = _write_table(fitted, description, table, carried, output, report, total)
+            finished.append((output, count(n_rows, "steered row")))
         for output, what in finished:
             output.commit()
             name = "standard output" if is_standard_output(output.target) else output.target.name
             report.say(f"Wrote {what} to {name}.")
 
 
-def _map_file(fitted: FairSteeringTransformer | IdealDistributionClassifier, description: TableDescription) -> bytes:
+def map_file(fitted: FairSteeringTransformer | IdealDistributionClassifier, description: TableDescription) -> bytes:
+    """Bytes of a map, with what it knows of its table."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "map.safetensors"
         try:
@@ -156,28 +177,40 @@ def _map_file(fitted: FairSteeringTransformer | IdealDistributionClassifier, des
 def _write_table(
     fitted: FairSteeringTransformer | IdealDistributionClassifier,
     description: TableDescription,
-    table: Table,
+    table: AnyTable,
     carried: list[str],
     output: Output,
     report: Reporter,
-) -> None:
-    """Steer and write piece by piece, so that only one piece of the output is in memory."""
+    total: int | None,
+) -> int:
+    """Steer and write piece by piece, so that only one piece of the output is in memory; give the number of rows."""
     encoder, sensitive = description.encoder, list(description.sensitive)
     steering: Any = getattr(fitted, "steering_", fitted)
     known = steering.moments_.groups.tolist()  # as they were before small groups merged
     parts = label_parts(known, len(sensitive))
     features = encoder.encoded_names
     more = _score_columns(fitted, description.target)
-    with library_problems(), quoting_warnings(lambda _: None), report.busy("steering"):
-        writer = open_writer(output.target, output.file, table, features, more, carried)
-        for rows in pieces(len(table), len(features)):
+    large = isinstance(table, LargeTable)
+    n_rows, gaps = 0, Gaps()
+    head = table.head if isinstance(table, LargeTable) else table
+    with library_problems(), quoting_warnings(lambda _: None), report.rows("steering", total) as advance:
+        writer = open_writer(output.target, output.file, head, features, more, carried)
+        needed = [*(column.name for column in encoder.columns), *sensitive, *writer.carried]
+        for piece in table.pieces(list(dict.fromkeys(needed)), n_numbers=len(features)):
             groups = pd.DataFrame(
-                {name: table.column(name, rows).labels(parts[j]) for j, name in enumerate(sensitive)}, dtype=object
+                {name: piece.column(name).labels(parts[j]) for j, name in enumerate(sensitive)}, dtype=object
             )
-            X = encoder.encode(table, rows)
+            X = encoder.encode(piece)
             steered = np.asarray(steering.transform(X, sensitive_features=groups), dtype=np.float64)
-            writer.write(steered, _scores(fitted, X, groups, more), rows)
+            writer.write(steered, _scores(fitted, X, groups, more), piece)
+            n_rows += len(piece)
+            if large:
+                gaps.add(encoder.gaps(piece))
+            advance(len(piece))
         writer.close()
+    if large:
+        encoder.tell_gaps(gaps, report.note, unseen=True)
+    return n_rows
 
 
 def _score_columns(fitted: Any, target: str) -> dict[str, pa.DataType]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from . import UsageError, count
 from ._columns import Column, Reading, shown
 from ._reading import Table
 
-__all__ = ["CategoricalColumn", "NumericColumn", "TableDescription", "TableEncoder"]
+__all__ = ["CategoricalColumn", "FeatureColumn", "Gaps", "NumericColumn", "TableDescription", "TableEncoder"]
 
 Tell = Callable[[str], None]
 
@@ -98,6 +99,20 @@ class CategoricalColumn:
 
 
 FeatureColumn = NumericColumn | CategoricalColumn
+
+
+@dataclass
+class Gaps:
+    """Values by column that are missing, that are words for that, and whose category has no 0/1 column."""
+
+    missing: Counter[str] = field(default_factory=Counter)
+    words: Counter[str] = field(default_factory=Counter)
+    unseen: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Gaps) -> None:
+        """Add those of other rows."""
+        for own, more in ((self.missing, other.missing), (self.words, other.words), (self.unseen, other.unseen)):
+            own.update(more)
 
 
 @dataclass(frozen=True)
@@ -205,15 +220,13 @@ class TableEncoder:
         """Names of the numeric columns, in order."""
         return [name for column in self.columns for name in column.encoded_names]
 
-    def encode(self, table: Table, rows: slice | None = None) -> pd.DataFrame:
+    def encode(self, table: Table) -> pd.DataFrame:
         """Encode rows.
 
         Parameters
         ----------
         table : Table
             Table with at least the columns of the fit.
-        rows : slice, optional
-            Which rows; by default all.
 
         Returns
         -------
@@ -225,7 +238,7 @@ class TableEncoder:
         UsageError
             If a numeric column holds text or infinite values.
         """
-        columns = [table.column(column.name, rows) for column in self.columns]
+        columns = [table.column(column.name) for column in self.columns]
         values = np.zeros((len(columns[0].values), len(self.encoded_names)))
         start = 0
         for described, column in zip(self.columns, columns, strict=True):
@@ -234,29 +247,48 @@ class TableEncoder:
             start = stop
         return pd.DataFrame(values, columns=self.encoded_names)
 
-    def tell_gaps(self, table: Table, tell: Tell) -> None:
-        """Say how many missing values a table has, and what they become.
+    def gaps(self, table: Table) -> Gaps:
+        """Count the missing values of a table, and those whose category has no 0/1 column.
 
         Parameters
         ----------
         table : Table
-            Rows that are about to be encoded.
-        tell : callable
-            Receives at most four sentences.
+            Rows that are about to be encoded, or some of them.
+
+        Returns
+        -------
+        Gaps
         """
-        gaps = {c.name: int(table.column(c.name).is_missing.sum()) for c in self.columns}
-        words: dict[str, int] = {}
+        found = Gaps()
+        for described in self.columns:
+            column = table.column(described.name)
+            n = int(column.is_missing.sum())
+            found.missing[described.name] += n
+            if isinstance(described, CategoricalColumn):
+                found.unseen[described.name] += int(((described.codes(column) < 0) & ~column.is_missing).sum())
+                if n:
+                    found.words.update({f"{word!r} in {column.name}": m for word, m in column.missing_words().items()})
+        return found
+
+    def tell_gaps(self, gaps: Gaps, tell: Tell, *, unseen: bool = False) -> None:
+        """Say how many values are missing, and what they become.
+
+        Parameters
+        ----------
+        gaps : Gaps
+            What `gaps` counted.
+        tell : callable
+            Receives at most five sentences.
+        unseen : bool, default=False
+            Whether to say as well how many values have no 0/1 column because their category was not there at the fit,
+            or rare.
+        """
         numeric: dict[str, int] = {}
         known: dict[str, int] = {}
         unknown: dict[str, int] = {}
         for column in self.columns:
-            if isinstance(column, NumericColumn):
-                numeric[column.name] = gaps[column.name]
-                continue
-            (known if column.missing else unknown)[column.name] = gaps[column.name]
-            if gaps[column.name]:
-                for word, n in table.column(column.name).missing_words().items():
-                    words[f"{word!r} in {column.name}"] = n
+            kind = numeric if isinstance(column, NumericColumn) else known if column.missing else unknown
+            kind[column.name] = gaps.missing[column.name]
         _tell_counts(tell, numeric, "missing value", "in numeric columns, filled with the column's median")
         _tell_counts(tell, known, "missing value", "in categorical columns, a category of their own")
         _tell_counts(
@@ -266,30 +298,15 @@ class TableEncoder:
             "in categorical columns that had none at the fit: 0 in every one of their 0/1 columns",
         )
         _tell_counts(
-            tell, words, "text", "read as missing among categories; --strict-na reads empty values only as missing"
+            tell, gaps.words, "text", "read as missing among categories; --strict-na reads empty values only as missing"
         )
-
-    def tell_unseen(self, table: Table, tell: Tell) -> None:
-        """Say how many values have no 0/1 column because their category was not there at the fit, or rare.
-
-        Parameters
-        ----------
-        table : Table
-            Rows that are about to be encoded.
-        tell : callable
-            Receives at most one sentence.
-        """
-        unseen = {}
-        for described in self.columns:
-            if isinstance(described, CategoricalColumn):
-                column = table.column(described.name)
-                unseen[described.name] = int(((described.codes(column) < 0) & ~column.is_missing).sum())
-        _tell_counts(
-            tell,
-            unseen,
-            "value",
-            "of categories without a 0/1 column of their own (rare or not seen at the fit): 0 in all of them",
-        )
+        if unseen:
+            _tell_counts(
+                tell,
+                gaps.unseen,
+                "value",
+                "of categories without a 0/1 column of their own (rare or not seen at the fit): 0 in all of them",
+            )
 
     def tell_leaks(self, table: Table, y: NDArray[Any], tell: Tell) -> None:
         """Name the columns that alone tell the class in nearly all rows.
@@ -571,10 +588,3 @@ def _column_from_json(block: Mapping[str, Any]) -> FeatureColumn:
         return NumericColumn(name, fill)
     categories = tuple(label_from_json(value) for value in block["categories"])
     return CategoricalColumn(name, categories, bool(block["missing"]))
-
-
-def pieces(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Rows that are steered and written at once, so that only they are in memory."""
-    size = max(1024, 4_000_000 // max(1, n_columns))  # 32 MB of float64
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))

@@ -158,8 +158,11 @@ def writing(path: Path) -> Iterator[Output]:
 class TableWriter(Protocol):
     """What writes a long table in pieces."""
 
-    def write(self, features: NDArray[np.float64], more: Sequence[pa.Array], rows: slice) -> None:
-        """Append rows: their features, columns that were computed, and the slice of the carried columns."""
+    #: Columns that pass through, those included that pandas keeps an index in.
+    carried: list[str]
+
+    def write(self, features: NDArray[np.float64], more: Sequence[pa.Array], piece: Table) -> None:
+        """Append rows: their features, columns that were computed, and the piece that has the carried columns."""
 
     def close(self) -> None:
         """Write what ends the file."""
@@ -226,7 +229,7 @@ class _CsvWriter:
         *,
         gzipped: bool,
     ) -> None:
-        self._table, self._dialect, self._carried = table, dialect, list(carried)
+        self._table, self._dialect, self.carried = table, dialect, list(carried)
         # Without a name and a time in it, a compressed file is the same bytes every time.
         self._zip = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) if gzipped else None
         self._file = cast("BinaryIO", self._zip) if self._zip is not None else file
@@ -236,13 +239,13 @@ class _CsvWriter:
         names = [*features, *more, *carried]
         self._emit([[self._quoted(name, always=dialect.quoted_names)] for name in names])
 
-    def write(self, features: NDArray[np.float64], more: Sequence[pa.Array], rows: slice) -> None:
+    def write(self, features: NDArray[np.float64], more: Sequence[pa.Array], piece: Table) -> None:
         columns = [self._numbers(column) for column in features.T]
         for values in more:
             floats = pa.types.is_floating(values.type)
             columns.append(self._numbers(values.to_numpy()) if floats else self._texts(values))
-        for name in self._carried:
-            values = self._table.column(name, rows).values
+        for name in self.carried:
+            values = piece.column(name).values
             always = self._table.dialect is not None and name in self._table.dialect.quoted
             columns.append(self._texts(values, always=always))
         self._emit(columns)
@@ -284,27 +287,26 @@ class _ParquetWriter:
         more: dict[str, pa.DataType],
         carried: Sequence[str],
     ) -> None:
-        self._table, self._carried = table, list(carried)
+        self.carried = list(carried)
         source = table.data.schema
         known = source.pandas_metadata or {}
         index = known.get("index_columns", [])
-        self._carried += [name for name in index if isinstance(name, str) and name in source.names]
+        self.carried += [name for name in index if isinstance(name, str) and name in source.names]
         fields = [pa.field(name, pa.float64()) for name in features]
         fields += [pa.field(name, kind) for name, kind in more.items()]
-        fields += [source.field(name) for name in self._carried]
+        fields += [source.field(name) for name in self.carried]
         self._schema = pa.schema(fields)
         if known:
             described = {column["field_name"]: column for column in known.get("columns", [])}
             columns = [_describe(field) for field in fields[: len(features) + len(more)]]
-            columns += [described[name] for name in self._carried if name in described]
+            columns += [described[name] for name in self.carried if name in described]
             block = {**known, "columns": columns, "index_columns": index}
             self._schema = self._schema.with_metadata({b"pandas": json.dumps(block).encode()})
         self._writer = parquet.ParquetWriter(file, self._schema)
 
-    def write(self, features: NDArray[np.float64], more: Sequence[pa.Array], rows: slice) -> None:
-        data = self._table.data.slice(rows.start, rows.stop - rows.start)
+    def write(self, features: NDArray[np.float64], more: Sequence[pa.Array], piece: Table) -> None:
         arrays = [pa.array(column) for column in np.ascontiguousarray(features.T)]
-        arrays += [*more, *(data.column(name) for name in self._carried)]
+        arrays += [*more, *(piece.data.column(name) for name in self.carried)]
         self._writer.write_table(pa.table(arrays, schema=self._schema))
 
     def close(self) -> None:

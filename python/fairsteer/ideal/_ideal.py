@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from fairsteer import _core
 from fairsteer._utils.input import brief, few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.threads import own_threads
+from fairsteer.ideal._certificate import CellGaussians, Certificate, cell_certificate
 from fairsteer.ideal._restricted import in_common_frame, solve_restricted
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
 
@@ -50,43 +52,6 @@ _FAR = 1e10
 
 # What the core counts iterations in.
 _MOST_ITERATIONS = 2**62
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What nearness to an ideal distribution promises about the distribution itself.
-
-    Bounds for every classifier that is exactly fair on the ideal distribution when it is used on the fitted one
-    (Pinsker 1964; Bretagnolle and Huber 1979). They are statements about the fitted Gaussians, not about data.
-
-    Attributes
-    ----------
-    total_variation : ndarray of shape (n_classes, n_groups)
-        Bound on the total variation between a subgroup and its ideal, in [0, 1].
-    equal_opportunity : ndarray of shape (n_classes,)
-        For every class, a bound on the difference of prediction rates between any two groups given that class,
-        in [0, 1].
-    accuracy : float
-        Bound on the difference of the error rates on the two distributions, in [0, 1].
-    """
-
-    total_variation: FloatArray
-    equal_opportunity: FloatArray
-    accuracy: float
-
-    def __repr__(self) -> str:
-        return f"Certificate(equalized_odds={self.equalized_odds:.3g}, accuracy={self.accuracy:.3g})"
-
-    @property
-    def equalized_odds(self) -> float:
-        """Largest of the bounds over the classes."""
-        return float(self.equal_opportunity.max())
-
-
-def _total_variation_bound(kl: Any) -> Any:
-    """min(sqrt(KL/2), sqrt(1 - exp(-KL))): theory of Pinsker, and of Bretagnolle and Huber."""
-    kl = np.maximum(kl, 0.0)
-    return np.minimum(np.sqrt(kl / 2), np.sqrt(-np.expm1(-kl)))
 
 
 def _read_only(array: FloatArray) -> FloatArray:
@@ -142,6 +107,10 @@ class IdealDistribution:
         Iterations that were needed, at least 1.
     converged : bool
         Whether they ended because of `tol`.
+    cells : CellGaussians or None
+        Gaussians of the subgroups, where more is known of them than the model says: `certificate` is about these.
+    known_certificate : Certificate or None
+        What `certificate` gives, where it was found before.
     """
 
     classes: NDArray[Any]
@@ -164,6 +133,8 @@ class IdealDistribution:
     source_covariances: FloatArray
     linear: FloatArray
     offset: FloatArray
+    cells: CellGaussians | None = None
+    known_certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -303,16 +274,54 @@ class IdealDistribution:
         return _core.transport_map(np.ascontiguousarray(source), np.ascontiguousarray((target + target.T) / 2))
 
     @cached_property
+    def model_certificate(self) -> Certificate:
+        """What the divergence promises of the Gaussians of the model, `cell_divergence` and `kl_divergence`."""
+        own = self.covariance == "full" or (self.covariance == "tied" and len(self.classes) == 1)
+        return Certificate.of_divergences(self.cell_divergence, self.kl_divergence, "cells" if own else "model")
+
+    @cached_property
     def certificate(self) -> Certificate:
-        """Bounds that the divergence puts on fairness gaps and on accuracy (theory of Pinsker and others)."""
-        bound = _total_variation_bound(self.cell_divergence)
-        # The two largest of a class, whichever groups they belong to; a single group has no gap.
-        gaps = np.sort(bound, axis=1)[:, -2:].sum(axis=1) * (bound.shape[1] > 1)
-        return Certificate(
-            total_variation=_read_only(bound),
-            equal_opportunity=_read_only(np.minimum(gaps, 1.0)),
-            accuracy=float(_total_variation_bound(self.kl_divergence)),
+        """What the maps promise of the Gaussians of the subgroups themselves; `model_certificate` if these are unknown.
+
+        Found when first asked for, in a time that grows with the number of subgroups and the third power of that of
+        the features.
+        """
+        if self.known_certificate is not None:
+            return self.known_certificate
+        if self.cells is None:
+            return self.model_certificate
+        return self.certify(self.cells)
+
+    def certify(self, cells: CellGaussians) -> Certificate:
+        """Certify the maps against Gaussians of the subgroups.
+
+        Parameters
+        ----------
+        cells : CellGaussians
+            Of these classes and groups.
+
+        Returns
+        -------
+        certificate : Certificate
+            What the maps promise of these.
+        """
+        return cell_certificate(
+            cells,
+            classes=self.classes.tolist(),
+            linear=self.linear,
+            offset=self.offset,
+            model_means=self.source_means,
+            model_covariances=self.source_covariances[None] if self.covariance == "tied" else self.source_covariances,
+            class_prior=self.class_prior,
+            group_prior=self.group_prior,
+            reference=self.reference,
+            unseen_divergence=self.cell_divergence,
         )
+
+    @property
+    def reference(self) -> int | None:
+        """Position of the reference group; None unless "affirmative"."""
+        return self.groups.tolist().index(self.reference_group) if self.intervention == "affirmative" else None
 
     def divergence_from(self, moments: SubgroupMoments) -> float:
         """KL(D~ || D') for other moments D' than those the ideal distribution was fitted to.
@@ -506,7 +515,10 @@ def nearest_ideal(
     if max_time is not None and not max_time > 0:
         msg = f"max_time must be positive or None, not {max_time}."
         raise ValueError(msg)
+    cells = None
     if covariance == "tied":
+        if moments.covariance == "full" and moments.n_classes > 1:
+            cells = CellGaussians(copy.deepcopy(moments))
         moments = moments.tie()
     elif moments.covariance != covariance:
         msg = (
@@ -579,8 +591,11 @@ def nearest_ideal(
             stacklevel=2,
         )
     shares = weights / weights.sum()
-    _warn_of_vanishing("group", result["group_prior"], shares.sum(axis=0), moments.groups.tolist())
-    _warn_of_vanishing("class", result["class_prior"], shares.sum(axis=1), moments.classes[present].tolist())
+    for what, prior, share, labels in (
+        ("group", result["group_prior"], shares.sum(axis=0), moments.groups),
+        ("class", result["class_prior"], shares.sum(axis=1), moments.classes[present]),
+    ):
+        _warn_of_vanishing(what, prior, share, labels.tolist(), covariance)
     return IdealDistribution(
         classes=moments.classes[present],
         groups=moments.groups.copy(),
@@ -604,6 +619,7 @@ def nearest_ideal(
         source_covariances=covariances,
         linear=result["linear"],
         offset=result["offset"],
+        cells=cells,
     )
 
 
@@ -687,16 +703,20 @@ def _warn_of_empty_cells(moments: SubgroupMoments) -> None:
     )
 
 
-def _warn_of_vanishing(what: str, prior: FloatArray, share: FloatArray, labels: list[Any]) -> None:
+def _warn_of_vanishing(
+    what: str, prior: FloatArray, share: FloatArray, labels: list[Any], covariance: CovarianceModel
+) -> None:
     """Shares are free in the ideal distribution: a group or class that is far away may be given up for little."""
+    less_noise = "covariances that fit less noise, by more shrinkage"
+    if covariance == "full":
+        less_noise += ", more pooling or covariance='tied'"
     for label, now, before in zip(labels, prior.tolist(), share.tolist(), strict=True):
         if now < _VANISHING * before:
             warnings.warn(
                 f"The nearest ideal distribution all but leaves out {what} {label!r}: its share falls from "
                 f"{before:.3g} to {now:.2g}, which costs less divergence than to move it. Ideal sample weights would "
                 f"silence the {what}. Use intervention='affirmative', which keeps the shares of every group and of the "
-                "reference group's classes, or covariances that fit less noise: covariance='tied', more pooling or "
-                "more shrinkage.",
+                f"reference group's classes, or {less_noise}.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -191,7 +191,8 @@ def group_leakage(
         warn_caller(f"{n_unknown} of {len(codes)} rows have no group and are left out of the measurement.")
     classes, y_codes = np.unique(labels, return_inverse=True)
     kept = (codes >= 0) & (weight > 0)
-    tasks, left_out = [], []
+    tasks: list[Task] = []
+    left_out: list[str] = []
     for k, label in enumerate(classes.tolist()):
         of_class = kept & (y_codes == k)
         counts = np.bincount(codes[of_class], minlength=len(encoder.groups_))
@@ -199,23 +200,49 @@ def group_leakage(
         few_rows = np.flatnonzero((counts > 0) & (counts < 2 * cv))
         left_out += [f"class {label!r}, group {encoder.groups_.tolist()[a]!r} ({counts[a]} rows)" for a in few_rows]
         if len(enough) >= 2:
-            tasks.append((label, enough, np.flatnonzero(of_class & np.isin(codes, enough))))
+            rows = np.flatnonzero(of_class & np.isin(codes, enough))
+            splits = StratifiedKFold(cv, shuffle=True, random_state=0).split(rows, codes[rows])
+            tasks.append(Task(label, enough, [(X, rows[train], rows[test]) for train, test in splits]))
     if left_out:
         warn_caller(f"Subgroups of fewer than {2 * cv} rows are left out of the measurement: {few(left_out)}.")
+    return told_apart(tasks, model, family, codes, weight, encoder.groups_.tolist(), n_jobs, confidence_level)
+
+
+class Task(NamedTuple):
+    """Rows of one class, whose groups are to be told apart."""
+
+    label: Any
+    present: npt.NDArray[np.intp]
+    """Codes of the groups that are compared; every one is among the rows to learn from in every fold."""
+    folds: list[tuple[Any, npt.NDArray[np.intp], npt.NDArray[np.intp]]]
+    """Features of all rows, positions of those to learn from, and of those to judge."""
+
+
+def told_apart(
+    tasks: Sequence[Task],
+    model: Any,
+    family: str,
+    codes: Codes,
+    weight: Doubles,
+    names: Sequence[Any],
+    n_jobs: int | None,
+    confidence_level: float,
+) -> GroupLeakage:
+    """Measure how well a model tells groups apart that it has not seen, see `group_leakage`."""
     jobs = [
-        delayed(_held_out)(model, X, codes, weight, rows[train], rows[test], present)
-        for _, present, rows in tasks
-        for train, test in StratifiedKFold(cv, shuffle=True, random_state=0).split(rows, codes[rows])
+        delayed(_held_out)(model, X, codes, weight, train, test, task.present)
+        for task in tasks
+        for X, train, test in task.folds
     ]
-    folds = Parallel(n_jobs=n_jobs)(jobs)
+    answers = iter(Parallel(n_jobs=n_jobs)(jobs))
     pairs: list[tuple[Any, Any, Any]] = []
     found: list[tuple[float, float, float, float, float]] = []
-    for task, (label, present, _) in enumerate(tasks):
-        part = folds[task * cv : (task + 1) * cv]
+    for task in tasks:
+        part = [next(answers) for _ in task.folds]
         rows, proba = np.concatenate([f[0] for f in part]), np.concatenate([f[1] for f in part])
+        present = task.present
         for i, j in combinations(range(len(present)), 2):
-            names = encoder.groups_.tolist()
-            pairs.append((label, names[present[i]], names[present[j]]))
+            pairs.append((task.label, names[present[i]], names[present[j]]))
             found.append(_compare(proba[:, i], proba[:, j], codes[rows], weight[rows], present[i], present[j]))
     numbers = np.array(found).reshape(-1, 5)
     rates, sizes = numbers[:, :2], numbers[:, 2:4]

@@ -15,8 +15,10 @@ from fairsteer._utils.threads import own_threads
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles
 from fairsteer._utils.weights import rows_behind
 from fairsteer.moments._borrowing import borrowed_sums
+from fairsteer.moments._coordinates import Coordinates, check_same_features, check_same_kinds, checked_names
 from fairsteer.moments._covariances import Covariances, covariance_model, matching_model
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
+from fairsteer.moments._mixed import add_cells, add_rows
 from fairsteer.moments._shrinkage import FORMULAS, formula_intensity, shrunk_covariances
 from fairsteer.moments._standardizing import class_factors, common_factors, small_columns
 from fairsteer.moments._table import LISTED_CELLS, weight_table
@@ -46,6 +48,16 @@ class SubgroupMoments:
     cell_counts : array-like of shape (n_classes, n_groups), default=None
         With "tied", weight of the rows that every subgroup will have, known beforehand: the classes then have the same
         weights in the covariance of every group (standardised pooling, see `tie`). Only ratios matter.
+    feature_names : array-like of str of shape (n_features,), default=None
+        Names of the features; moments with other names are not merged with these.
+    coordinates : tuple (log, scale, shift) or transformer, default=None
+        Coordinates in which rows are added up, if they are not the features themselves: ``scale * x + shift``, with
+        arrays of shape (n_features,), of the features or, if `log`, of their logarithms; or the transformer that leads
+        to them. It is compared when moments are merged, and changes nothing about `update`.
+    rescalable : bool, default=False
+        With "full", whether mixed third and fourth moments of all pairs of features are kept, so that `rescaled` can
+        choose the scale of the features later: for sites that do not know what scale the rows of all will have. Takes
+        three times the memory and more than three times as long.
 
     Attributes
     ----------
@@ -58,6 +70,10 @@ class SubgroupMoments:
         less.
     classes, groups : ndarray
         The labels.
+    feature_names : tuple of str or None
+        As given.
+    coordinates : tuple, transformer or None
+        As given.
 
     See Also
     --------
@@ -90,6 +106,9 @@ class SubgroupMoments:
         groups: Iterable[Any],
         covariance: CovarianceModel = "tied",
         cell_counts: ArrayLike | None = None,
+        feature_names: Iterable[str] | None = None,
+        coordinates: Any = None,
+        rescalable: bool = False,
     ) -> None:
         model = covariance_model(covariance)
         if n_features < 1:
@@ -99,6 +118,8 @@ class SubgroupMoments:
         self.classes = check_labels(classes, "classes")
         self.groups = check_labels(groups, "groups")
         self.covariance: CovarianceModel = covariance
+        self.feature_names = checked_names(feature_names, self.n_features)
+        self.coordinates = Coordinates(*coordinates) if type(coordinates) is tuple else coordinates
         self._shrunk: Doubles | None = None
         self._pooling = 0.0
         K, G, d = len(self.classes), len(self.groups), self.n_features
@@ -109,6 +130,13 @@ class SubgroupMoments:
         # Third and fourth moments, for the Ledoit-Wolf intensity.
         self._cubics: Doubles = np.zeros((K, G, d))
         self._quartics: Doubles = np.zeros(model.quartic_shape(K, G, d))
+        # Mixed third and fourth moments of the cells, where the scale of the features is to be chosen later.
+        self._mixed: tuple[Doubles, Doubles] | None = None
+        if rescalable:
+            if covariance != "full":
+                msg = f"rescalable moments need covariance='full', not {covariance!r}."
+                raise ValueError(msg)
+            self._mixed = (np.zeros((K, G, d, d)), np.zeros((K, G, d, d)))
         # With which weights, relative to their own, rows enter the scatter of their group, and the sums of those.
         self._factors: Doubles | None = None
         self._scatter_sums: tuple[Doubles, Doubles] | None = None
@@ -314,6 +342,9 @@ class SubgroupMoments:
                 raise ValueError(msg)
         for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
             vars(self)[name] = _writable(vars(self)[name])
+        if self._mixed is not None:
+            mixed = tuple(np.array(sums) for sums in self._mixed)
+            add_rows((mixed[0], mixed[1]), (self.weights, self.means, self._scatters), X, y, a, weights)
         of_cells = []
         if self._factors is not None and self._scatter_sums is not None:
             self._scatter_sums = (_writable(self._scatter_sums[0]), _writable(self._scatter_sums[1]))
@@ -342,6 +373,8 @@ class SubgroupMoments:
             raise ValueError(msg) from error
         for sums, added in zip((self.weights, self._weight_squares), of_cells, strict=False):
             sums += added.reshape(sums.shape)
+        if self._mixed is not None:
+            self._mixed = (mixed[0], mixed[1])
         return self
 
     @staticmethod
@@ -374,19 +407,27 @@ class SubgroupMoments:
         Raises
         ------
         ValueError
-            When the number of features or the covariance model differs, or one of the two is shrunk.
+            When the features, their order, their coordinates, the covariance model or the kinds of labels (text,
+            numbers) differ, or one of the two is shrunk.
 
         Notes
         -----
         Exact, but for the Ledoit-Wolf intensity of the tied model, which keeps one scatter a group: there a term of
         relative size 1/n uses the group's scatter for that of its classes.
         """
-        if self.n_features != other.n_features or self.covariance != other.covariance:
+        check_same_kinds("classes", self.classes, other.classes)
+        check_same_kinds("groups", self.groups, other.groups)
+        return self._united(other)
+
+    def _united(self, other: SubgroupMoments) -> SubgroupMoments:
+        """Merge moments whose labels may be of different kinds."""
+        if self.covariance != other.covariance:
             msg = (
-                f"Moments of {other.n_features} features with covariance={other.covariance!r} cannot be merged "
-                f"with those of {self.n_features} features with covariance={self.covariance!r}."
+                f"Moments with covariance={other.covariance!r} cannot be merged with those with "
+                f"covariance={self.covariance!r}; accumulate both with the same."
             )
             raise ValueError(msg)
+        names, coordinates = check_same_features(self, other)
         if self._regularised or other._regularised:
             msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
             raise ValueError(msg)
@@ -395,6 +436,9 @@ class SubgroupMoments:
             classes=union_of_labels(self.classes, other.classes),
             groups=union_of_labels(self.groups, other.groups),
             covariance=self.covariance,
+            feature_names=names,
+            coordinates=coordinates,
+            rescalable=self._mixed is not None and other._mixed is not None,
         )
         places = [
             np.ix_(positions_within(part.classes, merged.classes), positions_within(part.groups, merged.groups))
@@ -404,6 +448,9 @@ class SubgroupMoments:
             merged._weigh_classes_alike(common_factors(self, other, places, merged.weights.shape))
         for part, (k, a) in zip((self, other), places, strict=True):
             cells = np.ascontiguousarray((k * merged.n_groups + a).ravel())
+            if merged._mixed is not None and part._mixed is not None:
+                sums, of_part = ((one.weights, one.means, one._scatters) for one in (merged, part))
+                add_cells(merged._mixed, sums, part._mixed, of_part, (k, a))
             _core.merge_moments(self.covariance, merged._sums(), tuple(map(_writable, part._sums())), cells)
             if merged._factors is not None:
                 merged.weights[k, a] += part.weights
@@ -417,6 +464,23 @@ class SubgroupMoments:
     def __radd__(self, other: Any) -> SubgroupMoments:
         """Let ``sum`` begin, which it does with 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def _empty(
+        self,
+        *,
+        classes: Iterable[Any] | None = None,
+        groups: Iterable[Any] | None = None,
+        covariance: CovarianceModel | None = None,
+    ) -> SubgroupMoments:
+        """Moments of no rows, of the same features."""
+        return SubgroupMoments(
+            self.n_features,
+            classes=self.classes if classes is None else classes,
+            groups=self.groups if groups is None else groups,
+            covariance=covariance or self.covariance,
+            feature_names=self.feature_names,
+            coordinates=self.coordinates,
+        )
 
     @property
     def _regularised(self) -> bool:
@@ -517,7 +581,7 @@ class SubgroupMoments:
         if self._regularised:
             msg = "Pooled or shrunk moments cannot be merged; merge the ones they were made from first."
             raise ValueError(msg)
-        one = SubgroupMoments(self.n_features, classes=self.classes, groups=[into], covariance=self.covariance)
+        one = self._empty(groups=[into])
         if self._factors is not None:
             some = self._factors[:, [place[label] for label in merging]]
             joint = some.max(axis=1, keepdims=True, initial=0.0)
@@ -532,12 +596,10 @@ class SubgroupMoments:
                 one.weights += part.weights
                 one._weight_squares += part._weight_squares
         kept = [a for label, a in place.items() if label not in merging]
-        return self._of_groups(kept).merge(one) if kept else one
+        return self._of_groups(kept)._united(one) if kept else one
 
     def _of_groups(self, positions: list[int]) -> SubgroupMoments:
-        part = SubgroupMoments(
-            self.n_features, classes=self.classes, groups=self.groups[positions], covariance=self.covariance
-        )
+        part = self._empty(groups=self.groups[positions])
         if self._factors is not None:
             part._weigh_classes_alike(self._factors[:, positions])
             part.weights[:], part._weight_squares[:] = self.weights[:, positions], self._weight_squares[:, positions]
@@ -575,9 +637,7 @@ class SubgroupMoments:
         if not self.model.by_class:
             msg = "Tied moments keep no covariance of single classes; accumulate with covariance='full'."
             raise ValueError(msg)
-        part = SubgroupMoments(
-            self.n_features, classes=self.classes[kept], groups=self.groups, covariance=self.covariance
-        )
+        part = self._empty(classes=self.classes[kept])
         for to, array in zip(part._sums(), self._sums(), strict=True):
             to[...] = array[kept]
         part._pooling, part._factors = self._pooling, None if self._factors is None else self._factors[kept]
@@ -654,11 +714,17 @@ class SubgroupMoments:
         if not self.model.matrices:
             msg = "Diagonal moments keep no covariance between features; use covariance='diagonal'."
             raise ValueError(msg)
-        tied = SubgroupMoments(self.n_features, classes=self.classes, groups=self.groups, covariance="tied")
+        return self._tied(class_factors(self.weights) if standardize else None)
+
+    def _tied(self, factors: Doubles | None) -> SubgroupMoments:
+        """Pool the covariances of the classes, whose rows count with these weights (K, G) relative to their own."""
+        tied = self._empty(covariance="tied")
         tied.weights[:], tied._weight_squares[:] = self.weights, self._weight_squares
         tied.means[:], tied._cubics[:], tied._quartics[:] = self.means, self._cubics, self._quartics
-        factors = class_factors(self.weights) if standardize else np.ones_like(self.weights)
-        tied._scatters[:] = (factors[..., None, None] * self._scatters).sum(axis=0)
+        standardize = factors is not None
+        factors = np.ones_like(self.weights) if factors is None else factors
+        for of_class, scatters in zip(factors, self._scatters, strict=True):  # there may be gigabytes of them
+            tied._scatters += of_class[:, None, None] * scatters
         if standardize:
             tied._weigh_classes_alike(factors)
             tied._cubics *= factors[..., None]
@@ -669,6 +735,100 @@ class SubgroupMoments:
         totals = weights.sum(axis=0)[:, None, None]
         pooled = (self._shrunk * weights[..., None, None]).sum(axis=0)
         return tied._replace_covariances(np.divide(pooled, totals, out=np.zeros_like(pooled), where=totals > 0))
+
+    @property
+    def rescalable(self) -> bool:
+        """Whether `rescaled` can change the scale of the features."""
+        return self._mixed is not None
+
+    def rescaled(self, scale: ArrayLike, shift: ArrayLike = 0.0) -> SubgroupMoments:
+        """Moments of the same rows in other units.
+
+        Parameters
+        ----------
+        scale : array-like of shape (n_features,)
+            Factors of the features, finite and not zero.
+        shift : array-like of shape (n_features,), default=0
+            What is added afterwards.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            Those of ``scale * x + shift``, up to rounding.
+
+        Raises
+        ------
+        ValueError
+            When the moments are not `rescalable`, or pooled or shrunk, or a scale is zero or not finite.
+        """
+        if self._mixed is None:
+            msg = (
+                "The scale of these moments is fixed: their fourth moments are sums over features. Accumulate with "
+                "SubgroupMoments(…, covariance='full', rescalable=True)."
+            )
+            raise ValueError(msg)
+        if self._regularised:
+            msg = "Pooled or shrunk moments cannot be rescaled; rescale the ones they were made from."
+            raise ValueError(msg)
+        d = self.n_features
+        s, t = (np.broadcast_to(np.asarray(one, dtype=np.float64), (d,)) for one in (scale, shift))
+        if not (np.isfinite(s).all() and np.isfinite(t).all() and (s != 0).all()):
+            msg = "scale must be finite and not zero, and shift finite."
+            raise ValueError(msg)
+        moments = self._empty()
+        thirds, fourths = (
+            self._mixed[0] * np.outer(s**2, s),
+            self._mixed[1] * np.outer(s**2, s**2),
+        )
+        moments._mixed = thirds, fourths
+        moments.weights[:], moments._weight_squares[:] = self.weights, self._weight_squares
+        moments.means[self.weights > 0] = s * self.means[self.weights > 0] + t
+        moments._scatters[:] = self._scatters * np.outer(s, s)
+        moments._cubics[:], moments._quartics[:] = thirds.sum(axis=2), fourths.sum(axis=(2, 3))
+        before = self.coordinates
+        if before is None:
+            moments.coordinates = Coordinates(False, np.array(s), np.array(t))
+        elif isinstance(before, Coordinates):
+            moments.coordinates = Coordinates(before.log, s * before.scale, s * before.shift + t)
+        else:
+            moments.coordinates = (before, s, t)
+        return moments
+
+    def diagonal(self) -> SubgroupMoments:
+        """Moments of the same rows that keep no covariance between features.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            With ``covariance="diagonal"``; `self` when it has that already.
+
+        Raises
+        ------
+        ValueError
+            When the moments are not `rescalable`, and so do not know the fourth powers of single features; or pooled
+            or shrunk.
+        """
+        if self.covariance == "diagonal":
+            return self
+        if self._mixed is None or self._regularised:
+            msg = (
+                "These moments do not know the fourth powers of single features. Accumulate with "
+                "SubgroupMoments(…, covariance='diagonal'), or with covariance='full' and rescalable=True."
+            )
+            raise ValueError(msg)
+        moments = self._empty(covariance="diagonal")
+        moments.weights[:], moments._weight_squares[:], moments.means[:] = (
+            self.weights,
+            self._weight_squares,
+            self.means,
+        )
+        for to, matrices in (
+            (moments._scatters, self._scatters),
+            (moments._cubics, self._mixed[0]),
+            (moments._quartics, self._mixed[1]),
+        ):
+            to[:] = np.diagonal(matrices, axis1=-2, axis2=-1)
+        return moments
 
     def shrinkage_intensity(self, shrinkage: str) -> Doubles:
         """Intensity in [0, 1] that "ledoit_wolf" or "oas" gives every covariance.

@@ -61,7 +61,11 @@ def formula_intensity(moments: SubgroupMoments, shrinkage: str) -> Doubles:
     unit = np.abs(moments.covariances).max(initial=0.0) or 1.0
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         fourth = quartics / weights.reshape(weights.shape + (1,) * (quartics.ndim - weights.ndim)) / unit / unit
-        intensity = model.intensity(shrinkage, moments.covariances / unit, fourth, rows_behind(weights, squares))
+        if moments._scatter_sums is None:
+            rows = rows_behind(weights, squares)
+        else:  # the rows of a cell count as ever; what the cells weigh makes the effective number smaller
+            rows = weights**2 / np.sum(own_weights**2 / moments.sizes, axis=0, where=moments.sizes > 0)
+        intensity = model.intensity(shrinkage, moments.covariances / unit, fourth, rows)
     # 0/0: nothing to shrink (one feature, or a multiple of the identity already).
     clipped: Doubles = np.clip(np.nan_to_num(intensity, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
     return clipped
@@ -81,6 +85,8 @@ def _fit_estimator(
         if not rows.any():
             continue
         centred = X[rows] - moments.means[y_codes[rows], group_codes[rows]]
+        if moments._factors is not None:  # of classes that weigh alike in every group
+            centred *= np.sqrt(moments._factors[y_codes[rows], group_codes[rows]])[:, None]
         fitted = np.asarray(getattr(clone(estimator).fit(centred), "covariance_", None))
         if fitted.shape != shape or not np.isfinite(fitted).all():
             found = "none" if fitted.ndim == 0 else f"one of shape {fitted.shape}"

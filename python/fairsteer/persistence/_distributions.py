@@ -7,11 +7,13 @@ from typing import Any, get_args
 from numpy.typing import NDArray
 
 from fairsteer._utils.fields import Fields
+from fairsteer._utils.input import brief
 from fairsteer._utils.labels import label_to_json, labels_to_json
 from fairsteer._utils.types import CovarianceModel
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import IdealDistribution, Intervention, MapType
+from fairsteer.ideal import Certificate, IdealDistribution, Intervention, MapType
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._coordinates import Coordinates
 from fairsteer.moments._covariances import covariance_model
 from fairsteer.moments._moments import SUMS
 from fairsteer.persistence._checks import check_finite_number, listed_names, shares, symmetric
@@ -51,14 +53,28 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
             tensors.update(
                 {"moments.own_weights": moments.weights, "moments.own_weight_squares": moments._weight_squares}
             )
+    if moments._mixed is not None:
+        tensors["moments.thirds"], tensors["moments.fourths"] = moments._mixed
+    coordinates = moments.coordinates
+    if isinstance(coordinates, Coordinates):
+        tensors.update({"moments.scale": coordinates.scale, "moments.shift": coordinates.shift})
+    elif coordinates is not None:
+        msg = (
+            f"Moments in the coordinates of {brief(coordinates)} cannot be saved without pickling it; those of "
+            "features as they are, of their logarithms, and of shifts and scales can."
+        )
+        raise ValueError(msg)
     return {
         "n_features": moments.n_features,
+        "feature_names": listed_names(moments.feature_names),
+        "coordinates": None if coordinates is None else {"log": bool(coordinates.log)},
         "covariance": moments.covariance,
         "classes": labels_to_json(moments.classes),
         "groups": labels_to_json(moments.groups),
         "pooling": float(moments._pooling),
         "shrunk": moments._shrunk is not None,
         "standardized": moments._factors is not None,
+        "rescalable": moments._mixed is not None,
     }
 
 
@@ -70,7 +86,20 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
     shapes = ((K, G), (K, G), (K, G, d), scatter, (K, G, d), model.quartic_shape(K, G, d))
     # Taken first, so that a header's word alone never makes memory be allocated.
     sums = [tensors.take(f"moments.{name.lstrip('_')}", shape) for name, shape in zip(SUMS, shapes, strict=True)]
-    moments = SubgroupMoments(d, classes=classes, groups=groups, covariance=covariance)
+    coordinates = None
+    if "coordinates" in block:
+        scale, shift = tensors.take("moments.scale", (d,)), tensors.take("moments.shift", (d,))
+        if (scale == 0).any():
+            raise ValueError("a scale of its coordinates is zero")
+        coordinates = Coordinates(block.fields("coordinates").flag("log"), scale, shift)
+    moments = SubgroupMoments(
+        d,
+        classes=classes,
+        groups=groups,
+        covariance=covariance,
+        feature_names=block.names("feature_names", d),
+        coordinates=coordinates,
+    )
     for to, array in zip(moments._sums(), sums, strict=True):
         to[...] = array
     _check_sums(moments)
@@ -85,6 +114,12 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
             if min(array.min() for array in own) < 0 or not own[0].any():
                 raise ValueError("a weight of its moments is negative, or all are zero")
             moments.weights, moments._weight_squares = own
+    if block.flag("rescalable"):
+        if covariance != "full":
+            raise ValueError("its moments are rescalable and not full")
+        moments._mixed = (tensors.take("moments.thirds", scatter), tensors.take("moments.fourths", scatter))
+        if (moments._mixed[1] < 0).any():
+            raise ValueError("a fourth moment is negative")
     moments._pooling = block.number("pooling", 0, 1)
     if block.flag("shrunk"):
         moments._shrunk = _covariances("moments.shrunk", tensors, covariance, scatter)
@@ -94,16 +129,19 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
 def pack_model(model: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe the moments that were projected: merged, shrunk and filled up ones."""
     tensors.update({f"model.{name}": getattr(model, name) for name in ("weights", "means", "covariances")})
-    return {"groups": labels_to_json(model.groups)}
+    return {"groups": labels_to_json(model.groups), "covariance": model.covariance}
 
 
 def unpack_model(block: Fields, moments: SubgroupMoments, tensors: Tensors) -> SubgroupMoments:
     groups = block.labels("groups")
     K, G, d = moments.n_classes, len(groups), moments.n_features
     weights, means = tensors.take("model.weights", (K, G)), tensors.take("model.means", (K, G, d))
-    shape = moments.model.shape(K, G, d)
-    covariances = _covariances("model.covariances", tensors, moments.covariance, shape)
-    model = SubgroupMoments(d, classes=moments.classes, groups=groups, covariance=moments.covariance)
+    # Moments of cells may have been tied.
+    allowed = ("full", "tied") if moments.covariance == "full" else (moments.covariance,)
+    covariance = block.text("covariance", allowed)
+    shape = covariance_model(covariance).shape(K, G, d)
+    covariances = _covariances("model.covariances", tensors, covariance, shape)
+    model = moments._empty(groups=groups, covariance=covariance)
     model.weights[...], model.means[...] = weights, means
     _check_sums(model)
     return model._replace_covariances(covariances)
@@ -138,6 +176,10 @@ def _covariances(name: str, tensors: Tensors, covariance: str, shape: tuple[int,
 def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     shapes = _ideal_shapes(ideal.covariance, ideal.map_type, len(ideal.classes), *ideal.offset.shape)
     tensors.update({f"ideal.{name}": getattr(ideal, name) for name in shapes})
+    # What it was found from is as large as the moments, and of no other use.
+    known = ideal.known_certificate if ideal.cells is None else ideal.certificate
+    if known is not None:
+        tensors["ideal.total_variation"] = known.total_variation
     return {
         "classes": labels_to_json(ideal.classes),
         "groups": labels_to_json(ideal.groups),
@@ -149,6 +191,7 @@ def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> di
         "covariance": ideal.covariance,
         "n_iter": int(ideal.n_iter),
         "converged": bool(ideal.converged),
+        "certificate": None if known is None else {"accuracy": known.accuracy, "gaussians": known.gaussians},
     }
 
 
@@ -189,8 +232,19 @@ def unpack_ideal(
         covariance=covariance,
         n_iter=block.integer("n_iter"),
         converged=block.flag("converged"),
+        known_certificate=_unpack_certificate(block, (len(classes), len(groups)), tensors),
         **arrays,
     )
+
+
+def _unpack_certificate(block: Fields, shape: tuple[int, int], tensors: Tensors) -> Certificate | None:
+    if "certificate" not in block:
+        return None
+    inner = block.fields("certificate")
+    bound = tensors.take("ideal.total_variation", shape)
+    if (bound < 0).any() or (bound > 1).any():
+        raise ValueError("a bound of its certificate is no probability")
+    return Certificate.of_bounds(bound, inner.number("accuracy", 0, 1), inner.text("gaussians", ("cells", "model")))
 
 
 def _ideal_shapes(covariance: str, map_type: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:

@@ -20,11 +20,13 @@ from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
-from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
 from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import Certificate, IdealDistribution
+from fairsteer.ideal import CellGaussians, Certificate, IdealDistribution
+from fairsteer.metrics._intervals import Measured, MeasuredGaps
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._coordinates import Coordinates
 from fairsteer.persistence._alignment import (
     pack_alignment,
     pack_score_maps,
@@ -70,12 +72,15 @@ SKOPS_TYPES = [
         CovarianceMatchingTransformer,
         LeaceTransformer,
         IdealDistributionClassifier,
+        IdealDistributionClassifierCV,
         ScoreAligner,
         ConceptSteering,
         GroupEncoder,
         SubgroupMoments,
+        Coordinates,
         IdealDistribution,
         Certificate,
+        CellGaussians,
         GroupMaps,
         Solution,
         FoldedMaps,
@@ -87,6 +92,8 @@ SKOPS_TYPES = [
         OffsetAlignment,
         GroupScalings,
         Ties,
+        MeasuredGaps,
+        Measured,
     )
 ]
 
@@ -164,6 +171,9 @@ def save(estimator: Savable, path: PathLike, *, extra: Mapping[str, Any] | None 
     import_safetensors()
     tensors: dict[str, NDArray[Any]] = {}
     kind = type(estimator).__name__
+    if isinstance(estimator, IdealDistributionClassifierCV):
+        msg = f"{kind} is a search, which a file does not keep: save its best_estimator_. {_OTHER_WAYS}"
+        raise ValueError(msg)
     if kind not in _KINDS or type(estimator) is not _KINDS[kind].of:
         msg = f"{kind} cannot be saved without pickling it; {', '.join(_KINDS)} themselves can. {_OTHER_WAYS}"
         raise ValueError(msg)
@@ -468,14 +478,7 @@ def _pack_transformer(transformer: GroupMapTransformer, tensors: dict[str, NDArr
     transformer._validate_params()
     monotone = isinstance(folded, MonotoneMaps)
     if isinstance(folded, MonotoneMaps):
-        tensors.update(
-            {
-                "monotone.values": folded.values,
-                "monotone.images": folded.images,
-                "monotone.lengths": np.diff(folded.starts).astype(np.float64),
-                "monotone.discrete": folded.discrete.astype(np.float64),
-            }
-        )
+        tensors.update(_pack_monotone(folded))
     ideal = isinstance(maps, IdealDistribution)
     if not ideal:
         tensors.update({"maps.linear": maps.linear, "maps.offset": maps.offset})
@@ -594,20 +597,50 @@ def _unpack_maps(kind: type[GroupMapTransformer], model: SubgroupMoments, tensor
     return GroupMaps(tensors.take("maps.linear", linear), tensors.take("maps.offset", (n_maps, d)))
 
 
+def _pack_monotone(maps: MonotoneMaps) -> dict[str, NDArray[Any]]:
+    parts = {
+        "values": maps.values,
+        "lengths": np.diff(maps.starts),
+        "lower": maps.lower,
+        "upper": maps.upper,
+        "common_values": maps.common_values,
+        "common_lengths": np.diff(maps.common_starts),
+        "common_lower": maps.common_lower,
+        "common_upper": maps.common_upper,
+        "spread": maps.spread,
+        "discrete": maps.discrete,
+        "moving": maps.moving,
+    }
+    return {f"monotone.{name}": np.asarray(part, dtype=np.float64) for name, part in parts.items()}
+
+
 def _unpack_monotone(model: SubgroupMoments, tensors: Tensors) -> MonotoneMaps:
     d, G = model.n_features, model.n_groups
-    values, lengths = tensors.take("monotone.values", (None,)), tensors.take("monotone.lengths", (d,))
-    discrete, images = tensors.take("monotone.discrete", (d,)), tensors.take("monotone.images", (G, len(values)))
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    if (lengths < 1).any() or (lengths % 1 != 0).any() or starts[-1] != len(values):
-        raise ValueError("its tables of values do not have the lengths that it says")
-    within = np.ones(len(values), dtype=bool)
-    within[starts[:-1].astype(np.intp)] = False  # a feature's first value follows no other
-    if (np.diff(values)[within[1:]] <= 0).any() or (np.diff(images, axis=1)[:, within[1:]] < 0).any():
-        raise ValueError("a table of values does not increase")
-    if not np.isin(discrete, (0, 1)).all():
-        raise ValueError("a feature is neither discrete nor not")
-    return MonotoneMaps(values, starts.astype(np.intp), images, discrete == 1)
+    parts: list[Any] = []
+    for of, rows in (("", (G,)), ("common_", ())):
+        values, lengths = (
+            tensors.take(f"monotone.{of}{name}", n) for name, n in (("values", (None,)), ("lengths", (d,)))
+        )
+        shape = (*rows, len(values))
+        lower, upper = (tensors.take(f"monotone.{of}{name}", shape) for name in ("lower", "upper"))
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        if (lengths < 1).any() or (lengths % 1 != 0).any() or starts[-1] != len(values):
+            raise ValueError("its tables of values do not have the lengths that it says")
+        within = np.ones(len(values), dtype=bool)
+        within[starts[:-1].astype(np.intp)] = False  # a feature's first value follows no other
+        steps = np.stack([np.atleast_2d(lower), np.atleast_2d(upper)], axis=-1)
+        if (np.diff(values)[within[1:]] <= 0).any():
+            raise ValueError("a table of values does not increase")
+        levels_fall = (steps[:, 1:, 0] < steps[:, :-1, 1] - 1e-9)[:, within[1:]].any()
+        if levels_fall or (steps[..., 1] < steps[..., 0]).any() or steps.min() < 0 or steps.max() > 1 + 1e-9:
+            raise ValueError("a distribution function does not increase from 0 to 1")
+        parts += [values, starts.astype(np.intp), lower, upper]
+    shapes = {"spread": (len(parts[0]),), "discrete": (d,), "moving": (G, d)}
+    flags = [tensors.take(f"monotone.{name}", shape) for name, shape in shapes.items()]
+    if not all(np.isin(flag, (0, 1)).all() for flag in flags):
+        raise ValueError("a feature is neither discrete nor not, or neither moves nor stays")
+    spread, discrete, moving = (flag == 1 for flag in flags)
+    return MonotoneMaps(*parts[:4], spread, *parts[4:], discrete, moving)
 
 
 # ---- what can be saved

@@ -93,7 +93,7 @@ class CertificateDisplay:
         ends = ("measured", "measured_lower", "measured_upper")
         display = cls(
             ["all classes" if table["class"][i] is None else label_text(table["class"][i]) for i in lines],
-            [table["model"][i] for i in lines],
+            [table["certificate"][i] for i in lines],
             [Measured(*(table[end][i] for end in ends)) for i in lines],
         )
         return display.plot(ax=ax)

@@ -23,7 +23,7 @@ from fairsteer._utils.folds import rows_of, stratified_splits
 from fairsteer._utils.input import ROW_CHECKS, check_classes, warn_caller, widen_bfloat16
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer._utils.weights import check_sample_weight
-from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
 from fairsteer.groups import UNSEEN, GroupEncoder
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
 from fairsteer.metrics._rates import encode_classes
@@ -289,6 +289,8 @@ def take_rows(table: Any, rows: npt.NDArray[Any]) -> Any:
 
 def fitted_steering(estimator: Any) -> FairSteeringTransformer | None:
     """Find the steering that an estimator is, or has."""
+    if isinstance(estimator, IdealDistributionClassifierCV):
+        estimator = estimator.best_estimator_
     if isinstance(estimator, IdealDistributionClassifier):
         steering: FairSteeringTransformer = estimator.steering_
         return steering

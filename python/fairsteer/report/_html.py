@@ -115,12 +115,12 @@ def _draw_gaps(figure: Figure) -> str:
 
 
 def _draw_bounds(figure: Figure) -> str:
-    model, measured = figure.series["model"], figure.series["measured"]
-    axis = _Axis(0.0, _largest([*(value for value, _, _ in model), *(upper for _, _, upper in measured)]))
-    parts, top = _legend([("model", "model: the gap is at most"), ("after", "measured")]), 40.0
+    bounds, measured = figure.series["certificate"], figure.series["measured"]
+    axis = _Axis(0.0, _largest([*(value for value, _, _ in bounds), *(upper for _, _, upper in measured)]))
+    parts, top = _legend([("model", "certificate: the gap is at most"), ("after", "measured")]), 40.0
     for i, label in enumerate(figure.labels):
         parts.append(_text(_LABEL, top, label))
-        start, end = axis.at(0.0), axis.at(model[i][0])
+        start, end = axis.at(0.0), axis.at(bounds[i][0])
         parts.append(
             f'<rect class="model" x="{start:.1f}" y="{top + 7:.1f}" width="{max(end - start, 0.5):.1f}" height="20"/>'
         )

@@ -21,7 +21,7 @@ from fairsteer._utils.files import write_file
 from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_array, label_text
 from fairsteer._utils.types import Codes
-from fairsteer.classifier import IdealDistributionClassifier
+from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
 from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
 from fairsteer.moments import SubgroupMoments
@@ -39,6 +39,7 @@ from fairsteer.report._held_out import (
     take_rows,
 )
 from fairsteer.report._html import fragment, page
+from fairsteer.report._leakage import JudgedRows, Leakage, check_leakage, evenly, leakage_findings, leakage_table
 from fairsteer.report._likeness import divergence_table
 from fairsteer.report._tables import (
     STILL,
@@ -61,6 +62,9 @@ _MOST_LINES = 12
 
 _MOST_ON_A_PAGE = 60
 
+# Folds in which models read the group out of rows that the steering has not seen.
+_FOLDS_OF_OTHER_ROWS = 5
+
 
 @dataclass(frozen=True, repr=False)
 class SteeringReport:
@@ -77,8 +81,13 @@ class SteeringReport:
         * ``"divergence"``: how far the groups are from being alike before and after, in nats, on the rows of the fit
           and on rows held out from it (NaN if a group has fewer than two rows per feature there);
         * ``"gaps"``: accuracy and gaps of the classifier before and after, and the change, with bootstrap intervals;
-        * ``"certificate"``: bounds of the model beside the measured gaps, with exact intervals: of every class and
-          group against the other groups, of every class between any two groups (group None), and of all (class None);
+        * ``"certificate"``: bounds of the certificate and of the model alone (NaN with monotone maps, which follow no
+          model) beside the measured gaps, with exact intervals, and the verdict: ``"contradicted"`` where the interval
+          lies above the certificate, else ``"consistent"`` (``""`` where nothing was measured, or rows are steered in
+          part). Of every class and group against the other groups, of every class between any two groups (group None),
+          and of all (class None);
+        * ``"leakage"``, unless it was not asked for: for every family of models, class and pair of groups how well
+          these are told apart before and after, see :func:`fairsteer.metrics.group_leakage`;
         * ``"groups"``: rows, displacement (root mean square over rows and features, in standard deviations of the
           feature in the group) and effective rank;
         * ``"cells"``: every class in every group: rows, share, ideal share, divergence from the ideal in nats, and how
@@ -100,8 +109,8 @@ class SteeringReport:
         Strength at which rows moved.
     kl_divergence : float or None
         KL divergence of the nearest ideal distribution from the fitted one, in nats.
-    certificate : Certificate or None
-        Bounds for the fitted Gaussians.
+    certificate, model_certificate : Certificate or None
+        Bounds for the Gaussians of the subgroups, and for those of the model alone.
     nearly_identity : bool
         Whether no group moves by more than a twentieth of its spread.
     min_rows : int
@@ -129,6 +138,7 @@ class SteeringReport:
     strength: float | None
     kl_divergence: float | None
     certificate: Certificate | None
+    model_certificate: Certificate | None
     nearly_identity: bool
     min_rows: int
     confidence_level: float
@@ -227,6 +237,7 @@ class SteeringReport:
             self.positive,
             self.n_features,
             float("nan") if self.certificate is None else self.certificate.accuracy,
+            "" if self.certificate is None else self.certificate.gaussians,
         )
         return Document(self._facts(), self.findings, make_views(self.tables, setting, most))
 
@@ -269,6 +280,7 @@ def steering_report(
     confidence_level: float = 0.95,
     n_resamples: int = 1000,
     random_state: int = 0,
+    leakage: Leakage = "linear",
     context: Mapping[str, Any] | None = None,
 ) -> SteeringReport:
     """Report what steering, or any fair classifier, does to rows and gaps, beside a classifier without it.
@@ -277,8 +289,10 @@ def steering_report(
     ----------
     after : FairSteeringTransformer, classifier or pipeline
         What to report on, fitted. Of a transformer, a pipeline that has one, or an
-        :class:`~fairsteer.IdealDistributionClassifier` the report says how rows move and what the model promises; of
-        any other classifier, such as a :class:`~fairsteer.ScoreAligner`, what it predicts.
+        :class:`~fairsteer.IdealDistributionClassifier` (or one chosen by
+        :class:`~fairsteer.IdealDistributionClassifierCV`, which chooses anew in every fold) the report says how rows
+        move and what the model promises; of any other classifier, such as a :class:`~fairsteer.ScoreAligner`, what it
+        predicts.
     X : array-like or dataframe of shape (n_samples, n_features)
         The rows of the fit, or others. For the rows of the fit everything that is called held-out comes from
         cross-validation: all that learns is fitted again without the rows that it is judged on. On other rows what is
@@ -316,6 +330,10 @@ def steering_report(
         Resamples of the bootstrap.
     random_state : int, default=0
         Seed of the bootstrap. Nothing else is random.
+    leakage : {"none", "linear", "trees"}, default="linear"
+        Which models try to read the group out of held-out rows, before and after steering, among rows of one class:
+        linear ones, or also boosted trees, which take seconds a fit. Of more than 10,000 rows as many are looked at,
+        evenly spaced in every class and group.
     context : mapping of str to object, default=None
         What readers should know of the rows, such as the file and the names of its columns; shown above all else.
 
@@ -341,8 +359,8 @@ def steering_report(
     after is that of the nearest distribution whose classes look the same in every group, with the shares of classes
     and groups of the ideal one. After affine steering in full, on the rows of the fit, it equals `kl_divergence_`.
 
-    *Certificate.* Bounds speak of the fitted Gaussians and of classifiers that see fully steered rows; measured gaps
-    speak of rows. Only the second are evidence about data.
+    *Certificate.* Bounds speak of Gaussians and of classifiers that see fully steered rows; measured gaps speak of
+    rows. Only the second are evidence about data.
 
     Examples
     --------
@@ -360,6 +378,7 @@ def steering_report(
     >>> report.nearly_identity
     False
     """
+    check_leakage(leakage)
     subject = _Subject.of(after)
     steering = subject.steering
     seen = X if subject.front is None else subject.front.transform(X)
@@ -412,11 +431,18 @@ def steering_report(
         if same_rows:
             parts = [(fitted_steering(trial.fitted["after"]), trial.values, trial.test) for trial in held_out.trials]
         tables["divergence"] = divergence_table(steering, rows, parts)
+        if len(groups) > 1 and leakage != "none":
+            labels = [None] if blind else steering.classes_.tolist()
+            judged_rows = _judged_rows(steering, rows, y_codes, parts)
+            if (read := leakage_table(judged_rows, labels, groups, leakage, confidence_level)) is not None:
+                tables["leakage"] = read
         moved = steering._move(rows.values, codes, steering._group_maps(steering._strength()))
         displacement, tables["features"] = movement_table(steering, rows.values, moved, codes, rows.weight)
         nearly_identity = bool(np.nanmax(displacement, initial=0.0) < STILL)
         tables["groups"] |= movement_columns(steering, displacement)
     findings = find_sentences(tables, steering)
+    if "leakage" in tables:
+        findings += leakage_findings(tables["leakage"])
     if len(classes) == 1:
         findings.insert(0, f"All rows are of class {label_text(classes[0])}: there is nothing to predict.")
     return SteeringReport(
@@ -434,6 +460,7 @@ def steering_report(
         strength=None if steering is None else float(steering.strength),
         kl_divergence=None if steering is None else steering.kl_divergence_,
         certificate=None if steering is None else steering.certificate_,
+        model_certificate=None if steering is None else steering.model_certificate_,
         nearly_identity=nearly_identity,
         min_rows=min_rows,
         confidence_level=confidence_level,
@@ -441,6 +468,30 @@ def steering_report(
         after=measured[1] if measured else None,
         context=dict(context or {}),
     )
+
+
+def _judged_rows(
+    steering: FairSteeringTransformer, rows: Rows, y_codes: Codes, parts: list[tuple[Any, Any, npt.NDArray[np.intp]]]
+) -> JudgedRows:
+    """Rows before and after the steering of every fold; of one steering that has seen none, in folds of their own."""
+    codes = codes_in(steering, rows)
+    places = np.flatnonzero(codes >= 0)
+    for fitted, _, _ in parts:
+        places = places[codes_in(fitted, rows)[places] >= 0]
+    places = places[evenly(y_codes[places], codes[places])]
+    y_codes, codes = y_codes[places], codes[places]
+    folds = []
+    for fitted, values, some in parts:
+        before = values[places]
+        after = fitted._move(before, codes_in(fitted, rows)[places], fitted._group_maps(fitted._strength()))
+        folds.append((before.astype(np.float64), after.astype(np.float64), np.isin(places, some)))
+    if len(folds) == 1:
+        (before, after, _) = folds[0]
+        order = np.lexsort((np.arange(len(places)), codes, y_codes))
+        fold_of = np.empty(len(places), dtype=np.intp)
+        fold_of[order] = np.arange(len(places)) % _FOLDS_OF_OTHER_ROWS
+        folds = [(before, after, fold_of == fold) for fold in range(_FOLDS_OF_OTHER_ROWS)]
+    return JudgedRows(y_codes, codes, rows.weight[places], folds)
 
 
 # ---- what is reported
@@ -518,7 +569,7 @@ def _methods(
         after = Method(what if same_rows else FrozenEstimator(what), FrozenEstimator(model) if fitted else model)
         plain: Any = Method(None, model)
         words = {"before": f"{_words(model)}, on rows as they are", "after": f"{_words(model)}, on steered rows"}
-    elif isinstance(what, IdealDistributionClassifier):
+    elif isinstance(what, (IdealDistributionClassifier, IdealDistributionClassifierCV)):
         after = what if same_rows else FrozenEstimator(what)
         plain = Method(None, default_classifier() if what.estimator is None else what.estimator)
         words = {"before": f"{_words(plain.classifier)}, on rows as they are", "after": _words(what)}

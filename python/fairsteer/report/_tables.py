@@ -110,29 +110,49 @@ def as_columns(name: str, measured: list[Measured]) -> Table:
 
 
 def certificate_table(transformer: FairSteeringTransformer, after: MeasuredGaps | None) -> Table:
-    """Bounds of the model beside what was measured: of every subgroup against the others, every class, and all."""
+    """Bounds beside what was measured: of every subgroup against the others, of every class, and of all."""
     certificate, groups = transformer.certificate_, transformer.groups_.tolist()
+    of_model = transformer.model_certificate_
+    known = transformer.map_type_ != "monotone"  # which follows no model
+    lines: list[tuple[Any, Any, float, float, Measured]] = []
     if transformer._class_blind:
         # One class: what is bounded given the class is bounded altogether.
-        model, measured = (
-            [float(certificate.equal_opportunity[0])],
-            [_NOTHING if after is None else after.demographic_parity],
-        )
-        return {"class": [None], "group": [None], "model": model, **as_columns("measured", measured)}
-    bounds = certificate.total_variation
-    of_cells = np.minimum(1, bounds + _largest_of_other_groups(bounds))
+        bound, by_model = (float(c.equal_opportunity[0]) for c in (certificate, of_model))
+        lines.append((None, None, bound, by_model, _NOTHING if after is None else after.demographic_parity))
+        return _certificate_columns(lines, transformer.strength, known=known)
+    of_cells, model_cells = (
+        np.minimum(1, c.total_variation + _largest_of_other_groups(c.total_variation)) for c in (certificate, of_model)
+    )
     position = {} if after is None else {label: k for k, label in enumerate(after.classes.tolist())}
-    lines: list[tuple[Any, Any, float, Measured]] = []
     for k, label in enumerate(transformer.ideal_.classes.tolist()):
         at = position.get(label)
         for a, group in enumerate(groups):
             found = _NOTHING if after is None or at is None else Measured(*(float(x[at, a]) for x in after.by_cell))
-            lines.append((label, group, float(of_cells[k, a]), found))
+            lines.append((label, group, float(of_cells[k, a]), float(model_cells[k, a]), found))
         found = _NOTHING if after is None or at is None else Measured(*(float(x[at]) for x in after.by_class))
-        lines.append((label, None, float(certificate.equal_opportunity[k]), found))
-    lines.append((None, None, certificate.equalized_odds, _NOTHING if after is None else after.equalized_odds))
-    labels, of_groups, model, measured = (list(column) for column in zip(*lines, strict=True))
-    return {"class": labels, "group": of_groups, "model": model, **as_columns("measured", measured)}
+        bound, by_model = (float(c.equal_opportunity[k]) for c in (certificate, of_model))
+        lines.append((label, None, bound, by_model, found))
+    overall = _NOTHING if after is None else after.equalized_odds
+    lines.append((None, None, certificate.equalized_odds, of_model.equalized_odds, overall))
+    return _certificate_columns(lines, transformer.strength, known=known)
+
+
+def _certificate_columns(
+    lines: list[tuple[Any, Any, float, float, Measured]], strength: float, *, known: bool
+) -> Table:
+    labels, of_groups, bounds, of_model, measured = (list(column) for column in zip(*lines, strict=True))
+    verdicts = [
+        "" if math.isnan(found.lower) or strength < 1 else "contradicted" if found.lower > bound else "consistent"
+        for bound, found in zip(bounds, measured, strict=True)
+    ]
+    return {
+        "class": labels,
+        "group": of_groups,
+        "certificate": bounds,
+        "model": of_model if known else [float("nan")] * len(lines),
+        **as_columns("measured", measured),
+        "verdict": verdicts,
+    }
 
 
 def group_table(groups: list[Any], codes: Codes, weight: Doubles) -> Table:
@@ -147,7 +167,7 @@ def group_table(groups: list[Any], codes: Codes, weight: Doubles) -> Table:
 
 def movement_columns(transformer: FairSteeringTransformer, displacement: Doubles) -> Table:
     """How far the groups move, and in how many directions they vary."""
-    ranks = transformer._merged(transformer.moments_).effective_rank
+    ranks = transformer._unshrunk(transformer.moments_).effective_rank
     return {
         "displacement": [float(x) for x in displacement],
         "effective_rank": [int(r) for r in (ranks if ranks.ndim == 1 else ranks.min(axis=0))],
@@ -273,7 +293,7 @@ def _movement_finding(groups: Table, transformer: FairSteeringTransformer) -> st
     if farthest < STILL:
         return (
             f"The map is nearly the identity: no group moves by more than {farthest:.2g} of its spread. Gaps that "
-            "remain do not come from means and covariances that differ."
+            "remain do not come from means and covariances that differ, as the model has them."
         )
     if farthest > _FAR:
         far = [label_text(group) for group, x in zip(groups["group"], groups["displacement"], strict=True) if x > _FAR]
@@ -286,30 +306,35 @@ def _movement_finding(groups: Table, transformer: FairSteeringTransformer) -> st
 
 def _certificate_finding(certificate: Table, transformer: FairSteeringTransformer) -> str:
     moments = transformer._merged(transformer.moments_)
-    behind = moments.sizes if moments.covariance == "full" else moments.sizes.sum(axis=0)
+    behind = moments.sizes if transformer.covariance == "full" else moments.sizes.sum(axis=0)
     fewest, d = float(behind[behind > 0].min(initial=np.inf)), moments.n_features
     if moments.covariance != "diagonal" and fewest < d:
         return (
             f"Some covariance of {d} features comes from {fewest:.0f} rows: the fitted Gaussians, and with them the "
-            "model's bounds, say next to nothing of other rows. What counts is what was measured."
+            "certificate, say next to nothing of other rows. What counts is what was measured."
         )
     if transformer.strength < 1:
         return (
-            f"The model's bounds are for fully steered rows. At strength {transformer.strength:g} they say nothing of "
+            f"The certificate is for fully steered rows. At strength {transformer.strength:g} it says nothing of "
             "the measured gaps."
         )
+    contradicted = [*zip(*(certificate[name] for name in ("class", "group", "verdict")), strict=True)]
     broken = [
         "all classes" if label is None else f"class {label_text(label)}"
-        for label, group, bound, lower in zip(
-            *(certificate[column] for column in ("class", "group", "model", "measured_lower")), strict=True
-        )
-        if group is None and lower > bound
+        for label, group, what in contradicted
+        if group is None and what == "contradicted"
     ]
     if broken:
         return (
-            f"The measured gap exceeds the model's bound for {few(broken, 5)}, by more than chance: the rows do not "
-            "follow the fitted Gaussians."
+            f"The measured gap contradicts the certificate for {few(broken, 5)}, by more than chance: the rows do not "
+            "follow the Gaussians that it speaks of."
         )
-    if all(bound >= 1 for bound in certificate["model"]):
-        return "The model's bounds say nothing here: all are 1."
+    if all(bound >= 1 for bound in certificate["certificate"]):
+        return "The certificate says nothing here: all bounds are 1."
+    lower, of_model = certificate["measured_lower"][-1], certificate["model"][-1]
+    if lower > of_model:
+        return (
+            f"The model alone would have promised a gap of at most {of_model:.3f}, which the measured one contradicts; "
+            "the certificate, of the subgroups' own Gaussians, stands."
+        )
     return ""

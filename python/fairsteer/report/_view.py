@@ -10,6 +10,9 @@ from fairsteer._utils.labels import label_text
 from fairsteer.metrics._rates import CRITERIA
 from fairsteer.report._tables import Table, criterion_text
 
+# Rows in which leakage is looked for: of more, evenly spaced ones of every class and group.
+MOST_ROWS_OF_LEAKAGE = 10_000
+
 # Bars that a figure has room for.
 _MOST_BARS = 12
 
@@ -59,6 +62,8 @@ class Setting(NamedTuple):
     n_features: int
     accuracy_bound: float
     """Of the certificate; NaN without one."""
+    gaussians: str
+    """Whose Gaussians it speaks of; "" without one."""
 
 
 def make_views(tables: Mapping[str, Table], setting: Setting, most: int) -> list[View]:
@@ -66,6 +71,7 @@ def make_views(tables: Mapping[str, Table], setting: Setting, most: int) -> list
     builders = {
         "gaps": _gaps,
         "certificate": _certificate,
+        "leakage": _leakage,
         "divergence": _divergence,
         "groups": _groups,
         "cells": _cells,
@@ -118,6 +124,7 @@ def _gaps(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
 def _certificate(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
     table = tables["certificate"]
     measured = not all(math.isnan(x) for x in table["measured"])
+    of_model = not all(math.isnan(x) for x in table["model"])
     lines = range(len(table["class"]))
     # Of two groups each is compared with the other: one line says it.
     more_groups = len(tables["groups"]["group"]) > 2
@@ -132,41 +139,49 @@ def _certificate(tables: Mapping[str, Table], setting: Setting, most: int) -> Vi
         line = ["all" if label is None else label_text(label)]
         if by_group:
             line.append("any two" if group is None else f"{label_text(group)} and another")
-        line.append(number(table["model"][i]))
+        line.append(number(table["certificate"][i]))
+        if of_model:
+            line.append(number(table["model"][i]))
         if measured:
-            line.append(_with_interval(table, "measured", i))
+            line += [_with_interval(table, "measured", i), table["verdict"][i]]
         rows.append(line)
-    header, numeric = ["class", "groups", "model:\nat most"], [False, False, True]
+    header, numeric = ["class", "groups", "certificate:\nat most"], [False, False, True]
     if not by_group:
         header, numeric = header[::2], numeric[::2]
     note = (
-        "Largest difference between two groups in how often a class is predicted, among the rows of one class. Model: "
-        "a bound for fully steered rows that follow the fitted Gaussians. "
+        "Largest difference between two groups in how often a class is predicted, among the rows of one class. "
+        "Certificate: a bound for fully steered rows whose classes in groups are Gaussians of their own means and "
+        "covariances"
     )
+    note += " (here the model's, as no others are known). " if setting.gaussians == "model" else ". "
+    if of_model:
+        header, numeric = [*header, "model:\nat most"], [*numeric, True]
+        note += "Model: the same for the Gaussians as the model has them. "
     if measured:
-        header, numeric = [*header, "measured"], [*numeric, True]
-        note += f"Measured: the classifier on held-out steered rows, with an exact {_level(setting)} interval. "
+        header, numeric = [*header, "measured", "verdict"], [*numeric, True, True]
+        note += (
+            f"Measured: the classifier on held-out steered rows, with an exact {_level(setting)} interval; where it "
+            "lies above the certificate, this is contradicted. "
+        )
     if left_out:
         note += f"Of the classes those with the largest {'measured gap' if measured else 'bound'} are shown. "
     note += (
-        "By the model, accuracy on the fitted and on the ideal distribution differs by at most "
+        "By the certificate, accuracy on the fitted and on the ideal distribution differs by at most "
         f"{number(setting.accuracy_bound)}."
     )
     alone = _worst(table, [i for i in lines if table["group"][i] is None], _MOST_BARS)
     figure = Figure(
         "bounds",
-        "Bounds of the model and measured gaps",
+        "Certified and measured gaps",
         ["all classes" if table["class"][i] is None else f"class {label_text(table['class'][i])}" for i in alone],
         {
-            "model": [(table["model"][i], math.nan, math.nan) for i in alone],
+            "certificate": [(table["certificate"][i], math.nan, math.nan) for i in alone],
             "measured": [_triple(table, "measured", i) for i in alone],
         },
     )
     hidden = len(lines) - len(shown) if by_group or more_groups else left_out
     some = len(tables["groups"]["group"]) > 1
-    return View(
-        *("Certificate: the model and the measurement", note, header, numeric, rows, hidden), figure if some else None
-    )
+    return View(*("Certificate and measurement", note, header, numeric, rows, hidden), figure if some else None)
 
 
 def _worst(table: Table, lines: Sequence[int], most: int) -> list[int]:
@@ -175,10 +190,45 @@ def _worst(table: Table, lines: Sequence[int], most: int) -> list[int]:
         return list(lines)
 
     def size(i: int) -> tuple[float, float]:
-        value, bound = table["measured"][i], table["model"][i]
+        value, bound = table["measured"][i], table["certificate"][i]
         return (-1.0 if math.isnan(value) else value, bound)
 
     return [*sorted(sorted(lines[:-1], key=size, reverse=True)[: most - 1]), lines[-1]]
+
+
+def _leakage(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["leakage"]
+    by_family = [
+        [i for i, one in enumerate(table["family"]) if one == family] for family in dict.fromkeys(table["family"])
+    ]
+    # Of every family the pairs of groups and classes of which most is read after steering.
+    room = max(1, most // len(by_family))
+    shown = [i for lines in by_family for i in sorted(lines, key=lambda i: -table["after"][i])[:room]]
+    by_class = any(label is not None for label in table["class"])
+    rows = []
+    for i in shown:
+        line = [table["family"][i]]
+        if by_class:
+            line.append(label_text(table["class"][i]))
+        line += [
+            f"{label_text(table['group'][i])} and {label_text(table['other'][i])}",
+            *(_with_interval(table, when, i) for when in ("before", "after")),
+            *(f"{table[f'auc_{when}'][i]:.2f}" for when in ("before", "after")),
+        ]
+        rows.append(line)
+    note = (
+        "How well models of a family tell two groups apart among rows of one class, held out: balanced advantage, "
+        f"with exact {_level(setting)} intervals that hold for all pairs of the family at once, and area under the "
+        "curve. 0, and .5: not at all. A model of the family can have a gap of that size on these rows. At most "
+        f"{MOST_ROWS_OF_LEAKAGE:,} rows are looked at, evenly spaced in every class and group; subgroups of few rows "
+        "are left out."
+    )
+    keys = ["read by", "class", "groups"] if by_class else ["read by", "groups"]
+    header = [*keys, "before", "after", "AUC\nbefore", "AUC\nafter"]
+    return View(
+        *("What models can read of the group", note, header, [*[False] * len(keys), *[True] * 4], rows),
+        len(table["family"]) - len(rows),
+    )
 
 
 def _divergence(tables: Mapping[str, Table], setting: Setting, most: int) -> View:

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import issparse
-from sklearn import get_config
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import get_tags, indexable
-from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils import indexable
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fairsteer._utils.columns import column_positions, select_columns
-from fairsteer._utils.estimators import (
-    GroupAwareClassifierMixin,
-    HasMethods,
-    Interval,
-    StrOptions,
-    asked_method,
-    fit_context,
-    takes_parameter,
-    unfrozen,
-    weight_params,
-)
+from fairsteer._utils.estimators import HasMethods, Interval, StrOptions, asked_method, fit_context
 from fairsteer._utils.folds import rows_of
-from fairsteer._utils.input import brief, check_classes, few, warn_caller
-from fairsteer._utils.types import Codes, Doubles
+from fairsteer._utils.input import check_classes
+from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
-from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
+from fairsteer.groups import GroupedRows
 from fairsteer.score_alignment._alignment import Alignment, GapBand, class_decision, log_zero_allowed
 from fairsteer.score_alignment._cells import Aggregate, Constraint
 from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment, refitted_scores
 from fairsteer.score_alignment._scores import class_scores
+from fairsteer.score_alignment._wrapping import WrappingClassifier, class_codes_of
 
 
-class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
+class ScoreAligner(WrappingClassifier):
     """Any classifier, its scores aligned so that groups are predicted each class at equal rates.
 
     The classifier is trained, and its scores are mapped by group: so that the groups' true-positive
@@ -161,8 +146,6 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
     """
 
     alignment_: Alignment
-    _encoder: GroupEncoder | None
-    _sensitive_positions: list[int]
 
     _parameter_constraints = {
         "estimator": [HasMethods(["fit", "predict_proba"]), HasMethods(["fit", "decision_function"])],
@@ -204,32 +187,6 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         self.unknown_group = unknown_group
         self.n_jobs = n_jobs
         self.verbose = verbose
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        wrapped = get_tags(self.estimator)
-        # The rows go to the classifier as they are: it says what they may be.
-        tags.input_tags = copy.copy(wrapped.input_tags)
-        if wrapped.classifier_tags is not None:
-            tags.classifier_tags = copy.copy(wrapped.classifier_tags)
-            tags.classifier_tags.multi_label = False
-        tags.non_deterministic = wrapped.non_deterministic
-        return tags
-
-    def get_metadata_routing(self) -> MetadataRouter:
-        """Metadata that the aligner uses itself and passes on to the classifier.
-
-        Returns
-        -------
-        MetadataRouter
-            As scikit-learn's user guide describes.
-        """
-        asked = asked_method(getattr(self, "estimator_", self.estimator))
-        mapping = MethodMapping().add(caller="fit", callee="fit").add(caller="fit", callee=asked)
-        for caller in ("predict", "predict_proba", "predict_log_proba", "decision_function", "score"):
-            mapping.add(caller=caller, callee=asked)
-        router = MetadataRouter(owner=type(self).__name__).add_self_request(self)
-        return router.add(estimator=unfrozen(self.estimator), method_mapping=mapping)
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> ScoreAligner:
@@ -276,7 +233,7 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         self.estimator_ = clone(self.estimator)
         self.estimator_.fit(*rows_of((X, y), kept), **dict(zip(to_fit, rows_of(to_fit.values(), kept), strict=True)))
         self.classes_ = np.asarray(getattr(self.estimator_, "classes_", np.unique(y[kept])))
-        y_codes = _class_codes(y, kept, self.classes_)
+        y_codes = class_codes_of(y, kept, self.classes_)
         maps, rows = None, np.zeros((0, len(self.groups_)))
         if len(self.classes_) > 1:
             maps, cells = cross_fitted_alignment(
@@ -417,56 +374,6 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         check_is_fitted(self, "estimator_")
         return self.alignment_.gap_band(confidence_level)
 
-    # ---- reading input
-
-    def _labels_of(self, X: Any, sensitive_features: Any, *, reset: bool) -> Any:
-        """Group labels, from columns of `X` or beside it; None where there are none."""
-        if self.sensitive_columns is None:
-            return sensitive_features
-        if sensitive_features is not None:
-            msg = (
-                f"Groups are given twice, by sensitive_columns={self.sensitive_columns!r} and by "
-                "sensitive_features. Leave one out."
-            )
-            raise ValueError(msg)
-        if issparse(X):
-            msg = "sensitive_columns cannot be taken from a sparse X. Pass the groups as sensitive_features=…."
-            raise TypeError(msg)
-        if reset:
-            names = getattr(self, "feature_names_in_", None)
-            self._sensitive_positions = column_positions(self.sensitive_columns, X, names, self.n_features_in_)
-        return select_columns(X, self._sensitive_positions)
-
-    def _codes(self, labels: Any, X: Any) -> Codes:
-        """Positions in ``groups_``; negative for rows that get the average."""
-        if self._encoder is None and labels is not None:
-            msg = "sensitive_features are given, but the aligner was fitted without groups. Fit it again with them."
-            raise ValueError(msg)
-        ways_out = (
-            "pass sensitive_features=… with a known group in every row, fit with sensitive_columns=… to take the "
-            "groups from columns of X, or set unknown_group='average' to average over the groups"
-        )
-        return known_codes(self._encoder, labels, X, ways_out, infer=self.unknown_group == "average")
-
-    def _passed_on(self, caller: str, callee: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Keywords for a method of the classifier."""
-        if get_config()["enable_metadata_routing"]:
-            return dict(process_routing(self, caller, **metadata).estimator[callee])
-        estimator = self.estimator if callee == "fit" else getattr(self, "estimator_", self.estimator)
-        if callee == "fit" and isinstance(estimator, FrozenEstimator):
-            return {}
-        passed: dict[str, Any] = {}
-        if "sensitive_features" in metadata and takes_parameter(getattr(estimator, callee), "sensitive_features"):
-            passed["sensitive_features"] = metadata["sensitive_features"]
-        if "sample_weight" in metadata:
-            named = weight_params(estimator, metadata["sample_weight"])
-            if named is None:
-                warn_caller(
-                    f"{brief(estimator)} takes no sample_weight in fit: the weights are used for the alignment only."
-                )
-            passed |= named or {}
-        return passed
-
     def _proba(self, caller: str, X: Any, sensitive_features: Any) -> Doubles:
         check_is_fitted(self, "estimator_")
         metadata = {} if sensitive_features is None else {"sensitive_features": sensitive_features}
@@ -476,17 +383,3 @@ class ScoreAligner(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator)
         validate_data(self, X, reset=False, skip_check_array=True)
         codes = self._codes(self._labels_of(X, sensitive_features, reset=False), X)
         return self.alignment_.proba(scores, codes)
-
-
-def _class_codes(y: npt.NDArray[Any], kept: npt.NDArray[np.bool_], classes: npt.NDArray[Any]) -> Codes:
-    codes = np.full(len(y), -1, dtype=np.intp)
-    for k, label in enumerate(classes.tolist()):
-        codes[y == label] = k
-    unknown = np.unique(y[kept & (codes < 0)]).tolist()
-    if unknown:
-        msg = (
-            f"y holds the classes {few(map(repr, unknown))}, which the fitted classifier does not know. Its classes: "
-            f"{few(map(repr, classes.tolist()))}."
-        )
-        raise ValueError(msg)
-    return codes

@@ -28,6 +28,21 @@ class Cells(NamedTuple):
     n_groups: int
     constraint: Constraint
 
+    @classmethod
+    def of_rows(
+        cls,
+        y_codes: Codes,
+        group_codes: Codes,
+        weight: Doubles,
+        *,
+        n_classes: int,
+        n_groups: int,
+        constraint: Constraint,
+    ) -> Cells:
+        """Make cells; weights get mean 1, unless they stand for repeated rows, so that their scale does not count."""
+        weight = weight * max(1.0, weight.sum() / np.square(weight).sum())
+        return cls(y_codes, group_codes, weight, n_classes, n_groups, constraint)
+
     @property
     def compared(self) -> list[int]:
         """Classes whose rates of prediction the groups are to have in common: of two, the second."""

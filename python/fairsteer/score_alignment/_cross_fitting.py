@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,15 @@ from fairsteer.score_alignment._scores import Scores, class_scores
 
 HeldOutScores = Callable[[Codes | None, Codes], Scores]
 
+#: Rows that a classifier's own probabilities count for in a cell, with more than two classes.
+SHRINKAGE = 10.0
+
 
 def align(
     scores: Scores,
     cells: Cells,
-    max_gap: float,
-    shrinkage: float,
+    max_gap: float = 0.0,
+    shrinkage: float = SHRINKAGE,
     aggregate: Aggregate = "max",
     calibrate: bool = False,
 ) -> Maps:
@@ -101,7 +104,7 @@ def cross_fitted_alignment(
     max_gap: float = 0.0,
     aggregate: Aggregate = "max",
     calibrate: bool = False,
-    shrinkage: float = 10.0,
+    shrinkage: float = SHRINKAGE,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> tuple[Maps, Cells]:
@@ -129,25 +132,49 @@ def cross_fitted_alignment(
     cells : Cells
         The rows that they were fitted on.
     """
-    n_rows = len(y_codes)
     kept = (group_codes >= 0) & (weight > 0)
-    tested = np.zeros(n_rows, dtype=np.intp)
     folds = list(stratified_splits(cv, X, y_codes, group_codes, kept, frozen=frozen))
     found = Parallel(n_jobs=n_jobs, verbose=verbose)(
         delayed(_silently)(held_out_scores, train, test, silent=train is not None) for train, test in folds
     )
-    for _, test in folds:
+    tests = [test for _, test in folds]
+    use = rows_tested_once(tests, len(y_codes), cv)
+    scores = Scores.joined(len(y_codes), list(zip(tests, found, strict=True)))
+    cells = Cells.of_rows(
+        y_codes[use], group_codes[use], weight[use], n_classes=len(classes), n_groups=len(groups), constraint=constraint
+    )
+    maps = alignment_of_rows(
+        scores.take(use), cells, classes, groups, max_gap=max_gap, shrinkage=shrinkage, aggregate=aggregate,
+        calibrate=calibrate,
+    )  # fmt: skip
+    return maps, cells
+
+
+def rows_tested_once(tests: Sequence[Codes], n_rows: int, cv: Any) -> npt.NDArray[np.bool_]:
+    """Find the rows that are in a test fold, (n_rows,); none may be in two."""
+    tested = np.zeros(n_rows, dtype=np.intp)
+    for test in tests:
         tested[test] += 1
     if (tested > 1).any():
         msg = f"cv={cv!r} tests {(tested > 1).sum()} of {n_rows} rows more than once; the test rows must not overlap."
         raise ValueError(msg)
-    use = tested == 1
-    # Weights of mean 1, unless they stand for repeated rows, so that their scale does not count for rows.
-    weight = weight * max(1.0, weight[use].sum() / np.square(weight[use]).sum())
-    cells = Cells(y_codes[use], group_codes[use], weight[use], len(classes), len(groups), constraint)
+    return np.asarray(tested == 1)
+
+
+def alignment_of_rows(
+    scores: Scores,
+    cells: Cells,
+    classes: npt.NDArray[Any],
+    groups: npt.NDArray[Any],
+    *,
+    max_gap: float = 0.0,
+    shrinkage: float = SHRINKAGE,
+    aggregate: Aggregate = "max",
+    calibrate: bool = False,
+) -> Maps:
+    """Fit maps on out-of-fold scores; say what cannot be aligned, and where gaps have to stay."""
     _check_cells(cells, classes, groups)
-    parts = [(test, of_fold) for (_, test), of_fold in zip(folds, found, strict=True)]
-    maps = align(Scores.joined(n_rows, parts).take(use), cells, max_gap, shrinkage, aggregate, calibrate)
+    maps = align(scores, cells, max_gap, shrinkage, aggregate, calibrate)
     if maps.budget > max_gap + 1 / np.sqrt(cells.totals[cells.totals > 0].min()):  # about two standard errors
         warn_caller(
             f"Gaps of {'up to' if aggregate == 'max' else 'about'} {maps.budget:.2g} stay between the groups' "
@@ -155,7 +182,7 @@ def cross_fitted_alignment(
             f"group are told apart better, and to come down to max_gap={max_gap:g} its predictions would have to be "
             "made worse at random. Better features for the other group are the way out."
         )
-    return maps, cells
+    return maps
 
 
 def _silently(held_out_scores: HeldOutScores, train: Codes | None, test: Codes, *, silent: bool) -> Scores:

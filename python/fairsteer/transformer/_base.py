@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args
 
@@ -28,16 +28,30 @@ from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, Smal
 from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
+from fairsteer.streams import Stream, open_stream
+from fairsteer.streams._batches import as_batch
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
-from fairsteer.transformer._coordinates import fit_coordinates, needs_all_rows, to_coordinates
+from fairsteer.transformer._coordinates import coordinates_of, fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
+from fairsteer.transformer._misfit import cells_at_once
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
+from fairsteer.transformer._streaming import Steering, adopt_moments, fit_stream
 
 _Self = TypeVar("_Self", bound="GroupMapTransformer")
 
-# Bytes that a stream may take to keep the scatters of the cells apart, so that they can be standardised.
-_MEMORY_OF_CELLS = 2**30
+# Bytes that the scatters of the cells may take to be kept apart, for what needs them: more batches, certificates, some
+# classes alone. A stream cannot be standardised without them; a fit can, by the counts of its rows, in less time.
+_MEMORY_OF_CELLS_IN_A_STREAM = 2**30
+_MEMORY_OF_CELLS_IN_A_FIT = 2**26
+
+# Rows of a cell, in multiples of the number of features, from which on its scatter costs little to keep apart.
+_ROWS_OF_A_CELL = 10
+
+
+def _size_of_cells(batch: Batch) -> int:
+    """Bytes of the scatters of all cells."""
+    return 8 * len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
 
 
 def _takes_batches(transformer: GroupMapTransformer) -> bool:
@@ -185,10 +199,87 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             not discrete labels, a group has no rows, or no rows are left; or if a subgroup has fewer
             than `min_cell_size` rows and ``small_cells="error"``, or every group would have to merge.
         """
+        stream = self._opened(X, y, sensitive_features, sample_weight)
+        if stream is not None:
+            fit_stream(self, stream)
+            return self
+        if hasattr(X, "__next__"):
+            return self._fit_once(X, y, sensitive_features, sample_weight)
         return self._fit_batch(self._read(X, y, sensitive_features, sample_weight, reset=True).batch())
 
-    def _fit_batch(self: _Self, batch: Batch, *, infers: bool = True) -> _Self:
-        """Fit to rows that have been read; without `infers` nothing is learnt that only unknown groups need."""
+    def _fit_once(self: _Self, batches: Any, *given: Any) -> _Self:
+        """Fit to batches that can be read once only, as ``partial_fit`` does."""
+        if any(one is not None for one in given):
+            msg = "y, sensitive_features and sample_weight belong into the batches of an iterator; leave them out."
+            raise ValueError(msg)
+        for name in ("moments_", "_solution"):
+            self.__dict__.pop(name, None)
+        self._add_batches(batches)
+        if not hasattr(self, "moments_"):
+            msg = "The iterator gives no batch of rows; if it has been read already, make it anew."
+            raise ValueError(msg)
+        self._fitted()
+        return self
+
+    def _add_batches(self, batches: Any) -> None:
+        for made in batches:
+            batch = as_batch(made)
+            if num_rows(batch.X):
+                self.partial_fit(
+                    batch.X,
+                    batch.y,
+                    sensitive_features=batch.sensitive_features,
+                    sample_weight=batch.sample_weight,
+                )
+
+    def fit_moments(self: _Self, moments: SubgroupMoments) -> _Self:
+        """Fit to the moments of rows that are elsewhere, such as the sum of those of several sites.
+
+        Parameters
+        ----------
+        moments : SubgroupMoments
+            Moments of all rows, in the coordinates of `feature_transform`: of the features as they are (None), of
+            their logarithms (``"log"``), or of features that were shifted and scaled (a StandardScaler, which takes
+            shift and scale from the moments). With ``covariance="tied"`` those of the full model serve as well, and
+            `standardize` needs them.
+
+        Returns
+        -------
+        self
+            The transformer itself.
+
+        Raises
+        ------
+        ValueError
+            If the moments do not fit the parameters, or `map_type` or `shrinkage` needs rows.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fairsteer import FairSteeringTransformer, SubgroupMoments
+        >>> rng = np.random.default_rng(0)
+        >>> sites = []
+        >>> for _ in range(3):
+        ...     y, group = rng.integers(0, 2, (2, 100))
+        ...     moments = SubgroupMoments(2, classes=[0, 1], groups=["f", "m"], covariance="full")
+        ...     sites.append(moments.update(rng.normal(size=(100, 2)) + group[:, None], y, group))
+        >>> steer = FairSteeringTransformer(map_type="affine").fit_moments(sum(sites))
+        >>> steer.transform([[0.0, 0.0]], sensitive_features=["f"]).shape
+        (1, 2)
+        """
+        self._validate_params()
+        adopt_moments(self, moments)
+        return self
+
+    def _opened(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any) -> Stream | None:
+        return open_stream(X, y, sensitive_features, sample_weight)
+
+    def _fit_batch(self: _Self, batch: Batch, *, infers: bool = True, moments: SubgroupMoments | None = None) -> _Self:
+        """Fit to rows that have been read.
+
+        Without `infers` nothing is learnt that only unknown groups need. `moments` are those of the rows where they are
+        known already, as `_moments_without` gives them.
+        """
         weighted = batch.sample_weight is not None and np.ptp(batch.sample_weight) > 0
         if weighted and hasattr(self.shrinkage, "fit"):
             msg = (
@@ -199,19 +290,77 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         batch = self._counted(batch)
         self.feature_transform_ = self._fit_coordinates(batch)
         rows = self._to_model(batch.rows)
-        self._set_moments(self._batch_moments(rows, batch, self._class_factors(batch)), batch)
+        cells = None
+        if moments is None:
+            moments, cells = self._moments_of_fit(rows, batch, final=infers)
+        self._set_moments(moments, batch)
         shrunk = self._shrunk(self.moments_, rows, batch.y_codes, batch.group_codes)
-        self._set_solution(self._solve(shrunk, rows, batch))
+        self._set_solution(self._solve(shrunk, rows, batch, cells, final=infers))
         self.group_calibration_ = calibrate_groups(self, rows, batch) if infers else None
         return self
 
-    def _fit_alike(self: _Self, batch: Batch) -> _Self:
-        """Fit a clone to some of the rows that this one has read; it is for rows of known groups only."""
-        other: _Self = clone(self)
+    def _alike(self: _Self, **params: Any) -> _Self:
+        """Clone, with other parameters, that need not read the rows again which this one has read."""
+        other: _Self = clone(self).set_params(**params)
         for name in ("n_features_in_", "feature_names_in_", "_sensitive_positions"):
             if hasattr(self, name):
                 setattr(other, name, getattr(self, name))
-        return other._fit_batch(batch, infers=False)
+        return other
+
+    def _fit_alike(self: _Self, batch: Batch, moments: SubgroupMoments | None = None) -> _Self:
+        """Fit a clone to some of the rows that this one has read; it is for rows of known groups only."""
+        return self._alike()._fit_batch(batch, infers=False, moments=moments)
+
+    def _moments_without(self, batch: Batch, parts: Sequence[Codes]) -> list[SubgroupMoments] | None:
+        """Moments of all rows but those of one part, for every part, each part's own being computed once.
+
+        Parameters
+        ----------
+        batch : Batch
+            Rows that this transformer has read.
+        parts : sequence of ndarray
+            Positions of the rows of every part; no row is in two.
+
+        Returns
+        -------
+        list of SubgroupMoments or None
+            With the covariances of the subgroups, from which the others follow. None where moments are not all that
+            a fit needs, `shrinkage` or `feature_transform` being fitted to rows, or would take more than a gigabyte.
+        """
+        batch = self._counted(batch)
+        kept: CovarianceModel = "diagonal" if self.covariance == "diagonal" else "full"
+        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** (1 if kept == "diagonal" else 2)
+        if hasattr(self.shrinkage, "fit") or needs_all_rows(self.feature_transform):
+            return None
+        if 16 * numbers * (len(parts) + 1) > _MEMORY_OF_CELLS_IN_A_STREAM:  # parts, and merged
+            return None
+        fitted = self._alike()
+        fitted.feature_transform_ = fitted._fit_coordinates(batch)
+        rows = fitted._to_model(batch.rows)
+
+        def moments(some: Codes) -> SubgroupMoments:
+            part = batch._replace(
+                y_codes=batch.y_codes[some],
+                group_codes=batch.group_codes[some],
+                sample_weight=None if batch.sample_weight is None else batch.sample_weight[some],
+            )
+            return fitted._batch_moments(rows[some], part, covariance=kept)
+
+        in_part = np.zeros(len(rows), dtype=bool)
+        for part in parts:
+            in_part[part] = True
+        of_parts = [moments(part) for part in parts]
+        rest = moments(np.flatnonzero(~in_part))
+        # From both ends, so that every part is merged a few times only.
+        before, after = (
+            [rest],
+            [SubgroupMoments(rows.shape[1], classes=batch.classes, groups=batch.groups, covariance=kept)],
+        )
+        for own in of_parts[:-1]:
+            before.append(before[-1].merge(own))
+        for own in of_parts[:0:-1]:
+            after.append(after[-1].merge(own))
+        return [first.merge(second) for first, second in zip(before, reversed(after), strict=True)]
 
     @available_if(_takes_batches)
     @fit_context(prefer_skip_nested_validation=True)
@@ -253,10 +402,20 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         if X is None and y is None and sensitive_features is None and sample_weight is None:
             self._fitted()
             return self
+        stream = open_stream(X, y, sensitive_features, sample_weight, mapped=False)
+        if stream is not None or hasattr(X, "__next__"):
+            self._add_batches(X if stream is None else stream.batches())
+            return self
         first = not hasattr(self, "moments_")
         batch = self._counted(self._read(X, y, sensitive_features, sample_weight, reset=first).batch())
         if first:
             self.feature_transform_ = self._fit_coordinates(batch)
+        elif self._solution is not None and isinstance(self._solution.folded, MonotoneMaps):
+            msg = (
+                "fit has chosen map_type='monotone', which needs all rows at once. To add rows, start with "
+                "partial_fit, or name another map_type."
+            )
+            raise ValueError(msg)
         elif self.moments_.standardized:
             msg = (
                 "fit has given the classes the same weights in every group by the counts of its rows, which more rows "
@@ -290,6 +449,9 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         ndarray or dataframe of shape (n_samples, n_features_out)
             Steered rows.
         """
+        if (stream := self._opened(X, y, sensitive_features, sample_weight)) is not None:
+            fit_stream(self, stream)
+            return self._transform_stream(stream)
         reading = self._read(X, y, sensitive_features, sample_weight, reset=True)
         self._fit_batch(reading.batch())
         codes = self._resolved(reading.rows, self._codes_of(reading))
@@ -327,25 +489,73 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         K, G = len(batch.classes), len(batch.groups)
         counts: Doubles
         squares: Doubles
-        if not self.standardize or self.covariance != "tied" or K == 1:
-            return None
         cell = batch.y_codes * G + batch.group_codes
         weight = np.ones(len(cell)) if batch.sample_weight is None else batch.sample_weight
         counts, squares = (np.bincount(cell, w, K * G).astype(np.float64).reshape(K, G) for w in (weight, weight**2))
+        return self._factors_of(counts, squares)
+
+    def _factors_of(self, counts: Doubles, squares: Doubles) -> Doubles | None:
+        """Weights of the cells as in `_class_factors`, from their weight sums and sums of squares, (K, G)."""
+        K, G = counts.shape
+        if not self.standardize or self.covariance != "tied" or K == 1:
+            return None
         if self.small_cells == "merge":
             small = small_columns(counts, squares, self.min_cell_size)
             if 0 < len(small) < G:
                 return joint_factors(counts, small)
         return class_factors(counts)
 
-    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
-        """Say what a stream accumulates: scatters of the cells where they are needed and take little memory."""
+    def _kept_of_all_rows(self, n_classes: int, n_groups: int, n_features: int) -> CovarianceModel:
+        """Say what a fit in several passes accumulates: scatters of the cells, which merge exactly, if they fit."""
+        if self.covariance != "tied":
+            return self.covariance
+        return "full" if 8 * n_classes * n_groups * n_features**2 <= _MEMORY_OF_CELLS_IN_A_STREAM else "tied"
+
+    def _classes_count(self) -> bool:
+        """Whether class labels make a difference."""
+        return True
+
+    def _refuses_streams(self) -> str | None:
+        """Why a fit in several passes cannot be, if it cannot."""
+        return self._needs_all_rows()
+
+    def _needs_sample(self, stream: Stream) -> bool:
+        """Whether a fit to a stream needs rows besides its moments."""
+        del stream
+        return self.unknown_group != "error" and len(self.groups_) > 1
+
+    def _calibrated(self, sample: Batch | None) -> Any:
+        """Calibrate the probabilities of groups on the rows that stand for all of a stream."""
+        if sample is None:
+            return None
+        return calibrate_groups(self, self._to_model(sample.rows), sample)
+
+    def _moments_of_fit(
+        self, rows: Floats, batch: Batch, *, final: bool
+    ) -> tuple[SubgroupMoments, SubgroupMoments | None]:
+        """Moments of all rows, and full ones where a `final` fit asks for them beside its model."""
+        del final
+        kept = self._kept(self._cells_are_few(batch))
+        factors = self._class_factors(batch) if kept == "tied" else None
+        return self._batch_moments(rows, batch, factors, covariance=kept), None
+
+    def _kept(self, few: bool) -> CovarianceModel:
+        """Say what is accumulated: scatters of the cells where they are needed and take little memory."""
         if self.covariance != "tied" or not self.standardize:
             return self.covariance
+        return "full" if few else "tied"
+
+    @staticmethod
+    def _cells_are_few(batch: Batch) -> bool:
+        """Whether a fit keeps the scatters of all cells where it could do without."""
+        K, G, d = len(batch.classes), len(batch.groups), batch.rows.shape[1]
+        quick = cells_at_once(K, G, d) or len(batch.rows) >= _ROWS_OF_A_CELL * K * G * d
+        return quick and _size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_FIT
+
+    def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
         if hasattr(self, "moments_"):
             return self.moments_.covariance
-        numbers = len(batch.classes) * len(batch.groups) * batch.rows.shape[1] ** 2
-        return "full" if 8 * numbers <= _MEMORY_OF_CELLS else "tied"
+        return self._kept(_size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_STREAM)
 
     def _batch_moments(
         self, rows: Floats, batch: Batch, factors: Doubles | None = None, covariance: CovarianceModel | None = None
@@ -355,6 +565,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             classes=batch.classes,
             groups=batch.groups,
             covariance=covariance or self.covariance,
+            feature_names=self._names_of_moments(rows.shape[1]),
+            coordinates=coordinates_of(self.feature_transform_, rows.shape[1]),
         )
         if factors is not None:
             moments._weigh_classes_alike(factors)
@@ -368,6 +580,13 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 f"The feature {name} is too large to be squared: it reaches {sizes[j]:.3g}. Scale it, or leave it out."
             )
             raise ValueError(msg) from error
+
+    def _names_of_moments(self, n_features: int) -> list[str] | None:
+        """Names of the features, where they had some and a transform has not made others of them."""
+        if not hasattr(self, "feature_names_in_"):
+            return None
+        names = self._feature_names()
+        return names if len(names) == n_features else None
 
     def _set_moments(self, moments: SubgroupMoments, batch: Batch) -> None:
         self.moments_ = moments
@@ -402,6 +621,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
 
     def _shrunk(self, moments: SubgroupMoments, rows: Any = None, y_codes: Any = None, codes: Any = None) -> Any:
         """Merge, pool and shrink moments; an estimator as `shrinkage` needs the rows and their codes."""
+        moments = self._unshrunk(moments)
+        codes = None if codes is None else self._group_of_label[codes]
+        return moments.shrink(self.shrinkage, X=rows, y_codes=y_codes, group_codes=codes)
+
+    def _unshrunk(self, moments: SubgroupMoments) -> SubgroupMoments:
+        """Merge and pool moments."""
         moments = self._merged(moments)
         if self.covariance == "tied":
             # Of a stream the covariances of cells; or what the classes' shares in each group have made them.
@@ -417,16 +642,28 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 )
                 raise ValueError(msg)
             moments = moments.pool(self.pooling, standardize=self.standardize)
-        codes = None if codes is None else self._group_of_label[codes]
-        return moments.shrink(self.shrinkage, X=rows, y_codes=y_codes, group_codes=codes)
+        return moments
 
     def _borrowed(self, shrunk: SubgroupMoments) -> SubgroupMoments:
         if self.small_cells != "pool":
             return shrunk
         return shrunk.borrow(self.min_cell_size, standardize=self.standardize)
 
-    def _solve(self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None) -> Solution:
-        """Model of the subgroups, and the maps that follow from it; a fit has the rows as well."""
+    def _solve(
+        self,
+        shrunk: SubgroupMoments,
+        rows: Any = None,
+        batch: Batch | None = None,
+        cells: SubgroupMoments | None = None,
+        *,
+        final: bool = True,
+        sample: Batch | None = None,
+    ) -> Solution:
+        """Model of the subgroups, and the maps that follow from it.
+
+        A fit has the rows, and may have full moments; that to a stream has those rows that stand for all, if need be.
+        """
+        del cells, final, sample
         self._check_sizes()
         _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():
@@ -554,7 +791,27 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             groups and groups are given; if `X` does not match ``fit``.
         """
         check_is_fitted(self, "moments_")
+        names = None if not hasattr(self, "feature_names_in_") else list(self.feature_names_in_)
+        stream = open_stream(X, None, sensitive_features, columns=names, mapped=False)
+        if stream is not None or hasattr(X, "__next__"):
+            return self._transform_stream(stream if stream is not None else X)
         return self._transform(X, sensitive_features)
+
+    def _transform_stream(self, stream: Any) -> Any:
+        """Steer rows batch by batch, as they are asked for."""
+        if getattr(self, "_sklearn_output_config", {}).get("transform", "default") != "default":
+            msg = "set_output is for rows in memory; a stream is steered in the containers of its batches."
+            raise ValueError(msg)
+        self._fitted()
+        if not isinstance(stream, Stream):
+            return (self._transform(*one[:1], one[2]) for one in map(as_batch, stream))
+        if stream.n_columns != self.n_features_in_:
+            msg = f"X has {stream.n_columns} columns, and the fit had {self.n_features_in_}."
+            raise ValueError(msg)
+        if self._sensitive_positions and not stream.positions:
+            stream.split(self._sensitive_positions)
+        names = list(self._feature_names()) if hasattr(self, "feature_names_in_") else None
+        return stream.map(Steering(self, names))
 
     def inverse_transform(self, X: Any, *, sensitive_features: Any = None) -> Any:
         """Undo ``transform`` at the present strength.

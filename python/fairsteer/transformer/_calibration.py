@@ -60,11 +60,12 @@ def calibrate_groups(transformer: Any, rows: Floats, batch: Batch) -> VectorScal
     if transformer.unknown_group == "error" or len(transformer.groups_) == 1:
         return None
     folds, sample = held_out_folds(batch.rows, batch.y_codes * len(batch.groups) + batch.group_codes)
-    factors = transformer._class_factors(batch)
+    kept = transformer.moments_.covariance
+    factors = transformer._class_factors(batch) if kept == "tied" else None
     parts = []
     for fold in range(N_FOLDS):
         part = batch._replace(y_codes=np.where(folds == fold, batch.y_codes, -1))
-        parts.append(transformer._batch_moments(rows, part, factors))
+        parts.append(transformer._batch_moments(rows, part, factors, covariance=kept))
     log_proba = np.empty((len(sample), len(transformer.groups_)))
     for fold in range(N_FOLDS):
         rest = functools.reduce(SubgroupMoments.merge, (part for i, part in enumerate(parts) if i != fold))
@@ -109,15 +110,15 @@ def held_out_folds(rows: Floats, cells: Codes) -> tuple[Codes, Codes]:
 
 def row_hashes(rows: Floats) -> Hashes:
     """64 bits from the values of every row, the same in every floating-point type that holds them."""
-    factors = _mix(np.arange(1, rows.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
+    factors = mix(np.arange(1, rows.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
     hashes = np.empty(len(rows), dtype=np.uint64)
     for chunk in row_chunks(len(rows)):
         bits = (rows[chunk].astype(np.float64, order="C") + 0.0).view(np.uint64)  # -0.0 + 0.0 is 0.0
-        hashes[chunk] = _mix(((bits ^ (bits >> np.uint64(32))) * factors).sum(axis=1, dtype=np.uint64))
+        hashes[chunk] = mix(((bits ^ (bits >> np.uint64(32))) * factors).sum(axis=1, dtype=np.uint64))
     return hashes
 
 
-def _mix(x: Hashes) -> Hashes:
+def mix(x: Hashes) -> Hashes:
     """Finish as SplitMix64 does (Steele, Lea and Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

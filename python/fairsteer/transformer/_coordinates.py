@@ -15,6 +15,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from fairsteer._utils.input import ROW_CHECKS, brief, few, warn_caller
 from fairsteer._utils.types import Doubles, Floats
+from fairsteer.moments._coordinates import Coordinates
 
 
 class Scaler(NamedTuple):
@@ -36,12 +37,8 @@ SCALERS: dict[Any, Scaler] = {
 }
 
 
-class SimpleCoordinates(NamedTuple):
-    """Coordinates ``scale * x + shift`` of features ``x``, or of their logarithms: what maps can take in."""
-
-    log: bool
-    scale: Doubles
-    shift: Doubles
+class SimpleCoordinates(Coordinates):
+    """Coordinates that maps can take in."""
 
     @classmethod
     def of(cls, fitted: Any, n_features: int) -> SimpleCoordinates | None:
@@ -106,6 +103,14 @@ class SimpleCoordinates(NamedTuple):
         vectors /= self.scale
         if linear.ndim == 3:
             linear *= self.scale / self.scale[:, None]
+
+
+def coordinates_of(fitted: Any, n_features: int) -> Any:
+    """Coordinates of a fitted `feature_transform` as moments keep them: as numbers, or if need be the transformer."""
+    if fitted is None:
+        return None
+    simple = SimpleCoordinates.of(fitted, n_features)
+    return fitted if simple is None else Coordinates(*simple)
 
 
 def needs_all_rows(feature_transform: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -16,10 +17,13 @@ from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, Smal
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
 from fairsteer.ideal import MapType as GaussianMapType
+from fairsteer.ideal._certificate import CellGaussians, moved_certificate
 from fairsteer.moments import SubgroupMoments
+from fairsteer.streams import Stream
 from fairsteer.transformer._base import GroupMapTransformer, Solution
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
+from fairsteer.transformer._misfit import ModelRows, warn_of_misfit
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch
 
@@ -51,7 +55,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         What is to hold: the ideal of every criterion at once; that classes named by `pos_label` are recognised
         equally often in every group, for which their rows alone count; or that predictions are equally frequent in
         every group, for which classes do not count and `y` is not looked at.
-    map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="affine"
+    map_type : {"affine", "symmetric", "diagonal", "translation", "monotone", "auto"}, default="auto"
         How rows may move. Four follow from the Gaussian model: ``"affine"`` is the nearest of all ideal
         distributions; ``"symmetric"`` the convex program of Sharma et al. (2025) [1]_, which does not rotate;
         ``"diagonal"`` scales and shifts every feature for itself; ``"translation"`` only shifts. ``"monotone"`` moves
@@ -99,7 +103,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         of its group, suggest (:meth:`SubgroupMoments.borrow`). ``"merge"`` makes the groups with
         such a subgroup one group, labelled ``"(small groups)"`` (a tuple of that for intersections),
         joined by the next smallest until no subgroup is too small; their labels still choose the map.
-    standardize : bool, default=False
+    standardize : bool, default=True
         Whether the classes have the same weights in every group wherever they are averaged within it (tied
         covariances, `pooling`, quantiles). If not, groups that differ in base rates alone are moved, since classes
         differ in spread. A stream of ``partial_fit`` is standardised if the covariances of all subgroups fit into a
@@ -107,6 +111,9 @@ class FairSteeringTransformer(GroupMapTransformer):
     pos_label : label or list of labels, default=None
         The classes whose rates must agree under ``constraint="equal_opportunity"``. None: the last of two classes;
         all of more.
+    min_distinct : int, default=6
+        With monotone maps, features of fewer different values stay as they are: flags and short scales, of which whole
+        steps would move. 2 moves all, so that of the rows with a flag some lose it, or the other way round.
     max_iter : int, default=200
         Limit on the iterations of the projection.
     tol : float, default=1e-6
@@ -142,8 +149,15 @@ class FairSteeringTransformer(GroupMapTransformer):
     kl_divergence_ : float
         Divergence of the ideal distribution from the fitted one, in nats.
     certificate_ : Certificate
-        Bounds on the unfairness and the loss of accuracy of classifiers that are fair on the ideal
-        distribution.
+        Bounds on the unfairness, and on the change in accuracy, of classifiers of steered rows, for subgroups that are
+        Gaussians of their own means and covariances (``certificate_.gaussians == "cells"``), whatever `covariance`
+        makes of them; with monotone maps, of the rows that these make. Covariances are shrunk as far as those of the
+        model, and drawn to these as far as chance explains the difference, so that few rows say little. Where the
+        covariances of all subgroups would take more than 64 MB (a gigabyte in a stream), where there are more than
+        256 features of ``covariance="diagonal"``, and with an estimator as `shrinkage`, they are not known, and the
+        certificate is the model's (``"model"``). Of many features it is found when first asked for.
+    model_certificate_ : Certificate
+        The same for the Gaussians as the model has them. With monotone maps, of which no model knows, all bounds are 1.
     n_iter_ : int
         Iterations of the projection.
     objective_path_ : ndarray of shape (n_iter_ + 1,)
@@ -165,8 +179,11 @@ class FairSteeringTransformer(GroupMapTransformer):
     -----
     By a Gaussian map integers and 0/1 columns end at values that one group alone has. Linear models cannot use that,
     trees can: before them use ``map_type="monotone"`` with ``standardize=True``, or align scores instead
-    (:class:`ScoreAligner`). With monotone maps `ideal_`, its divergence and its certificate are those of the
+    (:class:`ScoreAligner`). With monotone maps `ideal_` and its divergence are those of the
     Gaussian model with maps of single features; `maps_`, matrices, do not exist.
+
+    ``fit`` warns where the subgroups allow a gap of more than twice what the model does, and of .1 more, beyond what
+    chance explains; of many features it looks in the directions in which the classes differ.
 
     Nothing is random, and every method but ``fit`` and ``partial_fit`` treats rows one by one.
     Statistics are kept in double precision; rows come back in the floating-point type they came
@@ -197,17 +214,20 @@ class FairSteeringTransformer(GroupMapTransformer):
         "constraint": [StrOptions(set(get_args(Constraint)))],
         "map_type": [StrOptions(set(get_args(MapType)))],
         "pos_label": [object],
+        "min_distinct": [Interval(Integral, 2, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
     }
 
-    _of_maps = ("map_type_", "ideal_", "kl_divergence_", "certificate_", "n_iter_", "objective_path_")
+    _of_maps = (
+        *("map_type_", "ideal_", "kl_divergence_", "certificate_", "model_certificate_", "n_iter_", "objective_path_"),
+    )
 
     map_type_: str
     ideal_: IdealDistribution
     kl_divergence_: float
-    certificate_: Certificate
+    model_certificate_: Certificate
     n_iter_: int
     objective_path_: Doubles
 
@@ -217,7 +237,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         intervention: Intervention = "all_subgroups",
         reference_group: Hashable = None,
         constraint: Constraint = "ideal",
-        map_type: MapType = "affine",
+        map_type: MapType = "auto",
         covariance: CovarianceModel = "tied",
         shrinkage: Any = "ledoit_wolf",
         pooling: float = 0.0,
@@ -227,8 +247,9 @@ class FairSteeringTransformer(GroupMapTransformer):
         unknown_group: UnknownGroup = "error",
         min_cell_size: int = 0,
         small_cells: SmallCells = "error",
-        standardize: bool = False,
+        standardize: bool = True,
         pos_label: Any = None,
+        min_distinct: int = 6,
         max_iter: int = 200,
         tol: float = 1e-6,
         max_time: float | None = None,
@@ -248,6 +269,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         self.small_cells = small_cells
         self.standardize = standardize
         self.pos_label = pos_label
+        self.min_distinct = min_distinct
         self.max_iter = max_iter
         self.tol = tol
         self.max_time = max_time
@@ -296,11 +318,44 @@ class FairSteeringTransformer(GroupMapTransformer):
         # Quantiles have nothing to lend to a small subgroup.
         return "diagonal" if self.small_cells == "pool" and self.min_cell_size > 0 else "monotone"
 
-    def _solve(self, shrunk: SubgroupMoments, rows: Any = None, batch: Batch | None = None) -> Solution:
-        self._map_type = self._chosen(rows)
+    def _classes_count(self) -> bool:
+        return self.constraint != "demographic_parity"
+
+    def _refuses_streams(self) -> str | None:
+        return None  # quantiles are those of rows that stand for all
+
+    def _needs_sample(self, stream: Stream) -> bool:
+        if super()._needs_sample(stream) or self.map_type == "monotone":
+            return True
+        if self.map_type != "auto" or self.moments_.n_features > _MOST_COLUMNS_OF_A_TABLE or len(self.groups_) == 1:
+            return False
+        first = next(stream.batches())  # which says whether this is a table
+        return self._chosen(np.asarray(first.X)) == "monotone"
+
+    def _solve(
+        self,
+        shrunk: SubgroupMoments,
+        rows: Any = None,
+        batch: Batch | None = None,
+        cells: SubgroupMoments | None = None,
+        *,
+        final: bool = True,
+        sample: Batch | None = None,
+    ) -> Solution:
+        self._map_type = self._chosen(rows if sample is None else sample.rows)
         solution = super()._solve(shrunk, rows, batch)
-        if self._map_type != "monotone" or batch is None or len(self.groups_) == 1:
+        if batch is None and self.moments_.covariance == "full":  # of a stream
+            cells = self.moments_
+        if len(self.groups_) == 1:
             return solution
+        quantiles = batch if sample is None else sample
+        if self._map_type != "monotone" or quantiles is None:
+            ideal = solution.maps
+            if cells is not None:
+                ideal = self._with_cells(ideal, cells)
+            if final:
+                self._warn_of_misfit(ideal, rows, batch)
+            return solution._replace(maps=ideal)
         if self.small_cells == "pool" and self.min_cell_size > 0:
             msg = (
                 "small_cells='pool' lends Gaussians to small subgroups, and map_type='monotone' has none: use "
@@ -312,16 +367,88 @@ class FairSteeringTransformer(GroupMapTransformer):
         weights = solution.model.weights
         held = reference_code(solution.model, self.reference_group) if self.intervention == "affirmative" else None
         maps = MonotoneMaps.fit(
-            batch.rows,
-            batch.y_codes,
-            self._group_of_label[batch.group_codes],
-            batch.sample_weight,
+            quantiles.rows,
+            quantiles.y_codes,
+            self._group_of_label[quantiles.group_codes],
+            quantiles.sample_weight,
             class_weights=np.where(counts, weights.sum(axis=1), 0.0) / weights.sum(),
             group_shares=weights.sum(axis=0) / weights.sum(),
             standardize=self.standardize,
             reference=held,
+            min_distinct=self.min_distinct,
         )
-        return solution._replace(folded=maps)
+        return solution._replace(folded=maps, maps=self._certify_monotone(maps, solution.maps, quantiles, cells))
+
+    def _moments_of_fit(
+        self, rows: Floats, batch: Batch, *, final: bool
+    ) -> tuple[SubgroupMoments, SubgroupMoments | None]:
+        # Where features are taken as uncorrelated they may be many, and their products would take longer than all else.
+        many = self.covariance == "diagonal" and rows.shape[1] > _MOST_COLUMNS_OF_A_TABLE
+        # What an estimator of covariances would make of the cells nobody knows.
+        known = len(batch.groups) > 1 and not hasattr(self.shrinkage, "fit")
+        apart = self.covariance == "tied" or (self.covariance == "diagonal" and final)
+        if not apart or many or not known or not self._cells_are_few(batch):
+            moments, _ = super()._moments_of_fit(rows, batch, final=final)
+            return moments, moments if final and known and moments.covariance == "full" else None
+        cells = self._batch_moments(rows, batch, covariance="full")
+        moments = self._batch_moments(rows, batch) if self.covariance == "diagonal" else cells
+        if self.covariance == "tied" and not self.standardize:
+            moments = cells.tie()
+        return moments, cells if final else None
+
+    def _with_cells(self, ideal: IdealDistribution, cells: SubgroupMoments) -> IdealDistribution:
+        """Let the certificate be about the subgroups' own Gaussians, and compare it with that of the model."""
+        labels = ideal.classes.tolist()
+        moments = self.moments_
+        if len(labels) < len(self.classes_):
+            moments = (cells if self.covariance == "tied" else moments).of_classes(labels)
+        own = self._merged(cells).of_classes(labels)
+        intensity = self._intensity(self._unshrunk(moments))
+        if intensity is not None:
+            intensity = np.broadcast_to(intensity, own.weights.shape)
+        return replace(ideal, cells=CellGaussians(own, intensity, chance=1.0))
+
+    def _warn_of_misfit(self, ideal: IdealDistribution, rows: Any, batch: Batch | None) -> None:
+        """Compare the certificate of the model with that of the subgroups' own Gaussians."""
+        if ideal.cells is not None:
+            along: Any = ideal.cells.moments
+        elif batch is not None and not hasattr(self.shrinkage, "fit"):
+            codes = self._group_of_label[batch.group_codes]
+            along = ModelRows(rows, batch.y_codes, codes, batch.sample_weight, batch.classes)
+        else:
+            return
+        warn_of_misfit(ideal, along, standardize=self.standardize, ways_out=self._other_models())
+
+    def _other_models(self) -> list[str]:
+        """Parameters that bring the model nearer to the subgroups' own Gaussians."""
+        found = []
+        if self.covariance == "tied" and not self.standardize:
+            found.append("standardize=True")
+        if self.covariance != "full":
+            found.append("covariance='full'")
+        if self.pooling > 0:
+            found.append("less pooling")
+        if self.small_cells == "pool" and self.min_cell_size > 0:
+            found.append("a lower min_cell_size")
+        return found
+
+    def _intensity(self, moments: SubgroupMoments) -> Doubles | None:
+        """How far the covariances of the model are shrunk to a multiple of the identity."""
+        if isinstance(self.shrinkage, str):
+            return moments.shrinkage_intensity(self.shrinkage)
+        return None if self.shrinkage is None else np.array(float(self.shrinkage))
+
+    def _certify_monotone(
+        self, maps: MonotoneMaps, ideal: IdealDistribution, batch: Batch, cells: SubgroupMoments | None
+    ) -> IdealDistribution:
+        """Let the certificate be about the Gaussians of steered rows: no model says what becomes of them."""
+        if cells is None:
+            return ideal
+        codes = self._group_of_label[batch.group_codes]
+        moved = SubgroupMoments(batch.rows.shape[1], classes=batch.classes, groups=self.groups_, covariance="full")
+        moved.update(maps.apply(batch.rows, codes)[0], batch.y_codes, codes, batch.sample_weight)
+        found = moved_certificate(CellGaussians(moved, chance=1.0), ideal, standardize=self.standardize)
+        return replace(ideal, known_certificate=found)
 
     def _uses_covariances(self) -> bool:
         return self._map_type not in ("monotone", "translation") or self.unknown_group != "error"
@@ -347,14 +474,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         """Model of some of the classes; a tied covariance is of these alone."""
         if model.covariance != "tied":
             return model.of_classes(labels)
-        if batch is None:
-            if self.moments_.covariance == "tied":
-                msg = (
-                    "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
-                    "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
-                )
-                raise ValueError(msg)
+        if self.moments_.covariance == "full" and not hasattr(self.shrinkage, "fit"):
             return self._borrowed(self._shrunk(self.moments_.of_classes(labels)))
+        if batch is None:
+            msg = (
+                "constraint='equal_opportunity' needs the covariances of single classes, which a stream keeps if "
+                "standardize=True and they fit into a gigabyte. Use fit, or covariance='full'."
+            )
+            raise ValueError(msg)
         kept = np.array([label in labels for label in batch.classes.tolist()])
         code = np.where(kept, np.cumsum(kept) - 1, -1)
         part = batch._replace(y_codes=code[batch.y_codes], classes=batch.classes[kept])
@@ -390,14 +517,27 @@ class FairSteeringTransformer(GroupMapTransformer):
 
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
+        monotone = isinstance(solution.folded, MonotoneMaps)
+        by_model = Certificate.of_nothing(ideal.source_weights.shape, "model") if monotone else ideal.model_certificate
         return {
-            "map_type_": "monotone" if isinstance(solution.folded, MonotoneMaps) else ideal.map_type,
+            "map_type_": "monotone" if monotone else ideal.map_type,
             "ideal_": ideal,
             "kl_divergence_": ideal.kl_divergence,
-            "certificate_": ideal.certificate,
+            "model_certificate_": by_model,
             "n_iter_": ideal.n_iter,
             "objective_path_": ideal.objective_path,
         }
+
+    @property
+    def certificate_(self) -> Certificate:
+        """Bounds on the unfairness, and on the change in accuracy, of classifiers of steered rows."""
+        check_is_fitted(self, "moments_")
+        if self._solution is None:
+            raise AttributeError("certificate_")  # to be explained by __getattr__
+        ideal: IdealDistribution = self._solution.maps
+        if isinstance(self._solution.folded, MonotoneMaps) and ideal.known_certificate is None:
+            return Certificate.of_nothing(ideal.source_weights.shape, "cells")
+        return ideal.certificate
 
     def steer(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
         """Move rows by class and group, so that they follow the ideal distribution.

@@ -1,4 +1,4 @@
-"""The scikit-learn classifier: the Bayes rule of the ideal distribution, or any classifier on steered rows."""
+"""The Bayes rule of the ideal distribution, or any classifier on steered rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from fairsteer.transformer._maps import AffineMaps, row_chunks
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading
 
-_Self = TypeVar("_Self", bound="IdealDistributionClassifier")
+_Self = TypeVar("_Self", bound="SteeredClassifier")
 
 
 def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
@@ -49,7 +49,58 @@ def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
     return check
 
 
-class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
+class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
+    """What a classifier is that steers rows and hands them to another one, or to the Bayes rule."""
+
+    estimator: Any
+    steering: FairSteeringTransformer | None
+    classes_: npt.NDArray[Any]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.steering is not None:
+            tags.input_tags.positive_only = get_tags(self.steering).input_tags.positive_only
+        if hasattr(self.estimator, "__sklearn_tags__"):
+            inner = get_tags(self.estimator)
+            tags.non_deterministic = inner.non_deterministic
+            if inner.classifier_tags is not None:
+                tags.classifier_tags.multi_class = inner.classifier_tags.multi_class
+                tags.classifier_tags.poor_score = inner.classifier_tags.poor_score
+        return tags
+
+    def set_params(self: _Self, **params: Any) -> _Self:
+        """Set parameters, those of the default steering included.
+
+        Parameters
+        ----------
+        **params : dict
+            Values by name; ``steering__…`` and ``estimator__…`` are handed on.
+
+        Returns
+        -------
+        self
+            The classifier itself.
+        """
+        nested = any(name.startswith("steering__") for name in params)
+        if nested and params.get("steering", self.steering) is None:
+            params = {**params, "steering": FairSteeringTransformer()}
+        of_estimator = [name for name in params if name.startswith("estimator__")]
+        if of_estimator and params.get("estimator", self.estimator) is None:
+            msg = (
+                f"{few(of_estimator)} cannot be set: there is no estimator, but the Bayes classifier of the ideal one."
+            )
+            raise ValueError(msg)
+        super().set_params(**params)
+        return self
+
+    def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)
+            if hasattr(steering, name):
+                setattr(self, name, getattr(steering, name))
+
+
+class IdealDistributionClassifier(SteeredClassifier):
     """Classifier of the nearest ideal distribution.
 
     Features are steered to the nearest ideal distribution (see
@@ -101,14 +152,16 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
     See Also
     --------
     FairSteeringTransformer : The steering alone, for pipelines.
+    IdealDistributionClassifierCV : Chooses the steering, and whether to align, by cross-validation.
     ScoreAligner : The alignment alone, for any classifier.
 
     Notes
     -----
     With ``estimator=None`` and a strength ``s`` between 0 and 1, class probabilities are
     proportional to ``p_fitted ** (1 - s) * p_ideal ** s``. At strength 0 this is the Bayes
-    classifier of the fitted Gaussians within each group: linear discriminant analysis with tied,
-    quadratic with full covariances. The weights for an `estimator` likewise go from 1 to the ideal
+    classifier of the fitted Gaussians within each group: quadratic discriminant analysis with full
+    covariances, linear with tied ones (scikit-learn's, which pools classes by their shares in the
+    group, with ``standardize=False``). The weights for an `estimator` likewise go from 1 to the ideal
     ones as the strength goes from 0 to 1. Predictions are deterministic.
 
     Examples
@@ -186,45 +239,10 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
                 setattr(classifier, name, getattr(steering, name))
         return classifier
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        if self.steering is not None:
-            tags.input_tags.positive_only = get_tags(self.steering).input_tags.positive_only
-        if hasattr(self.estimator, "__sklearn_tags__"):
-            inner = get_tags(self.estimator)
-            tags.non_deterministic = inner.non_deterministic
-            if inner.classifier_tags is not None:
-                tags.classifier_tags.multi_class = inner.classifier_tags.multi_class
-                tags.classifier_tags.poor_score = inner.classifier_tags.poor_score
-        return tags
-
-    def set_params(self: _Self, **params: Any) -> _Self:
-        """Set parameters, those of the default steering included.
-
-        Parameters
-        ----------
-        **params : dict
-            Values by name; ``steering__…`` and ``estimator__…`` are handed on.
-
-        Returns
-        -------
-        IdealDistributionClassifier
-            The classifier itself.
-        """
-        nested = any(name.startswith("steering__") for name in params)
-        if nested and params.get("steering", self.steering) is None:
-            params = {**params, "steering": FairSteeringTransformer()}
-        of_estimator = [name for name in params if name.startswith("estimator__")]
-        if of_estimator and params.get("estimator", self.estimator) is None:
-            msg = (
-                f"{few(of_estimator)} cannot be set: there is no estimator, but the Bayes classifier of the ideal one."
-            )
-            raise ValueError(msg)
-        super().set_params(**params)
-        return self
-
     @fit_context(prefer_skip_nested_validation=False)
-    def fit(self: _Self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> _Self:
+    def fit(
+        self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> IdealDistributionClassifier:
         """Fit the steering, and the estimator on steered rows if there is one.
 
         Parameters
@@ -279,12 +297,6 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             self.estimator_ = clone(self.estimator)
             self.estimator_.fit(rows, batch.y, **_ideal_weight_params(self.estimator_, weight))
 
-    def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
-        for name in ("n_features_in_", "feature_names_in_"):
-            self.__dict__.pop(name, None)
-            if hasattr(steering, name):
-                setattr(self, name, getattr(steering, name))
-
     def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
         """Class with the least expected cost.
 
@@ -307,7 +319,10 @@ class IdealDistributionClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin,
             If groups are needed and not given or not known, or `X` does not match ``fit``.
         """
         check_is_fitted(self, "steering_")
-        rows, codes = self._read(X, sensitive_features)
+        return self._predict(*self._read(X, sensitive_features))
+
+    def _predict(self, rows: Floats, codes: Codes) -> npt.NDArray[Any]:
+        """Classes of rows that have been read."""
         if self.cost_matrix_ is not None:
             return self._labels((self._proba(rows, codes) @ self.cost_matrix_).argmin(axis=1))
         if self._alignment is not None:

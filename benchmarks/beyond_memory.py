@@ -1,0 +1,180 @@
+"""``python -m benchmarks.beyond_memory``: fits to a folder ten times as large as the memory that they may take.
+
+Rows are synthetic, float32, of 28 classes and 2 groups; the folder is written once, and kept where ``--folder`` says.
+For every job a process of its own is started; its peak is how far the resident set grows after imports and a small
+fit, and files are in the page cache for all. Reading alone is pyarrow's scan of the same columns with its threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fairsteer
+from benchmarks import timing
+from fairsteer import FairSteeringTransformer
+
+_CLASSES = 28
+_ROWS_OF_A_FILE = 100_000
+
+
+def write_folder(folder: Path, n_rows: int, n_features: int) -> None:
+    """Write parquet files of about a hundred thousand rows, unless they are there."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if folder.is_dir() and sum(parquet.read_metadata(file).num_rows for file in folder.glob("*.parquet")) == n_rows:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(_CLASSES, n_features)).astype(np.float32)
+    shift = 0.3 * rng.normal(size=n_features).astype(np.float32)
+    for number, start in enumerate(range(0, n_rows, _ROWS_OF_A_FILE)):
+        n = min(_ROWS_OF_A_FILE, n_rows - start)
+        y, group = rng.integers(0, _CLASSES, n), rng.integers(0, 2, n)
+        rows = rng.standard_normal((n, n_features), dtype=np.float32)
+        rows *= np.where(group == 1, np.float32(1.3), np.float32(1))[:, None]
+        rows += means[y] + group[:, None].astype(np.float32) * shift
+        columns: dict[str, Any] = {f"x{j}": column for j, column in enumerate(np.asfortranarray(rows).T)}
+        columns |= {"occupation": y.astype(np.int16), "sex": np.array(["f", "m"])[group]}
+        path = folder / f"{number:05d}.parquet"
+        parquet.write_table(
+            pa.table(columns), path, row_group_size=10_000, use_dictionary=["occupation", "sex"], compression="none"
+        )
+
+
+def peak_of(job: Any) -> tuple[Any, float, int]:
+    """Result, seconds and the growth of the resident set of a job."""
+    answers: list[Any] = []
+    start = time.perf_counter()
+    growth = timing.extra_peak_memory(lambda: answers.append(job()))
+    return answers[0], time.perf_counter() - start, growth
+
+
+def read_alone(folder: Path, batch_bytes: int) -> int:
+    """Scan a folder as a fit does, and do nothing with it."""
+    from pyarrow import dataset
+
+    from fairsteer.streams import ArrowRows
+
+    found = dataset.dataset(str(folder), format="parquet")
+    rows, names = ArrowRows(found, columns=[], batch_bytes=batch_bytes), found.schema.names
+    return sum(table.num_rows for table in rows.tables(names, len(names)))
+
+
+def fit(folder: Path, budget: int) -> FairSteeringTransformer:
+    """Fit to the folder, in batches of an eighth of the memory."""
+    from pyarrow import dataset
+
+    from fairsteer.streams import ArrowRows
+
+    rows = ArrowRows(
+        dataset.dataset(str(folder), format="parquet"),
+        y="occupation",
+        sensitive_features="sex",
+        batch_bytes=budget // 8,
+        threads=False,
+    )
+    return FairSteeringTransformer(map_type="affine", standardize=True).fit(rows)
+
+
+def warm_up() -> None:
+    """Import and call once what a fit needs, which is no memory of its rows."""
+    import pyarrow as pa
+    from pyarrow import dataset, parquet  # noqa: F401
+
+    rng = np.random.default_rng(0)
+    table = pa.table({"x": rng.normal(size=100), "y": rng.integers(0, 2, 100), "sex": ["f", "m"] * 50})
+    FairSteeringTransformer(map_type="affine").fit(dataset.dataset(table), "y", sensitive_features="sex")
+
+
+def syrk_seconds(n_rows: int, n_features: int) -> float:
+    """Seconds that BLAS takes for the products of all rows, in single precision."""
+    from scipy.linalg.blas import ssyrk
+
+    some = np.asfortranarray(np.random.default_rng(0).standard_normal((n_features, 20_000), dtype=np.float32))
+    best = min(_timed(lambda: ssyrk(1.0, some)) for _ in range(5))
+    return float(best * n_rows / some.shape[1])
+
+
+def _timed(job: Any) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def in_memory(folder: Path) -> FairSteeringTransformer:
+    """Fit to all rows at once."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(folder)
+    y, group = table.column("occupation").to_numpy(), table.column("sex").to_numpy()
+    names = [name for name in table.column_names if name.startswith("x")]
+    rows: npt.NDArray[np.float32] = np.empty((len(y), len(names)), np.float32, order="F")
+    for j, name in enumerate(names):
+        rows[:, j] = table.column(name).to_numpy()
+    del table
+    return FairSteeringTransformer(map_type="affine", standardize=True).fit(rows, y, sensitive_features=group)
+
+
+def distance(first: FairSteeringTransformer, second: FairSteeringTransformer) -> float:
+    """Largest difference of the maps' numbers, relative to the largest number."""
+    worst = 0.0
+    for label, (A, b) in first.maps_.items():
+        for one, other in zip((A, b), second.maps_[label], strict=True):
+            worst = max(worst, float(np.abs(one - other).max() / max(1.0, np.abs(one).max())))
+    return worst
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.beyond_memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where the rows are, or are to be written")
+    parser.add_argument("--memory", type=int, default=100, help="MiB that a fit may take besides its moments")
+    parser.add_argument("--features", type=int, default=256)
+    parser.add_argument("--compare", action="store_true", help="fit in memory as well, which takes the folder's size")
+    parser.add_argument("--job", choices=("read", "fit"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    budget, d = arguments.memory * 2**20, arguments.features
+    n_rows = 10 * budget // (4 * d) // 10_000 * 10_000
+    folder = arguments.folder / f"{n_rows}x{d}"
+    if arguments.job:
+        warm_up()
+        job = (lambda: read_alone(folder, budget // 4)) if arguments.job == "read" else lambda: fit(folder, budget)
+        _, seconds, growth = peak_of(job)
+        print(json.dumps([seconds, growth]))
+        return 0
+    fairsteer.show_versions()
+    write_folder(folder, n_rows, d)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    moments = 8 * _CLASSES * 2 * (d * d + 2 * d)
+    print(f"\n{n_rows:,} rows x {d} of float32, {size / 2**20:.0f} MiB; budget {arguments.memory} MiB")
+    results = {}
+    for name in ("read", "fit"):
+        command = [sys.executable, "-m", "benchmarks.beyond_memory", *sys.argv[1:], "--job", name]
+        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
+        results[name] = min(runs)
+        peak = max(growth for _, growth in runs)
+        print(
+            f"{name:<10} {results[name][0]:6.2f} s   {n_rows / results[name][0]:>10,.0f} rows/s   peak "
+            f"{peak / 2**20:.0f} MiB"
+        )
+    share = results["read"][0] / results["fit"][0]
+    bound = syrk_seconds(n_rows, d) / results["fit"][0]
+    print(f"rows a second of a fit: {share:.2f} of reading alone, {bound:.2f} of ssyrk in one thread")
+    within = results["fit"][1] <= budget + moments
+    print(f"peak {'within' if within else 'NOT within'} the budget and the moments ({moments / 2**20:.0f} MiB)")
+    if arguments.compare:
+        print(f"maps from the folder and in memory differ by {distance(fit(folder, budget), in_memory(folder)):.1e}")
+    return int(not within)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,561 @@
+"""The nearest ideal distribution without a family: of two classes, in the space of the posterior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit, rel_entr, xlogy
+from sklearn.utils import check_array, check_consistent_length
+
+from fairsteer import _core
+from fairsteer._utils.input import brief, few, warn_caller
+from fairsteer._utils.types import Codes, Doubles
+from fairsteer._utils.weights import check_sample_weight
+from fairsteer.groups import GroupedRows
+from fairsteer.ideal._ideal import Intervention
+
+Mode = Literal["joint", "labels", "weights"]
+
+#: Posteriors nearer to 0 or 1 count as this near: what no sample can tell apart costs no nats.
+_MOST_LOGIT = 16.0
+
+#: Points of the grid of posteriors, where rows have more different ones; fewer where no solution is found on so many.
+_N_POINTS = (400, 200, 100, 50)
+
+#: Points that are nearer together, in log-odds, are one.
+_CLOSEST = 1e-6
+
+#: Distance in log-odds of ideal posteriors that are looked at, between few posteriors.
+_TARGET_SPACING = 0.02
+
+#: Below this part of its share a group as good as leaves the ideal distribution.
+_VANISHING = 0.01
+
+#: Half the width of a grid of one posterior.
+_HALF_WIDTH = 0.5
+
+
+@dataclass(frozen=True)
+class PosteriorCertificate:
+    """What nearness to an ideal distribution promises about the rows it was found for; no family in it.
+
+    Bounds for every classifier that is exactly fair on the ideal distribution when it is used on the rows, in total
+    variation between the rows and their ideal. They hold for the posterior that was given: where that is wrong by some
+    mean absolute error in a cell, the bounds there grow by no more than that over the share of its class.
+
+    Attributes
+    ----------
+    total_variation : ndarray of shape (2, n_groups)
+        Between the rows of a class and a group, and their ideal, in [0, 1].
+    equal_opportunity : ndarray of shape (2,)
+        For every class, a bound on the difference of prediction rates between any two groups given that class.
+    accuracy : float
+        Bound on the difference of the error rates on the rows and on their ideal.
+    """
+
+    total_variation: Doubles
+    equal_opportunity: Doubles
+    accuracy: float
+
+    def __repr__(self) -> str:
+        return f"PosteriorCertificate(equalized_odds={self.equalized_odds:.3g}, accuracy={self.accuracy:.3g})"
+
+    @property
+    def equalized_odds(self) -> float:
+        """Larger of the bounds of the two classes."""
+        return float(self.equal_opportunity.max())
+
+
+@dataclass(frozen=True, eq=False)
+class IdealPosterior:
+    """The ideal distribution nearest to one that is known through its posterior, P(second class | row, group).
+
+    Returned by `nearest_ideal_posterior`. On it the posterior has the same law in every group. It keeps the rows of the
+    distribution that it is nearest to, weights them, and gives them soft labels; both depend on a row through its
+    group and its posterior alone.
+
+    Attributes
+    ----------
+    groups : ndarray of shape (n_groups,)
+        Labels of the groups.
+    intervention, mode : str
+        As asked for.
+    reference_group : object
+        Label of the group whose law is kept; None unless "affirmative".
+    logits : ndarray of shape (n_points,)
+        Log-odds of the posteriors that occur, ascending.
+    laws : ndarray of shape (n_groups, n_points)
+        Their probabilities in every group.
+    log_weights : ndarray of shape (n_groups, n_points)
+        Logarithm of what rows of a group are weighted by, the share of the group apart.
+    ideal_logits : ndarray of shape (n_groups, n_points)
+        Log-odds of the ideal posteriors, rising.
+    source_group_prior, group_prior : ndarray of shape (n_groups,)
+        Shares of the groups, and those on the ideal distribution.
+    kl_divergence : float
+        Of the ideal distribution from the given one, in nats.
+    group_divergence : ndarray of shape (n_groups,)
+        The same within every group.
+    gap : float
+        Duality gap in nats: how far `kl_divergence` can be above the optimum on the grid with these shares.
+    n_iter : int
+        Steps that were needed.
+    converged : bool
+        Whether `gap` is within the tolerance.
+    """
+
+    groups: NDArray[Any]
+    intervention: str
+    mode: str
+    reference_group: Any
+    logits: Doubles
+    laws: Doubles
+    log_weights: Doubles
+    ideal_logits: Doubles
+    source_group_prior: Doubles
+    group_prior: Doubles
+    kl_divergence: float
+    group_divergence: Doubles
+    gap: float
+    n_iter: int
+    converged: bool
+
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+
+    def __repr__(self) -> str:
+        return (
+            f"IdealPosterior({len(self.groups)} groups, intervention={self.intervention!r}, mode={self.mode!r}, "
+            f"kl_divergence={self.kl_divergence:.4g}, converged={self.converged})"
+        )
+
+    @property
+    def h(self) -> dict[Any, tuple[Doubles, Doubles]]:
+        """Group label to the posteriors that occur in the group, and the ideal ones that they become."""
+        maps = {}
+        for a, group in enumerate(self.groups.tolist()):
+            own = self._own(a)
+            maps[group] = expit(self.logits[own]), expit(self.ideal_logits[a, own])
+        return maps
+
+    def with_groups(self, groups: NDArray[Any]) -> IdealPosterior:
+        """Give the groups other labels, in the same order."""
+        reference = self.reference_group
+        if reference is not None:
+            reference = groups.tolist()[self.groups.tolist().index(reference)]
+        return replace(self, groups=groups.copy(), reference_group=reference)
+
+    @property
+    def base_rates(self) -> Doubles:
+        """P(second class) in every group, (n_groups,)."""
+        return np.asarray(self.laws @ expit(self.logits))
+
+    @property
+    def ideal_base_rate(self) -> float:
+        """P(second class) on the ideal distribution, the same in every group."""
+        return float(self.group_prior @ (self.ideal_laws * expit(self.ideal_logits)).sum(axis=1))
+
+    @property
+    def ideal_laws(self) -> Doubles:
+        """Probabilities of the posteriors `logits` on the ideal distribution, (n_groups, n_points)."""
+        laws = self.laws * np.exp(self.log_weights)
+        return np.asarray(laws / laws.sum(axis=1, keepdims=True))
+
+    @property
+    def cell_divergence(self) -> Doubles:
+        """KL divergence in nats of the rows of each class and group on the ideal distribution, (2, n_groups)."""
+        ideal, own = self._cells()
+        return np.asarray(np.maximum(rel_entr(ideal, own).sum(axis=2), 0))
+
+    @property
+    def certificate(self) -> PosteriorCertificate:
+        """Bounds on gaps and accuracy, in total variation; none with mode="weights", which leads to no ideal one."""
+        if self.mode == "weights":
+            msg = (
+                "mode='weights' makes classes and groups independent, and no ideal distribution: nothing is certified."
+            )
+            raise AttributeError(msg)
+        ideal, own = self._cells()
+        bound = np.abs(ideal - own).sum(axis=2) / 2
+        gaps = np.sort(bound, axis=1)[:, -2:].sum(axis=1) * (bound.shape[1] > 1)
+        both = np.stack([self._joint(ideal=True), self._joint(ideal=False)])
+        accuracy = float(np.abs(both[0] - both[1]).sum() / 2)
+        return PosteriorCertificate(bound, np.minimum(gaps, 1.0), min(accuracy, 1.0))
+
+    def ideal_posterior(self, posterior: ArrayLike, group_codes: ArrayLike) -> Doubles:
+        """Ideal posterior ``h_a(s)`` of rows: what P(second class) is on the ideal distribution.
+
+        Parameters
+        ----------
+        posterior : array-like of shape (n_samples,)
+            P(second class | row, group), in [0, 1].
+        group_codes : array-like of shape (n_samples,)
+            Positions in `groups`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Rising with the posterior within a group. Beyond the posteriors that the group had, log-odds change by as
+            much as at the last of them.
+        """
+        return np.asarray(expit(self._interpolated(posterior, group_codes, self.ideal_logits, slope=1.0)))
+
+    def sample_weight(self, posterior: ArrayLike, group_codes: ArrayLike) -> Doubles:
+        """Weights that turn rows into rows of the ideal distribution, under its soft labels.
+
+        Parameters
+        ----------
+        posterior : array-like of shape (n_samples,)
+            P(second class | row, group), in [0, 1].
+        group_codes : array-like of shape (n_samples,)
+            Positions in `groups`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Positive, of mean about 1.
+        """
+        codes = np.asarray(group_codes, dtype=np.intp)
+        within = np.exp(self._interpolated(posterior, codes, self.log_weights, slope=0.0))
+        return np.asarray(within * (self.group_prior / self.source_group_prior)[codes])
+
+    def _own(self, a: int) -> NDArray[np.bool_]:
+        """Points that occur in a group."""
+        return np.asarray(self.laws[a] > 0)
+
+    def _interpolated(self, posterior: ArrayLike, group_codes: ArrayLike, values: Doubles, *, slope: float) -> Doubles:
+        logits = clipped_logits(posterior)
+        codes = np.asarray(group_codes, dtype=np.intp)
+        check_consistent_length(logits, codes)
+        result = np.empty(len(logits))
+        for a in range(len(self.groups)):
+            rows, own = codes == a, self._own(a)
+            grid, x = self.logits[own], logits[rows]
+            beyond = x - np.clip(x, grid[0], grid[-1])
+            result[rows] = np.interp(x, grid, values[a, own]) + slope * beyond
+        return result
+
+    def _joint(self, *, ideal: bool) -> Doubles:
+        """Probabilities of class, group and posterior, (2, n_groups, n_points)."""
+        if ideal:
+            law, prior, proba = self.ideal_laws, self.group_prior, expit(self.ideal_logits)
+        else:
+            law, prior, proba = self.laws, self.source_group_prior, expit(np.broadcast_to(self.logits, self.laws.shape))
+        joint = law * prior[:, None]
+        return np.stack([joint * (1 - proba), joint * proba])
+
+    def _cells(self) -> tuple[Doubles, Doubles]:
+        """Laws of the posterior within class and group, on the ideal distribution and on the given one."""
+        pair = []
+        for ideal in (True, False):
+            joint = self._joint(ideal=ideal)
+            pair.append(joint / joint.sum(axis=2, keepdims=True))
+        return pair[0], pair[1]
+
+
+class _Solution(NamedTuple):
+    log_weights: Doubles
+    ideal_logits: Doubles
+    group_prior: Doubles
+    group_divergence: Doubles
+    gap: float = 0.0
+    n_iter: int = 1
+    converged: bool = True
+    shares_kept: bool = False
+
+
+def nearest_ideal_posterior(
+    posterior: ArrayLike,
+    sensitive_features: Any,
+    sample_weight: Any = None,
+    *,
+    intervention: Intervention = "all_subgroups",
+    mode: Mode = "joint",
+    reference_group: Any = None,
+    max_iter: int = 100,
+    tol: float = 1e-9,
+) -> IdealPosterior:
+    """Nearest ideal distribution of rows of two classes, whatever their features follow.
+
+    A distribution is ideal when every cost-sensitive Bayes classifier on it is exactly fair, which is so when its
+    posterior has the same law in every group. The nearest one in KL divergence depends on a row through its own
+    posterior alone: it weights the row and gives it a soft label, and leaves its features as they are.
+
+    Parameters
+    ----------
+    posterior : array-like of shape (n_samples,)
+        P(second class | row, group) of every row, in [0, 1]: calibrated, and of rows that it was not fitted to.
+    sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+        Groups.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Non-negative weights.
+    intervention : {"all_subgroups", "affirmative"}, default="all_subgroups"
+        Whether every group may change, or one, the reference, keeps its law.
+    mode : {"joint", "labels", "weights"}, default="joint"
+        What may change: weights and labels; labels alone, rows keeping their weights; or weights alone, so that class
+        and group become independent, as by reweighing (which equalises base rates, and is no ideal distribution).
+    reference_group : object, default=None
+        Label of the reference; None: the group with the most weight.
+    max_iter : int, default=100
+        Most steps of a solve.
+    tol : float, default=1e-9
+        Largest duality gap, in nats.
+
+    Returns
+    -------
+    IdealPosterior
+        The ideal distribution.
+
+    Raises
+    ------
+    ValueError
+        If a posterior is no probability, groups are no discrete labels, or no row is left.
+
+    Notes
+    -----
+    Rows with more than 400 different posteriors are put on a grid of so many log-odds, denser where rows are, each
+    row split among its two neighbours so that its posterior stays what it is. Everything after that costs time and
+    memory by the grid, not by rows. Posteriors beyond log-odds of 16 (1e-7 from 0 or 1) are moved there. Where groups
+    are so far apart that the nearest ideal distribution would leave one out, they keep their shares, with a warning.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fairsteer.ideal import nearest_ideal_posterior
+    >>> rng = np.random.default_rng(0)
+    >>> group = rng.integers(0, 2, 5000)
+    >>> posterior = rng.beta(2 + group, 2)
+    >>> ideal = nearest_ideal_posterior(posterior, group)
+    >>> t, weight = ideal.ideal_posterior(posterior, group), ideal.sample_weight(posterior, group)
+    >>> mean = [float(np.average(t[group == a], weights=weight[group == a])) for a in (0, 1)]
+    >>> bool(abs(mean[0] - mean[1]) < 0.01)
+    True
+    """
+    for name, value, known in (("intervention", intervention, get_args(Intervention)), ("mode", mode, get_args(Mode))):
+        if value not in known:
+            msg = f"{name} must be one of {few(map(repr, known))}, not {brief(value)}."
+            raise ValueError(msg)
+    logits = clipped_logits(posterior)
+    weight = check_sample_weight(sample_weight, logits)
+    grouped = GroupedRows.read(sensitive_features, logits, weight, purpose="there is nothing to make ideal")
+    kept = grouped.kept
+    weight = np.ones(len(logits)) if weight is None else weight
+    return _nearest(
+        logits[kept], grouped.codes[kept], weight[kept], grouped.groups, intervention, mode, reference_group,
+        max_iter, tol,
+    )  # fmt: skip
+
+
+def _nearest(
+    logits: Doubles,
+    codes: Codes,
+    weight: Doubles,
+    groups: NDArray[Any],
+    intervention: Intervention,
+    mode: Mode,
+    reference_group: Any,
+    max_iter: int,
+    tol: float,
+) -> IdealPosterior:
+    solution: _Solution | None = None
+    for n_points in _N_POINTS:
+        points, totals = on_grid(logits, codes, weight, len(groups), n_points)
+        share = totals.sum(axis=1)
+        laws, prior = totals / share[:, None], share / share.sum()
+        laws /= laws.sum(axis=1, keepdims=True)
+        prior /= prior.sum()
+        reference = _reference(reference_group, groups, prior) if intervention == "affirmative" else -1
+        if mode == "labels":
+            solution = _labels_alone(points, laws, prior, reference)
+        elif mode == "weights":
+            solution = _weights_alone(points, laws, prior, reference)
+        else:
+            solution = _joint(points, laws, prior, intervention, reference, max_iter, tol, n_points)
+        if solution is not None and solution.converged:
+            break
+    if solution is None:
+        msg = (
+            "No ideal distribution was found: the groups' posteriors are too far apart. Look at their calibration, or "
+            "use mode='labels', which is known in closed form."
+        )
+        raise ValueError(msg)
+    if solution.shares_kept:
+        warn_caller(
+            "The groups' posteriors are so far apart that the nearest ideal distribution would leave a group out; the "
+            f"groups keep their shares, at a divergence of {prior @ solution.group_divergence:.3g} nats."
+        )
+    divergence = solution.group_prior @ solution.group_divergence + rel_entr(solution.group_prior, prior).sum()
+    return IdealPosterior(
+        groups=groups.copy(),
+        intervention=intervention,
+        mode=mode,
+        reference_group=groups.tolist()[reference] if reference >= 0 else None,
+        logits=points,
+        laws=laws,
+        log_weights=solution.log_weights,
+        ideal_logits=solution.ideal_logits,
+        source_group_prior=prior,
+        group_prior=solution.group_prior,
+        kl_divergence=float(max(divergence, 0.0)),
+        group_divergence=solution.group_divergence,
+        gap=solution.gap,
+        n_iter=solution.n_iter,
+        converged=solution.converged,
+    )
+
+
+def _reference(reference_group: Any, groups: NDArray[Any], prior: Doubles) -> int:
+    if reference_group is None:
+        return int(prior.argmax())
+    labels = groups.tolist()
+    if reference_group not in labels:
+        msg = f"reference_group={brief(reference_group)} is not among the groups {few(map(repr, labels))}."
+        raise ValueError(msg)
+    return int(labels.index(reference_group))
+
+
+def clipped_logits(posterior: ArrayLike) -> Doubles:
+    """Log-odds of probabilities, those of no probability refused."""
+    proba = check_array(posterior, ensure_2d=False, dtype=np.float64, input_name="posterior")
+    if proba.ndim != 1:
+        msg = f"posterior must have one dimension, P(second class) of every row, got shape {proba.shape}."
+        raise ValueError(msg)
+    bad = (proba < 0) | (proba > 1)
+    if bad.any():
+        msg = f"{bad.sum()} of {len(proba)} posteriors are no probabilities, in [0, 1], such as {proba[bad][0]:g}."
+        raise ValueError(msg)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.clip(logit(proba), -_MOST_LOGIT, _MOST_LOGIT))
+
+
+def on_grid(logits: Doubles, codes: Codes, weight: Doubles, n_groups: int, n_points: int) -> tuple[Doubles, Doubles]:
+    """Points of a grid of log-odds, and the weight of every group on them, (n_groups, n_points)."""
+    points, place = np.unique(logits, return_inverse=True)
+    if len(points) <= n_points:
+        if len(points) == 1:
+            points = points[0] + _HALF_WIDTH * np.array([-1.0, 0.0, 1.0])
+            place = np.ones_like(place)
+        cells = codes * len(points) + place
+        return points, _totals(cells, weight, n_groups * len(points)).reshape(n_groups, -1)
+    points = _spread_points(points, _totals(codes * len(points) + place, weight, n_groups * len(points)), n_points)
+    place = np.clip(np.searchsorted(points, logits, side="right") - 1, 0, len(points) - 2)
+    proba, at = expit(points), expit(logits)
+    # Measured from the nearer end of [0, 1], where differences keep their digits.
+    upper = np.clip((at - proba[place]) / (proba[place + 1] - proba[place]), 0, 1)
+    totals = np.zeros(n_groups * len(points))
+    for step, part in ((0, 1 - upper), (1, upper)):
+        totals += np.bincount(codes * len(points) + place + step, weight * part, len(totals))
+    return points, totals.reshape(n_groups, -1)
+
+
+def _totals(cells: Codes, weight: Doubles, n_cells: int) -> Doubles:
+    return np.bincount(cells, weight, n_cells).astype(np.float64, copy=False)
+
+
+def _spread_points(points: Doubles, totals: Doubles, n_points: int) -> Doubles:
+    """Points of a grid: half of them equally spaced, half where rows are, all groups counting alike."""
+    of_group = totals.reshape(-1, len(points))
+    rows = np.cumsum((of_group / of_group.sum(axis=1, keepdims=True)).mean(axis=0))
+    level = (rows + (points - points[0]) / (points[-1] - points[0])) / (rows[-1] + 1)
+    grid = np.interp(np.linspace(level[0], 1, n_points), level, points)
+    return np.asarray(grid[np.append(True, np.diff(grid) > _CLOSEST)])
+
+
+def _joint(
+    points: Doubles,
+    laws: Doubles,
+    prior: Doubles,
+    intervention: Intervention,
+    reference: int,
+    max_iter: int,
+    tol: float,
+    n_points: int,
+) -> _Solution | None:
+    """Solve on a grid of about so many points; None if no finite solution is found."""
+    target = points
+    if intervention == "all_subgroups" and len(points) < n_points:
+        # Between few posteriors ideal ones may lie anywhere.
+        width = points[-1] - points[0]
+        n_targets = int(np.clip(width / _TARGET_SPACING, 16, n_points // 2))
+        target = np.unique(np.append(points, np.linspace(points[0], points[-1], n_targets)))
+        target = target[np.append(True, np.diff(target) > _CLOSEST)]
+
+    def solve(free_shares: bool) -> dict[str, Any] | None:
+        try:
+            return _core.nearest_ideal_posterior(
+                points, np.ascontiguousarray(target), np.ascontiguousarray(laws), prior, intervention, reference,
+                free_shares, max_iter, tol,
+            )  # fmt: skip
+        except _core.NumericalError:
+            return None
+
+    every = intervention == "all_subgroups"
+    found, shares_kept = solve(every), False
+    if every and (found is None or not found["converged"] or (found["shares"] < _VANISHING * prior).any()):
+        found, shares_kept = solve(False), True
+    if found is None:
+        return None
+    ideal = logit(np.clip(found["posterior"], expit(-_MOST_LOGIT), expit(_MOST_LOGIT)))
+    weights, divergence = found["log_ratio"], found["group_divergence"]
+    if every:
+        # Given the weights, the best ideal posteriors are known in closed form, and need no grid.
+        ideal_laws = laws * np.exp(weights)
+        ideal_laws /= ideal_laws.sum(axis=1, keepdims=True)
+        labels = _labels_alone(points, ideal_laws, found["shares"], -1)
+        ideal = labels.ideal_logits
+        divergence = np.maximum(rel_entr(ideal_laws, laws).sum(axis=1), 0) + labels.group_divergence
+    return _Solution(
+        weights, ideal, found["shares"], divergence, found["gap"], found["n_iter"], found["converged"], shares_kept
+    )
+
+
+def _labels_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int) -> _Solution:
+    """Quantile average of the groups' log-odds, in closed form: monotone couplings of the laws as they are."""
+    ends = np.cumsum(laws, axis=1)
+    ends[:, -1] = 1.0
+    cuts = np.unique(np.append(0.0, ends))
+    length, middle = np.diff(cuts), (cuts[1:] + cuts[:-1]) / 2
+    at = np.stack([np.minimum(np.searchsorted(end, middle), len(points) - 1) for end in ends])
+    own = points[at]
+    common = own[reference] if reference >= 0 else prior @ own
+    t = expit(common)
+    spent = length * (t * (common - own) + np.logaddexp(0, own) - np.logaddexp(0, common))
+    ideal = np.empty(laws.shape)
+    for a, place in enumerate(at):
+        mass = np.bincount(place, length, len(points))
+        mean = np.bincount(place, length * t, len(points))
+        occurs = mass > 0
+        ideal[a] = np.interp(points, points[occurs], logit(mean[occurs] / mass[occurs]))
+    if reference >= 0:
+        ideal[reference] = points
+    return _Solution(np.zeros(laws.shape), ideal, prior, np.maximum(spent.sum(axis=1), 0))
+
+
+def _weights_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int) -> _Solution:
+    """Class and group independent, at the least divergence; rows of a class and group keep what they follow."""
+    positive = laws @ expit(points)
+    own = np.stack([1 - positive, positive])  # (2, G)
+    shares = prior
+    n_iter = 0
+    if reference >= 0:
+        classes = own[:, reference]
+    else:
+        moved = np.inf
+        while moved > 1e-14 and n_iter < 1000:
+            n_iter += 1
+            log_classes = np.log(own) @ shares
+            classes = np.exp(log_classes - np.logaddexp.reduce(log_classes))
+            log_shares = np.log(prior) - rel_entr(classes[:, None], own).sum(axis=0)
+            after = np.exp(log_shares - np.logaddexp.reduce(log_shares))
+            moved, shares = np.abs(after - shares).max(), after
+    weight = classes[:, None] / own
+    s = expit(points)
+    total = weight[1][:, None] * s + weight[0][:, None] * (1 - s)
+    ideal = points + np.log(weight[1] / weight[0])[:, None]
+    divergence = np.asarray(xlogy(classes[:, None], weight).sum(axis=0))
+    return _Solution(np.log(total), ideal, shares, np.maximum(divergence, 0), n_iter=max(n_iter, 1))

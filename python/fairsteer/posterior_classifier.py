@@ -1,0 +1,542 @@
+"""Any classifier, its posterior mapped to that of the nearest ideal distribution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_array, indexable
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from fairsteer._utils.calibration import VectorScaling
+from fairsteer._utils.estimators import HasMethods, StrOptions, asked_method, fit_context
+from fairsteer._utils.folds import rows_of, stratified_splits
+from fairsteer._utils.input import check_classes, few, num_rows, warn_caller
+from fairsteer._utils.types import Codes, Doubles
+from fairsteer._utils.weights import check_sample_weight
+from fairsteer.groups import GroupedRows
+from fairsteer.ideal import IdealPosterior, Intervention, Mode, PosteriorCertificate, nearest_ideal_posterior
+from fairsteer.score_alignment._alignment import class_decision, log_zero_allowed
+from fairsteer.score_alignment._cross_fitting import refitted_scores, rows_tested_once
+from fairsteer.score_alignment._scores import Scores, class_scores
+from fairsteer.score_alignment._wrapping import WrappingClassifier, class_codes_of
+
+
+class RepairedRows(NamedTuple):
+    """Rows of the ideal distribution: features as they were, under weights and soft labels."""
+
+    X: Any
+    """Rows, in the container they came in."""
+    proba: Doubles
+    """Soft labels: probabilities of the classes, (n_rows, 2)."""
+    sample_weight: Doubles
+    """(n_rows,)."""
+    classes: npt.NDArray[Any]
+    """Labels of the classes."""
+
+    def expanded(self) -> tuple[Any, npt.NDArray[Any], Doubles]:
+        """Give every row once with each class, weighted by its soft label, as any scikit-learn classifier takes them.
+
+        Returns
+        -------
+        X : of 2 * n_rows rows, or fewer where a soft label is 0
+            The rows, one class after the other.
+        y : ndarray
+            Hard labels.
+        sample_weight : ndarray
+            Weights; those of a row sum to its own.
+        """
+        n = len(self.sample_weight)
+        weight = (self.proba * self.sample_weight[:, None]).T.ravel()
+        rows = np.flatnonzero(weight > 0)
+        (X,) = rows_of((self.X,), rows % n)
+        return X, self.classes[rows // n], weight[rows]
+
+
+class IdealPosteriorClassifier(WrappingClassifier):
+    """Any classifier of two classes, made fair by the nearest ideal distribution, whatever its features follow.
+
+    The classifier is trained; its out-of-fold scores are calibrated by group; and the distribution is sought that
+    is nearest to the data (in KL divergence) and on which the posterior has the same law in every group, so that
+    every cost-sensitive Bayes classifier is exactly fair. It leaves features alone: a row's posterior ``s`` becomes
+    ``h_a(s)``, one rising function for each group. ``predict_proba`` answers that, and `repair` gives weights and
+    soft labels under which any other model learns it.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Classifier to train; a clone is fitted. It has ``predict_proba`` or ``decision_function``. It should know
+        the groups, if it can: as columns of `X` (`sensitive_columns`). One that is fitted already is wrapped in
+        :class:`sklearn.frozen.FrozenEstimator`; the rows given to ``fit`` must then be others than those it was
+        trained on.
+    intervention : {"all_subgroups", "affirmative"}, default="all_subgroups"
+        Whether every group may change, or all but a reference group, whose posteriors are kept.
+    mode : {"joint", "labels", "weights"}, default="joint"
+        What may change: weights and labels; labels alone; or weights alone, which makes class and group
+        independent, as reweighing does, and equalises base rates, not posteriors.
+    reference_group : object, default=None
+        Label of the reference group of "affirmative"; None: the one with the most weight.
+    cost_matrix : array-like of shape (2, 2), default=None
+        Cost of predicting class ``j`` (column) where class ``i`` (row) is true, in the order of ``classes_``. None:
+        1 for every error.
+    cv : int, cross-validation generator or iterable, default=5
+        Splits whose test rows give the out-of-fold scores. An integer: so many folds, stratified by class and group.
+        Every row must be tested at most once.
+    sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
+        Columns of `X` that hold the groups. The `estimator` gets them too. None: groups come as `sensitive_features`.
+    unknown_group : {"error", "average"}, default="error"
+        What happens to a row whose group is missing, was not there at ``fit``, or is not given at all: a
+        ValueError, or the average of what each group would get, weighted by their shares.
+    n_jobs : int, default=None
+        Folds that are fitted at once, in processes; None is 1 unless in a ``joblib.parallel_config``, -1 as many as
+        there are cores.
+    verbose : int, default=0
+        How much is printed of the progress over the folds, as by :class:`joblib.Parallel`.
+
+    Attributes
+    ----------
+    estimator_ : classifier
+        The fitted classifier.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    groups_ : ndarray of shape (n_groups,)
+        Group labels, tuples if there are several sensitive columns; ``[0]`` if fitted without groups.
+    calibration_ : dict
+        Group label to the :class:`VectorScaling` of its scores.
+    ideal_ : IdealPosterior or None
+        The ideal distribution; None where there is one class.
+    h_ : dict
+        Group label to the group's posteriors and the ideal ones that they become, two arrays.
+    kl_divergence_ : float
+        KL divergence of the ideal distribution from the data, in nats.
+    cell_divergence_ : ndarray of shape (2, n_groups)
+        The same of the rows of each class and group.
+    certificate_ : PosteriorCertificate
+        Bounds on the gaps and the loss of accuracy of fair classifiers on these rows.
+    calibration_error_ : ndarray of shape (n_groups,)
+        How far the calibrated out-of-fold posterior is from the rates of the second class: mean absolute difference
+        over ten bins of equal weight. The certificate holds up to this uncertainty.
+    cost_matrix_ : ndarray of shape (2, 2) or None
+        The validated `cost_matrix`.
+    n_features_in_ : int
+        Number of columns of `X` at ``fit``, sensitive ones included.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of `X`, where it had string names.
+
+    See Also
+    --------
+    IdealDistributionClassifier : The Gaussian way, for any number of classes.
+    ScoreAligner : Equal rates, instead of an ideal distribution.
+    fairsteer.ideal.nearest_ideal_posterior : The same of posteriors that are known already.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fairsteer import IdealPosteriorClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> y, group = rng.integers(0, 2, (2, 2000))
+    >>> X = rng.normal(size=(2000, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 1])
+    >>> classifier = IdealPosteriorClassifier(LogisticRegression()).fit(X, y, sensitive_features=group)
+    >>> proba = classifier.predict_proba(X, sensitive_features=group)[:, 1]
+    >>> bool(abs(proba[group == 0].mean() - proba[group == 1].mean()) < 0.03)
+    True
+    >>> repaired = classifier.repair(X, y, sensitive_features=group)
+    >>> rows, labels, weight = repaired.expanded()
+    >>> rows.shape, labels.shape, weight.shape
+    ((4000, 2), (4000,), (4000,))
+    """
+
+    _fitted_to_scores: ClassVar[str] = "the ideal distribution"
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "estimator": [HasMethods(["fit", "predict_proba"]), HasMethods(["fit", "decision_function"])],
+        "intervention": [StrOptions({"all_subgroups", "affirmative"})],
+        "mode": [StrOptions({"joint", "labels", "weights"})],
+        "reference_group": "no_validation",
+        "cost_matrix": ["array-like", None],
+        "cv": ["cv_object"],
+        "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
+        "unknown_group": [StrOptions({"error", "average"})],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        intervention: Intervention = "all_subgroups",
+        mode: Mode = "joint",
+        reference_group: Any = None,
+        cost_matrix: Any = None,
+        cv: Any = 5,
+        sensitive_columns: Any = None,
+        unknown_group: str = "error",
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.intervention = intervention
+        self.mode = mode
+        self.reference_group = reference_group
+        self.cost_matrix = cost_matrix
+        self.cv = cv
+        self.sensitive_columns = sensitive_columns
+        self.unknown_group = unknown_group
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(
+        self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> IdealPosteriorClassifier:
+        """Train the classifier, and find the ideal distribution of its out-of-fold posteriors.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, as the `estimator` takes them, with the sensitive columns if there are `sensitive_columns`.
+        y : array-like of shape (n_samples,)
+            Class labels, of at most two classes.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels. Rows where one is missing are left out, with a warning. The `estimator` gets them too if its
+            ``fit`` takes them.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights.
+
+        Returns
+        -------
+        IdealPosteriorClassifier
+            The classifier itself.
+
+        Raises
+        ------
+        ValueError
+            If there are more than two classes; if groups are given twice or are no discrete labels, no rows are
+            left, a training fold lacks a class, a row is tested twice, or `cost_matrix` has the wrong shape.
+        """
+        validate_data(self, X, y, skip_check_array=True)
+        (X,) = indexable(X)
+        labels = self._labels_of(X, sensitive_features, reset=True)
+        y = check_classes(y, X)
+        weight = check_sample_weight(sample_weight, X)
+        grouped = GroupedRows.read(labels, X, weight, purpose="there is nothing to make ideal: all rows form one group")
+        weight = np.ones(len(y)) if weight is None else weight
+        self._encoder, self.groups_, kept = grouped.encoder, grouped.groups, grouped.kept
+        self._check_two_classes(np.unique(y[kept]))
+        to_fit, to_ask = self._of_estimator(sensitive_features, None if sample_weight is None else weight)
+        self.estimator_ = clone(self.estimator)
+        self.estimator_.fit(*rows_of((X, y), kept), **dict(zip(to_fit, rows_of(to_fit.values(), kept), strict=True)))
+        self.classes_ = np.asarray(getattr(self.estimator_, "classes_", np.unique(y[kept])))
+        self._check_two_classes(self.classes_)
+        self.cost_matrix_ = self._check_cost_matrix()
+        y_codes = class_codes_of(y, kept, self.classes_)
+        self._shares = np.bincount(grouped.codes[kept], weight[kept]) / weight[kept].sum()
+        self.ideal_: IdealPosterior | None = None
+        if len(self.classes_) == 1:
+            return self
+        scores, use = self._held_out_scores(X, y, grouped.codes, weight, to_fit, to_ask, y_codes)
+        codes, y_codes, weight = grouped.codes[use], y_codes[use], weight[use]
+        without = np.setdiff1d(np.arange(len(self.groups_)), codes)
+        if without.size:
+            msg = (
+                f"There is no out-of-fold row of the groups {few(map(repr, self.groups_[without].tolist()))}, whose "
+                "posterior is then not known. Lower cv, or leave these groups out."
+            )
+            raise ValueError(msg)
+        self._scalings = [
+            VectorScaling.fit(_log_proba(scores[codes == a]), y_codes[codes == a], weight[codes == a])
+            for a in range(len(self.groups_))
+        ]
+        self.calibration_ = dict(zip(self.groups_.tolist(), self._scalings, strict=True))
+        posterior = self._calibrated(scores, codes)
+        self.calibration_error_ = np.array(
+            [_calibration_error(*(part[codes == a] for part in (posterior, y_codes, weight))) for a in np.unique(codes)]
+        )
+        reference = self.reference_group
+        if reference is not None and reference not in self.groups_.tolist():
+            msg = f"reference_group={reference!r} is not among the groups {few(map(repr, self.groups_.tolist()))}."
+            raise ValueError(msg)
+        position = None if reference is None else self.groups_.tolist().index(reference)
+        self.ideal_ = nearest_ideal_posterior(
+            posterior, codes, weight, intervention=self.intervention, mode=self.mode, reference_group=position
+        ).with_groups(self.groups_)
+        if not self.ideal_.converged:
+            warn_caller(
+                f"The ideal distribution is known to {self.ideal_.gap:.2g} nats only: a step of the solver failed."
+            )
+        return self
+
+    @property
+    def h_(self) -> dict[Any, tuple[Doubles, Doubles]]:
+        """Group label to the group's posteriors and the ideal ones that they become."""
+        return self._ideal().h
+
+    @property
+    def kl_divergence_(self) -> float:
+        """KL divergence of the ideal distribution from the data, in nats."""
+        return self._ideal().kl_divergence
+
+    @property
+    def cell_divergence_(self) -> Doubles:
+        """KL divergence of the rows of each class and group, in nats, (2, n_groups)."""
+        return self._ideal().cell_divergence
+
+    @property
+    def certificate_(self) -> PosteriorCertificate:
+        """Bounds on gaps and accuracy for these rows."""
+        return self._ideal().certificate
+
+    def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
+        """Class with the least expected cost on the ideal distribution.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, unless there are `sensitive_columns`. May be left out with ``unknown_group="average"``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+
+        Raises
+        ------
+        ValueError
+            If groups are needed and not given or not known, or `X` does not match ``fit``.
+        """
+        proba = self._proba("predict", X, sensitive_features)
+        codes = proba.argmax(axis=1) if self.cost_matrix_ is None else (proba @ self.cost_matrix_).argmin(axis=1)
+        labels: npt.NDArray[Any] = self.classes_[codes]
+        return labels
+
+    def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
+        """Ideal posterior: probability of each class on the ideal distribution.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of ``classes_``; within a group they rise with the classifier's score.
+        """
+        return self._proba("predict_proba", X, sensitive_features)
+
+    def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
+        """Logarithm of the ideal posterior.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities in nats, in the order of ``classes_``.
+        """
+        return log_zero_allowed(self._proba("predict_log_proba", X, sensitive_features))
+
+    def decision_function(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
+        """Log-odds of the second class on the ideal distribution.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Log-odds of ``classes_[1]``.
+        """
+        return class_decision(self._proba("decision_function", X, sensitive_features))
+
+    def repair(self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> RepairedRows:
+        """Weights and soft labels that turn rows into rows of the ideal distribution, for training any model.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, those of ``fit`` or others.
+        y : array-like of shape (n_samples,)
+            Their classes. A row's posterior is that of the `estimator` trained on the other rows, in folds as at
+            ``fit``, so that no row is repaired by a model that has seen its label.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, unless there are `sensitive_columns`; all must be known.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights of the rows.
+
+        Returns
+        -------
+        RepairedRows
+            The rows that are in a test fold, with soft labels and weights; its ``expanded()`` has every row once
+            with each class. With ``mode="weights"`` labels stay what they are.
+
+        Raises
+        ------
+        ValueError
+            As ``fit``; if a group or class was not there at ``fit``.
+        """
+        ideal = self._ideal()
+        validate_data(self, X, reset=False, skip_check_array=True)
+        (X,) = indexable(X)
+        y = check_classes(y, X)
+        weight = check_sample_weight(sample_weight, X)
+        weight = np.ones(len(y)) if weight is None else weight
+        codes = self._codes(self._labels_of(X, sensitive_features, reset=False), X)
+        kept = (codes >= 0) & (weight > 0)
+        y_codes = class_codes_of(y, np.ones(len(y), dtype=bool), self.classes_)
+        to_fit, to_ask = self._of_estimator(sensitive_features, None if sample_weight is None else weight)
+        scores, use = self._held_out_scores(X, y, np.where(kept, codes, -1), weight, to_fit, to_ask, y_codes)
+        posterior = self._calibrated(scores, codes[use])
+        rows, labels = rows_of((X, y_codes), use)
+        if self.mode == "weights":
+            proba = np.eye(2)[labels]
+            a = codes[use]
+            own = np.stack([1 - ideal.base_rates, ideal.base_rates])[labels, a]
+            target = np.stack([1 - ideal.ideal_base_rate, ideal.ideal_base_rate])[labels]
+            factor = target / own * (ideal.group_prior / ideal.source_group_prior)[a]
+        else:
+            t = ideal.ideal_posterior(posterior, codes[use])
+            proba = np.column_stack([1 - t, t])
+            factor = ideal.sample_weight(posterior, codes[use])
+        return RepairedRows(rows, proba, weight[use] * factor, self.classes_)
+
+    # ---- scores and posteriors
+
+    def _of_estimator(self, sensitive_features: Any, weight: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keywords for fitting the classifier and for asking it."""
+        metadata = {} if sensitive_features is None else {"sensitive_features": sensitive_features}
+        given = {} if weight is None else {"sample_weight": weight}
+        to_fit = self._passed_on("fit", "fit", metadata | given)
+        return to_fit, self._passed_on("fit", asked_method(self.estimator), metadata)
+
+    def _ideal(self) -> IdealPosterior:
+        check_is_fitted(self, "estimator_")
+        if self.ideal_ is None:
+            msg = f"There is one class, {self.classes_.tolist()[0]!r}, and no ideal distribution of its posterior."
+            raise AttributeError(msg)
+        return self.ideal_
+
+    def _held_out_scores(
+        self,
+        X: Any,
+        y: npt.NDArray[Any],
+        codes: Codes,
+        weight: Doubles,
+        to_fit: Mapping[str, Any],
+        to_ask: Mapping[str, Any],
+        y_codes: Codes,
+    ) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+        """Scores of rows by clones that were fitted without them, and which rows these are."""
+        frozen = isinstance(self.estimator, FrozenEstimator)
+        ask = refitted_scores(self.estimator, X, y, self.classes_, to_fit, to_ask)
+        kept = (codes >= 0) & (weight > 0)
+        folds = list(stratified_splits(self.cv, X, y_codes, codes, kept, frozen=frozen))
+        found = Parallel(n_jobs=self.n_jobs, verbose=self.verbose)(
+            delayed(_silently)(ask, train, test) for train, test in folds
+        )
+        tests = [test for _, test in folds]
+        use = rows_tested_once(tests, len(y), self.cv)
+        joined = Scores.joined(len(y), list(zip(tests, found, strict=True)))
+        return joined.values[use], use
+
+    def _calibrated(self, scores: Doubles, codes: Codes) -> Doubles:
+        """Posterior of the second class in the groups of the rows."""
+        posterior = np.empty(len(scores))
+        for a, scaling in enumerate(self._scalings):
+            rows = codes == a
+            log_proba = scaling.apply(_log_proba(scores[rows]))
+            posterior[rows] = expit(log_proba[:, 1] - log_proba[:, 0])
+        return posterior
+
+    def _proba(self, caller: str, X: Any, sensitive_features: Any) -> Doubles:
+        check_is_fitted(self, "estimator_")
+        metadata = {} if sensitive_features is None else {"sensitive_features": sensitive_features}
+        if self.ideal_ is None:
+            validate_data(self, X, reset=False, skip_check_array=True)
+            return np.ones((num_rows(X), 1))
+        # First, since the classifier knows best what is wrong with rows that it cannot take.
+        passed = self._passed_on(caller, asked_method(self.estimator_), metadata)
+        scores = class_scores(self.estimator_, X, self.classes_, passed).values
+        validate_data(self, X, reset=False, skip_check_array=True)
+        codes = self._codes(self._labels_of(X, sensitive_features, reset=False), X)
+        t = np.zeros(len(codes))
+        known = codes >= 0
+        if known.any():
+            t[known] = self.ideal_.ideal_posterior(self._calibrated(scores[known], codes[known]), codes[known])
+        if not known.all():
+            for a, share in enumerate(self._shares):
+                all_in = np.full(int((~known).sum()), a)
+                t[~known] += share * self.ideal_.ideal_posterior(self._calibrated(scores[~known], all_in), all_in)
+        return np.column_stack([1 - t, t])
+
+    def _check_two_classes(self, classes: npt.NDArray[Any]) -> None:
+        if len(classes) > 2:
+            msg = (
+                f"Only binary classification is supported: {type(self).__name__} knows the ideal distribution of two "
+                f"classes, and y holds {len(classes)} ({few(map(repr, classes.tolist()))}). "
+                "IdealDistributionClassifier, which models the features as Gaussian, takes any number."
+            )
+            raise ValueError(msg)
+
+    def _check_cost_matrix(self) -> Doubles | None:
+        if self.cost_matrix is None:
+            return None
+        costs: Doubles = check_array(self.cost_matrix, dtype=np.float64, input_name="cost_matrix")
+        n_classes = len(self.classes_)
+        if costs.shape != (n_classes, n_classes):
+            msg = (
+                f"cost_matrix has shape {costs.shape}, but there are {n_classes} classes "
+                f"({few(map(repr, self.classes_.tolist()))}): it must have shape {(n_classes, n_classes)}, with the "
+                "cost of predicting class j where class i is true in row i, column j."
+            )
+            raise ValueError(msg)
+        return costs
+
+
+def _silently(ask: Any, train: Codes | None, test: Codes) -> Scores:
+    with warnings.catch_warnings():
+        if train is not None:
+            warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
+        scores: Scores = ask(train, test)
+        return scores
+
+
+def _log_proba(scores: Doubles) -> Doubles:
+    """Log-probabilities of both classes from the log-odds of the second."""
+    return -np.logaddexp(0, np.column_stack([scores, -scores]))
+
+
+def _calibration_error(posterior: Doubles, y: Codes, weight: Doubles) -> float:
+    order = np.argsort(posterior, kind="stable")
+    place = np.cumsum(weight[order]) / weight.sum()
+    bins = np.minimum((10 * place).astype(int), 9)
+    difference = np.bincount(bins, weight[order] * (y[order] - posterior[order]))
+    return float(np.abs(difference).sum() / weight.sum())

@@ -1,0 +1,281 @@
+"""Fits to rows that come in batches agree with fits to all rows, whatever the batches come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.preprocessing import MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
+
+from fairsteer import FairSteeringTransformer, MeanMatchingTransformer, SubgroupMoments
+from fairsteer.streams import ArrowRows, BatchRows
+
+pa = pytest.importorskip("pyarrow")
+dataset = pytest.importorskip("pyarrow.dataset")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+N, D = 1500, 4
+NAMES = ["a", "b", "c", "d"]
+
+
+@pytest.fixture
+def rows() -> tuple[pd.DataFrame, Any, Any]:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, N)
+    group = np.array(["f", "m", "x"])[rng.integers(0, 3, N)]
+    X = np.exp(rng.normal(size=(N, D)) * 0.3) * [1, 2, 3, 4] + y[:, None] * 0.2 + (group == "f")[:, None]
+    return pd.DataFrame(X, columns=NAMES), y, group
+
+
+def distance(first: Any, second: Any) -> float:
+    return max(
+        float(np.abs(one - other).max())
+        for label in first.maps_
+        for one, other in zip(first.maps_[label], second.maps_[label], strict=True)
+    )
+
+
+def of_table(rows: Any, *, weight: Any = None) -> Any:
+    X, y, group = rows
+    frame = X.assign(y=y, sex=group)
+    return pa.Table.from_pandas(frame if weight is None else frame.assign(w=weight))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"standardize": False},
+        {"standardize": True},
+        {"feature_transform": StandardScaler(), "standardize": True},
+        {"feature_transform": MinMaxScaler()},
+        {"feature_transform": "log"},
+        {"covariance": "diagonal"},
+        {"constraint": "demographic_parity"},
+        {"constraint": "equal_opportunity", "pos_label": [1, 2], "standardize": True},
+        {"map_type": "diagonal", "small_cells": "merge", "min_cell_size": 150, "shrinkage": None},
+    ],
+    ids=str,
+)
+def test_dataset_is_fitted_as_its_rows_are(rows: Any, parameters: dict[str, Any]) -> None:
+    X, y, group = rows
+    steer = FairSteeringTransformer(**{"map_type": "affine", "standardize": False, **parameters})
+    expected = steer.fit(X, y, sensitive_features=group).maps_
+    stream = ArrowRows(of_table(rows), y="y", sensitive_features="sex", batch_bytes=4000)
+    assert sum(1 for _ in stream.batches()) > 5
+    steer.fit(stream)
+    for label, maps in expected.items():
+        for one, other in zip(maps, steer.maps_[label], strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-8)
+    assert steer.feature_names_in_.tolist() == NAMES
+
+
+def test_weights_and_missing_groups(rows: Any) -> None:
+    X, y, group = rows
+    weight = np.random.default_rng(1).random(N)
+    weight[::10] = 0
+    labels = np.where(np.arange(N) % 7 == 0, None, group)
+    steer = FairSteeringTransformer(map_type="affine", standardize=True, feature_transform=StandardScaler())
+    with pytest.warns(UserWarning, match=r"215 of 1500 rows have a missing group"):
+        expected = clone(steer).fit(X, y, sensitive_features=labels, sample_weight=weight)
+    table = of_table((X, y, labels), weight=weight)
+    with pytest.warns(UserWarning, match=r"215 of 1500 rows have a missing group"):
+        steer.fit(ArrowRows(table, y="y", sensitive_features="sex", sample_weight="w", batch_bytes=4000))
+    assert distance(expected, steer) < 1e-10
+
+
+def test_dataset_of_files_partitions_and_row_groups(rows: Any, tmp_path: Path) -> None:
+    X, y, group = rows
+    table = of_table(rows).append_column("year", pa.array(np.arange(N) % 3 + 2000))
+    dataset.write_dataset(
+        table, tmp_path / "parts", format="parquet", partitioning=["year"], partitioning_flavor="hive"
+    )
+    parquet.write_table(table, tmp_path / "one.parquet", row_group_size=100)
+    dataset.write_dataset(table, tmp_path / "csv", format="csv")
+    kept = np.arange(N) % 3 != 1
+    expected = FairSteeringTransformer(map_type="affine").fit(X[kept], y[kept], sensitive_features=group[kept])
+    condition = dataset.field("year") != 2001
+    for source in (
+        dataset.dataset(tmp_path / "parts", partitioning="hive"),
+        dataset.dataset(tmp_path / "one.parquet"),
+        dataset.dataset(tmp_path / "csv", format="csv"),
+    ):
+        stream = ArrowRows(source, columns=NAMES, y="y", sensitive_features=["sex"], filter=condition)
+        assert distance(expected, FairSteeringTransformer(map_type="affine").fit(stream)) < 1e-9
+
+
+def test_names_of_columns_are_arguments_of_fit_and_transform(rows: Any) -> None:
+    X, y, group = rows
+    steer = FairSteeringTransformer(map_type="affine")
+    source = dataset.dataset(of_table(rows))
+    expected = FairSteeringTransformer(map_type="affine").fit(X, y, sensitive_features=group)
+    steer.fit(source, "y", sensitive_features="sex")
+    assert distance(expected, steer) < 1e-9
+    steered = np.concatenate(list(steer.transform(source, sensitive_features="sex")))
+    np.testing.assert_allclose(steered, expected.transform(X, sensitive_features=group), rtol=1e-8)
+    inside = FairSteeringTransformer(map_type="affine", sensitive_columns="sex")
+    assert distance(expected, inside.fit(source, "y")) < 1e-9
+    np.testing.assert_allclose(
+        np.concatenate(list(inside.transform(dataset.dataset(of_table(rows).drop(["y"]))))), steered
+    )
+
+
+@pytest.mark.parametrize("kind", ["fixed", "list"])
+def test_columns_of_vectors_are_features(rows: Any, kind: str) -> None:
+    X, y, group = rows
+    single = X.to_numpy().astype(np.float32)
+    values = pa.array(single.ravel())
+    vectors = (
+        pa.FixedSizeListArray.from_arrays(values, D)
+        if kind == "fixed"
+        else pa.ListArray.from_arrays(pa.array(np.arange(N + 1, dtype=np.int32) * D), values)
+    )
+    table = pa.table({"embedding": vectors, "y": y, "sex": group})
+    steer = FairSteeringTransformer(map_type="affine").fit(dataset.dataset(table), "y", sensitive_features="sex")
+    assert steer.feature_names_in_.tolist() == [f"embedding[{j}]" for j in range(D)]
+    expected = FairSteeringTransformer(map_type="affine").fit(single, y, sensitive_features=group)
+    assert distance(expected, steer) < 1e-5
+    broken = pa.table({"embedding": pa.array([[1.0, 2.0], [3.0]] * 4), "y": [0, 1] * 4, "sex": ["f", "m"] * 4})
+    with pytest.raises(ValueError, match="not all of length 2"):
+        FairSteeringTransformer(map_type="affine").fit(dataset.dataset(broken), "y", sensitive_features="sex")
+
+
+def test_functions_and_iterators_of_batches(rows: Any) -> None:
+    X, y, group = rows
+    table = X.to_numpy()
+
+    def batches() -> Any:
+        return ((table[i : i + 200], y[i : i + 200], group[i : i + 200]) for i in range(0, N, 200))
+
+    expected = FairSteeringTransformer(map_type="affine").fit(table, y, sensitive_features=group)
+    assert distance(expected, FairSteeringTransformer(map_type="affine").fit(batches)) < 1e-9
+    assert distance(expected, FairSteeringTransformer(map_type="affine").fit(BatchRows(batches))) < 1e-9
+    once = FairSteeringTransformer(map_type="affine", standardize=True, shrinkage=None)
+    of_all = FairSteeringTransformer(map_type="affine", standardize=True, shrinkage=None)
+    of_all.fit(table, y, sensitive_features=group)
+    assert distance(of_all, once.fit(batches())) < 1e-9
+    assert distance(of_all, once.fit(batches())) < 1e-9  # fit forgets what was before
+    assert once.map_type_ == "affine"
+    added = FairSteeringTransformer(map_type="affine", standardize=True, shrinkage=None).partial_fit(batches)
+    assert distance(of_all, added.partial_fit()) < 1e-9
+    steered = np.concatenate(list(expected.transform({"X": b[0], "sensitive_features": b[2]} for b in batches())))
+    np.testing.assert_array_equal(steered, expected.transform(table, sensitive_features=group))
+    exhausted = batches()
+    list(exhausted)
+    with pytest.raises(ValueError, match="gives no batch"):
+        FairSteeringTransformer(map_type="affine").fit(exhausted)
+    with pytest.raises(ValueError, match="y is given beside a stream"):
+        FairSteeringTransformer(map_type="affine").fit(batches, y)
+
+
+def test_mapped_array_is_not_copied(rows: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = 150_000
+    mapped = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", np.float32, (n, 32))
+    mapped[:] = rng.standard_normal((n, 32), dtype=np.float32)
+    y, group = rng.integers(0, 2, (2, n))
+    again = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    steer = FairSteeringTransformer(map_type="affine", feature_transform=StandardScaler()).fit(
+        again, y, sensitive_features=group
+    )
+    expected = FairSteeringTransformer(map_type="affine", feature_transform=StandardScaler()).fit(
+        np.array(again), y, sensitive_features=group
+    )
+    assert distance(expected, steer) < 1e-5
+    assert steer.moments_.covariance == "full"  # what a fit in batches keeps
+
+
+@pytest.mark.parametrize("map_type", ["monotone", "auto"])
+def test_quantiles_are_those_of_all_rows_while_they_are_few(rows: Any, map_type: Any) -> None:
+    X, y, group = rows
+    table = np.round(X.to_numpy())
+    frame = pd.DataFrame(table, columns=NAMES)
+    expected = FairSteeringTransformer(map_type=map_type, standardize=True).fit(frame, y, sensitive_features=group)
+    stream = ArrowRows(of_table((frame, y, group)), y="y", sensitive_features="sex", batch_bytes=20_000)
+    steer = FairSteeringTransformer(map_type=map_type, standardize=True).fit(stream)
+    assert steer.map_type_ == expected.map_type_ == "monotone"
+    np.testing.assert_array_equal(
+        steer.transform(frame, sensitive_features=group), expected.transform(frame, sensitive_features=group)
+    )
+
+
+def test_sample_keeps_small_cells_and_stands_for_all(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y, group = rows
+    monkeypatch.setattr("fairsteer.transformer._streaming.MOST_SAMPLED", 300)
+    labels = np.where(np.arange(N) < 10, "few", group)
+    stream = ArrowRows(of_table((X, y, labels)), y="y", sensitive_features="sex", batch_bytes=8000)
+    steer = FairSteeringTransformer(map_type="monotone", standardize=True).fit(stream)
+    whole = FairSteeringTransformer(map_type="monotone", standardize=True).fit(X, y, sensitive_features=labels)
+    few = labels == "few"
+    spread = X.to_numpy().std(axis=0)
+    moved, expected = (one.transform(X, sensitive_features=labels) for one in (steer, whole))
+    assert (np.abs(moved - expected).mean(axis=0) < 0.15 * spread).all()
+    assert np.isfinite(moved[few]).all()
+
+
+def test_probabilities_of_groups_are_calibrated_on_the_sample(rows: Any) -> None:
+    X, y, group = rows
+    parameters: dict[str, Any] = {"map_type": "affine", "unknown_group": "infer", "standardize": True}
+    expected = FairSteeringTransformer(**parameters).fit(X, y, sensitive_features=group)
+    stream = ArrowRows(of_table(rows), y="y", sensitive_features="sex", batch_bytes=8000)
+    steer = FairSteeringTransformer(**parameters).fit(stream)
+    np.testing.assert_allclose(steer.predict_group_proba(X), expected.predict_group_proba(X), atol=1e-9)
+
+
+def test_fitted_transform_beforehand_and_what_a_stream_cannot_do(rows: Any) -> None:
+    X, y, group = rows
+    frozen = FrozenEstimator(PowerTransformer().fit(X.to_numpy()))
+    expected = FairSteeringTransformer(map_type="affine", feature_transform=frozen).fit(
+        X.to_numpy(), y, sensitive_features=group
+    )
+    stream = BatchRows(lambda: [(X.to_numpy(), y, group)])
+    assert distance(expected, FairSteeringTransformer(map_type="affine", feature_transform=frozen).fit(stream)) < 1e-9
+    for transform in (RobustScaler(), PowerTransformer()):
+        with pytest.raises(ValueError, match="needs all rows at once, which a stream has not"):
+            FairSteeringTransformer(map_type="affine", feature_transform=transform).fit(stream)
+    matched = MeanMatchingTransformer().fit(X.to_numpy(), y, sensitive_features=group)
+    assert distance(matched, MeanMatchingTransformer().fit(stream)) < 1e-10
+
+
+def test_wrong_columns_are_named(rows: Any) -> None:
+    table = of_table(rows)
+    with pytest.raises(ValueError, match=r"no column 'z'; it has 'a', 'b'"):
+        ArrowRows(table, y="z")
+    with pytest.raises(ValueError, match=r"The column 'sex' holds .*string.* is no feature"):
+        FairSteeringTransformer(map_type="affine").fit(dataset.dataset(table), sensitive_features="y")
+    with pytest.raises(ValueError, match="y must name a column of the dataset"):
+        FairSteeringTransformer(map_type="affine").fit(dataset.dataset(table), rows[1], sensitive_features="sex")
+    holes = table.set_column(0, "a", pa.array([None, *rows[0]["a"][1:]]))
+    with pytest.raises(ValueError, match=r"1 NaN \(missing values\) in column 'a'"):
+        FairSteeringTransformer(map_type="affine").fit(dataset.dataset(holes), "y", sensitive_features="sex")
+
+
+def test_sites_that_share_moments(rows: Any) -> None:
+    X, y, group = rows
+    sites: list[SubgroupMoments] = []
+    for third in range(3):
+        some = slice(third * N // 3, (third + 1) * N // 3)
+        moments = SubgroupMoments(
+            D, classes=[0, 1, 2], groups=["f", "m", "x"], covariance="full", feature_names=NAMES, rescalable=True
+        )
+        codes = np.searchsorted(["f", "m", "x"], group[some])
+        sites.append(moments.update(X[some], y[some], codes))
+    scaler = StandardScaler().fit(X)
+    total: Any = sum(sites)
+    steer = FairSteeringTransformer(map_type="affine", standardize=True, feature_transform=StandardScaler())
+    expected = clone(steer).fit(X, y, sensitive_features=group)
+    steer.fit_moments(total.rescaled(1 / scaler.scale_, -scaler.mean_ / scaler.scale_))
+    assert distance(expected, steer) < 1e-12
+    np.testing.assert_allclose(
+        steer.transform(X, sensitive_features=group), expected.transform(X, sensitive_features=group), rtol=1e-10
+    )
+    with pytest.raises(ValueError, match=r"of the features as they are, and feature_transform=StandardScaler"):
+        steer.fit_moments(total)
+    with pytest.raises(ValueError, match="needs all rows at once, which moments have not"):
+        FairSteeringTransformer(map_type="monotone").fit_moments(total)
+    with pytest.raises(ValueError, match="covariance='full'"):
+        FairSteeringTransformer(map_type="affine", covariance="full").fit_moments(total.tie())
