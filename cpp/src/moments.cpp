@@ -527,46 +527,53 @@ Vector add_batch(const MomentSums& sums, const Addition<T>& addition) {
 /// Sums as they were, to go back to when an addition fails.
 class Backup {
  public:
-  explicit Backup(const MomentSums& sums)
-      : sums_(sums),
-        weight_(sums.weight, sums.weight + sums.n_cells()),
-        weight_square_(sums.weight_square, sums.weight_square + sums.n_cells()),
-        mean_(sums.mean, sums.mean + sums.n_cells() * sums.n_features),
-        cubic_(sums.cubic, sums.cubic + sums.n_cells() * sums.n_features),
-        quartic_(sums.quartic, sums.quartic + sums.n_cells() * sums.quartic_size()),
-        scatter_(sums.n_scatters()) {
-    // Nothing is kept of scatters that are zero: those of a first addition.
+  explicit Backup(const MomentSums& sums) : sums_(sums), scatter_(sums.n_scatters()) {
+    const Index n_cells = sums.n_cells();
+    weight_ = {sums.weight, n_cells};
+    weight_square_ = {sums.weight_square, n_cells};
+    mean_ = {sums.mean, n_cells * sums.n_features};
+    cubic_ = {sums.cubic, n_cells * sums.n_features};
+    quartic_ = {sums.quartic, n_cells * sums.quartic_size()};
     const Index size = sums.scatter_size();
-    for (Index i = 0; i < sums.n_scatters(); ++i) {
-      const double *begin = sums.scatter + i * size, *end = begin + size;
-      if (std::any_of(begin, end, [](double value) { return value != 0; }))
-        scatter_[i].assign(begin, end);
-    }
+    for (Index i = 0; i < sums.n_scatters(); ++i) scatter_[i] = {sums.scatter + i * size, size};
   }
 
   double variance(Index scatter, Index j) const {
-    return scatter_[scatter].empty() ? 0 : scatter_[scatter][j * sums_.variance_stride()];
+    return scatter_[scatter].at(j * sums_.variance_stride());
   }
 
   void restore() const noexcept {
-    std::copy(weight_.begin(), weight_.end(), sums_.weight);
-    std::copy(weight_square_.begin(), weight_square_.end(), sums_.weight_square);
-    std::copy(mean_.begin(), mean_.end(), sums_.mean);
-    std::copy(cubic_.begin(), cubic_.end(), sums_.cubic);
-    std::copy(quartic_.begin(), quartic_.end(), sums_.quartic);
-    const Index size = sums_.scatter_size();
-    for (Index i = 0; i < sums_.n_scatters(); ++i) {
-      if (scatter_[i].empty())
-        std::fill_n(sums_.scatter + i * size, size, 0.0);
-      else
-        std::copy(scatter_[i].begin(), scatter_[i].end(), sums_.scatter + i * size);
-    }
+    for (const Stretch* own : {&weight_, &weight_square_, &mean_, &cubic_, &quartic_})
+      own->restore();
+    for (const Stretch& own : scatter_) own.restore();
   }
 
  private:
+  /// Some numbers. Nothing is kept of those that are all zero: the sums of a first addition.
+  class Stretch {
+   public:
+    Stretch() = default;
+    Stretch(double* begin, Index size) : begin_(begin), size_(size) {
+      if (std::any_of(begin, begin + size, [](double value) { return value != 0; }))
+        kept_.assign(begin, begin + size);
+    }
+    double at(Index i) const { return kept_.empty() ? 0 : kept_[i]; }
+    void restore() const noexcept {
+      if (kept_.empty())
+        std::fill_n(begin_, size_, 0.0);
+      else
+        std::copy(kept_.begin(), kept_.end(), begin_);
+    }
+
+   private:
+    double* begin_ = nullptr;
+    Index size_ = 0;
+    std::vector<double> kept_;
+  };
+
   const MomentSums sums_;
-  std::vector<double> weight_, weight_square_, mean_, cubic_, quartic_;
-  std::vector<std::vector<double>> scatter_;
+  Stretch weight_, weight_square_, mean_, cubic_, quartic_;
+  std::vector<Stretch> scatter_;
 };
 
 /// The weights of each scatter's heaviest row; empty where rows have none.
