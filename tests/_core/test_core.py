@@ -282,11 +282,15 @@ def test_merging_sums_refuses_cells_out_of_range() -> None:
 
 @pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("d", [5, 80])
-def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind: Any, dtype: Any, d: Any) -> None:
+@pytest.mark.parametrize(("d", "weighted", "left_out"), [(5, True, False), (30, False, True), (80, True, True)])
+def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(
+    kind: Any, dtype: Any, d: Any, weighted: Any, left_out: Any
+) -> None:
     X, y, a = problems.rows(20_000, 3, 2, d, seed=5, dtype=dtype)
     y, a = y.astype(np.int64), a.astype(np.int64)
-    weights = np.random.default_rng(0).uniform(0.1, 2, len(X))
+    weights = np.random.default_rng(0).uniform(0.1, 2, len(X)) if weighted else None
+    if left_out:
+        y[np.random.default_rng(1).random(len(y)) < 0.01] = -1
     with threadpool_limits(1, "blas"):
         one, *others = [sums(kind, K=3, d=d) for _ in range(3)]
         _core.update_moments(kind, one, X, y, a, weights, 1)
@@ -299,6 +303,25 @@ def test_sums_and_maps_are_the_same_bits_on_any_number_of_threads(kind: Any, dty
         for n_threads, out in zip((1, 2, 5), mapped, strict=True):
             _core.apply_maps(X, a, A, c, b, out, n_threads)
             assert np.array_equal(out, mapped[0])
+
+
+@pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("d", [3, 8, 16, 30, 65])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_are_left_out_might_as_well_not_be_there(kind: Any, dtype: Any, d: Any, weighted: Any) -> None:
+    X, y, a = problems.rows(1500, 3, 2, d, seed=6, dtype=dtype)
+    y, a = y.astype(np.int64), a.astype(np.int64)
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0.1, 2, len(X)) if weighted else None
+    y[700:1300][rng.random(600) < 0.3] = -1  # so that some stretches of rows are whole and some are not
+    some, those = sums(kind, K=3, d=d), sums(kind, K=3, d=d)
+    _core.update_moments(kind, some, X, y, a, weights)
+    kept = y >= 0
+    _core.update_moments(kind, those, X[kept], y[kept], a[kept], None if weights is None else weights[kept])
+    assert some[0].sum() == pytest.approx(kept.sum() if weights is None else weights[kept].sum())
+    for one, other in zip(some, those, strict=True):
+        np.testing.assert_allclose(one, other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * np.abs(other).max())
 
 
 @pytest.mark.parametrize("d", [1, 7, 60])

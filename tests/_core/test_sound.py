@@ -368,7 +368,7 @@ def test_an_interrupted_update_leaves_the_moments_as_they_were() -> None:
         np.testing.assert_array_equal(array, old)
 
 
-@pytest.mark.parametrize("kind", ["full", "diagonal"])
+@pytest.mark.parametrize("kind", ["tied", "full", "diagonal"])
 def test_time_ends_a_solve_with_the_nearest_so_far(kind: Any) -> None:
     moments = hard_moments(kind)
     start = time.perf_counter()
