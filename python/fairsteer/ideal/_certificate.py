@@ -253,7 +253,11 @@ def _without_chance(m: Doubles, S: Doubles, mu: Doubles, T: Doubles, n: Doubles)
     """Draw means (G, d) and covariances (G, d, d) to those of the model as far as chance explains that they differ."""
     d = S.shape[-1]
     unit = np.sqrt(np.diagonal(T, axis1=1, axis2=2).mean(axis=0))
-    inverse = np.linalg.inv(T / np.outer(unit, unit))
+    unit[unit == 0] = 1.0
+    try:
+        inverse = np.linalg.inv(T / np.outer(unit, unit))
+    except np.linalg.LinAlgError:  # singular but for rounding: chance cannot be told from anything else
+        return m, S
     W = inverse @ (S / np.outer(unit, unit))  # similar to the covariance in units of T
     trace, square = np.trace(W, axis1=1, axis2=2), np.einsum("aij,aji->a", W, W)
     distance = np.maximum(square - 2 * trace + d, 0.0)
