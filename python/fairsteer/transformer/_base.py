@@ -33,7 +33,6 @@ from fairsteer.streams._batches import as_batch
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import coordinates_of, fit_coordinates, needs_all_rows, to_coordinates
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
-from fairsteer.transformer._misfit import cells_at_once
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
 from fairsteer.transformer._streaming import Steering, adopt_moments, fit_stream
@@ -44,9 +43,6 @@ _Self = TypeVar("_Self", bound="GroupMapTransformer")
 # classes alone. A stream cannot be standardised without them; a fit can, by the counts of its rows, in less time.
 _MEMORY_OF_CELLS_IN_A_STREAM = 2**30
 _MEMORY_OF_CELLS_IN_A_FIT = 2**26
-
-# Rows of a cell, in multiples of the number of features, from which on its scatter costs little to keep apart.
-_ROWS_OF_A_CELL = 10
 
 
 def _size_of_cells(batch: Batch) -> int:
@@ -549,9 +545,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     @staticmethod
     def _cells_are_few(batch: Batch) -> bool:
         """Whether a fit keeps the scatters of all cells where it could do without."""
-        K, G, d = len(batch.classes), len(batch.groups), batch.rows.shape[1]
-        quick = cells_at_once(K, G, d) or len(batch.rows) >= _ROWS_OF_A_CELL * K * G * d
-        return quick and _size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_FIT
+        return _size_of_cells(batch) <= _MEMORY_OF_CELLS_IN_A_FIT
 
     def _kept_in_a_stream(self, batch: Batch) -> CovarianceModel:
         if hasattr(self, "moments_"):
