@@ -22,7 +22,7 @@ from fairsteer import (
     nearest_ideal,
     persistence,
 )
-from fairsteer.export import export_affine
+from fairsteer.export import export_affine, export_onnx
 from fairsteer.report import steering_report
 from fairsteer.transformer import _base
 
@@ -206,8 +206,10 @@ def test_monotone_maps_refuse_what_they_cannot_do(tmp_path: Path) -> None:
     steer = FairSteeringTransformer(map_type="monotone").fit(X, y, sensitive_features=group)
     with pytest.raises(AttributeError, match="Monotone maps are no matrices"):
         _ = steer.maps_
-    with pytest.raises(ValueError, match="map_type='monotone' moves features by tables"):
-        export_affine(steer, tmp_path)
+    for write in (export_affine, export_onnx):
+        for transformer in (steer, FairSteeringTransformer().fit(X, y, sensitive_features=group)):  # which chooses it
+            with pytest.raises(ValueError, match="map_type='monotone' moves features by tables"):
+                write(transformer, tmp_path / "map")
     U = steer.transform(X, sensitive_features=group)
     assert set(np.unique(U[:, 2])) == {0.0, 1.0}
     assert (U[:, :2] % 1 == 0).all()

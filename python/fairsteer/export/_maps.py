@@ -35,6 +35,7 @@ class Steps(NamedTuple):
 def group_steps(transformer: Any) -> tuple[Steps, SimpleCoordinates]:
     """Fold strength and any scaler into the steps; beside them, the coordinates of the model."""
     coordinates = _simple_coordinates(transformer)
+    transformer._affine_maps("an exported graph or file")
     model, maps, _ = transformer._fitted()
     strength = transformer._strength()
     one = np.eye(model.n_features) if maps.linear.ndim == 3 else 1.0
