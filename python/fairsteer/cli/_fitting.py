@@ -291,13 +291,15 @@ def _of_all_rows(
             for i in counts:
                 column = rows.column(found[i].name)
                 missing[i] |= bool(column.is_missing.any())
-                kept = column.labels(found[i].categories)[~column.is_missing]  # type: ignore[union-attr]
+                known = found[i]
+                assert isinstance(known, CategoricalColumn)
+                kept = column.labels(known.categories)[~column.is_missing]
                 counts[i].update(kept.tolist())
             for i, bracket in brackets.items():
                 bracket.add(rows.column(found[i].name).numbers())
     for i, of_column in counts.items():
         # The most frequent first, as they are of a table in memory; those of the sample before others as frequent.
-        order = sorted(of_column, key=lambda value, n=of_column: -n[value])[: settings.max_categories]  # type: ignore[misc]
+        order = [value for value, _ in of_column.most_common(settings.max_categories)]
         found[i] = CategoricalColumn(found[i].name, tuple(order), missing[i])
     for i, bracket in brackets.items():
         found[i] = NumericColumn(found[i].name, bracket.median())

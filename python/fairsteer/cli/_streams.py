@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -184,7 +184,7 @@ class TableRows(Stream):
         checkpoint = self._checkpoint if isinstance(state, SubgroupMoments) else None
         if checkpoint is not None and (found := checkpoint.load()) is not None:
             moments, skip = found
-            state = reduction.merge(state, moments)  # type: ignore[arg-type]
+            state = reduction.merge(state, cast("_State", moments))
         what = "moments" if isinstance(state, SubgroupMoments) else "classes and groups"
         what = what if isinstance(state, SubgroupMoments) or not reduction.features else "features"
         with self._report.rows(what, self._n_rows) as advance:
