@@ -1,6 +1,7 @@
 """``python -m benchmarks.robustness``: which maps hold on real rows, over data sets, draws of columns, classifiers.
 
-The rule by which the default was chosen, stated before the results were seen: the smallest larger gap, averaged over
+The rule by which the default was chosen, written down before this run but after trials on the same tables, so that it
+is no blind one (docs/quality.md says what was tried): the smallest larger gap, averaged over
 problems and over logistic regression and gradient boosting, at no more than .003 of mean accuracy lost, the constraint
 being the ideal of all criteria; what is within a standard error of it is as good, and of that the map that moves less
 is taken.
