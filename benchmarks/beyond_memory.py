@@ -81,8 +81,7 @@ def fit(folder: Path, budget: int) -> FairSteeringTransformer:
         dataset.dataset(str(folder), format="parquet"),
         y="occupation",
         sensitive_features="sex",
-        batch_bytes=budget // 8,
-        threads=False,
+        batch_bytes=budget // 3,
     )
     return FairSteeringTransformer(map_type="affine", standardize=True).fit(rows)
 

@@ -6,6 +6,16 @@ from fairsteer.streams._arrow import ArrowRows
 from fairsteer.streams._batches import ArrayRows, BatchRows
 from fairsteer.streams._dask import DaskRows
 from fairsteer.streams._opening import open_stream
-from fairsteer.streams._stream import Reduction, RowBatch, Stream
+from fairsteer.streams._stream import Reduction, RowBatch, Stream, block_rows
 
-__all__ = ["ArrayRows", "ArrowRows", "BatchRows", "DaskRows", "Reduction", "RowBatch", "Stream", "open_stream"]
+__all__ = [
+    "ArrayRows",
+    "ArrowRows",
+    "BatchRows",
+    "DaskRows",
+    "Reduction",
+    "RowBatch",
+    "Stream",
+    "block_rows",
+    "open_stream",
+]

@@ -16,7 +16,6 @@ from sklearn.utils.validation import check_is_fitted
 from fairsteer._utils.estimators import HasMethods, Interval, StrOptions, available_if, fit_context
 from fairsteer._utils.input import (
     brief,
-    check_classes,
     check_rows,
     few,
     is_bfloat16,
@@ -28,7 +27,7 @@ from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, Smal
 from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
-from fairsteer.streams import Stream, open_stream
+from fairsteer.streams import Stream, block_rows, open_stream
 from fairsteer.streams._batches import as_batch
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import coordinates_of, fit_coordinates, needs_all_rows, to_coordinates
@@ -565,8 +564,14 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         )
         if factors is not None:
             moments._weigh_classes_alike(factors)
+        # Single-precision rows in the blocks in which a stream reads them, so that both give the same sums.
+        n_rows = len(rows) if rows.dtype == np.float64 else block_rows(rows.shape[1], rows.dtype.itemsize)
         try:
-            return moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
+            for start in range(0, len(rows), max(1, n_rows)):
+                some = slice(start, start + n_rows)
+                weight = None if batch.sample_weight is None else batch.sample_weight[some]
+                moments.update(rows[some], batch.y_codes[some], batch.group_codes[some], weight)
+            return moments
         except ValueError as error:  # that names the subgroup
             sizes, names = np.abs(rows).max(axis=0), self._feature_names()
             j = int(sizes.argmax())
@@ -972,7 +977,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 msg = f"y is needed: the steering was fitted on the classes {few(map(repr, self.classes_.tolist()))}."
                 raise ValueError(msg)
             return np.zeros(len(rows), dtype=np.intp)
-        return class_codes(check_classes(y, rows), self.classes_)
+        return class_codes(y, rows, self.classes_)
 
     def _feature_names(self) -> list[str]:
         """Names of the features for messages: ``x0``, ``x1``, … where the input had none."""

@@ -18,7 +18,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from fairsteer._utils.columns import column_positions
-from fairsteer._utils.input import brief, check_classes, check_rows, num_rows, warn_caller, widen_bfloat16
+from fairsteer._utils.input import brief, check_rows, coded_classes, num_rows, warn_caller, widen_bfloat16
 from fairsteer._utils.labels import label_array, sorted_labels
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats
 from fairsteer._utils.weights import check_sample_weight
@@ -87,7 +87,7 @@ class Counting(Reduction[Counts]):
         if self.has_classes:
             if y is None:
                 raise ValueError("A batch has no class labels, and the first one has.")
-            found, y_codes = np.unique(check_classes(y, rows), return_inverse=True)
+            found, y_codes = coded_classes(y, rows)
             state.y_dtype = found.dtype if state.y_dtype is None else np.result_type(found.dtype, state.y_dtype)
             classes = found.tolist()
         weights = check_sample_weight(weight, rows)
@@ -153,7 +153,7 @@ class RowReader:
         weight = check_sample_weight(batch.sample_weight, rows)
         y = np.zeros(len(rows), dtype=np.intp)
         if not self.class_blind:
-            y = class_codes(check_classes(batch.y, rows), self.classes)
+            y = class_codes(batch.y, rows, self.classes)
         groups = np.zeros(len(rows), dtype=np.intp)
         if self.encoder is not None:
             groups = self.encoder.encode(batch.sensitive_features)
