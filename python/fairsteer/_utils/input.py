@@ -187,12 +187,13 @@ def coded_classes(y: Any, rows: Any) -> tuple[npt.NDArray[Any], Codes]:
         encoded = y.dictionary_encode().unify_dictionaries().combine_chunks()
         indices = encoded.indices.to_numpy()
         present = np.flatnonzero(np.bincount(indices, minlength=len(encoded.dictionary)))
-        values = encoded.dictionary.take(present)
+        # Thrice: where more than half of the rows have labels of their own scikit-learn suspects a regression.
+        values = encoded.dictionary.take(np.tile(present, 3))
         if not count_missing(_plain_column(values)):
             check_consistent_length(rows, y)
             labels, order = np.unique(check_classes(values, values), return_inverse=True)
             position = np.zeros(len(encoded.dictionary), dtype=np.intp)
-            position[present] = order
+            position[present] = order[: len(present)]
             return labels, position[indices]
     return np.unique(check_classes(y, rows), return_inverse=True)
 
