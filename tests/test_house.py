@@ -36,6 +36,7 @@ OPTIONAL = {
     "fairlearn": {"scoring"},
     "matplotlib": {"plotting"},
     "onnx": {"export"},
+    "opendp": {"moments"},
     "pandas": {"cli", "report"},
     "pyarrow": {"cli", "streams"},
     "rich": {"cli", "report"},

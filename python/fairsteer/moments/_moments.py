@@ -21,6 +21,7 @@ from fairsteer.moments._covariances import Covariances, covariance_model, matchi
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
 from fairsteer.moments._device import BadRowError, DeviceSums
 from fairsteer.moments._mixed import add_cells, add_rows
+from fairsteer.moments._privacy import Privacy, checked_clip, clipped, described, merged_privacy, privatized
 from fairsteer.moments._shrinkage import FORMULAS, formula_intensity, shrunk_covariances
 from fairsteer.moments._standardizing import class_factors, common_factors, small_columns
 from fairsteer.moments._table import LISTED_CELLS, weight_table
@@ -75,6 +76,9 @@ class SubgroupMoments:
         With "full", whether mixed third and fourth moments of all pairs of features are kept, so that `rescaled` can
         choose the scale of the features later: for sites that do not know what scale the rows of all will have. Takes
         three times the memory and more than three times as long.
+    clip : float, default=None
+        Length, in the coordinates in which rows are added up, to which longer rows are shortened: what `privatize`
+        needs. Choose it without looking at the rows; sample weights must then not exceed 1.
 
     Attributes
     ----------
@@ -91,6 +95,10 @@ class SubgroupMoments:
         As given.
     coordinates : tuple, transformer or None
         As given.
+    clip : float or None
+        As given.
+    privacy : tuple (epsilon, delta, clip) or None
+        What `privatize` has promised of every row that is in them.
 
     See Also
     --------
@@ -138,6 +146,7 @@ class SubgroupMoments:
         feature_names: Iterable[str] | None = None,
         coordinates: Any = None,
         rescalable: bool = False,
+        clip: float | None = None,
     ) -> None:
         model = covariance_model(covariance)
         if n_features < 1:
@@ -149,6 +158,14 @@ class SubgroupMoments:
         self.covariance: CovarianceModel = covariance
         self.feature_names = checked_names(feature_names, self.n_features)
         self.coordinates = Coordinates(*coordinates) if type(coordinates) is tuple else coordinates
+        self.clip = checked_clip(clip)
+        self.privacy: Privacy | None = None
+        if self.clip is not None and (rescalable or cell_counts is not None):
+            what = "rescalable=True: its third and fourth moments get no noise"
+            if not rescalable:
+                what = "cell_counts: they give rows weights that nothing bounds; use covariance='full', and tie it"
+            msg = f"clip does not go with {what}."
+            raise ValueError(msg)
         self._shrunk: Doubles | None = None
         self._pooling = 0.0
         K, G, d = len(self.classes), len(self.groups), self.n_features
@@ -362,6 +379,12 @@ class SubgroupMoments:
         if self._regularised:
             msg = "These moments are pooled or shrunk and accept no more rows; update the ones they were made from."
             raise ValueError(msg)
+        if self.privacy is not None:
+            msg = (
+                f"These moments have noise ({described(self.privacy)}), which would not hide rows that are added now. "
+                "Add them to moments of their own, privatize those, and merge both."
+            )
+            raise ValueError(msg)
         if lies_elsewhere(X) and self._mixed is None and has_double(X):
             return self._update_there(X, to_numpy(y_codes), to_numpy(group_codes), to_numpy(sample_weight))
         X = np.asarray(to_numpy(X))
@@ -371,6 +394,8 @@ class SubgroupMoments:
         y, a, weights = self._codes_and_weights(
             len(X), to_numpy(y_codes), to_numpy(group_codes), to_numpy(sample_weight)
         )
+        if self.clip is not None and X.ndim == 2:
+            X = clipped(X, self.clip)
         self._make_writable()
         if self._mixed is not None:
             mixed = tuple(np.array(sums) for sums in self._mixed)
@@ -402,6 +427,9 @@ class SubgroupMoments:
         weights: Doubles = np.ascontiguousarray(sample_weight, dtype=np.float64)
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             msg = "sample_weight must be finite and not negative."
+            raise ValueError(msg)
+        if self.clip is not None and weights.max(initial=0) > 1:
+            msg = f"sample_weight must not exceed 1 where rows are clipped, but the largest is {weights.max():g}."
             raise ValueError(msg)
         return y, a, weights
 
@@ -443,6 +471,8 @@ class SubgroupMoments:
             raise ValueError(msg)
         y, a, weights = self._codes_and_weights(int(X.shape[0]), y_codes, group_codes, sample_weight)
         of_cells, weights = self._weighted(y, a, weights)
+        if self.clip is not None:
+            X = clipped(X, self.clip)
         if self._there is not None and not self._there.serves(X):
             self._settle()
         if self._there is None:
@@ -539,6 +569,7 @@ class SubgroupMoments:
             np.ix_(positions_within(part.classes, merged.classes), positions_within(part.groups, merged.groups))
             for part in (self, other)
         ]
+        merged.clip, merged.privacy = merged_privacy(self, other)
         if self._factors is not None or other._factors is not None:
             merged._weigh_classes_alike(common_factors(self, other, places, merged.weights.shape))
         for part, (k, a) in zip((self, other), places, strict=True):
@@ -551,6 +582,60 @@ class SubgroupMoments:
                 merged.weights[k, a] += part.weights
                 merged._weight_squares[k, a] += part._weight_squares
         return merged
+
+    def privatize(self, epsilon: float, delta: float) -> SubgroupMoments:
+        """Add Gaussian noise, so that little can be told from the moments of any single row.
+
+        Parameters
+        ----------
+        epsilon : float
+            Positive: with or without any one row, no outcome is more than ``exp(epsilon)`` times as likely, but for
+            outcomes of probability `delta`.
+        delta : float in (0, 1)
+            Much less than one over the number of rows.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            New ones, with noise in the counts, means and covariances, and `privacy`. Covariances are the nearest
+            positive semi-definite ones; subgroups of less than one row after the noise are empty.
+
+        Raises
+        ------
+        ImportError
+            If opendp is not installed.
+        ValueError
+            If rows were not clipped, there is noise already, or the moments are pooled or shrunk.
+
+        Notes
+        -----
+        **What is hidden** is whether a row is there, and all of it: its features, class and group; one row a person. The
+        size of the noise and the noise itself are OpenDP's. Counts, sums of rows over `clip`, and sums of products over
+        its square are one vector, of which a row moves at most sqrt(3); third and fourth moments are not released
+        (Ledoit-Wolf takes those of Gaussians).
+
+        **What is not hidden**: the labels of classes and groups, the names of features, their coordinates and `clip`,
+        which therefore must not be taken from the rows. The noise has a size of its own, whatever the number of rows,
+        so that small subgroups drown in it.
+
+        **Sums**: merged moments of disjoint rows promise the weaker of both promises (`a + b`). Noise on the same rows
+        twice promises less: their epsilons and deltas add up, which is for whoever publishes them to count. Moments that
+        are merged with some without noise have no `privacy`; what was promised of the rows with noise still holds.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fairsteer import SubgroupMoments
+        >>> rng = np.random.default_rng(0)
+        >>> y, group = rng.integers(0, 2, (2, 10000))
+        >>> moments = SubgroupMoments(3, classes=[0, 1], groups=["f", "m"], covariance="full", clip=3.0)
+        >>> released = moments.update(rng.normal(size=(10000, 3)), y, group).privatize(epsilon=1.0, delta=1e-6)
+        >>> released.privacy
+        Privacy(epsilon=1.0, delta=1e-06, clip=3.0)
+        >>> bool(abs(released.weights.sum() - 10000) < 200)
+        True
+        """
+        return privatized(self, epsilon, delta)
 
     def __add__(self, other: Any) -> SubgroupMoments:
         """Moments of the union of two data sets, see `merge`."""
@@ -568,14 +653,17 @@ class SubgroupMoments:
         covariance: CovarianceModel | None = None,
     ) -> SubgroupMoments:
         """Moments of no rows, of the same features."""
-        return SubgroupMoments(
+        empty = SubgroupMoments(
             self.n_features,
             classes=self.classes if classes is None else classes,
             groups=self.groups if groups is None else groups,
             covariance=covariance or self.covariance,
             feature_names=self.feature_names,
             coordinates=self.coordinates,
+            clip=self.clip,
         )
+        empty.privacy = self.privacy
+        return empty
 
     @property
     def _regularised(self) -> bool:
