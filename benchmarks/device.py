@@ -1,7 +1,7 @@
 """``python -m benchmarks.device``: moments of rows on a device, as a share of the rate at which it multiplies matrices.
 
-Rows are drawn on the device and added up there, as `collect_activations` does with hidden states; beside it the product of
-two matrices of the size of a block, in single precision without TensorFloat-32, and the same rows added up by the
+Rows are drawn on the device and added up there, as `collect_activations` does with hidden states; beside it the product
+of two matrices of the size of a block, in single precision without TensorFloat-32, and the same rows added up by the
 processor. Runs on a GPU where torch finds one, else on the processor, on which `--device cpu` measures the same code at
 a smaller size.
 """
@@ -119,7 +119,7 @@ def main() -> None:
         f"{flops / here / 1e12:>8.3f} TFlop/s, {timing.duration(here)}: {here / there:.2f} times as long"
     )
     if moments is not None:
-        scatters = np.stack([sum_ for sum_ in moments._scatters])
+        scatters = moments._scatters
         apart = np.abs(home[3] - scatters).max() / np.abs(scatters).max()
         print(f"{'largest difference of the scatters, relative':<60} {apart:>8.1e}")
 

@@ -99,7 +99,7 @@ def test_moments_with_noise_are_moments(covariance: Any, tmp_path: Path) -> None
     np.testing.assert_allclose(found.means, plain.means, atol=0.2)
     # Nothing that depends on rows comes along, fourth moments least of all.
     gaussian = SubgroupMoments.from_statistics(found.weights, found.means, found.covariances, covariance=covariance)
-    np.testing.assert_array_equal(found._quartics, gaussian._quartics)
+    np.testing.assert_allclose(found._quartics, gaussian._quartics, rtol=1e-12)
     assert not found._cubics.any()
     persistence.save(found, tmp_path / "m.safetensors")
     again = persistence.load(tmp_path / "m.safetensors")
@@ -142,9 +142,9 @@ def test_what_would_break_the_promise_is_refused(noise: Any) -> None:
         released.privatize(1.0, 1e-6)
     with pytest.raises(ValueError, match=r"SubgroupMoments\(…, clip=…\)"):
         _moments(clip=None).update(X, y, a).privatize(1.0, 1e-6)
-    with pytest.raises(ValueError, match="sample_weight must not exceed 1 .* the largest is 2"):
+    with pytest.raises(ValueError, match=r"sample_weight must not exceed 1 .* the largest is 2"):
         _moments().update(X, y, a, np.full(100, 2.0))
-    with pytest.raises(ValueError, match="clipped to different lengths, 2.5 and 3.0"):
+    with pytest.raises(ValueError, match=r"clipped to different lengths, 2\.5 and 3\.0"):
         released.merge(_moments(clip=3.0).update(X, y, a))
     with pytest.raises(ValueError, match="privatize the moments before they are pooled or shrunk"):
         _moments().update(X, y, a).shrink(0.1).privatize(1.0, 1e-6)

@@ -609,9 +609,9 @@ class SubgroupMoments:
 
         Notes
         -----
-        **What is hidden** is whether a row is there, and all of it: its features, class and group; one row a person. The
-        size of the noise and the noise itself are OpenDP's. Counts, sums of rows over `clip`, and sums of products over
-        its square are one vector, of which a row moves at most sqrt(3); third and fourth moments are not released
+        **What is hidden** is whether a row is there, and all of it: its features, class and group; one row a person.
+        The size of the noise and the noise itself are OpenDP's. Counts, sums of rows over `clip`, and sums of products
+        over its square are one vector, of which a row moves at most sqrt(3); third and fourth moments are not released
         (Ledoit-Wolf takes those of Gaussians).
 
         **What is not hidden**: the labels of classes and groups, the names of features, their coordinates and `clip`,
@@ -619,8 +619,8 @@ class SubgroupMoments:
         so that small subgroups drown in it.
 
         **Sums**: merged moments of disjoint rows promise the weaker of both promises (`a + b`). Noise on the same rows
-        twice promises less: their epsilons and deltas add up, which is for whoever publishes them to count. Moments that
-        are merged with some without noise have no `privacy`; what was promised of the rows with noise still holds.
+        twice promises less: their epsilons and deltas add up, which is for whoever publishes them to count. Moments
+        that are merged with some without noise have no `privacy`; what was promised of the rows with noise still holds.
 
         Examples
         --------

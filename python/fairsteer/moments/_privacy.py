@@ -81,8 +81,8 @@ def privatized(moments: SubgroupMoments, epsilon: float, delta: float) -> Subgro
         raise ValueError(msg)
     if clip is None:
         msg = (
-            "Noise hides a row whose length is bounded: accumulate with SubgroupMoments(…, clip=…), the length to which "
-            "longer rows are shortened, chosen without looking at the rows."
+            "Noise hides a row whose length is bounded: accumulate with SubgroupMoments(…, clip=…), the length to "
+            "which longer rows are shortened, chosen without looking at the rows."
         )
         raise ValueError(msg)
     if not 0 < epsilon < np.inf or not 0 < delta < 1:
@@ -114,7 +114,7 @@ def privatized(moments: SubgroupMoments, epsilon: float, delta: float) -> Subgro
 
 
 def _noisy(moments: SubgroupMoments, clip: float, epsilon: float, delta: float) -> tuple[Doubles, Doubles, Doubles]:
-    """Counts, sums of rows and sums of their products, with noise."""
+    """Give counts, sums of rows and sums of their products, with noise."""
     model, weights, d = moments.model, moments.weights, moments.n_features
     sums = weights[..., None] * moments.means
     seconds = moments._scatters + _second_moments(moments, weights, moments.means)
@@ -138,7 +138,7 @@ def _noisy(moments: SubgroupMoments, clip: float, epsilon: float, delta: float) 
 
 
 def _second_moments(moments: SubgroupMoments, weights: Doubles, means: Doubles) -> Doubles:
-    """Sums of products that rows at the means would have, as the model keeps them."""
+    """Add up the products that rows at the means would have, as the model keeps them."""
     outer = moments.model.outer(means)
     return moments.model.in_cells(moments.model.scaled_by(weights, outer) * outer)
 
