@@ -28,25 +28,13 @@ import pandas as pd
 from benchmarks import datasets
 from benchmarks.bias import report, rounds
 from benchmarks.bias.biases import BIASES, Codes, Floats, Sample, data_sets, drawn, features_of
-from benchmarks.bias.methods import BOOSTING, CLASSIFIERS, LOGISTIC, METHODS, Method, Problem
+from benchmarks.bias.measures import MEASURES, measured
+from benchmarks.bias.methods import BOOSTING, CLASSIFIERS, LOGISTIC, METHODS, NAMED, Problem
 from benchmarks.fairness_methods import Table
 
 OUTPUT = Path(__file__).parents[1] / "results" / "bias"
 CACHE = Path("build") / "bias"
 KEY = ("bias", "level", "classifier", "method")
-MEASURES = ("accuracy", "accuracy_1", "tpr_gap", "larger_gap", "selection_gap")
-
-
-def measured(y: Codes, decided: Floats, group: Codes) -> dict[str, float]:
-    """Accuracy and gaps of decisions against true labels; `decided`: probabilities of deciding for class 1."""
-    right = np.where(y == 1, decided, 1 - decided)
-    tpr, fpr = ([decided[(y == k) & (group == a)].mean() for a in (0, 1)] for k in (1, 0))
-    rate = [decided[group == a].mean() for a in (0, 1)]
-    gaps = {name: float(abs(a - b)) for name, (a, b) in {"tpr": tpr, "fpr": fpr, "selection": rate}.items()}
-    accuracies = float(right.mean()), float(right[group == 1].mean())
-    return dict(
-        zip(MEASURES, (*accuracies, gaps["tpr"], max(gaps["tpr"], gaps["fpr"]), gaps["selection"]), strict=True)
-    )
 
 
 def problem_of(train: Sample, test: Sample, classifier: Any) -> Problem:
@@ -59,9 +47,12 @@ def problem_of(train: Sample, test: Sample, classifier: Any) -> Problem:
     )
 
 
-def is_tried(method: Method, bias: str, level: float, classifier: str) -> bool:
-    shown = level == BIASES[bias].shown
-    return shown if classifier == BOOSTING or method.costly else True
+def is_tried(method: str, bias: str, level: float, classifier: str) -> bool:
+    """Boosting, costly methods, and those that are not named: at the shown level alone."""
+    how = METHODS[method]
+    if level != BIASES[bias].shown:
+        return classifier == LOGISTIC and method in NAMED and not how.costly
+    return classifier == LOGISTIC or how.trees
 
 
 def lines(sample: Sample, n_train: int, repeat: int, missing: list[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
@@ -90,11 +81,10 @@ def wanted(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
         (bias, str(level), classifier, method)
         for bias, about in BIASES.items()
         if _chosen(bias, arguments.only)
-        for level in about.levels
+        for level in ((about.shown,) if arguments.shown else about.levels)
         for classifier in (LOGISTIC, BOOSTING)
-        for method, how in METHODS.items()
-        if _chosen(method, arguments.methods)
-        if (classifier == LOGISTIC or how.trees) and is_tried(how, bias, level, classifier)
+        for method in METHODS
+        if _chosen(method, arguments.methods) and is_tried(method, bias, level, classifier)
     ]
 
 
@@ -106,10 +96,10 @@ def run(arguments: argparse.Namespace) -> bool:
     """Do what is missing in the cache; whether all was done in the minutes there were."""
     arguments.cache.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * arguments.minutes
-    features: dict[str, tuple[Floats, int, Codes]] = {}
+    features = Features(arguments.data)
     # All data sets of a repeat before the next repeat: a run that is cut off has as many of each.
     for repeat in arguments.repeats:
-        for name, load in data_sets(arguments.data).items():
+        for name in data_sets(arguments.data):
             path = arguments.cache / f"{name.replace(' ', '-')}-{repeat}.csv"
             asked = wanted(arguments)
             before = _read(path)
@@ -121,19 +111,60 @@ def run(arguments: argparse.Namespace) -> bool:
                 continue
             if time.monotonic() > ends:
                 return False
-            if name not in features:
-                rows = load()
-                features[name] = (*features_of(rows), rows.y)
-            Z, n_numeric, y = features[name]
-            sample = drawn(Z, y, n_numeric, arguments.rows + arguments.judged, repeat)
+            sample = features.drawn(name, arguments.rows + arguments.judged, repeat)
             found = list(before)
             for line in lines(sample, arguments.rows, repeat, missing):
-                found.append({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in line.items()})
+                found.append(_rounded(line))
                 if time.monotonic() > ends:
                     break
             _write(path, found)
             print(f"{name}, repeat {repeat}: {len(found)} of {len(before) + len(missing)}", file=sys.stderr, flush=True)
     return True
+
+
+def run_rounds(arguments: argparse.Namespace) -> bool:
+    """The same of the rounds, a file at a time."""
+    folder = arguments.cache / "rounds"
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + 60 * arguments.minutes
+    features = Features(arguments.data)
+    for repeat in arguments.repeats:
+        for name in data_sets(arguments.data):
+            path = folder / f"{name.replace(' ', '-')}-{repeat}.csv"
+            if path.exists() and not arguments.again:
+                continue
+            if time.monotonic() > ends:
+                return False
+            n_rows = arguments.rows_of_a_round
+            sample = features.drawn(name, (rounds.ROUNDS + 1) * n_rows + arguments.judged, repeat)
+            found = []
+            for drift in (False, True):
+                world = rounds.World(sample, n_rows, drift=drift, rng=np.random.default_rng([repeat, 2]))
+                for policy, played in rounds.played(world):
+                    for t, measures in enumerate(played, start=1):
+                        found.append({"drift": int(drift), "policy": policy, "round": t} | _rounded(measures))
+            _write(path, found)
+            print(f"rounds, {name}, repeat {repeat}", file=sys.stderr, flush=True)
+    return True
+
+
+class Features:
+    """Features of the data sets, made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: dict[str, tuple[Floats, int, Codes]] = {}
+
+    def drawn(self, name: str, n_rows: int, repeat: int) -> Sample:
+        if name not in self.made:
+            rows = data_sets(self.folder)[name]()
+            self.made[name] = (*features_of(rows), rows.y)
+        Z, n_numeric, y = self.made[name]
+        return drawn(Z, y, n_numeric, n_rows, repeat)
+
+
+def _rounded(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: f"{value:.5f}" if isinstance(value, float) else value for key, value in line.items()}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -165,10 +196,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bias", description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=("table", "rounds"), default="table")
     datasets.add_data_option(parser)
-    parser.add_argument("--rows", type=int, default=3000, help="rows to train on (%(default)s); rounds: in a round")
+    parser.add_argument("--rows", type=int, default=3000, help="rows to train on (%(default)s)")
+    parser.add_argument("--rows-of-a-round", type=int, default=400, metavar="ROWS", help="rounds: (%(default)s)")
     parser.add_argument("--judged", type=int, default=4000, help="rows to judge on, at most (%(default)s)")
     parser.add_argument("--repeats", type=int, nargs="+", default=list(range(5)), metavar="SEED")
     parser.add_argument("--only", nargs="+", choices=list(BIASES), help="these biases")
+    parser.add_argument("--shown", action="store_true", help="the middle level of every bias alone")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="these methods")
     parser.add_argument("--again", action="store_true", help="do again what was done")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so long; call again to go on")
@@ -179,14 +212,18 @@ def main() -> int:
     if not arguments.report and arguments.data is None:
         parser.error("real rows are needed: --data FOLDER, or FAIRSTEER_DATA")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of small cells and slow convergence, by the hundred
-        if arguments.what == "rounds":
-            return rounds.main(arguments)
-        if not (arguments.report or run(arguments)):
+    of_rounds = arguments.what == "rounds"
+    if not arguments.report:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of small cells and slow convergence, by the hundred
+            done = run_rounds(arguments) if of_rounds else run(arguments)
+        if not done:
             print("Not done yet: call again to go on.", file=sys.stderr)
             return 0
-    report.write(arguments.output, collected(arguments.cache))
+    if of_rounds:
+        report.write_rounds(arguments.output, collected(arguments.cache / "rounds"))
+    else:
+        report.write(arguments.output, collected(arguments.cache))
     return 0
 
 

@@ -43,7 +43,7 @@ class Sample(NamedTuple):
     @property
     def positives(self) -> Mask:
         """Those of group 1."""
-        return (self.group == 1) & (self.y == 1)
+        return np.asarray((self.group == 1) & (self.y == 1))
 
 
 Made = tuple[Sample, Mask]  # the rows, and which of them can be seen in training

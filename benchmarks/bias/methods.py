@@ -56,6 +56,8 @@ class Problem:
 Decide = Callable[[Problem], Floats]
 Told = Literal["", "group", "reference"]
 Mode = Literal["joint", "labels", "weights"]
+MapType = Literal["translation", "diagonal", "symmetric", "affine", "monotone"]
+Constraint = Literal["ideal", "equal_opportunity", "demographic_parity"]
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,8 @@ def _ideal_distribution(steering: Any, *, bayes: bool) -> Decide:
     return decide
 
 
-MAP_TYPES = ("translation", "diagonal", "symmetric", "affine", "monotone")
-CONSTRAINTS = {"": "ideal", ", EO": "equal_opportunity", ", DP": "demographic_parity"}
+MAP_TYPES: tuple[MapType, ...] = ("translation", "diagonal", "symmetric", "affine", "monotone")
+CONSTRAINTS: dict[str, Constraint] = {"": "ideal", ", EO": "equal_opportunity", ", DP": "demographic_parity"}
 STEERINGS = {
     f"steering, {map_type}{suffix}": FairSteeringTransformer(map_type=map_type, constraint=constraint)
     for map_type in MAP_TYPES
@@ -244,3 +246,35 @@ def _methods() -> Iterator[tuple[str, Method]]:
 
 
 METHODS = dict(_methods())
+
+#: What is tried at every level, and what the picture shows; the others are tried at the shown level.
+NAMED = (
+    NOTHING,
+    "group as a feature",
+    "a classifier for each group",
+    "reweighing",
+    "reweighing, group as a feature",
+    "mean matching",
+    "covariance matching",
+    "LEACE",
+    "ThresholdOptimizer, EO",
+    "ThresholdOptimizer, DP",
+    "ExponentiatedGradient, EO",
+    "score alignment, EO",
+    "score alignment, EO, group as a feature",
+    "score alignment, DP",
+    "steering, the default",
+    "steering, translation",
+    "steering, diagonal",
+    "steering, affine",
+    "steering, affine, DP",
+    "steering, affine, affirmative",
+    "ideal posterior",
+    "ideal posterior, affirmative",
+    "ideal posterior, labels alone, affirmative",
+    "repaired rows",
+    "repaired rows, affirmative",
+    "repaired rows, labels alone, affirmative",
+    "repaired rows, weights alone, affirmative",
+    "affine affirmative, then ideal posterior",
+)
