@@ -91,7 +91,7 @@ FORMALITY = Concept(
     ),
     (
         "I regret to inform you that I shall be delayed.", "I wish to enquire about the status of my order.",
-        "I must respectfully decline, as the price exceeds our means.", 
+        "I must respectfully decline, as the price exceeds our means.",
         "I am most grateful for your generous assistance.",
         "I hereby confirm the appointment.", "I would appreciate a reply at your earliest convenience.",
         "Please be advised that the device is defective.", "The proposed terms are acceptable to me.",
@@ -140,12 +140,13 @@ def prompts(concept: Concept) -> list[tuple[str, str]]:
 #: Occupations by what the model is to forget of them, and sentences that a pronoun follows.
 OCCUPATIONS = (
     "accountant", "architect", "assistant", "baker", "barber", "bookkeeper", "builder", "butcher", "captain",
-    "carpenter", "cashier", "chef", "chemist", "cleaner", "clerk", "coach", "counselor", "dancer", "dentist", "designer", 
-    "detective", "director", "doctor", "driver", "economist", "editor", "electrician", "engineer", "farmer", "firefighter", "guard",
-    "hairdresser", "housekeeper", "janitor", "judge", "lawyer", "librarian", "manager", "mechanic", "musician", "nanny",
-    "nurse", "nutritionist", "painter", "pharmacist", "photographer", "pilot", "plumber", "professor", "programmer",
-    "receptionist", "sailor", "salesperson", "scientist", "secretary", "soldier", "surgeon", "tailor", "teacher",
-    "therapist", "translator", "veterinarian", "waiter", "writer",
+    "carpenter", "cashier", "chef", "chemist", "cleaner", "clerk", "coach", "counselor", "dancer", "dentist",
+    "designer", "detective", "director", "doctor", "driver", "economist", "editor", "electrician", "engineer",
+    "farmer", "firefighter", "guard", "hairdresser", "housekeeper", "janitor", "judge", "lawyer", "librarian",
+    "manager", "mechanic", "musician", "nanny", "nurse", "nutritionist", "painter", "pharmacist", "photographer",
+    "pilot", "plumber", "professor", "programmer", "receptionist", "sailor", "salesperson", "scientist",
+    "secretary", "soldier", "surgeon", "tailor", "teacher", "therapist", "translator", "veterinarian", "waiter",
+    "writer",
 )  # fmt: skip
 PRONOUN_FRAMES = (
     "The {} said that", "The {} was late because", "The {} called to say that", "The {} went home early because",

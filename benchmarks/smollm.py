@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -33,7 +34,10 @@ def load(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     file = gguf()
     logging.disable_progress_bar()
     where = {"gguf_file": file.name, "local_files_only": True}
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(file.parent, dtype=dtype, **where).eval()
+    # Versions that would keep the weights packed have a setting against it.
+    config = getattr(transformers, "GgufConfig", None)
+    plain = {} if config is None else {"quantization_config": config(dequantize=True)}
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(file.parent, dtype=dtype, **where, **plain).eval()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
     tokenizer.padding_side = "left"
     return model, tokenizer
