@@ -75,7 +75,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         Classifier to train on the steered rows. None: the Bayes classifier of the ideal distribution.
     steering : FairSteeringTransformer, default=None
         What the steering of all candidates has in common, such as `sensitive_columns`, `unknown_group` or
-        `min_cell_size`. None: ``FairSteeringTransformer()``.
+        `min_subgroup_size`. None: ``FairSteeringTransformer()``.
     constraint : {"equal_opportunity", "demographic_parity", "ideal"}, default="equal_opportunity"
         The gap that is meant. Of two classes: in how often rows of the second class are recognised; in how often it is
         predicted; in how often it is predicted among the rows of either class (equalized odds). Of more classes: the
@@ -294,7 +294,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
                 bayes=estimator is None,
                 takes_weight=estimator is None or weight_params(estimator, np.ones(1)) is not None,
                 has_scores=scores or (len(batch.classes) == 2 and hasattr(estimator, "decision_function")),
-                lends=steering.small_cells == "pool" and steering.min_cell_size > 0,
+                lends=steering.small_subgroups == "pool" and steering.min_subgroup_size > 0,
             )
         for params in candidates:
             candidate: IdealDistributionClassifier = clone(model).set_params(**params)
