@@ -152,12 +152,10 @@ class IdealDistributionClassifierCV(SteeredClassifier):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fairsteer import IdealDistributionClassifierCV
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 2000))
-    >>> X = rng.normal(size=(2000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 1, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(2000, random_state=0)
     >>> grid = {"score_alignment": [None, "equal_opportunity"], "steering__strength": [0, 1]}
     >>> search = IdealDistributionClassifierCV(LogisticRegression(), candidates=grid)
     >>> search.fit(X, y, sensitive_features=group).best_params_

@@ -151,7 +151,8 @@ class Maps:
             raise UsageError(f"--pooling needs --covariance full, not {self.covariance}.")
         if self.small_subgroups != "error" and self.min_subgroup_size == 0:
             raise UsageError(
-                f"--small-subgroups {self.small_subgroups} needs --min-subgroup-size, the rows below which one is small."
+                f"--small-subgroups {self.small_subgroups} needs --min-subgroup-size, "
+                "the rows below which a subgroup is small."
             )
         if self.reference_group is not None and self.intervention != "affirmative":
             raise UsageError("--reference-group belongs to --intervention affirmative; add it.")

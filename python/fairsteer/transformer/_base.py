@@ -693,8 +693,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         if self.small_subgroups == "error" and small.any():
             msg = (
                 f"{small.sum()} of {small.size} subgroups have fewer than min_subgroup_size={self.min_subgroup_size} "
-                "rows. Ways out: let them borrow from other subgroups by small_subgroups='pool', make small groups one by "
-                f"small_subgroups='merge', or lower min_subgroup_size.\n{moments.cell_table()}"
+                "rows. Ways out: let them borrow from other subgroups by small_subgroups='pool', make small groups one "
+                f"by small_subgroups='merge', or lower min_subgroup_size.\n{moments.cell_table()}"
             )
             raise ValueError(msg)
         if len(self._small_groups) == moments.n_groups > 1:

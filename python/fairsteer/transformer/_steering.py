@@ -198,9 +198,8 @@ class FairSteeringTransformer(GroupMapTransformer):
     --------
     >>> import numpy as np
     >>> from fairsteer import FairSteeringTransformer
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     >>> U = steer.transform(X, sensitive_features=group)
     >>> gap = np.abs(U[group == 0].mean(axis=0) - U[group == 1].mean(axis=0))
