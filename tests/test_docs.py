@@ -36,7 +36,7 @@ MODULES = [
 
 #: Packages that the code of a page needs.
 PAGE_NEEDS = {
-    "concepts.md": ("torch",),
+    "concept-steering.md": ("torch",),
     "export.md": ("onnx", "onnxruntime", "safetensors", "skops"),
     "language-models.md": ("torch", "transformers"),
     "report.md": ("matplotlib",),

@@ -128,7 +128,7 @@ class IdealPosteriorClassifier(WrappingClassifier):
         The validated `cost_matrix`.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also

@@ -117,7 +117,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         Class labels.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also

@@ -88,7 +88,7 @@ class ScoreAligner(WrappingClassifier):
         The maps of the groups, apart from the classifier: from its scores to aligned probabilities.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also

@@ -160,14 +160,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         The same for the Gaussians as the model has them. With monotone maps, of which no model knows, all bounds are 1.
     n_iter_ : int
         Iterations of the projection.
-    objective_path_ : ndarray of shape (n_iter_ + 1,)
+    objective_path_ : ndarray of shape (`n_iter_` + 1,)
         Divergence after every iteration, in nats, never increasing; one value under
         ``intervention="affirmative"``.
     feature_transform_ : transformer or None
         The fitted `feature_transform`.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also
