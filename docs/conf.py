@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib as mpl
 from docutils import nodes
 from docutils.utils.math import latex2mathml
 from sphinx_gallery.sorting import FileNameSortKey
@@ -43,7 +43,8 @@ html_theme_options = {
     "logo": {"text": "fairsteer"},
     "navbar_end": ["theme-switcher"],
     "navbar_align": "left",
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 9,
+    "navbar_persistent": ["search-button"],
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc", "sg_download_links"],
     "footer_start": ["copyright"],
@@ -52,6 +53,7 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("get-started", "in-pictures", "which-tool", "when-not")}
 html_context = {"default_mode": "auto"}
 
 # Markdown
@@ -68,9 +70,7 @@ copybutton_prompt_is_regexp = True
 autosummary_generate = True
 autodoc_typehints = "none"
 # What scikit-learn, and torch, say of what every estimator and module has is said there.
-_ELSEWHERE = (
-    "BaseEstimator, TransformerMixin, OneToOneFeatureMixin, ClassifierMixin, MetaEstimatorMixin, Module, tuple, Protocol"
-)
+_ELSEWHERE = "BaseEstimator, TransformerMixin, OneToOneFeatureMixin, ClassifierMixin, MetaEstimatorMixin, Module, tuple"
 autodoc_default_options = {
     "members": True,
     "inherited-members": _ELSEWHERE,
@@ -82,20 +82,22 @@ numpydoc_class_members_toctree = False
 
 def _look(*_: Any) -> None:
     """Pictures of the gallery: quiet axes, the colours of :mod:`fairsteer.plotting`, sharp on any screen."""
-    matplotlib.rcParams.update({
-        "axes.prop_cycle": matplotlib.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "figure.constrained_layout.use": True,
-        "figure.dpi": 100,
-        "figure.figsize": (7.5, 3.4),
-        "font.size": 10,
-        "legend.frameon": False,
-        "lines.linewidth": 2,
-        "savefig.dpi": 160,
-    })
+    mpl.rcParams.update(
+        {
+            "axes.prop_cycle": mpl.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "figure.figsize": (7.5, 3.4),
+            "font.size": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+            "savefig.dpi": 160,
+        }
+    )
 
 
 sphinx_gallery_conf = {
@@ -139,7 +141,7 @@ _MOVED = {
 
 
 def _links_within_the_site(app: Any, name: str, source: list[str]) -> None:
-    """Links of Markdown pages that lead out of ``docs``, as the repository has them, to where the site has their pages."""
+    """Links of Markdown pages that lead out of ``docs``, made to lead to where the site has their pages."""
     text = source[0]
     for old, new in _MOVED.items():
         text = re.sub(rf"\]\({re.escape(old)}", f"]({new}", text)
@@ -158,9 +160,7 @@ def _is_said_elsewhere(app: Any, what: str, name: str, *_: Any) -> bool | None:
 
 
 def setup(app: Any) -> None:
-    app.add_html_math_renderer(
-        "mathml", inline_renderers=(_MathML.inline, None), block_renderers=(_MathML.block, None)
-    )
+    app.add_html_math_renderer("mathml", inline_renderers=(_MathML.inline, None), block_renderers=(_MathML.block, None))
     app.connect("config-inited", lambda app, config: _copy_results(app))
     app.connect("autodoc-skip-member", _is_said_elsewhere)
     app.connect("source-read", _links_within_the_site)

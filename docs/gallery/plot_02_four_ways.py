@@ -2,8 +2,9 @@
 Four ways to steer
 ==================
 
-How freely may a map move rows? Here the second group is shifted, stretched and turned. From picture to picture the maps may
-do more, and the distance that is left to an ideal distribution falls: the KL divergence, in nats, above each picture.
+How freely may a map move rows? Here the second group is shifted, stretched and turned. From picture to picture the
+maps may do more, and the distance that is left to an ideal distribution falls: the KL divergence, in nats, above each
+picture.
 """
 
 import matplotlib.pyplot as plt
@@ -31,6 +32,7 @@ def ellipses(ax, rows):
             )
             ax.plot(*own.mean(axis=0), "o" if label else "x", color=colour)
     ax.set(aspect="equal", xlim=(-5, 9), ylim=(-6, 8), xticks=[], yticks=[])
+    ax.spines[["left", "bottom"]].set_visible(False)
 
 
 ways = {"translation": "shifts", "diagonal": "scales", "symmetric": "no rotation", "affine": "any matrix"}
@@ -41,13 +43,18 @@ for ax, (map_type, words) in zip(axes.flat[1:], ways.items(), strict=False):
     steer = FairSteeringTransformer(map_type=map_type).fit(X, y, sensitive_features=group)
     ellipses(ax, steer.transform(X, sensitive_features=group))
     ax.set_title(f"{map_type} ({words}): {steer.kl_divergence_:.2f}")
-for colour, style, words in (("C0", "-", "A, class 1"), ("C0", "--", "A, class 0"), ("C1", "-", "B, class 1"), ("C1", "--", "B, class 0")):
+for colour, style, words in (
+    ("C0", "-", "A, class 1"),
+    ("C0", "--", "A, class 0"),
+    ("C1", "-", "B, class 1"),
+    ("C1", "--", "B, class 0"),
+):
     axes[1, 2].plot([], [], style, color=colour, label=words)
 axes[1, 2].legend(loc="center")
 axes[1, 2].axis("off")
 plt.show()
 
 # %%
-# The affine map, the nearest of all, undoes everything. For
-# tables, whose values are counts, codes and flags, ``map_type="monotone"`` moves every feature by itself onto values that
-# occur, and is what the default takes there: see :ref:`sphx_glr_auto_gallery_plot_09_trees.py`.
+# The affine map, the nearest of all, undoes everything. For tables, whose values are counts, codes and flags,
+# ``map_type="monotone"`` moves every feature by itself onto values that occur, and is what the default takes there:
+# see :ref:`sphx_glr_auto_gallery_plot_09_trees.py`.

@@ -2,8 +2,8 @@
 What fairness costs: the trade-off
 ==================================
 
-``strength`` goes from 0 (rows stay) to 1 (steered fully), and needs no new fit. Accuracy and gap are those of a logistic
-regression on rows that were not fitted, with 95 % intervals.
+``strength`` goes from 0 (rows stay) to 1 (steered fully), and needs no new fit. Accuracy and gap are those of a
+logistic regression on rows that were not fitted, with 95 % intervals.
 """
 
 import matplotlib.pyplot as plt
@@ -24,5 +24,6 @@ for ax, (words, rates) in zip(axes, cases.items(), strict=True):
 plt.show()
 
 # %%
-# Where groups differ in their coordinates alone, the gap closes and accuracy *rises*: one threshold now suits both groups. Where
-# their base rates differ as well, the group itself says something about the class, which a fair classifier does not use.
+# Where groups differ in their coordinates alone, the gap closes and accuracy *rises*: one threshold now suits both
+# groups. Where their base rates differ as well, the group itself says something about the class, which a fair
+# classifier does not use.

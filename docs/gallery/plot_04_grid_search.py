@@ -2,12 +2,11 @@
 A grid search that knows the groups
 ===================================
 
-With the groups as a column of ``X``, every tool of scikit-learn works. ``fairness_scorer`` adds the gap to a search, and
-``best_within_budget`` takes the most accurate candidate whose gap is within a budget.
+With the groups as a column of ``X``, every tool of scikit-learn works. ``fairness_scorer`` adds the gap to a search,
+and ``best_within_budget`` takes the most accurate candidate whose gap is within a budget.
 """
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -23,9 +22,7 @@ rows, hired, sex = make_biased_groups(
 )
 X = pd.DataFrame(rows, columns=["test", "years", "interview"]).assign(sex=sex)
 
-pipe = make_pipeline(
-    FairSteeringTransformer(sensitive_columns=["sex"]), StandardScaler(), LogisticRegression()
-)
+pipe = make_pipeline(FairSteeringTransformer(sensitive_columns=["sex"]), StandardScaler(), LogisticRegression())
 search = GridSearchCV(
     pipe,
     {

@@ -2,8 +2,9 @@
 When the group is not known
 ===========================
 
-Steering needs the group of a row. Where it is missing, ``unknown_group="infer"`` moves a row by the maps of all groups, weighted
-by how likely each group is for it. That works as far as the features tell the group, and not further: measure it.
+Steering needs the group of a row. Where it is missing, ``unknown_group="infer"`` moves a row by the maps of all
+groups, weighted by how likely each group is for it. That works as far as the features tell the group, and not
+further: measure it.
 """
 
 import matplotlib.pyplot as plt
@@ -36,11 +37,13 @@ for (name, values), marker in zip(gaps.items(), "osD", strict=True):
     ax.plot(shifts, values, marker + "-", label=name)
 for shift, share in zip(shifts, told, strict=True):
     ax.annotate(f"{share:.0%}", (shift, -0.045), ha="center", fontsize=8, color="0.35")
-ax.set(xlabel="distance of the groups (below the points: rows whose group is told right)", ylabel="equal-opportunity gap")
-ax.set_ylim(-0.06, None)
+ax.set(
+    xlabel="distance of the groups (below the points: rows whose group is told right)", ylabel="equal-opportunity gap"
+)
+ax.set(ylim=(-0.06, None), yticks=np.arange(0, 0.16, 0.05))
 figure.legend(loc="outside lower center", ncols=3)
 plt.show()
 
 # %%
-# Training rows and new rows must be treated alike: both are steered with inferred groups here, although the groups of the
-# training rows are known.
+# Training rows and new rows must be treated alike: both are steered with inferred groups here, although the groups of
+# the training rows are known.

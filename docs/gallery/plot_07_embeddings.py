@@ -2,8 +2,9 @@
 Embeddings
 ==========
 
-Embeddings are continuous and have hundreds of dimensions: the affine map of the nearest ideal distribution is made for them, and
-``map_type="auto"`` takes it. Here 256 dimensions stand for those of sentences that describe people of three jobs.
+Embeddings are continuous and have hundreds of dimensions: the affine map of the nearest ideal distribution is made
+for them, and ``map_type="auto"`` takes it. Here 256 dimensions stand for those of sentences that describe people of
+three jobs.
 """
 
 import matplotlib.pyplot as plt
@@ -16,7 +17,13 @@ from fairsteer.datasets import make_biased_groups
 from fairsteer.metrics import equal_opportunity_difference, group_leakage
 
 X, job, gender = make_biased_groups(
-    6000, 256, classes=["nurse", "surgeon", "teacher"], groups=["female", "male"], class_sep=4, shift=6, rotation=25,
+    6000,
+    256,
+    classes=["nurse", "surgeon", "teacher"],
+    groups=["female", "male"],
+    class_sep=4,
+    shift=6,
+    rotation=25,
     random_state=0,
 )
 X = X.astype(np.float32)
@@ -26,8 +33,8 @@ U = steer.transform(X, sensitive_features=gender)
 print(steer.map_type_, U.dtype)
 
 # %%
-# The first two principal components: the groups are apart before, and lie upon one another after. What a linear model can still
-# read of the group *within a job* says how unfair any linear model on these rows could be.
+# The first two principal components: the groups are apart before, and lie upon one another after. What a linear model
+# can still read of the group *within a job* says how unfair any linear model on these rows could be.
 
 figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.8))
 for ax, rows, title in zip(axes, (X, U), ("before", "after"), strict=True):

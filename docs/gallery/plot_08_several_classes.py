@@ -2,8 +2,8 @@
 Several classes
 ===============
 
-With more than two classes every class has a rate of its own in every group, and a gap. :class:`~fairsteer.plotting.TPRDisplay`
-draws all of them with their intervals, the largest gap on top.
+With more than two classes every class has a rate of its own in every group, and a gap.
+:class:`~fairsteer.plotting.TPRDisplay` draws all of them with their intervals, the largest gap on top.
 """
 
 import matplotlib.pyplot as plt
@@ -15,8 +15,14 @@ from fairsteer.metrics import tpr_gap_rms
 from fairsteer.plotting import TPRDisplay
 
 X, y, group = make_biased_groups(
-    8000, 5, classes=["cook", "editor", "lawyer", "nurse", "pilot"], groups=["f", "m", "x"], class_sep=2.5, shift=2,
-    rotation=35, random_state=0,
+    8000,
+    5,
+    classes=["cook", "editor", "lawyer", "nurse", "pilot"],
+    groups=["f", "m", "x"],
+    class_sep=2.5,
+    shift=2,
+    rotation=35,
+    random_state=0,
 )
 train, test = slice(4000), slice(4000, None)
 steer = FairSteeringTransformer().fit(X[train], y[train], sensitive_features=group[train])

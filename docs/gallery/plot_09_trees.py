@@ -2,9 +2,9 @@
 Tables and trees
 ================
 
-Columns of a table hold counts, codes and flags. A map that shifts or scales them by group sends them to values that one group
-alone has, and a tree reads the group from the digits. Monotone maps stay on values that occur, and are what the default takes
-for a table.
+Columns of a table hold counts, codes and flags. A map that shifts or scales them by group sends them to values that
+one group alone has, and a tree reads the group from the digits. Monotone maps stay on values that occur, and are what
+the default takes for a table.
 """
 
 import matplotlib.pyplot as plt
@@ -38,6 +38,8 @@ for ax, map_type in zip(axes, (None, "affine", "auto"), strict=True):
         shown = values[(values > 28) & (values < 36)]
         ax.plot(shown, np.full(len(shown), height), "o", color=colour, ms=5)
     title = "before" if map_type is None else f"{map_type} ({steer.map_type_})" if map_type == "auto" else map_type
-    ax.set_title(f"{title}\naccuracy {np.mean(predicted == y[test]):.3f}, gap {gap:.3f}\ntrees read {leak:.2f} of the group")
+    ax.set_title(
+        f"{title}\naccuracy {np.mean(predicted == y[test]):.3f}, gap {gap:.3f}\ntrees read {leak:.2f} of the group"
+    )
     ax.set(yticks=[0, 1], yticklabels=["A", "B"], ylim=(-0.6, 1.6), xlabel="first feature", xlim=(28, 36))
 plt.show()

@@ -2,8 +2,8 @@
 Certificates against measurement
 ================================
 
-The certificate bounds the gap of *every* classifier that is fair on the ideal distribution, as long as classes and groups are
-Gaussian. It can be loose, and it says nothing of rows that are not Gaussian: measure.
+The certificate bounds the gap of *every* classifier that is fair on the ideal distribution, as long as classes and
+groups are Gaussian. It can be loose, and it says nothing of rows that are not Gaussian: measure.
 """
 
 import warnings
@@ -17,14 +17,16 @@ from fairsteer.datasets import make_biased_groups
 from fairsteer.metrics import equalized_odds_difference
 
 # %%
-# Two groups whose classes differ in how far apart they are: no map by group makes them ideal. The more they differ, the more
-# the certificate allows. Blue dots are measured on 4,000 new rows. On skewed rows ``fit`` warns that the model does not fit; the
-# warning is silenced here, for it is what the picture shows.
+# Two groups whose classes differ in how far apart they are: no map by group makes them ideal. The more they differ,
+# the more the certificate allows. Blue dots are measured on 4,000 new rows. On skewed rows ``fit`` warns that the
+# model does not fit; the warning is silenced here, for it is what the picture shows.
 
 warnings.simplefilter("ignore", UserWarning)
 factors = np.linspace(0, 1, 9)
 figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True)
-for ax, title, bend in zip(axes, ("Gaussian rows", "skewed rows"), (lambda x: x, lambda x: np.sinh(1.5 * x)), strict=True):
+for ax, title, bend in zip(
+    axes, ("Gaussian rows", "skewed rows"), (lambda x: x, lambda x: np.sinh(1.5 * x)), strict=True
+):
     promised, measured = [], []
     for factor in factors:
         X, y, group = make_biased_groups(8000, 2, shift=1, class_sep=1.5, random_state=0)

@@ -2,9 +2,9 @@
 Concept steering, equally strong in every group
 ===============================================
 
-A direction added to the hidden states of a language model moves what it says towards a concept. One direction for everybody
-moves some groups further than others; :class:`~fairsteer.concepts.ConceptSteering` finds one for each group and scales them so
-that the concept moves alike. Drawn states stand for those of a model.
+A direction added to the hidden states of a language model moves what it says towards a concept. One direction for
+everybody moves some groups further than others; :class:`~fairsteer.concepts.ConceptSteering` finds one for each group
+and scales them so that the concept moves alike. Drawn states stand for those of a model.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Shipping a map
 ==============
 
-A fitted map leaves Python as one file: safetensors for fairsteer itself, an ONNX graph for any runtime. Reading either runs no
-code. Here a service that knows nothing of fairsteer, or of scikit-learn, applies the map.
+A fitted map leaves Python as one file: safetensors for fairsteer itself, an ONNX graph for any runtime. Reading
+either runs no code. Here a service that knows nothing of fairsteer, or of scikit-learn, applies the map.
 """
 
 import tempfile

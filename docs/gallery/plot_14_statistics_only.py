@@ -2,8 +2,8 @@
 From statistics only
 ====================
 
-Weights, means and covariances of the subgroups are all that steering needs. Three hospitals share these and no rows: their moments
-add up to those of all rows, and the map is the one that a fit to all rows would find.
+Weights, means and covariances of the subgroups are all that steering needs. Three hospitals share these and no rows:
+their moments add up to those of all rows, and the map is the one that a fit to all rows would find.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Aligning scores
 ===============
 
-Where one number per row decides, it is enough to map that number: :class:`~fairsteer.ScoreAligner` maps the scores of any
-classifier, by group, so that rates are equal at every threshold, on rows that it was not trained on.
+Where one number per row decides, it is enough to map that number: :class:`~fairsteer.ScoreAligner` maps the scores of
+any classifier, by group, so that rates are equal at every threshold, on rows that it was not trained on.
 """
 
 import matplotlib.pyplot as plt

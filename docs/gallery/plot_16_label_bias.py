@@ -2,9 +2,9 @@
 When labels are unfair
 ======================
 
-Rates are made equal *given the labels*. If a stricter bar was applied to one group, so that its suitable people were labelled
-suitable only if they were outstanding, then a classifier that is fair by these labels repeats the bar. Nothing that is computed
-from them shows it.
+Rates are made equal *given the labels*. If a stricter bar was applied to one group, so that its suitable people were
+labelled suitable only if they were outstanding, then a classifier that is fair by these labels repeats the bar.
+Nothing that is computed from them shows it.
 """
 
 import matplotlib.pyplot as plt
@@ -38,5 +38,5 @@ axes[0].legend(loc="lower left")
 plt.show()
 
 # %%
-# What helps is to know which group's labels can be trusted (``intervention="affirmative", reference_group="A"``), or better
-# labels: see :doc:`/when-not`.
+# What helps is to know which group's labels can be trusted (``intervention="affirmative", reference_group="A"``), or
+# better labels: see :doc:`/when-not`.
