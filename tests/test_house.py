@@ -19,7 +19,7 @@ PACKAGE = ROOT / "python" / "fairsteer"
 FLOORS = (
     ("_core",),
     ("_utils",),
-    ("groups", "moments"),
+    ("groups", "moments", "datasets"),
     ("ideal", "score_alignment", "metrics", "streams"),
     ("transformer", "concepts", "scoring"),
     ("baselines", "classifier"),

@@ -312,7 +312,7 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) ->
     _tell_units(loaded, report)
     with library_problems(), quoting_warnings(report.note), report.busy("fitting"):
         reference = group_named(maps.reference_group, total.groups.tolist())
-        steering = steering_of(maps, reference, maps.min_cell_size)
+        steering = steering_of(maps, reference, maps.min_subgroup_size)
         scaled = total.rescaled(*_standard(total)) if total.rescalable else total
         steering.fit_moments(scaled)
     kept = [name for name in descriptions[0].keep if all(name in one.keep for one in descriptions)]
