@@ -66,6 +66,7 @@ def _section(view: View) -> str:
     parts = [
         "<section>",
         f"<h2>{escape(view.title)}</h2>",
+        f"<p>{escape(view.lead)}</p>" if view.lead else "",
         "" if view.figure is None else _DRAWINGS[view.figure.kind](view.figure),
         table,
         f'<p class="note">{view.hidden} more are in the report\'s tables.</p>' if view.hidden else "",

@@ -20,6 +20,8 @@ def as_text(document: Document, width: int = _WIDTH) -> str:
     for view in document.views:
         title = _filled(view.title, width)
         parts += ["", title, "-" * max(map(len, title.split("\n")))]
+        if view.lead:
+            parts += [_filled(view.lead, width), ""]
         for n, block in enumerate(_blocks(view, width, gap=2)):
             parts += [""] * bool(n)
             parts += block.lines()
@@ -157,6 +159,8 @@ class _RichDocument:
         for view in self.document.views:
             yield Text()
             yield Text(view.title, style="bold underline")
+            if view.lead:
+                yield Text(view.lead)
             yield _RichTable(view)
             if view.hidden:
                 yield Text(f"({view.hidden} more)")
