@@ -26,6 +26,7 @@ from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
 from fairsteer.moments import SubgroupMoments
 from fairsteer.report._choice import Choice, choice_of_search
+from fairsteer.report._explorer import explorer
 from fairsteer.report._held_out import (
     AsGiven,
     HeldOut,
@@ -55,7 +56,8 @@ from fairsteer.report._tables import (
     movement_table,
 )
 from fairsteer.report._text import as_rich, as_text
-from fairsteer.report._thresholds import threshold_table
+from fairsteer.report._thresholds import decides_at_half, threshold_table
+from fairsteer.report._verdict import plain_verdict
 from fairsteer.report._view import Document, Setting, make_views, nats
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -187,9 +189,10 @@ class SteeringReport:
         return pd.DataFrame({name: pd.Series(x, dtype=object if None in x else None) for name, x in columns.items()})
 
     def to_html(self, path: str | Path | None = None, *, title: str = "Steering report") -> str:
-        """Give the report as one HTML page that needs nothing else: no network, no scripts, light and dark.
+        """Give the report as one HTML page that needs nothing else, and no network: light, dark and on paper.
 
-        The page says below with which version of the package and on which day it was made.
+        Tables sort, marks tell their numbers, and of two classes a threshold can be moved; without scripts, and on
+        paper, the page says the same. It says below with which version of the package and on which day it was made.
 
         Parameters
         ----------
@@ -204,7 +207,16 @@ class SteeringReport:
             The page.
         """
         made = f"Made with fairsteer {version('fairsteer')} on {dt.datetime.now().astimezone():%Y-%m-%d}."
-        text = page(self._document(_MOST_ON_A_PAGE), title, made)
+        explored = ""
+        if "thresholds" in self.tables:
+            explored = explorer(
+                self.tables["thresholds"],
+                self.positive,
+                f"{100 * self.confidence_level:g} %",
+                decides=decides_at_half(self.tables["thresholds"], self.tables["gaps"]),
+                n_groups=len(self.tables["groups"]["group"]),
+            )
+        text = page(self._document(_MOST_ON_A_PAGE), title, made, explored)
         if path is not None:
             write_file(path, text)
         return text
@@ -253,7 +265,12 @@ class SteeringReport:
             "" if self.certificate is None else self.certificate.gaussians,
             self.choice,
         )
-        return Document(self._facts(), self.findings, make_views(self.tables, setting, most))
+        return Document(self._facts(), self.verdict, self.findings, make_views(self.tables, setting, most))
+
+    @property
+    def verdict(self) -> str:
+        """What the report comes to, in one paragraph of plain words; "" where no gaps were measured."""
+        return plain_verdict(self.tables, self.positive, self.n_rows, self.min_rows)
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [(label_text(name), label_text(value)) for name, value in self.context.items()]

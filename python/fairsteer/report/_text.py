@@ -16,6 +16,8 @@ def as_text(document: Document, width: int = _WIDTH) -> str:
     """Plain text of at most `width` columns."""
     parts = ["Steering report", "==============="]
     parts += [_filled(f"{label}: {value}", width, "  ") for label, value in document.facts]
+    if document.verdict:
+        parts += ["", _filled(document.verdict, width), ""]
     parts += [_filled(f"* {text}", width, "  ") for text in document.findings]
     for view in document.views:
         title = _filled(view.title, width)
@@ -152,6 +154,9 @@ class _RichDocument:
             head.add_row(Text(label), Text(value))
         yield head
         yield Text()
+        if self.document.verdict:
+            yield Text(self.document.verdict)
+            yield Text()
         findings = Table.grid(padding=(0, 1, 0, 0))
         for text in self.document.findings:
             findings.add_row(Text("*", style="bold"), Text(text, style="bold"))

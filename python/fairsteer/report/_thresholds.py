@@ -97,3 +97,11 @@ def _spread(rates: Doubles) -> Doubles:
         return np.full(len(rates), np.nan)
     spread: Doubles = known.max(axis=1) - known.min(axis=1)
     return spread
+
+
+def decides_at_half(table: Table, gaps: Table) -> bool:
+    """Whether the accuracies at .5 are those of what the classifiers predict by themselves."""
+    i = THRESHOLDS.index(0.5)
+    n = len(table["group"]) // len(THRESHOLDS)
+    at = gaps["measure"].index("accuracy")
+    return all(abs(table[f"accuracy_{when}"][(i + 1) * n - 1] - gaps[when][at]) < 1e-9 for when in ("before", "after"))

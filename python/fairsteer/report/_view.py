@@ -52,6 +52,8 @@ class Document(NamedTuple):
     """All that a form of the report needs to know."""
 
     facts: list[tuple[str, str]]
+    verdict: str
+    """What it comes to, in one paragraph; "" where nothing was measured."""
     findings: list[str]
     views: list[View]
 
