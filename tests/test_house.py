@@ -19,7 +19,7 @@ PACKAGE = ROOT / "python" / "fairsteer"
 FLOORS = (
     ("_core",),
     ("_utils",),
-    ("groups", "moments"),
+    ("groups", "moments", "datasets"),
     ("ideal", "score_alignment", "metrics", "streams"),
     ("transformer", "concepts", "scoring"),
     ("baselines", "classifier"),
@@ -42,7 +42,8 @@ OPTIONAL = {
     "pyarrow": {"cli", "streams"},
     "rich": {"cli", "report"},
     "safetensors": {"persistence"},
-    "torch": {"torch"},
+    "torch": {"cli", "torch"},
+    "transformers": {"cli"},
     "typer": {"cli"},
 }
 #: Rooms that are of no use without their packages, and may import them where they begin.

@@ -347,7 +347,7 @@ def test_merged_groups_are_steered_by_their_own_labels(labels: Any, make_data: A
     X, y, group = make_data(n_features=D, n_groups=4)
     kept = np.flatnonzero((group > 1) | (np.arange(len(group)) % 12 == 0))
     X, y, group = X[kept], y[kept], labels[group[kept]]
-    steer = FairSteeringTransformer(min_cell_size=20, small_cells="merge").fit(X, y, sensitive_features=group)
+    steer = FairSteeringTransformer(min_subgroup_size=20, small_subgroups="merge").fit(X, y, sensitive_features=group)
     assert "(small groups)" in steer.groups_.tolist()
     module = SteeringModule(steer, dtype=torch.float64)
     expected = steer.transform(X, sensitive_features=group)

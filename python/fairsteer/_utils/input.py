@@ -176,6 +176,43 @@ def check_classes(y: Any, rows: Any, name: str = "y") -> npt.NDArray[Any]:
     return labels
 
 
+def coded_classes(y: Any, rows: Any) -> tuple[npt.NDArray[Any], Codes]:
+    """Distinct class labels, sorted, and the position of each row's among them; checked as by `check_classes`.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        As for `check_classes`. Of a pyarrow column Python sees the distinct values alone.
+    rows : array-like of n_samples rows
+        What they are the labels of.
+
+    Returns
+    -------
+    labels : ndarray
+        The labels that occur.
+    codes : ndarray of shape (n_samples,)
+        Positions.
+
+    Raises
+    ------
+    ValueError
+        As by `check_classes`.
+    """
+    if hasattr(y, "unify_dictionaries") and len(y) and y.null_count == 0:
+        encoded = y.dictionary_encode().unify_dictionaries().combine_chunks()
+        indices = encoded.indices.to_numpy()
+        present = np.flatnonzero(np.bincount(indices, minlength=len(encoded.dictionary)))
+        # Thrice: where more than half of the rows have labels of their own scikit-learn suspects a regression.
+        values = encoded.dictionary.take(np.tile(present, 3))
+        if not count_missing(_plain_column(values)):
+            check_consistent_length(rows, y)
+            labels, order = np.unique(check_classes(values, values), return_inverse=True)
+            position = np.zeros(len(encoded.dictionary), dtype=np.intp)
+            position[present] = order[: len(present)]
+            return labels, position[indices]
+    return np.unique(check_classes(y, rows), return_inverse=True)
+
+
 def _plain_column(y: Any) -> npt.NDArray[Any]:
     """One column of any container as a NumPy array; labels of several types stay what they are, as objects."""
     y = to_numpy(y)

@@ -256,7 +256,7 @@ def _unpack_certificate(block: Fields, shape: tuple[int, int], tensors: Tensors)
     bound = tensors.take("ideal.total_variation", shape)
     if (bound < 0).any() or (bound > 1).any():
         raise ValueError("a bound of its certificate is no probability")
-    return Certificate.of_bounds(bound, inner.number("accuracy", 0, 1), inner.text("gaussians", ("cells", "model")))
+    return Certificate.of_bounds(bound, inner.number("accuracy", 0, 1), inner.text("gaussians", ("subgroups", "model")))
 
 
 def _ideal_shapes(covariance: str, map_type: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:

@@ -7,7 +7,7 @@ from fairsteer.streams._batches import ArrayRows, BatchRows
 from fairsteer.streams._dask import DaskRows
 from fairsteer.streams._device import DeviceRows
 from fairsteer.streams._opening import open_stream
-from fairsteer.streams._stream import Reduction, RowBatch, Stream
+from fairsteer.streams._stream import Reduction, RowBatch, Stream, block_rows
 
 __all__ = [
     "ArrayRows",
@@ -18,5 +18,6 @@ __all__ = [
     "Reduction",
     "RowBatch",
     "Stream",
+    "block_rows",
     "open_stream",
 ]

@@ -17,6 +17,7 @@ from fairsteer._utils.input import (
     check_elsewhere,
     check_rows,
     check_table,
+    coded_classes,
     few,
     in_numpy,
     unknown_group_message,
@@ -213,9 +214,9 @@ def _ways_out(method: str) -> str:
     )
 
 
-def class_codes(y: npt.NDArray[Any], classes: npt.NDArray[Any]) -> Codes:
-    """Positions of class labels among those of a fit; ValueError if there is another."""
-    labels, inverse = np.unique(y, return_inverse=True)
+def class_codes(y: Any, rows: Any, classes: npt.NDArray[Any]) -> Codes:
+    """Positions of the rows' class labels among those of a fit; ValueError if there is another."""
+    labels, inverse = coded_classes(y, rows)
     table = {label: k for k, label in enumerate(classes.tolist())}
     unknown = [label for label in labels.tolist() if label not in table]
     if unknown:

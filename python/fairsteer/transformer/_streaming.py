@@ -22,9 +22,9 @@ from fairsteer._utils.columns import column_positions
 from fairsteer._utils.input import (
     as_given,
     brief,
-    check_classes,
     check_elsewhere,
     check_rows,
+    coded_classes,
     in_numpy,
     num_rows,
     warn_caller,
@@ -98,7 +98,7 @@ class Counting(Reduction[Counts]):
         if self.has_classes:
             if y is None:
                 raise ValueError("A batch has no class labels, and the first one has.")
-            found, y_codes = np.unique(check_classes(y, rows), return_inverse=True)
+            found, y_codes = coded_classes(y, rows)
             state.y_dtype = found.dtype if state.y_dtype is None else np.result_type(found.dtype, state.y_dtype)
             classes = found.tolist()
         weights = check_sample_weight(weight, rows)
@@ -172,7 +172,7 @@ class RowReader:
         n_rows = num_rows(rows)
         y = np.zeros(n_rows, dtype=np.intp)
         if not self.class_blind:
-            y = class_codes(check_classes(batch.y, rows), self.classes)
+            y = class_codes(batch.y, rows, self.classes)
         groups = np.zeros(n_rows, dtype=np.intp)
         if self.encoder is not None:
             groups = self.encoder.encode(batch.sensitive_features)
