@@ -30,6 +30,9 @@ from fairsteer.ideal._posterior_parts import (
 #: Cells of the simplex, of few groups and of many: a step of the solver costs their number cubed for each group.
 _N_CELLS = (128, 48)
 
+#: Decimals by which posteriors are told apart: a classifier's answer changes in its last digits with a row's place.
+_DIGITS = 9
+
 #: Rows that a cell should have in a group.
 _ROWS_OF_A_CELL = 10
 
@@ -43,6 +46,9 @@ _CHUNK = 8_192
 _MOVES = 8
 _LOOSE = 1e-4
 _GAIN = 1e-3
+
+#: Part of the duality gap asked for to which plans are found, which are less exact than their cost.
+_EXACT = 1e-3
 
 #: Duality gap of a linear program, in nats.
 _LINEAR_GAP = 1e-9
@@ -314,8 +320,9 @@ def _cells(proba: Doubles, codes: Codes, weight: Doubles, n_groups: int) -> tupl
 
 def _centers(proba: Doubles, codes: Codes, weight: Doubles, n_groups: int, most: int) -> Doubles:
     """Posteriors that cells lie about: those that occur, or about as many as rows allow, denser where rows are."""
-    order = np.lexsort(proba.T)  # so that the order of rows does not matter
-    first = np.append(True, (np.diff(proba[order], axis=0) != 0).any(axis=1))
+    rounded = np.round(proba, _DIGITS)
+    order = np.lexsort(rounded.T)  # so that the order of rows does not matter
+    first = np.append(True, (np.diff(rounded[order], axis=0) != 0).any(axis=1))
     if first.sum() <= most:
         return proba[order[first]]
     n_cells = int(np.clip(len(proba) // (_ROWS_OF_A_CELL * n_groups), proba.shape[1], most))
@@ -402,9 +409,11 @@ def _by_plans(
         if mode == "labels":
             return _labels_alone(costs, of_rows, prior, common)
         try:
-            return _core.nearest_ideal_cells(costs, of_rows, prior, common, free, max_iter, tol)
+            found = _core.nearest_ideal_cells(costs, of_rows, prior, common, free, max_iter, _EXACT * tol)
         except _core.NumericalError:
             return None
+        found["converged"] = found["converged"] or found["gap"] <= tol
+        return found
 
     n_iter, before = 0, np.inf
     for _ in range(_MOVES if reference < 0 else 0):
