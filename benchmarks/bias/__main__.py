@@ -29,7 +29,7 @@ from benchmarks import datasets
 from benchmarks.bias import report, rounds
 from benchmarks.bias.biases import BIASES, Codes, Floats, Sample, data_sets, drawn, features_of
 from benchmarks.bias.measures import MEASURES, measured
-from benchmarks.bias.methods import BOOSTING, CLASSIFIERS, LOGISTIC, METHODS, NAMED, Problem
+from benchmarks.bias.methods import CLASSIFIERS, LOGISTIC, METHODS, NAMED, Problem
 from benchmarks.fairness_methods import Table
 
 OUTPUT = Path(__file__).parents[1] / "results" / "bias"
@@ -82,7 +82,8 @@ def wanted(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
         for bias, about in BIASES.items()
         if _chosen(bias, arguments.only)
         for level in ((about.shown,) if arguments.shown else about.levels)
-        for classifier in (LOGISTIC, BOOSTING)
+        for classifier in CLASSIFIERS
+        if _chosen(classifier, arguments.classifiers)
         for method in METHODS
         if _chosen(method, arguments.methods) and is_tried(method, bias, level, classifier)
     ]
@@ -201,6 +202,7 @@ def main() -> int:
     parser.add_argument("--judged", type=int, default=4000, help="rows to judge on, at most (%(default)s)")
     parser.add_argument("--repeats", type=int, nargs="+", default=list(range(5)), metavar="SEED")
     parser.add_argument("--only", nargs="+", choices=list(BIASES), help="these biases")
+    parser.add_argument("--classifiers", nargs="+", choices=list(CLASSIFIERS), help="these classifiers")
     parser.add_argument("--shown", action="store_true", help="the middle level of every bias alone")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="these methods")
     parser.add_argument("--again", action="store_true", help="do again what was done")
