@@ -8,7 +8,7 @@ whose features are as the group delivers them, are compared with their true labe
 expectation.
 
 What is done is kept in ``--cache``, a file for each data set and repeat, so that a run goes on where it ended, and
-``--minutes`` ends one. Writes ``README.md``, ``results.csv`` and ``bias.png`` to ``--output``.
+``--minutes`` ends one. Writes ``README.md``, ``results.csv`` and a picture to ``--output``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from benchmarks.bias.measures import MEASURES, measured
 from benchmarks.bias.methods import CLASSIFIERS, LOGISTIC, METHODS, NAMED, Problem
 from benchmarks.fairness_methods import Table
 
-OUTPUT = Path(__file__).parents[1] / "results" / "bias"
+RESULTS = Path(__file__).parents[1] / "results"
+OUTPUT = {"table": RESULTS / "bias", "rounds": RESULTS / "rounds"}
 CACHE = Path("build") / "bias"
 KEY = ("bias", "level", "classifier", "method")
 
@@ -195,7 +196,7 @@ def collected(cache: Path) -> pd.DataFrame:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bias", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("table", "rounds"), default="table")
+    parser.add_argument("what", nargs="?", choices=tuple(OUTPUT), default="table")
     datasets.add_data_option(parser)
     parser.add_argument("--rows", type=int, default=3000, help="rows to train on (%(default)s)")
     parser.add_argument("--rows-of-a-round", type=int, default=400, metavar="ROWS", help="rounds: (%(default)s)")
@@ -208,12 +209,13 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="do again what was done")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so long; call again to go on")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="FOLDER")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
+    parser.add_argument("--output", type=Path, metavar="FOLDER")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures of what is there")
     arguments = parser.parse_args()
     if not arguments.report and arguments.data is None:
         parser.error("real rows are needed: --data FOLDER, or FAIRSTEER_DATA")
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output = arguments.output or OUTPUT[arguments.what]
+    output.mkdir(parents=True, exist_ok=True)
     of_rounds = arguments.what == "rounds"
     if not arguments.report:
         with warnings.catch_warnings():
@@ -223,9 +225,9 @@ def main() -> int:
             print("Not done yet: call again to go on.", file=sys.stderr)
             return 0
     if of_rounds:
-        report.write_rounds(arguments.output, collected(arguments.cache / "rounds"))
+        report.write_rounds(output, collected(arguments.cache / "rounds"))
     else:
-        report.write(arguments.output, collected(arguments.cache))
+        report.write(output, collected(arguments.cache))
     return 0
 
 
