@@ -173,7 +173,7 @@ def write(folder: Path, table: pd.DataFrame, n_texts: int, seconds: float, memor
         "",
         *(__doc__ or "").partition("\n\n")[2].replace("``", "*").strip().splitlines(),
         "",
-        f"{len(OCCUPATIONS)} occupations, {len(PRONOUN_FRAMES) // 2} verbs to fit to, {len(PRONOUN_FRAMES) // 2} others",
+        f"{len(OCCUPATIONS)} occupations, {len(PRONOUN_FRAMES) // 2} verbs to fit to, {len(PRONOUN_FRAMES) // 2} more",
         f"to measure, {n_texts} biographies.",
         "",
         "| layer | method | log-ratio | spread | she | neutral text |",
