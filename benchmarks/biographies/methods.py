@@ -309,7 +309,7 @@ def aligner_within(proba: NDArray[np.float64], y: Codes, group: Codes, least_acc
     best, most = None, -1.0
     given = FrozenEstimator(GivenProbabilities(proba.shape[1]))
     for budget in BUDGETS:
-        aligner = ScoreAligner(given, max_gap=budget, aggregate="rms", calibrate=True)
+        aligner = ScoreAligner(given, max_gap=budget, agg="rms", calibrate=True)
         aligner.fit(proba, y, sensitive_features=group)
         accuracy = float((aligner.predict(proba, sensitive_features=group) == y).mean())
         if accuracy > most:

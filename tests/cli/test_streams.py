@@ -288,7 +288,7 @@ def test_audit_and_export_have_every_option_of_the_fit(run: Callable[..., tuple[
     own = {"--out", "--model", "--align", "--resume", "--checkpoint-every"}  # of what is written
     assert options["steer"] - own <= options["audit"]
     assert options["steer"] - own <= options["export"]
-    assert {"--keep", "--pooling", "--min-cell-size", "--small-cells", "--unknown-group"} <= options["steer"]
+    assert {"--keep", "--pooling", "--min-subgroup-size", "--small-subgroups", "--unknown-group"} <= options["steer"]
 
 
 def test_version_and_completion(run: Callable[..., tuple[int, str, str]]) -> None:

@@ -196,6 +196,15 @@ def moments(
         Path | None,
         typer.Option(help="Encode columns as those of these moments, or of this map.", metavar="FILE"),
     ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="Add Gaussian noise, with this epsilon for every row; needs --delta, --clip and --like."),
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="The delta of the noise, far below one over the rows.")] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option(help="Length of the longest row that is left as it is, in standard deviations of --like."),
+    ] = None,
     resume: _Resume = False,
     checkpoint_every: _Every = 30.0,
     force: _Force = False,
@@ -203,7 +212,8 @@ def moments(
     """Run the job."""
     from ._moments import moments_file
 
-    moments_file(rows, out=out, like=like, resume=resume, checkpoint_every=checkpoint_every, force=force)
+    noise = (epsilon, delta, clip)
+    moments_file(rows, out=out, like=like, noise=noise, resume=resume, checkpoint_every=checkpoint_every, force=force)
 
 
 @app.command(

@@ -55,7 +55,7 @@ class Question:
         """Groups of the usable rows."""
         return self.groups[self.usable].reset_index(drop=True)
 
-    def small_cells(self, least: int) -> list[str]:
+    def small_subgroups(self, least: int) -> list[str]:
         """Describe the cells with fewer than `least` usable rows."""
         return [
             f"{label_text(self.classes[k])} in {label_text(self.labels[a])} ({self.counts[a, k]})"
