@@ -406,6 +406,7 @@ def main() -> int:
     start = time.perf_counter()
     speaker = Speaker(*smollm.load(getattr(torch, arguments.dtype)))
     embed = embedder()
+    command = f"python -m benchmarks.generation --pairs {arguments.pairs} --sampled {arguments.sampled}"
     rows: list[dict[str, Any]] = []
     for concept in prompts.CONCEPTS:
         if arguments.concept not in (None, concept.name):
@@ -418,10 +419,9 @@ def main() -> int:
             shown = [f"{row[key]:.2f}" for key in ("shift, women", "shift, men", "perplexity") if key in row]
             what = f"{seconds:5.0f} s {row['concept']} {row['strength']:g} {row['method']} {ratio_text}"
             print(what, *shown, row.get("example", ""), file=sys.stderr, flush=True)
+            write(arguments.output, pd.DataFrame(rows), command)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{time.perf_counter() - start:.0f} s in all, a peak of {memory:.2f} GiB", file=sys.stderr)
-    command = f"python -m benchmarks.generation --pairs {arguments.pairs} --sampled {arguments.sampled}"
-    write(arguments.output, pd.DataFrame(rows), command)
     return 0
 
 
