@@ -11,6 +11,7 @@ the other folds, since some names are likelier than others after any text; label
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ class ZeroShot:
 
     def __init__(self, rows: pd.DataFrame, names: list[str], dtype: torch.dtype) -> None:
         self._model, tokenizer = smollm.load(dtype)
+        parameters = inspect.signature(self._model.forward).parameters
+        self._cache = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
         self._padding = tokenizer.pad_token_id
         self._ids, _ = states.prompts(tokenizer, rows["text"].tolist())
         self._names = [tokenizer(" " + name.replace("_", " ")).input_ids[0] for name in names]
@@ -130,15 +133,15 @@ class ZeroShot:
             batch = states.padded([self._ids[rows[i]] for i in own], self._padding)
             ids, mask = batch["input_ids"], batch["attention_mask"]
             with torch.inference_mode():
-                cache = self._model.model(ids[:, :-1], attention_mask=mask[:, :-1]).past_key_values
-                length = ids.shape[1] - 1
+                output = self._model.model(ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
+                cache = output[self._cache]
                 for way, (layer, module, groups) in steered.items():
                     layers = {} if module is None else {layer: module}
                     of_rows = None if groups is None else [groups[rows[i]] for i in own]
                     with steering_hooks(self._model, layers, sensitive_features=of_rows):
-                        scores = self._model(ids[:, -1:], attention_mask=mask, past_key_values=cache).logits[:, -1]
+                        scores = self._model(ids[:, -1:], attention_mask=mask, **{self._cache: cache}).logits[:, -1]
                     found[way][own] = scores.double().log_softmax(-1)[:, self._names].numpy()
-                    cache.crop(length)
+                    cache.crop(-1)
         return found
 
 
