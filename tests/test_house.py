@@ -41,7 +41,8 @@ OPTIONAL = {
     "pyarrow": {"cli", "streams"},
     "rich": {"cli", "report"},
     "safetensors": {"persistence"},
-    "torch": {"torch"},
+    "torch": {"cli", "torch"},
+    "transformers": {"cli"},
     "typer": {"cli"},
 }
 #: Rooms that are of no use without their packages, and may import them where they begin.

@@ -20,6 +20,7 @@ from . import UsageError, count
 from ._fitting import library_problems, quoting_warnings, reading_of
 from ._language import LanguageModel, load_model
 from ._large import AnyTable, distinct_rows, open_table
+from ._moments import cells_of
 from ._options import Reads, parse_memory
 from ._printing import Reporter
 from ._reading import Table
@@ -85,6 +86,7 @@ def activations_file(
     resume: bool,
     checkpoint_every: float,
     force: bool,
+    as_json: bool = False,
 ) -> None:
     """Write the moments of hidden states.
 
@@ -112,13 +114,15 @@ def activations_file(
         Seconds between checkpoints.
     force : bool
         Whether files that exist may be replaced.
+    as_json : bool
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
     UsageError
         For any input the user can put right; nothing has been written then.
     """
-    report = Reporter()
+    report = Reporter(as_json=as_json)
     out = as_path(out) or out
     if out.suffix != ".safetensors" or is_stream(out):
         raise UsageError(f"the moments {out} must end in .safetensors, which is their format.")
@@ -156,6 +160,7 @@ def activations_file(
         f"Wrote the moments of {count(any_layer.n_features, 'feature')}, a row for each {what}: {listed}. No text is "
         "in them; subgroups of few texts tell much of them."
     )
+    report.result("activations", files={name: str(file) for name, file in files.items()}, **cells_of(any_layer))
 
 
 def _size(path: Path) -> int:

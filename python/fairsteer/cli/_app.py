@@ -7,25 +7,34 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ._options import FILE_HELP, REQUIRED, Alignment, Leakage, Maps, Reads, Rows, Settings, UnknownGroup, expand
+from ._options import (
+    FILE_HELP,
+    REQUIRED,
+    Alignment,
+    Json,
+    Leakage,
+    Maps,
+    Reads,
+    Rows,
+    Settings,
+    UnknownGroup,
+    expand,
+)
 
 __all__ = ["app"]
 
+# Ten lines.
 _WHAT_THERE_IS = """\
-fairsteer moves the features of sensitive groups so that classifiers trained on them treat the groups alike.
+fairsteer moves features of sensitive groups, so that classifiers treat the groups alike.
 
-  fairsteer demo      a first look, on data that comes with scikit-learn
-  fairsteer audit     a report of what steering a table would do, nothing is changed
-  fairsteer steer     the table before and after, the steered rows, the map for rows to come
-  fairsteer apply     new rows, steered with a saved map
-  fairsteer moments   sums of a table's rows, for sites that may not share the rows
-  fairsteer merge     one map from the moments of several tables
-  fairsteer export    a map as ONNX, or as plain matrices
-  fairsteer activations  moments of a language model's hidden states, from a table of texts
-  fairsteer generate  what a language model writes before and after steering
-  fairsteer versions  what a bug report needs
+  demo                   a first look, on data that comes with scikit-learn
+  audit, explain         what steering a table would do: a report; one row, in words
+  steer, apply           the steered table and the map; new rows, steered with that map
+  moments, merge         sums of rows for sites that may not share rows; one map of them
+  activations, generate  moments of a language model; what it writes before and after
+  export, versions       a map as ONNX, or as matrices; what a bug report needs
 
-Try: fairsteer demo. Each command explains itself and has an example: fairsteer steer --help"""
+Try: fairsteer demo. Options with an example: fairsteer steer --help. For machines: --json."""
 
 app = typer.Typer(
     help="Steer features of sensitive groups to the nearest distribution on which Bayes classifiers are exactly fair.",
@@ -67,11 +76,11 @@ def fairsteer(
 
 
 @app.command(short_help="A first look, on data that scikit-learn brings.", epilog="Example: fairsteer demo")
-def demo() -> None:
+def demo(json: Json = False) -> None:
     """Steer scikit-learn's diabetes data (nothing to download) and print a table before and after."""
     from ._demo import demo as run
 
-    run()
+    run(as_json=json)
 
 
 @app.command(
@@ -100,6 +109,7 @@ def steer(
         ),
     ] = None,
     force: _Force = False,
+    json: Json = False,
 ) -> None:
     """Run the job."""
     from ._steer import steer_file
@@ -112,6 +122,7 @@ def steer(
         resume=resume,
         checkpoint_every=checkpoint_every,
         force=force,
+        as_json=json,
     )
 
 
@@ -143,11 +154,37 @@ def audit(
     ] = "linear",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.", min=0, max=1, metavar="P")] = 0.95,
     force: _Force = False,
+    json: Json = False,
 ) -> None:
     """Run the job."""
     from ._audit import audit_file
 
-    audit_file(settings, html=html, align=align, leakage=leakage, confidence=confidence, force=force)
+    audit_file(settings, html=html, align=align, leakage=leakage, confidence=confidence, force=force, as_json=json)
+
+
+@app.command(
+    short_help="How one row moves, which features carry it, and how it would move in another group.",
+    help="Say in words how one row of a table moves, which features carry it, and what would happen to a row of the "
+    "same features in another group. The map is that of --model, or is fitted to FILE with the options of steer.",
+    epilog="Example: fairsteer explain people.csv --row 17 --target hired --sensitive sex",
+)
+@expand(Settings, ("file",))
+def explain(
+    settings: Settings,
+    context: typer.Context,
+    row: Annotated[int, typer.Option(help="Number of the row; the first below the header is 1.", min=1, metavar="N")],
+    model: Annotated[
+        Path | None, typer.Option(help="A map written by steer --model, instead of a fit.", metavar="MAP")
+    ] = None,
+    align: Annotated[
+        Alignment | None, typer.Option(help="Align the scores of the Bayes rule between groups as well.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run the job."""
+    from ._explain import explain_file
+
+    explain_file(settings, _given(context), row=row, model=model, align=align, as_json=json)
 
 
 @app.command(
@@ -175,11 +212,12 @@ def apply(
         ),
     ] = None,
     force: _Force = False,
+    json: Json = False,
 ) -> None:
     """Run the job."""
     from ._apply import apply_map
 
-    apply_map(reads, model, file, out=out, keep=keep or [], unknown_group=unknown_group, force=force)
+    apply_map(reads, model, file, out=out, keep=keep or [], unknown_group=unknown_group, force=force, as_json=json)
 
 
 @app.command(
@@ -208,12 +246,21 @@ def moments(
     resume: _Resume = False,
     checkpoint_every: _Every = 30.0,
     force: _Force = False,
+    json: Json = False,
 ) -> None:
     """Run the job."""
     from ._moments import moments_file
 
-    noise = (epsilon, delta, clip)
-    moments_file(rows, out=out, like=like, noise=noise, resume=resume, checkpoint_every=checkpoint_every, force=force)
+    moments_file(
+        rows,
+        out=out,
+        like=like,
+        noise=(epsilon, delta, clip),
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        force=force,
+        as_json=json,
+    )
 
 
 @app.command(
@@ -227,11 +274,12 @@ def merge(
     files: Annotated[list[Path], typer.Argument(help="Moments that moments wrote.", metavar="FILE…")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the map to this .safetensors file.")],
     force: _Force = False,
+    json: Json = False,
 ) -> None:
     """Run the job."""
     from ._moments import merge_files
 
-    merge_files(maps, files, out=out, force=force)
+    merge_files(maps, files, out=out, force=force, as_json=json)
 
 
 @app.command(
@@ -252,11 +300,12 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file, or a folder that is new or empty.")],
     force: _Force = False,
+    json: Json = False,
 ) -> None:
     """Run the job."""
     from ._export import export_map
 
-    export_map(settings, _given(context), to=to, out=out, force=force)
+    export_map(settings, _given(context), to=to, out=out, force=force, as_json=json)
 
 
 _MODEL_HELP = "A folder as transformers' save_pretrained writes it, or a .gguf file. Nothing is downloaded."
@@ -315,6 +364,7 @@ def activations(
     resume: _Resume = False,
     checkpoint_every: _Every = 30.0,
     force: _Force = False,
+    json: Json = False,
 ) -> None:
     """Run the job."""
     from ._activations import TextColumns, activations_file
@@ -336,6 +386,7 @@ def activations(
         resume=resume,
         checkpoint_every=checkpoint_every,
         force=force,
+        as_json=json,
     )
 
 
@@ -375,6 +426,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the sampling, before and after.", metavar="N")] = 0,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
+    json: Json = False,
 ) -> None:
     """Run the job."""
     from ._generate import generate_text
@@ -392,12 +444,20 @@ def generate(
         seed=seed,
         dtype=dtype,
         device=device,
+        as_json=json,
     )
 
 
 @app.command(short_help="What a bug report needs.", epilog="Example: fairsteer versions")
-def versions() -> None:
+def versions(json: Json = False) -> None:
     """Print the versions of fairsteer, of what it runs on, and how it was compiled."""
+    if json:
+        from fairsteer._utils.versions import version_info
+
+        from ._printing import Reporter
+
+        Reporter(as_json=True).result("versions", **version_info())
+        return
     from fairsteer import show_versions
 
     show_versions()

@@ -40,6 +40,7 @@ def generate_text(
     seed: int,
     dtype: str,
     device: str,
+    as_json: bool = False,
 ) -> None:
     """Print texts before and after steering beside each other.
 
@@ -63,13 +64,15 @@ def generate_text(
         Of the sampling, the same before and after.
     dtype, device : str
         Type of the weights and where the model runs.
+    as_json : bool
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
     UsageError
         For any input the user can put right.
     """
-    report = Reporter()
+    report = Reporter(as_json=as_json)
     source, written_for = _steering(steering)
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UsageError("--prompt is empty; give the beginning of a text.")
@@ -100,6 +103,15 @@ def generate_text(
         beside.add_row(*(_line(text[i]) or "(nothing)" for text in (before, *after.values())))
         report.say(beside)
         report.say()
+    texts = [
+        {
+            "prompt": prompt,
+            "before": before[i],
+            "steered": [{"group": label, "text": after[label][i]} for label in after],
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+    report.result("generate", layer=layers[0], strength=strength, texts=texts)
 
 
 def _steering(path: Path) -> tuple[Any, str | None]:

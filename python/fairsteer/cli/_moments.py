@@ -21,7 +21,7 @@ from . import UsageError, count
 from ._fitting import Problem, library_problems, memory_of, quoting_warnings, read_problem, steering_of
 from ._large import LargeTable
 from ._options import Maps, Rows, Settings
-from ._printing import Reporter
+from ._printing import Reporter, fit_values
 from ._question import group_named
 from ._steer import map_file
 from ._streams import Checkpoint
@@ -92,6 +92,7 @@ def moments_file(
     resume: bool,
     checkpoint_every: float,
     force: bool,
+    as_json: bool = False,
 ) -> None:
     """Write the moments of a table.
 
@@ -111,6 +112,8 @@ def moments_file(
         Seconds between checkpoints of a table that is read in pieces.
     force : bool
         Whether a file that exists may be replaced.
+    as_json : bool, default=False
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
@@ -118,7 +121,7 @@ def moments_file(
         For any input the user can put right; nothing has been written then.
     """
     out = as_path(out) or out
-    report = Reporter(to_stderr=is_standard_output(out))
+    report = Reporter(to_stderr=is_standard_output(out), as_json=as_json)
     if out.suffix != ".safetensors" and not is_stream(out):
         raise UsageError(f"the moments {out} must end in .safetensors, which is their format.")
     check_outputs([("--out", out)], sources=[rows.file, *([like] if like else [])], force=force)
@@ -149,18 +152,19 @@ def moments_file(
         output.commit()
     if checkpoint is not None:
         checkpoint.remove()
-    name = "standard output" if is_standard_output(out) else out.name
     report.say(moments.cell_table() + "\n")
-    report.say(
-        f"Wrote the moments of {count(round(float(moments.weights.sum())), 'row')} and "
-        f"{count(n_features, 'feature')} to {name}. No row is in it; "
+    report.wrote(
+        f"the moments of {count(round(float(moments.weights.sum())), 'row')} and {count(n_features, 'feature')}",
+        out,
+        ". No row is in it; "
         + (
             "subgroups of few rows tell much of them."
             if private is None
             else "whether any one row is behind it is hidden with "
             f"epsilon={private.epsilon:g}, delta={private.delta:g}. Every further file of the same rows adds to both."
-        )
+        ),
     )
+    report.result("moments", **cells_of(moments))
 
 
 def _noise(noise: tuple[float | None, float | None, float | None], like: Path | None) -> _Noise | None:
@@ -273,7 +277,7 @@ def _description(path: Path) -> TableDescription:
 # ---- merging
 
 
-def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) -> None:
+def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool, as_json: bool = False) -> None:
     """Fit a map to the moments of several tables.
 
     Parameters
@@ -286,6 +290,8 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) ->
         Where to write the map.
     force : bool
         Whether a file that exists may be replaced.
+    as_json : bool, default=False
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
@@ -293,7 +299,7 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) ->
         If the moments do not belong together, with what must agree; nothing has been written then.
     """
     out = as_path(out) or out
-    report = Reporter(to_stderr=is_standard_output(out))
+    report = Reporter(to_stderr=is_standard_output(out), as_json=as_json)
     if out.suffix != ".safetensors" and not is_stream(out):
         raise UsageError(f"the map {out} must end in .safetensors, which is its format.")
     check_outputs([("--out", out)], sources=files, force=force)
@@ -319,13 +325,25 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) ->
     with writing(out) as output:
         output.file.write(map_file(steering, replace(descriptions[0], keep=tuple(kept))))
         output.commit()
-    name = "standard output" if is_standard_output(out) else out.name
     report.say(total.cell_table() + "\n")
     report.say(
         f"KL divergence of the nearest ideal distribution: {steering.kl_divergence_:.4g} nats "
         f"({steering.map_type_} maps).\n"
     )
-    report.say(f"Wrote the map of {count(len(steering.groups_), 'group')} to {name}, from {count(len(files), 'file')}.")
+    report.wrote(f"the map of {count(len(steering.groups_), 'group')}", out, f", from {count(len(files), 'file')}.")
+    report.result("merge", **cells_of(total), fit=fit_values(steering))
+
+
+def cells_of(moments: SubgroupMoments) -> dict[str, Any]:
+    """Rows of every subgroup, for machines."""
+    labels = [(label, group) for label in moments.classes.tolist() for group in moments.groups.tolist()]
+    return {
+        "features": moments.feature_names,
+        "cells": [
+            {"class": label, "group": group, "rows": float(n)}
+            for (label, group), n in zip(labels, moments.weights.ravel(), strict=True)
+        ],
+    }
 
 
 def _standard(moments: SubgroupMoments) -> tuple[Any, Any]:
