@@ -613,7 +613,7 @@ def _fold_answers(
             try:
                 candidate._fit_batch(moved, some)
                 rows, codes = batch.rows[test], candidate._codes_of_labels(batch, test)
-                predicted = class_codes(candidate._predict(rows, codes), batch.classes)
+                predicted = class_codes(candidate._predict(rows, codes), rows, batch.classes)
                 scores = candidate._scores(rows, codes) if scored else None
             except ValueError as error:
                 answers.append(str(error))

@@ -16,6 +16,7 @@ from . import UsageError
 
 __all__ = [
     "FILE_HELP",
+    "Json",
     "Maps",
     "Reads",
     "Rows",
@@ -29,6 +30,9 @@ __all__ = [
 Alignment = Literal["equal_opportunity", "demographic_parity"]
 Leakage = Literal["none", "linear", "trees"]
 UnknownGroup = Literal["error", "infer", "infer_hard"]
+
+#: Option of every command that prints.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines, notes included, not text.")]
 
 FILE_HELP = "A .csv, .tsv (or either with .gz) or .parquet file, or a folder of them; - is standard input."
 

@@ -240,6 +240,11 @@ def group_named(text: str | None, labels: list[Any]) -> Any:
     return _find(text, labels, "--reference-group", "group")
 
 
+def label_named(text: str, labels: list[Any], option: str, what: str = "group") -> Any:
+    """Label that is written as `text`, of those that there are."""
+    return _find(text, labels, option, what)
+
+
 def _find(text: str | None, labels: list[Any], option: str, what: str) -> Any:
     if text is None:
         return None

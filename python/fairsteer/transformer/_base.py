@@ -13,25 +13,26 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, 
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.arrays import lies_elsewhere, to_numpy
 from fairsteer._utils.estimators import HasMethods, Interval, StrOptions, available_if, fit_context
 from fairsteer._utils.input import (
+    as_given,
     brief,
-    check_classes,
     check_rows,
     few,
-    is_bfloat16,
+    in_numpy,
     num_rows,
     warn_caller,
-    widen_bfloat16,
 )
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer.groups import GroupEncoder
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
-from fairsteer.streams import Stream, open_stream
+from fairsteer.streams import DeviceRows, Stream, block_rows, open_stream
 from fairsteer.streams._batches import as_batch
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import coordinates_of, fit_coordinates, needs_all_rows, to_coordinates
+from fairsteer.transformer._device import steer_there
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
@@ -399,12 +400,14 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         if X is None and y is None and sensitive_features is None and sample_weight is None:
             self._fitted()
             return self
-        stream = open_stream(X, y, sensitive_features, sample_weight, mapped=False)
+        there = lies_elsewhere(X)
+        stream = None if there else open_stream(X, y, sensitive_features, sample_weight, mapped=False)
         if stream is not None or hasattr(X, "__next__"):
             self._add_batches(X if stream is None else stream.batches())
             return self
         first = not hasattr(self, "moments_")
-        batch = self._counted(self._read(X, y, sensitive_features, sample_weight, reset=first).batch())
+        reading = self._read(X, y, sensitive_features, sample_weight, reset=first, stays=there)
+        batch = self._counted(reading.batch())
         if first:
             self.feature_transform_ = self._fit_coordinates(batch)
         elif self._solution is not None and isinstance(self._solution.folded, MonotoneMaps):
@@ -448,14 +451,18 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         """
         if (stream := self._opened(X, y, sensitive_features, sample_weight)) is not None:
             fit_stream(self, stream)
+            if isinstance(stream, DeviceRows):
+                return self._transform(X, sensitive_features)
             return self._transform_stream(stream)
         reading = self._read(X, y, sensitive_features, sample_weight, reset=True)
         self._fit_batch(reading.batch())
         codes = self._resolved(reading.rows, self._codes_of(reading))
-        return self._as_dtype_of(X, self._move(reading.rows, codes, self._group_maps(self._strength())))
+        return as_given(self._move(reading.rows, codes, self._group_maps(self._strength())), X)
 
-    def _read(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
-        return read_fit(self, X, y, sensitive_features, sample_weight, reset=reset)
+    def _read(
+        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool, stays: bool = False
+    ) -> Reading:
+        return read_fit(self, X, y, sensitive_features, sample_weight, reset=reset, stays=stays)
 
     def _codes_of(self, reading: Reading) -> Codes:
         """Find the groups of all rows that were read for the fit, as `_known_codes` would."""
@@ -565,10 +572,17 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         )
         if factors is not None:
             moments._weigh_classes_alike(factors)
+        # Single-precision rows in the blocks in which a stream reads them, so that both give the same sums.
+        whole = lies_elsewhere(rows) or rows.dtype == np.float64
+        n_rows = num_rows(rows) if whole else block_rows(rows.shape[1], rows.dtype.itemsize)
         try:
-            return moments.update(rows, batch.y_codes, batch.group_codes, batch.sample_weight)
+            for start in range(0, num_rows(rows), max(1, n_rows)):
+                some = slice(start, start + n_rows)
+                weight = None if batch.sample_weight is None else batch.sample_weight[some]
+                moments.update(rows[some], batch.y_codes[some], batch.group_codes[some], weight)
+            return moments
         except ValueError as error:  # that names the subgroup
-            sizes, names = np.abs(rows).max(axis=0), self._feature_names()
+            sizes, names = np.abs(to_numpy(rows)).max(axis=0), self._feature_names()
             j = int(sizes.argmax())
             name = repr(names[j]) if len(names) == len(sizes) else f"number {j}"
             msg = (
@@ -786,6 +800,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             groups and groups are given; if `X` does not match ``fit``.
         """
         check_is_fitted(self, "moments_")
+        if lies_elsewhere(X):
+            return self._transform(X, sensitive_features)
         names = None if not hasattr(self, "feature_names_in_") else list(self.feature_names_in_)
         stream = open_stream(X, None, sensitive_features, columns=names, mapped=False)
         if stream is not None or hasattr(X, "__next__"):
@@ -830,7 +846,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             strength.
         """
         check_is_fitted(self, "moments_")
-        rows = check_rows(widen_bfloat16(X), self)
+        rows = check_rows(in_numpy(X), self)
         names = self._feature_names()
         if rows.shape[1] != len(names):
             msg = (
@@ -840,7 +856,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             raise ValueError(msg)
         codes = self._known_codes(sensitive_features, rows, "inverse_transform")
         maps = self._group_maps(self._strength()).inverse(self.groups_.tolist())
-        return self._as_dtype_of(X, self._move(rows, codes, maps))
+        return as_given(self._move(rows, codes, maps), X)
 
     def predict_group_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """Probability of each group given a row's features.
@@ -879,7 +895,9 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         return np.delete(names, self._sensitive_positions)
 
     def _transform(self, X: Any, sensitive_features: Any) -> Any:
-        return self._as_dtype_of(X, self._steered(X, sensitive_features))
+        if lies_elsewhere(X):
+            return steer_there(self, X, sensitive_features)
+        return as_given(self._steered(X, sensitive_features), X)
 
     def _steered(self, X: Any, sensitive_features: Any) -> Floats:
         """Steered rows as a plain array, whatever `set_output` says."""
@@ -972,15 +990,11 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
                 msg = f"y is needed: the steering was fitted on the classes {few(map(repr, self.classes_.tolist()))}."
                 raise ValueError(msg)
             return np.zeros(len(rows), dtype=np.intp)
-        return class_codes(check_classes(y, rows), self.classes_)
+        return class_codes(y, rows, self.classes_)
 
     def _feature_names(self) -> list[str]:
         """Names of the features for messages: ``x0``, ``x1``, … where the input had none."""
         return list(self.get_feature_names_out())
-
-    @staticmethod
-    def _as_dtype_of(X: Any, rows: Floats) -> Any:
-        return rows.astype(X.dtype) if is_bfloat16(X) else rows
 
 
 def _warn_of_identifier(moments: SubgroupMoments, *, can_join: bool) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.arrays import to_numpy
 from fairsteer._utils.estimators import Interval, StrOptions
-from fairsteer._utils.input import few, num_rows
+from fairsteer._utils.input import as_given, few, num_rows
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
@@ -329,7 +330,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         if self.map_type != "auto" or self.moments_.n_features > _MOST_COLUMNS_OF_A_TABLE or len(self.groups_) == 1:
             return False
         first = next(stream.batches())  # which says whether this is a table
-        return self._chosen(np.asarray(first.X)) == "monotone"
+        return self._chosen(np.asarray(to_numpy(first.X))) == "monotone"
 
     def _solve(
         self,
@@ -585,7 +586,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         A, b = zip(*(ideal._subgroup_map(k, a) for k, a in parts), strict=True)
         centre = np.stack([ideal.source_means[k, a] for k, a in parts])
         maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength(), centre)
-        return self._as_dtype_of(X, self._move(rows, inverse, maps))
+        return as_given(self._move(rows, inverse, maps), X)
 
     def ideal_sample_weight(
         self, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
