@@ -46,7 +46,7 @@ html_theme_options = {
     "header_links_before_dropdown": 9,
     "navbar_persistent": ["search-button"],
     "show_toc_level": 2,
-    "secondary_sidebar_items": {"**": ["page-toc"], "auto_gallery/**": [], "how-good": [], "reference/*": []},
+    "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
