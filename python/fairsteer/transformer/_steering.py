@@ -515,6 +515,16 @@ class FairSteeringTransformer(GroupMapTransformer):
             max_time=self.max_time,
         )
 
+    def _found_facts(self) -> list[tuple[str, str]]:
+        known = vars(self)
+        if "map_type_" not in known:
+            return []
+        facts = [
+            ("maps", f"{known['map_type_']}, at strength {self.strength:g}"),
+            ("nearest ideal distribution", f"{known['kl_divergence_']:.4g} nats away"),
+        ]
+        return facts + known["ideal_"]._certificate_facts()
+
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
         monotone = isinstance(solution.folded, MonotoneMaps)
