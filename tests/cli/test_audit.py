@@ -67,7 +67,11 @@ def test_prints_the_report_of_the_library_and_writes_the_page(
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--folds", "3", "--min-rows", "5", "--positive", "no"), ("--min-cell-size", "60", "--small-cells", "merge")],
+    [
+        (),
+        ("--folds", "3", "--min-rows", "5", "--positive", "no"),
+        ("--min-subgroup-size", "60", "--small-subgroups", "merge"),
+    ],
 )
 def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any, options: Any

@@ -99,7 +99,7 @@ def test_without_arguments_it_says_in_ten_lines_what_there_is(run: Callable[...,
     assert code == 0
     assert len(lines) <= 10
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group, which it is
-    named = {word.strip(",") for line in lines for word in line[2:18].split()}
+    named = {word.strip(",") for line in lines for word in line[2:23].split()}
     assert set(commands) <= named
 
 

@@ -27,12 +27,12 @@ __all__ = ["app"]
 _WHAT_THERE_IS = """\
 fairsteer moves features of sensitive groups, so that classifiers treat the groups alike.
 
-  demo              a first look, on data that comes with scikit-learn
-  audit, explain    what steering a table would do: a report; one row, in words
-  steer, apply      the steered table and the map; new rows, steered with that map
-  moments, merge    sums of rows for sites that may not share the rows; one map from them
-  export            a map as ONNX, or as plain matrices
-  versions          what a bug report needs
+  demo                   a first look, on data that comes with scikit-learn
+  audit, explain         what steering a table would do: a report; one row, in words
+  steer, apply           the steered table and the map; new rows, steered with that map
+  moments, merge         sums of rows for sites that may not share rows; one map of them
+  activations, generate  moments of a language model; what it writes before and after
+  export, versions       a map as ONNX, or as matrices; what a bug report needs
 
 Try: fairsteer demo. Options with an example: fairsteer steer --help. For machines: --json."""
 
@@ -234,6 +234,15 @@ def moments(
         Path | None,
         typer.Option(help="Encode columns as those of these moments, or of this map.", metavar="FILE"),
     ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="Add Gaussian noise, with this epsilon for every row; needs --delta, --clip and --like."),
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="The delta of the noise, far below one over the rows.")] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option(help="Length of the longest row that is left as it is, in standard deviations of --like."),
+    ] = None,
     resume: _Resume = False,
     checkpoint_every: _Every = 30.0,
     force: _Force = False,
@@ -242,7 +251,16 @@ def moments(
     """Run the job."""
     from ._moments import moments_file
 
-    moments_file(rows, out=out, like=like, resume=resume, checkpoint_every=checkpoint_every, force=force, as_json=json)
+    moments_file(
+        rows,
+        out=out,
+        like=like,
+        noise=(epsilon, delta, clip),
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        force=force,
+        as_json=json,
+    )
 
 
 @app.command(
@@ -288,6 +306,146 @@ def export(
     from ._export import export_map
 
     export_map(settings, _given(context), to=to, out=out, force=force, as_json=json)
+
+
+_MODEL_HELP = "A folder as transformers' save_pretrained writes it, or a .gguf file. Nothing is downloaded."
+_Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Type of the weights; auto is that of the file. Moments are in double precision."),
+]
+_Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps.", metavar="DEVICE")]
+
+
+@app.command(
+    short_help="Moments of a language model's hidden states, from a table of texts.",
+    help="Run a language model over a column of texts and write the moments of its hidden states: weight, mean and "
+    "covariance of every class in every group. generate steers by them; in Python, "
+    "FairSteeringTransformer().fit_moments and nearest_ideal do. Texts are read in pieces, and no text and no state is "
+    "kept. Needs torch and transformers.",
+    epilog="Example: fairsteer activations --model SmolLM2 --texts bios.csv --text text --target occupation "
+    "--sensitive gender --layers 10,20 --out m.safetensors",
+)
+@expand(Reads)
+def activations(
+    reads: Reads,
+    model: Annotated[Path, typer.Option(help=_MODEL_HELP, metavar="PATH")],
+    texts: Annotated[Path, typer.Option(help=FILE_HELP.partition(";")[0] + ".", metavar="FILE")],
+    text: Annotated[str, typer.Option(help="Column of the texts.", metavar="COLUMN")],
+    layers: Annotated[
+        list[str],
+        typer.Option(
+            help="Layers by name, by pattern (model.layers.*) or by number from 0; repeatable, or a,b.",
+            metavar="LAYERS",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Write the moments to this .safetensors file; of several layers, m-LAYER.safetensors."
+        ),
+    ],
+    target: Annotated[str | None, typer.Option(help="Column of the classes.", metavar="COLUMN")] = None,
+    sensitive: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of the groups; again, or a,b, for intersections.", metavar="COLUMN"),
+    ] = None,
+    pool: Annotated[
+        Literal["mean", "last", "tokens"],
+        typer.Option(help="What is a row: the mean of a text's tokens, the last one, or every one."),
+    ] = "mean",
+    covariance: Annotated[
+        Literal["tied", "full", "diagonal"],
+        typer.Option(help="One covariance per group, per class and group, or diagonal ones."),
+    ] = "tied",
+    max_tokens: Annotated[int, typer.Option(help="Tokens that a text is cut to.", min=1, metavar="N")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Texts that are read at once.", min=1, metavar="N")] = 16,
+    dtype: _Dtype = "auto",
+    device: _Device = "cpu",
+    resume: _Resume = False,
+    checkpoint_every: _Every = 30.0,
+    force: _Force = False,
+    json: Json = False,
+) -> None:
+    """Run the job."""
+    from ._activations import TextColumns, activations_file
+
+    groups = [part for one in sensitive or [] for part in one.split(",") if part]
+    activations_file(
+        reads,
+        model=model,
+        texts=texts,
+        columns=TextColumns(text, target, groups),
+        layers=layers,
+        out=out,
+        pool=pool,
+        covariance=covariance,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        force=force,
+        as_json=json,
+    )
+
+
+@app.command(
+    short_help="What a language model writes before and after steering.",
+    help="Continue a prompt as the model is, and with its hidden states steered, the texts beside each other. Needs "
+    "torch and transformers.",
+    epilog="Example: fairsteer generate --model SmolLM2 --map m.safetensors --prompt 'The nurse said that'",
+)
+def generate(
+    model: Annotated[Path, typer.Option(help=_MODEL_HELP, metavar="PATH")],
+    steering: Annotated[
+        Path,
+        typer.Option(
+            "--map", help="Moments of activations, a map, or a ConceptSteering that was saved.", metavar="FILE"
+        ),
+    ],
+    prompt: Annotated[list[str], typer.Option(help="Beginning of a text; repeatable.", metavar="TEXT")],
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="Steer as for this group; repeatable. By default all, or the first three.", metavar="LABEL"),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Layer to steer, by name, pattern or number; by default what FILE says.", metavar="LAYER"),
+    ] = None,
+    concept: Annotated[
+        str | None, typer.Option(help="Of a ConceptSteering: the class to steer towards.", metavar="LABEL")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="0 changes nothing; 1 is the whole map, or one deviation.", metavar="S")
+    ] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.", min=1, metavar="N")] = 40,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token each time.", min=0, metavar="T")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling, before and after.", metavar="N")] = 0,
+    dtype: _Dtype = "auto",
+    device: _Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Run the job."""
+    from ._generate import generate_text
+
+    generate_text(
+        model=model,
+        steering=steering,
+        prompts=prompt,
+        groups=group or [],
+        layer=layer,
+        concept=concept,
+        strength=strength,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        as_json=json,
+    )
 
 
 @app.command(short_help="What a bug report needs.", epilog="Example: fairsteer versions")

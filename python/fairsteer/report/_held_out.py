@@ -22,7 +22,7 @@ from sklearn.utils.validation import validate_data
 from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.estimators import takes_parameter, unfrozen, weight_params
 from fairsteer._utils.folds import rows_of, stratified_splits
-from fairsteer._utils.input import ROW_CHECKS, check_classes, warn_caller, widen_bfloat16
+from fairsteer._utils.input import ROW_CHECKS, check_classes, in_numpy, warn_caller
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
@@ -247,7 +247,7 @@ def read_rows(
         if labels is None and columns is not None:
             labels = columns_of(X, columns)
         if any(isinstance(m, Method) for m in methods.values()):
-            values = check_array(widen_bfloat16(X), **ROW_CHECKS)
+            values = check_array(in_numpy(X), **ROW_CHECKS)
     n_rows = len(X) if isinstance(X, list) else X.shape[0]
     encoder = GroupEncoder() if known is None else known._encoder
     if known is not None and (labels is None) != (encoder is None):
@@ -488,7 +488,7 @@ class _Fold:
         if self.values is None:
             reader = next(iter(self._steerings.values()), steering)
             if reader is None:
-                self.values = check_array(widen_bfloat16(self.X), **ROW_CHECKS)
+                self.values = check_array(in_numpy(self.X), **ROW_CHECKS)
             else:
                 self.values = reader._read_rows(self.X, self.rows.sensitive_features, reset=False)[0]
         return self.values

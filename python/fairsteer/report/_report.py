@@ -395,12 +395,10 @@ def steering_report(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fairsteer import FairSteeringTransformer
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.report import steering_report
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     >>> report = steering_report(steer, X, y, sensitive_features=group)
     >>> gaps = report.to_frame("gaps").set_index("measure")
