@@ -523,7 +523,8 @@ class FairSteeringTransformer(GroupMapTransformer):
             ("maps", f"{known['map_type_']}, at strength {self.strength:g}"),
             ("nearest ideal distribution", f"{known['kl_divergence_']:.4g} nats away"),
         ]
-        return facts + known["ideal_"]._certificate_facts()
+        ideal: IdealDistribution = known["ideal_"]
+        return facts + ideal._certificate_facts()
 
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
