@@ -15,6 +15,7 @@ from sklearn.utils import check_array, get_tags, indexable
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import (
+    FoundHTMLMixin,
     GroupAwareClassifierMixin,
     HasMethods,
     StrOptions,
@@ -51,7 +52,7 @@ def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
     return check
 
 
-class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
+class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTMLMixin, BaseEstimator):
     """What a classifier is that steers rows and hands them to another one, or to the Bayes rule."""
 
     estimator: Any
@@ -94,6 +95,10 @@ class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstim
             raise ValueError(msg)
         super().set_params(**params)
         return self
+
+    def _found_html(self) -> str:
+        steering = vars(self).get("steering_")
+        return "" if steering is None else str(steering._found_html())
 
     def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
         for name in ("n_features_in_", "feature_names_in_"):
