@@ -19,7 +19,7 @@ PACKAGE = ROOT / "python" / "fairsteer"
 FLOORS = (
     ("_core",),
     ("_utils",),
-    ("groups", "moments"),
+    ("groups", "moments", "datasets"),
     ("ideal", "score_alignment", "metrics", "streams"),
     ("transformer", "concepts", "scoring"),
     ("baselines", "classifier"),
@@ -31,15 +31,18 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 #: What `pip install fairsteer` does not bring, and the rooms that may import it.
 OPTIONAL = {
+    "array_api_compat": {"_utils"},
     "dask": {"streams"},
     "fairlearn": {"scoring"},
     "matplotlib": {"plotting"},
     "onnx": {"export"},
+    "opendp": {"moments"},
     "pandas": {"cli", "report"},
     "pyarrow": {"cli", "streams"},
     "rich": {"cli", "report"},
     "safetensors": {"persistence"},
-    "torch": {"torch"},
+    "torch": {"cli", "torch"},
+    "transformers": {"cli"},
     "typer": {"cli"},
 }
 #: Rooms that are of no use without their packages, and may import them where they begin.
@@ -148,7 +151,7 @@ def test_nothing_is_imported_that_is_neither_required_nor_behind_its_door() -> N
 
 def test_every_optional_package_is_in_an_extra() -> None:
     extras = " ".join(one for extra in _project()["optional-dependencies"].values() for one in extra)
-    assert all(re.search(rf"\b{package}\b", extras) for package in OPTIONAL)
+    assert all(re.search(rf"\b{package}\b", extras.replace("-", "_")) for package in OPTIONAL)
 
 
 def _project() -> dict[str, Any]:

@@ -147,15 +147,15 @@ def test_labels_keep_their_types(rows: Any, path: Any, classes: Any, groups: Any
 
 
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal"])
-@pytest.mark.parametrize("small_cells", ["pool", "merge"])
+@pytest.mark.parametrize("small_subgroups", ["pool", "merge"])
 @pytest.mark.parametrize("unknown_group", ["error", "infer", "infer_hard"])
 def test_small_subgroups_and_calibration(
-    rows: Any, path: Any, covariance: Any, small_cells: Any, unknown_group: Any
+    rows: Any, path: Any, covariance: Any, small_subgroups: Any, unknown_group: Any
 ) -> None:
     X, y, group = rows
     group = np.where(np.arange(150) % 9 == 0, 2 + np.arange(150) % 2, group)
     saved = FairSteeringTransformer(
-        covariance=covariance, min_cell_size=6, small_cells=small_cells, unknown_group=unknown_group
+        covariance=covariance, min_subgroup_size=6, small_subgroups=small_subgroups, unknown_group=unknown_group
     )
     saved.fit(X, y, sensitive_features=group)
     loaded = _round_trip(saved, path)
@@ -725,7 +725,7 @@ _INT = {"dtype": "<i8", "labels": [{"int": 0}, {"int": 1}]}
         (_set("saved", "params", "tol", {"str": "small"}), "'tol' parameter"),
         (_set("saved", "params", "max_iter", {"float": "0x1p+3"}), "'max_iter' parameter"),
         (_set("saved", "params", "max_iter", {"int": 10**100}), "beyond 64 bits"),
-        (_set("saved", "params", "min_cell_size", {"str": "5"}), "'min_cell_size' parameter"),
+        (_set("saved", "params", "min_subgroup_size", {"str": "5"}), "'min_subgroup_size' parameter"),
         (_set("saved", "params", "pooling", {"tuple": [{"int": 0}]}), "'pooling' parameter"),
         (_set("saved", "params", "unknown_group", {"str": "guess"}), "'unknown_group' parameter"),
         (_set("saved", "params", "reference_group", {"str": "guess"}), "reference_group is none of"),
@@ -837,7 +837,7 @@ def test_classifier_that_does_not_fit_together_is_refused(
         (_set("saved", "alignment", "groups", {"dtype": "<i8", "labels": [{"int": 0}]}), None, r"shape \(1, 2, 2\)"),
         (_set("saved", "alignment", "maps", None), None, "maps is no object"),
         (_set("saved", "params", "max_gap", {"str": "0"}), None, "'max_gap' parameter"),
-        (_set("saved", "params", "shrinkage", {"float": "-0x1p+0"}), None, "'shrinkage' parameter"),
+        (_set("saved", "params", "prior_rows", {"float": "-0x1p+0"}), None, "'prior_rows' parameter"),
         (_set("saved", "params", "calibrate", {"str": "no"}), None, "'calibrate' parameter"),
         (_set("saved", "params", "unknown_group", {"str": "infer"}), None, "'unknown_group' parameter"),
         (_set("saved", "params", "estimator", {"str": "os.system"}), None, "estimator"),

@@ -146,7 +146,7 @@ class IdealDistributionClassifier(SteeredClassifier):
         The validated `cost_matrix`.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also
@@ -166,11 +166,9 @@ class IdealDistributionClassifier(SteeredClassifier):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fairsteer import IdealDistributionClassifier
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> classifier = IdealDistributionClassifier().fit(X, y, sensitive_features=group)
     >>> predicted = classifier.predict(X, sensitive_features=group)
     >>> rate = [predicted[(group == a) & (y == 1)].mean() for a in (0, 1)]

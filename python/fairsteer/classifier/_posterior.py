@@ -128,7 +128,7 @@ class IdealPosteriorClassifier(WrappingClassifier):
         The validated `cost_matrix`.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also
@@ -139,12 +139,10 @@ class IdealPosteriorClassifier(WrappingClassifier):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fairsteer import IdealPosteriorClassifier
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 2000))
-    >>> X = rng.normal(size=(2000, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(2000, random_state=0)
     >>> classifier = IdealPosteriorClassifier(LogisticRegression()).fit(X, y, sensitive_features=group)
     >>> proba = classifier.predict_proba(X, sensitive_features=group)[:, 1]
     >>> bool(abs(proba[group == 0].mean() - proba[group == 1].mean()) < 0.03)
@@ -152,7 +150,7 @@ class IdealPosteriorClassifier(WrappingClassifier):
     >>> repaired = classifier.repair(X, y, sensitive_features=group)
     >>> rows, labels, weight = repaired.expanded()
     >>> rows.shape, labels.shape, weight.shape
-    ((4000, 2), (4000,), (4000,))
+    ((4000, 4), (4000,), (4000,))
     """
 
     _fitted_to_scores: ClassVar[str] = "the ideal distribution"

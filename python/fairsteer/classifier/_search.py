@@ -75,7 +75,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         Classifier to train on the steered rows. None: the Bayes classifier of the ideal distribution.
     steering : FairSteeringTransformer, default=None
         What the steering of all candidates has in common, such as `sensitive_columns`, `unknown_group` or
-        `min_cell_size`. None: ``FairSteeringTransformer()``.
+        `min_subgroup_size`. None: ``FairSteeringTransformer()``.
     constraint : {"equal_opportunity", "demographic_parity", "ideal"}, default="equal_opportunity"
         The gap that is meant. Of two classes: in how often rows of the second class are recognised; in how often it is
         predicted; in how often it is predicted among the rows of either class (equalized odds). Of more classes: the
@@ -117,7 +117,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         Class labels.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also
@@ -152,12 +152,10 @@ class IdealDistributionClassifierCV(SteeredClassifier):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fairsteer import IdealDistributionClassifierCV
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 2000))
-    >>> X = rng.normal(size=(2000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 1, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(2000, random_state=0)
     >>> grid = {"score_alignment": [None, "equal_opportunity"], "steering__strength": [0, 1]}
     >>> search = IdealDistributionClassifierCV(LogisticRegression(), candidates=grid)
     >>> search.fit(X, y, sensitive_features=group).best_params_
@@ -294,7 +292,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
                 bayes=estimator is None,
                 takes_weight=estimator is None or weight_params(estimator, np.ones(1)) is not None,
                 has_scores=scores or (len(batch.classes) == 2 and hasattr(estimator, "decision_function")),
-                lends=steering.small_cells == "pool" and steering.min_cell_size > 0,
+                lends=steering.small_subgroups == "pool" and steering.min_subgroup_size > 0,
             )
         for params in candidates:
             candidate: IdealDistributionClassifier = clone(model).set_params(**params)
@@ -615,7 +613,7 @@ def _fold_answers(
             try:
                 candidate._fit_batch(moved, some)
                 rows, codes = batch.rows[test], candidate._codes_of_labels(batch, test)
-                predicted = class_codes(candidate._predict(rows, codes), batch.classes)
+                predicted = class_codes(candidate._predict(rows, codes), rows, batch.classes)
                 scores = candidate._scores(rows, codes) if scored else None
             except ValueError as error:
                 answers.append(str(error))

@@ -97,7 +97,7 @@ class LargeTable:
             raise UsageError(f"{self.name} cannot be read: {first_line(error)}.") from error
 
     def _of_parquet(self, columns: list[str], n_bytes: int) -> Iterator[pa.Table]:
-        rows = ArrowRows(self.dataset, columns=[], batch_bytes=n_bytes, threads=False)
+        rows = ArrowRows(self.dataset, columns=[], batch_bytes=n_bytes)
         for data in rows.tables(columns, len(columns)):
             yield data.cast(self.head.data.select(columns).schema)
 

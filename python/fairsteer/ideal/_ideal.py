@@ -277,7 +277,7 @@ class IdealDistribution:
     def model_certificate(self) -> Certificate:
         """What the divergence promises of the Gaussians of the model, `cell_divergence` and `kl_divergence`."""
         own = self.covariance == "full" or (self.covariance == "tied" and len(self.classes) == 1)
-        return Certificate.of_divergences(self.cell_divergence, self.kl_divergence, "cells" if own else "model")
+        return Certificate.of_divergences(self.cell_divergence, self.kl_divergence, "subgroups" if own else "model")
 
     @cached_property
     def certificate(self) -> Certificate:

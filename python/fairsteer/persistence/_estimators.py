@@ -219,9 +219,8 @@ def load(path: PathLike, *, estimator: Any = None) -> Any:
     >>> from pathlib import Path
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fairsteer import ScoreAligner, persistence
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 200))
-    >>> X = rng.normal(size=(200, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(200, random_state=0)
     >>> aligner = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=group)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     persistence.save(aligner, Path(folder) / "maps.safetensors")

@@ -5,7 +5,19 @@ from __future__ import annotations
 from fairsteer.streams._arrow import ArrowRows
 from fairsteer.streams._batches import ArrayRows, BatchRows
 from fairsteer.streams._dask import DaskRows
+from fairsteer.streams._device import DeviceRows
 from fairsteer.streams._opening import open_stream
-from fairsteer.streams._stream import Reduction, RowBatch, Stream
+from fairsteer.streams._stream import Reduction, RowBatch, Stream, block_rows
 
-__all__ = ["ArrayRows", "ArrowRows", "BatchRows", "DaskRows", "Reduction", "RowBatch", "Stream", "open_stream"]
+__all__ = [
+    "ArrayRows",
+    "ArrowRows",
+    "BatchRows",
+    "DaskRows",
+    "DeviceRows",
+    "Reduction",
+    "RowBatch",
+    "Stream",
+    "block_rows",
+    "open_stream",
+]

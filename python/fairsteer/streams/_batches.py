@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from fairsteer._utils.input import num_rows
-from fairsteer.streams._stream import RowBatch, Stream, divided
-
-# Bytes of features that a batch of a mapped array holds.
-_BATCH = 2**25
+from fairsteer.streams._stream import RowBatch, Stream, block_rows, divided
 
 
 class BatchRows(Stream):
@@ -104,7 +101,7 @@ class ArrayRows(Stream):
         self._all = RowBatch(X, y, sensitive_features, sample_weight)
         self.n_columns, self.column_names, self.positions = X.shape[1], None, []
         self.has_classes, self.has_groups = y is not None, sensitive_features is not None
-        self._step = batch_rows or max(1, _BATCH // max(1, X.shape[1] * X.dtype.itemsize))
+        self._step = batch_rows or block_rows(X.shape[1], X.dtype.itemsize)
         for name, column in self._all._asdict().items():
             if column is not None and num_rows(column) != len(X):
                 msg = f"{name} has {num_rows(column)} rows, and X has {len(X)}."

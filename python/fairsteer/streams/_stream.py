@@ -10,6 +10,30 @@ from fairsteer._utils.columns import select_columns
 
 _State = TypeVar("_State")
 
+#: Bytes of features that are added up at once, unless memory allows fewer.
+BLOCK_BYTES = 2**25
+
+
+def block_rows(n_features: int, itemsize: int, n_bytes: int = BLOCK_BYTES) -> int:
+    """Rows that are added up at once.
+
+    Products of single-precision rows are formed in single precision within a block. Where rows in memory and rows that
+    are read are added up in the same blocks, counted from the first row, they give the same sums, to the last bit.
+
+    Parameters
+    ----------
+    n_features, itemsize : int
+        Numbers of a row, and bytes of each.
+    n_bytes : int, default=2**25
+        What a block may take.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    return max(1, min(n_bytes, BLOCK_BYTES) // max(1, n_features * itemsize))
+
 
 class RowBatch(NamedTuple):
     """Some rows, as they would be passed to ``partial_fit``; what is not asked for or not there is None."""
