@@ -62,7 +62,7 @@ def acs(folder: Path) -> None:
 
     cutoff: list[tuple[str, dict[str, Any]]] = [
         ("as they are", {}),
-        *((f"{how}, 500 rows", {"min_cell_size": 500, "small_cells": how}) for how in ("pool", "merge")),
+        *((f"{how}, 500 rows", {"min_subgroup_size": 500, "small_subgroups": how}) for how in ("pool", "merge")),
     ]
     named = {name: FairSteeringTransformer(feature_transform=StandardScaler(), **more) for name, more in cutoff}
     row("fit of the steering, transform", "groups", "fit s", "MB", "transf. s", "KL nats")

@@ -21,8 +21,12 @@ import pytest
 import fairsteer
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "reference").glob("*.md")),
+]
 
 #: Packages that a room, or its examples, cannot do without, and that need not be there.
 NEEDS = {"fairsteer.export": "onnx", "fairsteer.torch": "torch"}
@@ -36,7 +40,7 @@ MODULES = [
 
 #: Packages that the code of a page needs.
 PAGE_NEEDS = {
-    "concepts.md": ("torch",),
+    "concept-steering.md": ("torch",),
     "export.md": ("onnx", "onnxruntime", "safetensors", "skops"),
     "language-models.md": ("torch", "transformers"),
     "report.md": ("matplotlib",),
@@ -116,7 +120,7 @@ def test_demo_output_is_what_the_demo_prints() -> None:
         check=True,
         env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"},
     )
-    assert_printed(demo.stdout, _blocks(ROOT / "README.md", "text")[0][1])
+    assert_printed(demo.stdout, _blocks(ROOT / "docs" / "get-started.md", "text")[0][1])
 
 
 @pytest.mark.parametrize(
@@ -164,10 +168,27 @@ def test_links_lead_somewhere(page: Any) -> None:
         assert not anchor or anchor in _anchors(linked), target
 
 
+def test_the_reference_has_every_public_name() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
+    listed = set(re.findall(r"^ +([\w.]+)$", pages, flags=re.MULTILINE))
+    rooms = ("baselines", "classifier", "concepts", "datasets", "export", "metrics", "plotting", "report", "scoring")
+    for room in (*rooms, "score_alignment"):
+        module = importlib.import_module(f"fairsteer.{room}")
+        own = [name for name, found in vars(module).items() if getattr(found, "__module__", None) == module.__name__]
+        for name in getattr(module, "__all__", own):
+            assert name.startswith("_") or {name, f"{room}.{name}"} & listed, f"{room}.{name}"
+    assert set(fairsteer.__all__) - {"__version__"} - {name.rpartition(".")[2] for name in listed} == set()
+    for name in listed:
+        room, _, inner = name.rpartition(".")
+        if room != "torch":
+            assert hasattr(importlib.import_module(f"fairsteer.{room}".rstrip(".")), inner), name
+
+
 def test_every_parameter_of_the_transformer_has_a_row() -> None:
     from fairsteer.transformer import FairSteeringTransformer
 
-    table = README[README.index("## Parameters of") : README.index("**Units.**")]
+    page = (ROOT / "docs" / "reference" / "steering.md").read_text(encoding="utf-8")
+    table = page[page.index("## Parameters of") : page.index("## Baselines")]
     for name, default in FairSteeringTransformer().get_params().items():
         row = next(line for line in table.splitlines() if f"`{name}`" in line)
         assert str(default).strip("'") in row

@@ -12,7 +12,9 @@ Writes ``results.csv``, ``occupations.csv``, ``README.md`` and pictures to ``--o
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -22,6 +24,7 @@ from benchmarks.biographies import report
 from benchmarks.biographies.methods import ORIGINAL, predictions, runs, sample
 
 OUTPUT = Path(__file__).parents[1] / "results" / "biographies"
+MODEL_OUTPUT = OUTPUT.with_name("language_model")
 
 
 def main() -> int:
@@ -34,12 +37,22 @@ def main() -> int:
     parser.add_argument("--rows", type=int, metavar="N", help="about N rows instead of all")
     parser.add_argument("--only", metavar="NAME", help="the run of this name: embeddings, layer 4, …")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="besides the original only these: tied, LEACE, …")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
+    parser.add_argument(
+        "--model", choices=["smollm2"], help="hidden states of this language model instead of the embeddings"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="with --model: where its states are kept, and found again"
+    )
+    parser.add_argument("--dtype", default="bfloat16", help="with --model: its type (default: bfloat16)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("this needs real data: name their folder by --data or the variable FAIRSTEER_DATA")
     warnings.filterwarnings("ignore", "Gaps of", UserWarning)  # the budget reached is in the tables
     warnings.filterwarnings("ignore", "The divergence did not converge", UserWarning)  # of the slow maps
+    if arguments.model is not None:
+        return _of_model(arguments)
+    output = arguments.output or OUTPUT
     for data, chosen in runs(arguments.data, arguments.cross_validate, arguments.slow):
         if arguments.only and arguments.only != data.name:
             continue
@@ -47,9 +60,26 @@ def main() -> int:
             chosen = [method for method in chosen if method.name in (ORIGINAL, *arguments.methods)]
         start = time.perf_counter()
         rows = data if arguments.rows is None else sample(data, arguments.rows)
-        report.add(arguments.output, rows, list(predictions(rows, chosen)))
+        report.add(output, rows, list(predictions(rows, chosen)))
         print(f"{data.name}: {time.perf_counter() - start:.0f} s in all", file=sys.stderr, flush=True)
-    report.write(arguments.output)
+    report.write(output)
+    return 0
+
+
+def _of_model(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from benchmarks.biographies import model
+
+    start = time.perf_counter()
+    output = arguments.output or MODEL_OUTPUT
+    with tempfile.TemporaryDirectory() as folder:
+        cache = arguments.cache or Path(folder)
+        for data, lines in model.run(arguments.data, cache, getattr(torch, arguments.dtype), arguments.only):
+            report.add(output, data, lines)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{time.perf_counter() - start:.0f} s in all, a peak of {memory:.2f} GiB", file=sys.stderr)
+    model.write(output)
     return 0
 
 

@@ -62,17 +62,18 @@ def split_for_test(rows: datasets.Rows, is_test: NDArray[np.bool_], name: str) -
     """Folds of the training rows; the test rows are measured."""
     fold = np.full(len(rows.y), TEST, dtype=np.int64)
     train = np.flatnonzero(~is_test)
-    fold[train] = _folds(rows.y[train], rows.group[train])
+    fold[train] = folds(rows.y[train], rows.group[train])
     return Biographies(name, rows.X, rows.y, rows.group, fold, (TEST,), rows.classes, rows.groups)
 
 
 def cross_validated(rows: datasets.Rows, name: str) -> Biographies:
     """Folds of all rows, each measured once."""
-    fold = _folds(rows.y, rows.group)
+    fold = folds(rows.y, rows.group)
     return Biographies(name, rows.X, rows.y, rows.group, fold, tuple(range(FOLDS)), rows.classes, rows.groups)
 
 
-def _folds(y: Codes, group: Codes) -> Codes:
+def folds(y: Codes, group: Codes) -> Codes:
+    """Fold of every row, such that each class of each group is in all alike."""
     fold = np.empty(len(y), dtype=np.int64)
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     for i, (_, tested) in enumerate(splitter.split(y, y * (group.max() + 1) + group)):
@@ -244,20 +245,21 @@ class Scores:
 
     def _fitted_for(self, rows: NDArray[np.bool_], measured: int) -> Any:
         data = self._data
-        if self._method.transformer is None:
-            return None
         if self._method.slow:
             if measured not in self._maps:
-                self._maps[measured] = self._fitted(data.fold != measured)
+                self._maps[measured] = fitted_to(self._method, data, data.fold != measured)
             return self._maps[measured]
-        return self._fitted(rows)
+        return fitted_to(self._method, data, rows)
 
-    def _fitted(self, rows: NDArray[np.bool_]) -> Any:
-        data = self._data
-        change = clone(self._method.transformer)
-        if isinstance(change, FairSteeringTransformer):
-            change = IdealDistributionClassifier(steering=change)
-        return change.fit(data.X[rows], data.y[rows], sensitive_features=data.group[rows])
+
+def fitted_to(method: Method, data: Biographies, rows: NDArray[np.bool_]) -> Any:
+    """What a method changes features by, fitted to some rows; None for one that changes none."""
+    if method.transformer is None:
+        return None
+    change = clone(method.transformer)
+    if isinstance(change, FairSteeringTransformer):
+        change = IdealDistributionClassifier(steering=change)
+    return change.fit(data.X[rows], data.y[rows], sensitive_features=data.group[rows])
 
 
 # ---- from scores to predictions
@@ -307,7 +309,7 @@ def aligner_within(proba: NDArray[np.float64], y: Codes, group: Codes, least_acc
     best, most = None, -1.0
     given = FrozenEstimator(GivenProbabilities(proba.shape[1]))
     for budget in BUDGETS:
-        aligner = ScoreAligner(given, max_gap=budget, aggregate="rms", calibrate=True)
+        aligner = ScoreAligner(given, max_gap=budget, agg="rms", calibrate=True)
         aligner.fit(proba, y, sensitive_features=group)
         accuracy = float((aligner.predict(proba, sensitive_features=group) == y).mean())
         if accuracy > most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def add(folder: Path, data: Biographies, lines: list[Line]) -> None:
     y, group = data.y[rows], data.group[rows]
     predicted = np.stack([line.predicted[rows] for line in lines])
     found = bios.measured(y, group, data.fold[rows], predicted)
-    original = next(i for i, line in enumerate(lines) if line.name == SHOWN[0])
+    original = 0  # the first line is what the others are held to
     rival = best_baseline(lines, found, original)
     share = np.array([np.mean(group[y == k] == 0) for k in range(len(data.classes))])
     table, by_class = [], []
@@ -70,20 +71,27 @@ def _replace(path: Path, name: str, own: pd.DataFrame) -> None:
     own.to_csv(path, index=False, float_format="%.5f", lineterminator="\n")
 
 
-def write(folder: Path) -> None:
+#: The beginning of the page.
+HEAD = (
+    "# Occupations from biographies",
+    "",
+    "    python -m benchmarks.biographies --slow",
+    "    python -m benchmarks.biographies --cross-validate",
+    "",
+    "Written by these commands; what to make of it is in [docs/biographies.md](../../../docs/biographies.md).",
+    "Every number with its interval is in [results.csv](results.csv), gaps by occupation are in",
+    "[occupations.csv](occupations.csv).",
+    "",
+    "28 occupations, gender female or male.",
+)
+
+
+def write(folder: Path, head: Sequence[str] = HEAD) -> None:
     """The page and the picture, from the tables of the folder."""
     table = pd.read_csv(folder / "results.csv")
     text = [
-        "# Occupations from biographies",
-        "",
-        "    python -m benchmarks.biographies --slow",
-        "    python -m benchmarks.biographies --cross-validate",
-        "",
-        "Written by these commands; what to make of it is in [docs/biographies.md](../../../docs/biographies.md).",
-        "Every number with its interval is in [results.csv](results.csv), gaps by occupation are in",
-        "[occupations.csv](occupations.csv).",
-        "",
-        "28 occupations, gender female or male. *RMS gap*: root mean square over occupations of the difference in how",
+        *head,
+        "*RMS gap*: root mean square over occupations of the difference in how",
         "often women and men of an occupation are recognised; *floor*: what it would be by chance alone, with no true",
         "difference; *true gap*: its estimate without that part, 0 if below the floor. Brackets: 95 % bootstrap",
         "intervals, rows drawn within fold, occupation and gender; differences are paired. *Correlation*: of the",

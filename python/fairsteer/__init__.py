@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fairsteer import baselines as baselines
     from fairsteer import classifier as classifier
     from fairsteer import concepts as concepts
+    from fairsteer import datasets as datasets
     from fairsteer import export as export
     from fairsteer import groups as groups
     from fairsteer import ideal as ideal
@@ -66,6 +67,7 @@ _ROOMS = (
     "baselines",
     "classifier",
     "concepts",
+    "datasets",
     "export",
     "groups",
     "ideal",

@@ -50,8 +50,10 @@ class GroupMaps(NamedTuple):
 class _ClassBlindTransformer(GroupMapTransformer):
     """What the baselines share: one Gaussian a group, and maps that follow from these."""
 
-    def _read(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
-        return super()._read(X, None, sensitive_features, sample_weight, reset=reset)
+    def _read(
+        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool, stays: bool = False
+    ) -> Reading:
+        return super()._read(X, None, sensitive_features, sample_weight, reset=reset, stays=stays)
 
     def _classes_count(self) -> bool:
         return False
@@ -92,13 +94,15 @@ class _MatchingTransformer(_ClassBlindTransformer):
         self.unknown_group = unknown_group
         self.standardize = standardize
 
-    def _read(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
+    def _read(
+        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool, stays: bool = False
+    ) -> Reading:
         if not self.standardize:
-            return super()._read(X, y, sensitive_features, sample_weight, reset=reset)
+            return super()._read(X, y, sensitive_features, sample_weight, reset=reset, stays=stays)
         if y is None:
             msg = "standardize=True gives the classes the same weights in every group, and needs them: pass y."
             raise ValueError(msg)
-        return GroupMapTransformer._read(self, X, y, sensitive_features, sample_weight, reset=reset)
+        return GroupMapTransformer._read(self, X, y, sensitive_features, sample_weight, reset=reset, stays=stays)
 
     def _needs_all_rows(self) -> str | None:
         if not self.standardize:

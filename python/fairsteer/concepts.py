@@ -15,7 +15,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import Interval, StrOptions, fit_context
-from fairsteer._utils.input import brief, check_classes, check_rows, few, is_bfloat16, widen_bfloat16
+from fairsteer._utils.input import as_given, brief, check_classes, check_rows, few, in_numpy
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
 from fairsteer.ideal import IdealDistribution, nearest_ideal
@@ -178,7 +178,7 @@ class ConceptSteering(BaseEstimator):
             If `X` holds NaN or infinite values, there is one class only, a class has fewer than 6 rows in a
             group, the reference group is not known, or probes of other rows do not confirm a direction.
         """
-        rows: Floats = check_rows(widen_bfloat16(X), self)
+        rows: Floats = check_rows(in_numpy(X), self)
         labels = check_classes(y, rows)
         if sensitive_features is None or (grouped := GroupedRows.read(sensitive_features, rows, None)).encoder is None:
             msg = "sensitive_features must hold the groups of the rows, got None."
@@ -253,7 +253,7 @@ class ConceptSteering(BaseEstimator):
             If a group is missing or not known, or as for :meth:`direction`.
         """
         k = self._class_position(concept)
-        rows: Floats = check_rows(widen_bfloat16(X), self)
+        rows: Floats = check_rows(in_numpy(X), self)
         if rows.shape[1] != self.n_features_in_:
             msg = f"X has {rows.shape[1]} features, but the directions have {self.n_features_in_}."
             raise ValueError(msg)
@@ -261,8 +261,7 @@ class ConceptSteering(BaseEstimator):
             msg = f"strength must be a finite number, got {brief(strength)}."
             raise ValueError(msg)
         codes = known_codes(self._encoder, sensitive_features, rows, "name one of the known groups in every row")
-        steered = (rows + strength * self.directions_[k, codes]).astype(rows.dtype)
-        return steered.astype(X.dtype) if is_bfloat16(X) else steered
+        return as_given((rows + strength * self.directions_[k, codes]).astype(rows.dtype), X)
 
     def _class_position(self, concept: Any) -> int:
         check_is_fitted(self, "directions_")

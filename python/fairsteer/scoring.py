@@ -266,13 +266,12 @@ def fairness_scorer(
     >>> from sklearn.model_selection import cross_val_score
     >>> from sklearn.pipeline import make_pipeline
     >>> from fairsteer import FairSteeringTransformer
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.scoring import fairness_scorer
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> X = np.column_stack([X, group])
-    >>> pipe = make_pipeline(FairSteeringTransformer(sensitive_columns=[3]), LogisticRegression())
-    >>> scorer = fairness_scorer("equal_opportunity_difference", sensitive_columns=[3])
+    >>> pipe = make_pipeline(FairSteeringTransformer(sensitive_columns=[-1]), LogisticRegression())
+    >>> scorer = fairness_scorer("equal_opportunity_difference", sensitive_columns=[-1])
     >>> bool((cross_val_score(pipe, X, y, scoring=scorer) > -0.25).all())
     True
     """
@@ -322,14 +321,12 @@ def performance_scorer(scoring: str | Callable[..., float]) -> _GroupScorer:
 
     Examples
     --------
-    >>> import numpy as np
     >>> import sklearn
     >>> from sklearn.model_selection import cross_validate
     >>> from fairsteer import IdealDistributionClassifier
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.scoring import fairness_scorer, performance_scorer
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> scoring = {"auc": performance_scorer("roc_auc"), "gap": fairness_scorer("equalized_odds_difference")}
     >>> with sklearn.config_context(enable_metadata_routing=True):
     ...     params = {"sensitive_features": group}
@@ -392,13 +389,12 @@ def budget_scorer(
     >>> from sklearn.model_selection import GridSearchCV
     >>> from sklearn.pipeline import make_pipeline
     >>> from fairsteer import FairSteeringTransformer
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.scoring import budget_scorer
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> X = np.column_stack([X, group])
-    >>> pipe = make_pipeline(FairSteeringTransformer(sensitive_columns=[3]), LogisticRegression())
-    >>> scorer = budget_scorer("accuracy", "demographic_parity_difference", max_gap=0.2, sensitive_columns=[3])
+    >>> pipe = make_pipeline(FairSteeringTransformer(sensitive_columns=[-1]), LogisticRegression())
+    >>> scorer = budget_scorer("accuracy", "demographic_parity_difference", max_gap=0.2, sensitive_columns=[-1])
     >>> search = GridSearchCV(pipe, {"fairsteeringtransformer__strength": [0, 1]}, scoring=scorer).fit(X, y)
     >>> search.best_params_
     {'fairsteeringtransformer__strength': 1}

@@ -223,7 +223,7 @@ def test_the_alignment_takes_the_smallest_budget_that_is_accurate_enough(data: B
     accuracy = {
         b: np.mean(
             ScoreAligner(
-                FrozenEstimator(bios.GivenProbabilities(3)), max_gap=b, aggregate="rms", calibrate=True
+                FrozenEstimator(bios.GivenProbabilities(3)), max_gap=b, agg="rms", calibrate=True
             )
             .fit(proba, data.y, sensitive_features=data.group)
             .predict(proba, sensitive_features=data.group)

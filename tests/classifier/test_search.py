@@ -188,8 +188,8 @@ STEERINGS = [
     {"map_type": "translation", "covariance": "diagonal", "shrinkage": 0.1},
     {"map_type": "affine", "intervention": "affirmative"},
     # Tied moments that merge groups know Ledoit and Wolf's intensity up to a term of 1/n only, so another one.
-    {"map_type": "affine", "min_cell_size": 28, "small_cells": "merge", "shrinkage": "oas"},
-    {"map_type": "affine", "min_cell_size": 60, "small_cells": "pool", "constraint": "equal_opportunity"},
+    {"map_type": "affine", "min_subgroup_size": 28, "small_subgroups": "merge", "shrinkage": "oas"},
+    {"map_type": "affine", "min_subgroup_size": 60, "small_subgroups": "pool", "constraint": "equal_opportunity"},
 ]
 
 
@@ -491,7 +491,7 @@ def test_integer_weights_are_repetitions() -> None:
 def test_small_groups_are_merged_in_what_is_measured_too() -> None:
     rows, y, group = problem(700, n_groups=2, seed=7)
     group[:24] = np.arange(24) % 3 + 2
-    steering = clone(BASE).set_params(min_cell_size=5, small_cells="merge")
+    steering = clone(BASE).set_params(min_subgroup_size=5, small_subgroups="merge")
     model = search(steering=steering, cv=3).fit(rows, y, sensitive_features=group)
     assert "(small groups)" in model.fairness_.groups.tolist()
     assert np.isfinite(model.cv_results_["gap"]).all()
@@ -558,8 +558,8 @@ def test_it_can_be_searched_over_and_cross_validated() -> None:
     model = search(steering=clone(BASE).set_params(sensitive_columns=[4]), cv=2)
     assert cross_val_score(model, table, Y, cv=2).min() > 0.5
     for one in (clone(model), IdealDistributionClassifierCV()):
-        changed = one.set_params(steering__min_cell_size=3)
-        assert changed.get_params()["steering__min_cell_size"] == 3
+        changed = one.set_params(steering__min_subgroup_size=3)
+        assert changed.get_params()["steering__min_subgroup_size"] == 3
 
 
 # ---- what is refused

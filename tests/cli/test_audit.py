@@ -54,7 +54,7 @@ def test_prints_the_report_of_the_library_and_writes_the_page(
     for value in expected.tables["gaps"]["after"]:
         assert f"{value:.3f}" in out
     page = html.read_text(encoding="utf-8")
-    assert page.count("<section>") == expected.to_html().count("<section>")
+    assert page.count("<section>") == expected.to_html().count("<section>") + 1  # the choice
     for fact in (
         "rows.csv, 400 rows; 0 lack class or group",
         "<dt>Target</dt><dd>ill</dd>",
@@ -67,7 +67,11 @@ def test_prints_the_report_of_the_library_and_writes_the_page(
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--folds", "3", "--min-rows", "5", "--positive", "no"), ("--min-cell-size", "60", "--small-cells", "merge")],
+    [
+        (),
+        ("--folds", "3", "--min-rows", "5", "--positive", "no"),
+        ("--min-subgroup-size", "60", "--small-subgroups", "merge"),
+    ],
 )
 def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any, options: Any

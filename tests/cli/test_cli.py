@@ -104,16 +104,16 @@ def test_every_option_reaches_the_estimator(run: Callable[..., tuple[int, str, s
     assert (code, "Traceback" in err) == (0, False)
 
 
-@pytest.mark.parametrize("small_cells", ["pool", "merge"])
-def test_small_cells_and_inference_are_those_of_the_estimator(
-    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, small_cells: Any
+@pytest.mark.parametrize("small_subgroups", ["pool", "merge"])
+def test_small_subgroups_and_inference_are_those_of_the_estimator(
+    run: Callable[..., tuple[int, str, str]], table: Any, file: Any, small_subgroups: Any
 ) -> None:
     table["sex"] = np.where(np.arange(N_ROWS) % 20 < 2, np.array(["x", "y"])[np.arange(N_ROWS) % 2], table["sex"])
     table.loc[30:39, "sex"] = np.nan
     table = table.drop(columns=["colour", "one"])
     table.to_csv(file, index=False)
     model, out, again = (file.with_name(name) for name in ("map.safetensors", "out.csv", "again.csv"))
-    options = ("--min-cell-size", 20, "--small-cells", small_cells, "--unknown-group", "infer_hard")
+    options = ("--min-subgroup-size", 20, "--small-subgroups", small_subgroups, "--unknown-group", "infer_hard")
     code, _, err = run(*_steer(file, *options, "--model", model, "--out", out))
     assert code == 0
     assert "10 rows without 'sex'" in _one_line(err)
@@ -121,7 +121,10 @@ def test_small_cells_and_inference_are_those_of_the_estimator(
 
     X, known = table[["height", "income"]], table["sex"].notna()
     steering = FairSteeringTransformer(
-        feature_transform=StandardScaler(), min_cell_size=20, small_cells=small_cells, unknown_group="infer_hard"
+        feature_transform=StandardScaler(),
+        min_subgroup_size=20,
+        small_subgroups=small_subgroups,
+        unknown_group="infer_hard",
     )
     steering.fit(X[known], table.loc[known, "ill"], sensitive_features=table.loc[known, "sex"])
     expected = steering.transform(X, sensitive_features=table["sex"])
@@ -141,15 +144,15 @@ def test_small_cells_and_inference_are_those_of_the_estimator(
     )
 
 
-def test_min_cell_size_is_asked_of_the_whole_file_not_of_its_folds(
+def test_min_subgroup_size_is_asked_of_the_whole_file_not_of_its_folds(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any
 ) -> None:
     least = table.value_counts(["ill", "sex"]).min()
-    assert run(*_steer(file, "--min-cell-size", least))[0] == 0
-    code, _, err = run(*_steer(file, "--min-cell-size", least + 1))
+    assert run(*_steer(file, "--min-subgroup-size", least))[0] == 0
+    code, _, err = run(*_steer(file, "--min-subgroup-size", least + 1))
     assert code == 2
     assert f"1 subgroup has fewer than {least + 1} rows" in err
-    assert f"({least}). --small-cells pool" in err
+    assert f"({least}). --small-subgroups pool" in err
 
 
 def test_versions(run: Callable[..., tuple[int, str, str]]) -> None:
@@ -392,9 +395,15 @@ BAD_INPUT = {
     "useless reference": ([*_steer("rows.csv"), "--reference-group", "m"], "--intervention affirmative"),
     "shrinkage": ([*_steer("rows.csv"), "--shrinkage", "much"], "--shrinkage must be"),
     "shrinkage range": ([*_steer("rows.csv"), "--shrinkage", "2"], "--shrinkage must be a number in [0, 1], not 2"),
-    "cell size": ([*_steer("rows.csv"), "--min-cell-size", "-1"], "--min-cell-size must be at least 0, not -1"),
-    "small cells": ([*_steer("rows.csv"), "--min-cell-size", "200"], "4 subgroups have fewer than 200 rows: no in f"),
-    "no small cells": ([*_steer("rows.csv"), "--small-cells", "pool"], "--small-cells pool needs --min-cell-size"),
+    "cell size": ([*_steer("rows.csv"), "--min-subgroup-size", "-1"], "--min-subgroup-size must be at least 0, not -1"),
+    "small cells": (
+        [*_steer("rows.csv"), "--min-subgroup-size", "200"],
+        "4 subgroups have fewer than 200 rows: no in f",
+    ),
+    "no small cells": (
+        [*_steer("rows.csv"), "--small-subgroups", "pool"],
+        "--small-subgroups pool needs --min-subgroup-size",
+    ),
     "no inference": ([*_steer("gaps.csv"), "--unknown-group", "error"], "--unknown-group error refuses them"),
     "strength": ([*_steer("rows.csv"), "--strength", "-1"], "--strength must be at least 0, not -1"),
     "folds": ([*_steer("rows.csv"), "--folds", "1"], "--folds must be at least 2, not 1"),

@@ -164,3 +164,63 @@ def test_other_files_and_options_are_refused(table: pd.DataFrame, run: Run) -> N
         code, _, err = run(*arguments)
         assert code == 2, err
         assert message in " ".join(err.split())
+
+
+_NOISE = ("--epsilon", "20", "--delta", "1e-6", "--clip", "6", "--like", "public.safetensors")
+
+
+def test_sites_with_noise_make_a_map_near_that_without(table: pd.DataFrame, run: Run) -> None:
+    pytest.importorskip("opendp", reason="opendp is not installed")
+    table.iloc[::9].to_csv("public.csv", index=False)
+    assert run("moments", "public.csv", *_ROLES, "--out", "public.safetensors")[0] == 0
+    public = persistence.load("public.safetensors")
+    files = []
+    for i in range(2):
+        table.iloc[i::2].to_csv(f"site{i}.csv", index=False)
+        files.append(f"p{i}.safetensors")
+        code, out, err = run("moments", f"site{i}.csv", *_ROLES, "--out", files[-1], *_NOISE)
+        assert code == 0, err
+        assert "hidden with epsilon=20, delta=1e-06" in out
+        found = persistence.load(files[-1])
+        assert found.privacy == (20.0, 1e-6, 6.0)
+        np.testing.assert_array_equal(found.classes, public.classes)
+        # What the file says of the columns is what the public one says, gaps and all.
+        described = [persistence.read_extra(path) for path in (files[-1], "public.safetensors")]
+        assert described[0]["columns"] == described[1]["columns"]
+        assert described[0]["filled"] == {}
+    code, _, err = run("merge", *files, "--out", "private.safetensors", "--map-type", "translation")
+    assert code == 0, err
+    table.to_csv("all.csv", index=False)
+    run("moments", "all.csv", *_ROLES, "--out", "all.safetensors")
+    run("merge", "all.safetensors", "--out", "plain.safetensors", "--map-type", "translation")
+    rows = table[list("abc")]
+    groups = table["sex"]
+    steered = [
+        persistence.load(name).transform(rows, sensitive_features=groups)
+        for name in ("private.safetensors", "plain.safetensors")
+    ]
+    spread = rows.std().to_numpy()
+    assert np.abs((steered[0] - steered[1]) / spread).max() < 0.3
+    assert np.abs((steered[1] - rows) / spread).to_numpy().max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (_NOISE[:4], "takes all three"),
+        (_NOISE[:6], "noise needs --like"),
+        ((*_NOISE[:1], "0", *_NOISE[2:]), "must be positive"),
+        ((*_NOISE[:3], "1", *_NOISE[4:]), "--delta between 0 and 1"),
+        (_NOISE, "the group x is none of those of --like"),
+    ],
+)
+def test_noise_that_would_promise_nothing_is_refused(
+    table: pd.DataFrame, run: Run, options: tuple[str, ...], message: str
+) -> None:
+    table[table["sex"] != "x"].to_csv("public.csv", index=False)
+    run("moments", "public.csv", *_ROLES, "--out", "public.safetensors")
+    table.to_csv("site.csv", index=False)
+    code, _, err = run("moments", "site.csv", *_ROLES, "--out", "m.safetensors", *options)
+    assert code != 0
+    assert message in " ".join(err.split())
+    assert not Path("m.safetensors").exists()

@@ -64,7 +64,7 @@ def _verdict(printed: Any) -> Any:
         ("--folds", "3", "--strength", "0.5"),
         ("--covariance", "full", "--pooling", "0.5", "--min-rows", "1"),
         ("--positive", "0", "--map-type", "symmetric"),
-        ("--min-cell-size", "5", "--small-cells", "merge", "--keep", "town"),
+        ("--min-subgroup-size", "5", "--small-subgroups", "merge", "--keep", "town"),
     ],
 )
 def test_steer_and_audit_print_the_same_numbers(

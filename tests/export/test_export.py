@@ -415,7 +415,7 @@ def test_merged_groups_share_a_code(rows: Any, run_onnx: Any) -> None:
     X, y, group = rows
     few = np.flatnonzero(group == "c")[20:]
     X, y, group = (np.delete(array, few, axis=0) for array in (X, y, group))
-    steer = FairSteeringTransformer(min_cell_size=20, small_cells="merge", unknown_group="infer")
+    steer = FairSteeringTransformer(min_subgroup_size=20, small_subgroups="merge", unknown_group="infer")
     steer.fit(X, y, sensitive_features=group)
     assert len(steer.groups_) == 2
     export_onnx(steer, run_onnx.path)
@@ -520,7 +520,7 @@ def test_merged_groups_and_one_map_for_all(rows: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal(b, leace.maps_[label][1])
     few = np.flatnonzero(group == "a")[20:]
     X, y, group = (np.delete(array, few, axis=0) for array in (X, y, group))
-    steer = FairSteeringTransformer(min_cell_size=20, small_cells="merge").fit(X, y, sensitive_features=group)
+    steer = FairSteeringTransformer(min_subgroup_size=20, small_subgroups="merge").fit(X, y, sensitive_features=group)
     export_affine(steer, tmp_path / "merged")
     maps = read_affine(tmp_path / "merged")
     assert sorted(maps) == ["a", "b", "c"]

@@ -58,7 +58,7 @@ def test_of_the_nearest_family_no_other_is_nearer_to_the_cells(shape: Any, map_t
     K, G, d = shape
     moments = misfit(K, G, d)
     ideal = nearest_ideal(moments, map_type=map_type)
-    assert ideal.certificate.gaussians == "cells"
+    assert ideal.certificate.gaussians == "subgroups"
     assert ideal.model_certificate.gaussians == "model"
     means, covariances = mapped(ideal, moments)
     lower = np.tril_indices(d)
@@ -99,7 +99,7 @@ def test_with_full_covariances_the_model_is_the_cells(map_type: Any) -> None:
     moments = misfit(2, 2, 3)
     ideal = nearest_ideal(moments, covariance="full", map_type=map_type, tol=1e-12, max_iter=2000)
     assert ideal.certificate is ideal.model_certificate
-    assert ideal.certificate.gaussians == "cells"
+    assert ideal.certificate.gaussians == "subgroups"
     again = ideal.certify(CellGaussians(moments))
     np.testing.assert_allclose(again.total_variation, ideal.certificate.total_variation, atol=1e-5)
     assert again.accuracy == pytest.approx(ideal.certificate.accuracy, abs=1e-5)
@@ -175,9 +175,9 @@ def test_few_rows_are_not_believed_and_many_are() -> None:
 
 def test_what_is_known_of_a_certificate_is_kept_and_nothing_promises_nothing() -> None:
     ideal = nearest_ideal(misfit(2, 2, 2))
-    known = Certificate.of_bounds(np.full((2, 2), 0.25), 0.5, "cells")
+    known = Certificate.of_bounds(np.full((2, 2), 0.25), 0.5, "subgroups")
     assert replace(ideal, known_certificate=known).certificate is known
     np.testing.assert_allclose(known.equal_opportunity, 0.5)
-    nothing = Certificate.of_nothing((2, 3), "cells")
+    nothing = Certificate.of_nothing((2, 3), "subgroups")
     assert nothing.equalized_odds == nothing.accuracy == 1
-    assert Certificate.of_divergences(np.zeros((2, 1)), 0.0, "cells").equalized_odds == 0
+    assert Certificate.of_divergences(np.zeros((2, 1)), 0.0, "subgroups").equalized_odds == 0

@@ -108,7 +108,7 @@ def test_mapped_moments_are_projected(data: Any, mapped: Any, covariance: Any) -
     [
         FairSteeringTransformer(),
         FairSteeringTransformer(covariance="full", unknown_group="infer", feature_transform=StandardScaler()),
-        FairSteeringTransformer(small_cells="merge", min_cell_size=90, strength=0.5),
+        FairSteeringTransformer(small_subgroups="merge", min_subgroup_size=90, strength=0.5),
         MeanMatchingTransformer(unknown_group="infer_hard"),
         CovarianceMatchingTransformer(),
         LeaceTransformer(),

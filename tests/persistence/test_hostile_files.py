@@ -237,13 +237,13 @@ _HEADERS = {
     "labels of many types": _header(saved__moments__groups={"dtype": "f8," * 10**5, "labels": []}),
     "empty tuples that merge": _header(
         saved__moments__groups=_groups({"tuple": []}, {"int": 1}),
-        saved__params__small_cells={"str": "merge"},
-        saved__params__min_cell_size={"int": 10**6},
+        saved__params__small_subgroups={"str": "merge"},
+        saved__params__min_subgroup_size={"int": 10**6},
     ),
     "names of the merged group": _header(
         saved__moments__groups=_groups(*_SMALL),
-        saved__params__small_cells={"str": "merge"},
-        saved__params__min_cell_size={"int": 2**62},
+        saved__params__small_subgroups={"str": "merge"},
+        saved__params__min_subgroup_size={"int": 2**62},
     ),
     "features": _header(saved__moments__n_features=10**12),
     "columns": _header(saved__n_features_in=10**15),

@@ -159,7 +159,7 @@ def test_gaps_are_between_the_groups_given_also_where_small_ones_steer_as_one(ma
     X, y, group = make_data(n=600, n_features=2, n_groups=4, seed=2)
     keep = (group < 2) | (np.arange(600) < 120)
     X, y, group = X[keep], y[keep], group[keep]
-    steer = FairSteeringTransformer(min_cell_size=30, small_cells="merge").fit(X, y, sensitive_features=group)
+    steer = FairSteeringTransformer(min_subgroup_size=30, small_subgroups="merge").fit(X, y, sensitive_features=group)
     assert len(steer.groups_) == 3
     report: Any = steering_report(steer, X, y, sensitive_features=group, min_rows=1, **QUICK)
     assert report.after.groups.tolist() == [0, 1, 2, 3]

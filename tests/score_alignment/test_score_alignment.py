@@ -226,7 +226,7 @@ def primal(proba: npt.NDArray[Any], cells: Cells, max_gap: float) -> float:
 @pytest.mark.parametrize("n_groups", [2, 3])
 def test_the_multipliers_are_optimal(constraint: Any, max_gap: float, n_groups: int) -> None:
     proba, cells = class_proba(n=150, n_classes=3, n_groups=n_groups, constraint=constraint)
-    program = RateProgram(proba, cells, max_gap, shrinkage=np.inf)
+    program = RateProgram(proba, cells, max_gap, prior_rows=np.inf)
     optimum = primal(proba, cells, max_gap)
     free = np.zeros(program._basis.shape[1])
     for width in (1e-2, 1e-3, 1e-4, 1e-5):
@@ -267,7 +267,7 @@ def test_the_multipliers_are_optimal_for_the_root_mean_square(
     if not dense:
         monkeypatch.setattr(RateProgram, "_MAX_DENSE", 0)
     proba, cells = class_proba(n=150, n_classes=3, n_groups=n_groups, constraint=constraint)
-    program = RateProgram(proba, cells, 0.1, shrinkage=np.inf, aggregate="rms")
+    program = RateProgram(proba, cells, 0.1, prior_rows=np.inf, agg="rms")
     free = np.zeros(program._basis.shape[1])
     for width in (1e-2, 1e-3, 1e-4, 1e-5):
         free = program._minimise(free, width)
@@ -290,9 +290,9 @@ def test_the_root_mean_square_of_the_gaps_is_at_the_budget(constraint: Any, n_gr
 def test_the_aligner_bounds_the_root_mean_square_when_asked() -> None:
     proba, cells = class_proba()
     fitted = {}
-    for aggregate in ("max", "rms"):
-        aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, range(4))), max_gap=0.1, aggregate=aggregate)
-        fitted[aggregate] = aligner.fit(proba, cells.y_codes, sensitive_features=cells.group_codes)
+    for agg in ("max", "rms"):
+        aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, range(4))), max_gap=0.1, agg=agg)
+        fitted[agg] = aligner.fit(proba, cells.y_codes, sensitive_features=cells.group_codes)
     gaps = {name: aligner.gap_band().measured.max(axis=(1, 2)) for name, aligner in fitted.items()}
     assert gaps["max"].max() < gaps["rms"].max()
     assert np.sqrt(np.mean(gaps["rms"] ** 2)) == pytest.approx(0.1, abs=0.02)
@@ -357,7 +357,7 @@ def test_offsets_reach_the_smallest_gap_where_one_group_is_better_in_every_class
     # Offsets trade the rates of a group for one another, so the best is the mean of the gaps in every class.
     assert alignment.budget == pytest.approx(before.mean(), abs=0.02)
     assert alignment.measured.max() == pytest.approx(alignment.budget, abs=0.01)
-    aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, [0, 1, 2])), shrinkage=0)
+    aligner = ScoreAligner(FrozenEstimator(Scores().fit(None, [0, 1, 2])), prior_rows=0)
     with pytest.warns(UserWarning, match="would have to be made worse at random"):
         aligner.fit(proba, y, sensitive_features=group)
     assert aligner.max_gap_ == alignment.budget
@@ -425,8 +425,8 @@ def test_the_aligner_calibrates_when_asked() -> None:
 def test_small_cells_are_drawn_to_what_the_probabilities_expect() -> None:
     proba, cells = class_proba(n=400)
     gaps = []
-    for shrinkage in (0.0, 10.0, 1e9):
-        program = RateProgram(proba, cells, 0.0, shrinkage)
+    for prior_rows in (0.0, 10.0, 1e9):
+        program = RateProgram(proba, cells, 0.0, prior_rows)
         _, expected = program.rates(program.solve()[0])
         gaps.append(np.ptp(expected, axis=0).max())
     assert gaps[2] < gaps[1] < gaps[0]
@@ -538,7 +538,7 @@ def test_a_frozen_classifier_is_aligned_on_all_rows_and_not_trained(n_classes: i
     classifier = LogisticRegression().fit(X[:300], y[:300])
     coefficients = classifier.coef_.copy()
     X, y, group = X[300:], y[300:], group[300:]
-    aligner = ScoreAligner(FrozenEstimator(classifier), shrinkage=0).fit(X, y, sensitive_features=group)
+    aligner = ScoreAligner(FrozenEstimator(classifier), prior_rows=0).fit(X, y, sensitive_features=group)
     assert np.array_equal(classifier.coef_, coefficients)
     predicted = aligner.predict(X, sensitive_features=group)
     assert equal_opportunity_difference(y, predicted, sensitive_features=group) < aligner.max_gap_ + 0.01
@@ -625,7 +625,9 @@ def test_two_classes_need_no_probabilities() -> None:
         aligner.decision_function(X, sensitive_features=group), np.log(proba[:, 1] / proba[:, 0]), atol=1e-9
     )
     three = class_data()
-    with pytest.raises(ValueError, match=r"no predict_proba, which the alignment of 3 classes needs.*CalibratedClass"):
+    with pytest.raises(
+        ValueError, match=r"no predict_proba, which more than two classes need \(3 here\).*CalibratedClass"
+    ):
         ScoreAligner(RidgeClassifier()).fit(three[0], three[1], sensitive_features=three[2])
 
 
@@ -863,9 +865,9 @@ def test_nothing_works_before_fit(method: str) -> None:
         {"constraint": "equalized_odds"},
         {"max_gap": -0.1},
         {"max_gap": 1.1},
-        {"shrinkage": -1},
+        {"prior_rows": -1},
         {"unknown_group": 0},
-        {"aggregate": "mean"},
+        {"agg": "mean"},
         {"calibrate": 2},
     ],
 )

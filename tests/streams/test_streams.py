@@ -57,7 +57,7 @@ def of_table(rows: Any, *, weight: Any = None) -> Any:
         {"covariance": "diagonal"},
         {"constraint": "demographic_parity"},
         {"constraint": "equal_opportunity", "pos_label": [1, 2], "standardize": True},
-        {"map_type": "diagonal", "small_cells": "merge", "min_cell_size": 150, "shrinkage": None},
+        {"map_type": "diagonal", "small_subgroups": "merge", "min_subgroup_size": 150, "shrinkage": None},
     ],
     ids=str,
 )

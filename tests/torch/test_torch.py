@@ -347,7 +347,7 @@ def test_merged_groups_are_steered_by_their_own_labels(labels: Any, make_data: A
     X, y, group = make_data(n_features=D, n_groups=4)
     kept = np.flatnonzero((group > 1) | (np.arange(len(group)) % 12 == 0))
     X, y, group = X[kept], y[kept], labels[group[kept]]
-    steer = FairSteeringTransformer(min_cell_size=20, small_cells="merge").fit(X, y, sensitive_features=group)
+    steer = FairSteeringTransformer(min_subgroup_size=20, small_subgroups="merge").fit(X, y, sensitive_features=group)
     assert "(small groups)" in steer.groups_.tolist()
     module = SteeringModule(steer, dtype=torch.float64)
     expected = steer.transform(X, sensitive_features=group)
@@ -1608,3 +1608,73 @@ def test_from_text_through_a_hooked_encoder_is_steering_what_is_stored(transform
         through = np.stack([np.abs(steer.maps_[g][0]) @ row for g, row in zip(groups, rounding, strict=True)])
         from_stored = steer.transform(own, sensitive_features=groups)
         assert (np.abs(steered - from_stored) <= through + 1e-5 * np.abs(from_stored).max()).all()
+
+
+# ---- moments on a device
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Treat tensors as if they lay on a GPU; what is brought to NumPy all the same is counted."""
+    from fairsteer._utils import arrays
+
+    for module in (
+        "_utils.arrays", "moments._moments", "streams._opening", "transformer._base", "transformer._streaming",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"fairsteer.{module}.lies_elsewhere", arrays.is_foreign)
+    brought, home = list[int](), arrays._brought
+
+    def counted(X: Any) -> Any:
+        brought.append(X.numel())
+        return home(X)
+
+    monkeypatch.setattr(arrays, "_brought", counted)
+    return brought
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_are_added_up_where_they_lie(elsewhere: Any, make_data: Any, dtype: Any) -> None:
+    X, y, group = make_data(n_features=D, n_classes=3, n_groups=2)
+    rows = torch.tensor(X).to(dtype).requires_grad_()
+    found, expected = (SubgroupMoments(D, classes=range(3), groups=range(2), covariance="full") for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for part in (slice(0, 150), slice(150, None)):
+                found.update(rows[part], torch.tensor(y[part]), torch.tensor(group[part]))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    expected.update(rows.detach().double().numpy(), y, group)
+    np.testing.assert_allclose(found.means, expected.means, rtol=1e-13, atol=1e-13)
+    largest = np.abs(expected.covariances).max()
+    np.testing.assert_allclose(found.covariances, expected.covariances, rtol=0, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("there", [False, True])
+def test_transform_gives_tensors_for_tensors(make_data: Any, request: Any, dtype: Any, there: bool) -> None:
+    X, y, group = make_data(n_features=D, n_classes=3, n_groups=2)
+    transformer = FairSteeringTransformer(map_type="affine").fit(X, y, sensitive_features=group)
+    if there:
+        request.getfixturevalue("elsewhere")
+    rows = torch.tensor(X).to(dtype)
+    steered = transformer.transform(rows, sensitive_features=torch.tensor(group))
+    assert isinstance(steered, torch.Tensor)
+    assert steered.dtype == dtype
+    expected = transformer.transform(rows.double().numpy(), sensitive_features=group)
+    unit = torch.finfo(dtype).eps
+    np.testing.assert_allclose(steered.double(), expected, rtol=unit, atol=2 * unit * np.abs(expected).max())
+    fitted = FairSteeringTransformer(map_type="affine").fit(rows, torch.tensor(y), sensitive_features=group)
+    np.testing.assert_allclose(fitted.maps_[0][0], transformer.maps_[0][0], atol=0.05)
+
+
+def test_activations_stay_where_they_are(elsewhere: Any, tower: Any) -> None:
+    batches = [(torch.randn(40, 6, D), [0, 1] * 20, ["f"] * 20 + ["m"] * 20) for _ in range(20)]
+    moments = collect_activations(tower, batches, "body.blocks.*")
+    assert not elsewhere
+    for of_layer in moments.values():
+        assert of_layer.weights.sum() == 800
+    # Means, third and fourth moments of two classes in two groups, and a matrix a group; activations are 76,800.
+    assert sum(elsewhere) == len(moments) * (2 * 4 * D + 4 + 2 * D * D)

@@ -76,7 +76,7 @@ def test_a_model_that_fits_gives_no_warning_and_the_certificate_of_its_cells(par
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         steer = FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
-    assert steer.certificate_.gaussians == "cells"
+    assert steer.certificate_.gaussians == "subgroups"
     if params["map_type"] == "affine":
         assert steer.certificate_.equalized_odds < 0.15
         assert steer.certificate_.equalized_odds == pytest.approx(steer.model_certificate_.equalized_odds, abs=0.1)
@@ -168,7 +168,7 @@ def test_monotone_maps_are_certified_by_the_rows_that_they_make() -> None:
             apart = 0.5 * np.abs(density[:, 0] - density[:, 1]).sum() * (grid[1] - grid[0])
             largest = max(largest, apart - steer.certificate_.equal_opportunity[k])
     assert largest <= 0.05  # what chance makes of the covariances
-    assert steer.certificate_.gaussians == "cells"
+    assert steer.certificate_.gaussians == "subgroups"
     assert steer.certificate_.equalized_odds < 0.5
     assert steer.model_certificate_.equalized_odds == 1  # no model says what becomes of the rows
 

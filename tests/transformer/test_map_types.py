@@ -178,7 +178,7 @@ def test_auto_is_monotone_for_tables_and_affine_for_what_is_continuous() -> None
         steer.fit(np.repeat(E, 2, axis=0), np.repeat(y, 2), sensitive_features=np.repeat(group, 2)).map_type_
         == "affine"
     )
-    pool = FairSteeringTransformer(map_type="auto", small_cells="pool", min_cell_size=30)
+    pool = FairSteeringTransformer(map_type="auto", small_subgroups="pool", min_subgroup_size=30)
     assert pool.fit(X, y, sensitive_features=group).map_type_ == "diagonal"
     with pytest.raises(ValueError, match="lends Gaussians"):
         pool.set_params(map_type="monotone").fit(X, y, sensitive_features=group)

@@ -249,7 +249,7 @@ def test_an_identifier_as_the_group_is_noticed(data: Any, transformer: Any) -> N
     with pytest.warns(UserWarning, match="600 groups with 1 rows each on average, 600 with a single row") as caught:
         transformer.fit(data.X, sensitive_features=np.arange(600))
     advice = str(caught[0].message)
-    assert ("small_cells" in advice) == hasattr(transformer, "intervention")
+    assert ("small_subgroups" in advice) == hasattr(transformer, "intervention")
     with pytest.warns(UserWarning, match="200 groups with 3 rows each on average, 0 with a single row"):
         transformer.fit(data.X, sensitive_features=np.arange(600) // 3)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fairsteer._utils.arrays import to_numpy
 from fairsteer._utils.input import brief, did_you_mean, few
 from fairsteer._utils.labels import is_missing
 
@@ -86,6 +87,7 @@ def split_columns(data: Any) -> tuple[list[Any], list[str] | None]:
     """Columns of any supported container, and their names where it has any."""
     columns: list[Any]
     names: list[str] | None = None
+    data = to_numpy(data)
     if hasattr(data, "column_names"):  # pyarrow Table, RecordBatch
         columns, names = list(data.columns), list(data.column_names)
     elif hasattr(data, "get_columns"):  # polars DataFrame

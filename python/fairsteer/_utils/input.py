@@ -17,6 +17,7 @@ from sklearn.utils import assert_all_finite, check_array, check_consistent_lengt
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples, validate_data
 
+from fairsteer._utils.arrays import check_floats, is_foreign, like, namespace, to_numpy
 from fairsteer._utils.labels import count_missing, distinct_labels, label_array
 from fairsteer._utils.types import Codes, Floats
 
@@ -60,6 +61,20 @@ def check_rows(
             raise
         raise ValueError(explained) from error
     return with_whole_strides(rows)
+
+
+def check_elsewhere(X: Any, names: Sequence[str]) -> Any:
+    """Check rows that lie on a device, and leave them there: a table of finite numbers with these columns."""
+    X, xp = check_floats(X), namespace(X)
+    if X.shape[1] != len(names):
+        msg = f"X has {X.shape[1]} features, but {len(names)} are expected."
+        raise ValueError(msg)
+    if bool(xp.all(xp.isfinite(X))):
+        return X
+    counts = to_numpy(xp.sum(xp.astype(~xp.isfinite(X), xp.int64), axis=0))
+    found = few((f"{counts[j]} in {names[j]}" for j in np.flatnonzero(counts).tolist()), 5)
+    msg = f"X must hold finite numbers, but it holds NaN or infinite values: {found}. Impute or leave out such rows."
+    raise ValueError(msg)
 
 
 def with_whole_strides(array: Floats) -> Floats:
@@ -200,6 +215,7 @@ def coded_classes(y: Any, rows: Any) -> tuple[npt.NDArray[Any], Codes]:
 
 def _plain_column(y: Any) -> npt.NDArray[Any]:
     """One column of any container as a NumPy array; labels of several types stay what they are, as objects."""
+    y = to_numpy(y)
     if hasattr(y, "column_names") and hasattr(y, "column"):  # pyarrow Table
         y = y.column(0) if y.num_columns == 1 else np.asarray(y)
     if hasattr(y, "to_pylist"):  # pyarrow
@@ -281,6 +297,14 @@ def is_bfloat16(X: Any) -> bool:
     return isinstance(X, np.ndarray) and X.dtype.name == "bfloat16"
 
 
-def widen_bfloat16(X: Any) -> Any:
-    """Make a bfloat16 array float32, which scikit-learn knows; leave anything else."""
+def in_numpy(X: Any) -> Any:
+    """Bring an array of another library to NumPy, and bfloat16 to float32, which scikit-learn knows."""
+    X = to_numpy(X)
     return X.astype(np.float32) if is_bfloat16(X) else X
+
+
+def as_given(rows: Floats, X: Any) -> Any:
+    """Bring rows to the library, the device and the floating-point type of those that they were made from."""
+    if is_foreign(X):
+        return like(rows, X)
+    return rows.astype(X.dtype) if is_bfloat16(X) else rows

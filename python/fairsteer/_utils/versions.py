@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from typing import Any
 
 import threadpoolctl
 
@@ -42,27 +43,14 @@ def show_versions() -> None:
     >>> import fairsteer
     >>> fairsteer.show_versions()  # doctest: +SKIP
     """
-    sections = {
-        "System": {
-            "python": sys.version.replace("\n", ""),
-            "platform": platform.platform(),
-            "machine": platform.machine(),
-            "CPUs": str(os.cpu_count()),
-        },
-        "Build": build_info(),
-        "Versions": {
-            package: _installed_version(package)
-            for package in ("fairsteer", "numpy", "scipy", "scikit-learn", "threadpoolctl")
-        },
-    }
-    for title, entries in sections.items():
+    info = version_info()
+    for title in ("System", "Build", "Versions"):
         print(f"{title}:")
-        for name, value in entries.items():
+        for name, value in info[title.lower()].items():
             print(f"  {name:>13}: {value}")
         print()
     print("BLAS and OpenMP:")
-    # Only libraries already loaded show; importing the core has loaded NumPy's and SciPy's.
-    for library in threadpoolctl.threadpool_info():
+    for library in info["blas"]:
         described = (
             library["internal_api"],
             library.get("version"),
@@ -71,6 +59,32 @@ def show_versions() -> None:
             library["filepath"],
         )
         print("  " + ", ".join(str(part) for part in described if part is not None))
+
+
+def version_info() -> dict[str, Any]:
+    """Tell what `show_versions` prints.
+
+    Returns
+    -------
+    dict
+        ``system``, ``build`` and ``versions``, each a dict of texts, and ``blas``, what threadpoolctl knows of the
+        libraries that are loaded.
+    """
+    return {
+        "system": {
+            "python": sys.version.replace("\n", ""),
+            "platform": platform.platform(),
+            "machine": platform.machine(),
+            "CPUs": str(os.cpu_count()),
+        },
+        "build": build_info(),
+        "versions": {
+            package: _installed_version(package)
+            for package in ("fairsteer", "numpy", "scipy", "scikit-learn", "threadpoolctl")
+        },
+        # Only libraries already loaded show; importing the core has loaded NumPy's and SciPy's.
+        "blas": threadpoolctl.threadpool_info(),
+    }
 
 
 def _installed_version(package: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils import check_array, check_consistent_length
 
+from fairsteer._utils.arrays import to_numpy
 from fairsteer._utils.types import Doubles
 
 
@@ -16,8 +17,9 @@ def check_sample_weight(sample_weight: Any, rows: Any) -> npt.NDArray[np.float64
     """Check weights: one a row, finite, not negative. A number stands for that weight in every row."""
     if sample_weight is None:
         return None
+    sample_weight = to_numpy(sample_weight)
     if isinstance(sample_weight, Number):
-        sample_weight = np.full(len(rows), sample_weight)
+        sample_weight = np.full(rows.shape[0] if hasattr(rows, "shape") else len(rows), sample_weight)
     weight: npt.NDArray[np.float64] = check_array(
         sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
     )

@@ -19,7 +19,7 @@ MANY_FEATURES = 256
 _OF_MANY_FEATURES = ("translation", "diagonal", "affine")
 
 # With other groups, gaps would be of other groups.
-_ABOUT_GROUPS = ("sensitive_columns", "unknown_group", "min_cell_size", "small_cells")
+_ABOUT_GROUPS = ("sensitive_columns", "unknown_group", "min_subgroup_size", "small_subgroups")
 
 ALIGNMENT, STRENGTH = "score_alignment", "steering__strength"
 

@@ -15,6 +15,7 @@ from sklearn.utils import check_array, get_tags, indexable
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import (
+    FoundHTMLMixin,
     GroupAwareClassifierMixin,
     HasMethods,
     StrOptions,
@@ -51,7 +52,7 @@ def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
     return check
 
 
-class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
+class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTMLMixin, BaseEstimator):
     """What a classifier is that steers rows and hands them to another one, or to the Bayes rule."""
 
     estimator: Any
@@ -94,6 +95,10 @@ class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstim
             raise ValueError(msg)
         super().set_params(**params)
         return self
+
+    def _found_html(self) -> str:
+        steering = vars(self).get("steering_")
+        return "" if steering is None else str(steering._found_html())
 
     def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
         for name in ("n_features_in_", "feature_names_in_"):
@@ -148,7 +153,7 @@ class IdealDistributionClassifier(SteeredClassifier):
         The validated `cost_matrix`.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also
@@ -168,11 +173,9 @@ class IdealDistributionClassifier(SteeredClassifier):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fairsteer import IdealDistributionClassifier
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> classifier = IdealDistributionClassifier().fit(X, y, sensitive_features=group)
     >>> predicted = classifier.predict(X, sensitive_features=group)
     >>> rate = [predicted[(group == a) & (y == 1)].mean() for a in (0, 1)]

@@ -25,6 +25,7 @@ from fairsteer._utils.estimators import (
     weight_params,
 )
 from fairsteer._utils.folds import check_fold_classes, stratified_splits
+from fairsteer._utils.html import facts_html
 from fairsteer._utils.input import warn_caller
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer.classifier._candidates import (
@@ -75,7 +76,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         Classifier to train on the steered rows. None: the Bayes classifier of the ideal distribution.
     steering : FairSteeringTransformer, default=None
         What the steering of all candidates has in common, such as `sensitive_columns`, `unknown_group` or
-        `min_cell_size`. None: ``FairSteeringTransformer()``.
+        `min_subgroup_size`. None: ``FairSteeringTransformer()``.
     constraint : {"equal_opportunity", "demographic_parity", "ideal"}, default="equal_opportunity"
         The gap that is meant. Of two classes: in how often rows of the second class are recognised; in how often it is
         predicted; in how often it is predicted among the rows of either class (equalized odds). Of more classes: the
@@ -117,7 +118,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         Class labels.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also
@@ -152,12 +153,10 @@ class IdealDistributionClassifierCV(SteeredClassifier):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fairsteer import IdealDistributionClassifierCV
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 2000))
-    >>> X = rng.normal(size=(2000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 1, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(2000, random_state=0)
     >>> grid = {"score_alignment": [None, "equal_opportunity"], "steering__strength": [0, 1]}
     >>> search = IdealDistributionClassifierCV(LogisticRegression(), candidates=grid)
     >>> search.fit(X, y, sensitive_features=group).best_params_
@@ -294,7 +293,7 @@ class IdealDistributionClassifierCV(SteeredClassifier):
                 bayes=estimator is None,
                 takes_weight=estimator is None or weight_params(estimator, np.ones(1)) is not None,
                 has_scores=scores or (len(batch.classes) == 2 and hasattr(estimator, "decision_function")),
-                lends=steering.small_cells == "pool" and steering.min_cell_size > 0,
+                lends=steering.small_subgroups == "pool" and steering.min_subgroup_size > 0,
             )
         for params in candidates:
             candidate: IdealDistributionClassifier = clone(model).set_params(**params)
@@ -328,6 +327,17 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         for train, _ in folds:
             check_fold_classes(batch.classes[np.unique(batch.y_codes[train])], batch.classes)
         return folds
+
+    def _found_html(self) -> str:
+        if not hasattr(self, "best_estimator_"):
+            return ""
+        measured = ", ".join(f"{name.replace('_', ' ')} {x.value:.3f}" for name, x in self.fairness_.measures.items())
+        chosen = ", ".join(f"{name}={value!r}" for name, value in self.best_params_.items())
+        facts = [
+            ("chosen of", f"{len(self.cv_results_['params'])} candidates"),
+            ("parameters", chosen or "the defaults"),
+        ]
+        return facts_html([*facts, ("out of fold", measured)]) + self.best_estimator_._found_html()
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

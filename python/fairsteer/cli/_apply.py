@@ -28,7 +28,15 @@ __all__ = ["apply_map", "load_map"]
 
 
 def apply_map(
-    reads: Reads, map_file: Path, file: Path, *, out: Path, keep: list[str], unknown_group: str | None, force: bool
+    reads: Reads,
+    map_file: Path,
+    file: Path,
+    *,
+    out: Path,
+    keep: list[str],
+    unknown_group: str | None,
+    force: bool,
+    as_json: bool = False,
 ) -> None:
     """Steer the rows of a new table with a saved map.
 
@@ -49,6 +57,8 @@ def apply_map(
         refused, the second are steered as ``fairsteer steer`` was told.
     force : bool
         Whether a file that exists may be replaced.
+    as_json : bool, default=False
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
@@ -56,11 +66,11 @@ def apply_map(
         For any input the user can put right; nothing has been written then.
     """
     out = as_path(out) or out
-    report = Reporter(to_stderr=is_standard_output(out))
+    report = Reporter(to_stderr=is_standard_output(out), as_json=as_json)
     check_table_path(out)
     check_outputs([("--out", out)], sources=[file, map_file], force=force)
     fitted, description = load_map(map_file)
-    steering = getattr(fitted, "steering_", fitted)
+    steering: Any = getattr(fitted, "steering_", fitted)
     table = open_table(file, description.reading(reading_of(reads)), report.note, parse_memory(reads.memory))
     check_has(table, [*(column.name for column in description.encoder.columns), *description.sensitive])
     more = listed(keep)
@@ -70,7 +80,8 @@ def apply_map(
         description.encoder.tell_gaps(description.encoder.gaps(table), report.note, unseen=True)
     carried = [*description.sensitive, description.target, *description.keep, *more]
     carried = [name for name in dict.fromkeys(carried) if name in table.names]
-    write_files(fitted, description, table, carried, out, None, report)
+    n_rows = write_files(fitted, description, table, carried, out, None, report)
+    report.result("apply", n_rows=n_rows, groups=steering.groups_, unknown_group=steering.unknown_group)
 
 
 def load_map(path: Path) -> tuple[FairSteeringTransformer | IdealDistributionClassifier, TableDescription]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from fairsteer.report import steering_report
-from fairsteer.transformer import FairSteeringTransformer
+from fairsteer.report._report import report_beside
 
 from . import UsageError, count
-from ._comparison import compare
+from ._comparison import Contest
 from ._fitting import library_problems, quoting_warnings, read_problem
 from ._options import Alignment, Leakage, Settings
-from ._printing import Reporter
+from ._printing import Reporter, choice_of, comparison_values, fit_values
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, writing
 
 __all__ = ["audit_file"]
@@ -25,6 +25,7 @@ def audit_file(
     leakage: Leakage,
     confidence: float,
     force: bool,
+    as_json: bool = False,
 ) -> None:
     """Print the steering report of a file, and write it as HTML.
 
@@ -42,6 +43,8 @@ def audit_file(
         Level of the intervals, in (0, 1).
     force : bool
         Whether a file that exists may be replaced.
+    as_json : bool, default=False
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
@@ -51,7 +54,7 @@ def audit_file(
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence must be a number between 0 and 1, not {confidence:g}.")
     html = as_path(html)
-    report = Reporter(to_stderr=is_standard_output(html))
+    report = Reporter(to_stderr=is_standard_output(html), as_json=as_json)
     if html is not None and html.suffix.lower() not in (".html", ".htm") and not is_stream(html):
         raise UsageError(f"{html} must end in .html, which is its format.")
     check_outputs([("--html", html)], sources=[settings.file], force=force)
@@ -59,8 +62,14 @@ def audit_file(
     settings = problem.settings
     left_out = int((~problem.question.usable).sum())
     fitted = problem.fit(report, align)
-    with library_problems(), quoting_warnings(lambda _: None), report.busy("cross-validation"):
-        result = steering_report(
+    contest = Contest.of(fitted, align)
+    with (
+        library_problems(),
+        quoting_warnings(lambda _: None),
+        report.progress("cross-validation", settings.folds) as advance,
+    ):
+        result, held_out = report_beside(
+            contest.methods,
             fitted,
             problem.features,
             problem.question.y,
@@ -71,30 +80,38 @@ def audit_file(
             min_rows=settings.min_rows,
             confidence_level=confidence,
             leakage=leakage,
+            advance=advance,
+            optional=contest.optional,
             context={
                 "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} lack class or group",
                 "Target": settings.target,
                 "Sensitive": ", ".join(settings.sensitive),
             },
         )
-        choice = compare(
-            fitted if isinstance(fitted, FairSteeringTransformer) else fitted.steering_,
+        comparison = contest.result(
+            held_out,
             problem.features,
             problem.question.y,
             problem.groups,
             positive=problem.positive,
-            folds=settings.folds,
             min_rows=settings.min_rows,
-            alignment=align,
-            prepare=problem.prepare,
+            confidence_level=confidence,
         )
+    table, choice = choice_of(comparison)
+    result = replace(result, tables={**result.tables, "choice": table}, choice=choice)
     report.say(result)
-    report.say()
-    report.choice(choice)
     if html is not None:
+        report.say()
         with writing(html) as output:
             output.file.write(
                 result.to_html(title=f"Steering report: {problem.table.name}").encode("utf-8", "backslashreplace")
             )
             output.commit()
-        report.say(f"\nWrote the report to {'standard output' if is_standard_output(html) else html.name}.")
+        report.wrote("the report", html)
+    report.result(
+        "audit",
+        findings=result.findings,
+        **comparison_values(comparison),
+        fit=fit_values(contest.steering),
+        tables=result.tables,
+    )

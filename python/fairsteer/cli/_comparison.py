@@ -12,13 +12,21 @@ from scipy.stats import norm
 
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.metrics._intervals import Measured, MeasuredGaps
-from fairsteer.report._held_out import Method, Prepare, codes_in, default_classifier, predict_held_out, read_rows
+from fairsteer.report._held_out import (
+    HeldOut,
+    Method,
+    Prepare,
+    codes_in,
+    default_classifier,
+    predict_held_out,
+    read_rows,
+)
 from fairsteer.report._tables import movement_table
 from fairsteer.transformer import FairSteeringTransformer
 
 from ._options import Alignment
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "Contest", "compare"]
 
 _LEVEL, _RESAMPLES, _SEED = 0.95, 1000, 0
 
@@ -55,6 +63,8 @@ class Comparison:
         What the aligned scores have in common.
     criterion : {"equalized_odds", "equal_opportunity", "demographic_parity"}
         The gap that was to be closed.
+    confidence_level : float
+        Level of the intervals.
     """
 
     n_rows: int
@@ -67,6 +77,7 @@ class Comparison:
     displacement: list[tuple[Any, float]]
     alignment: Alignment
     criterion: str
+    confidence_level: float = _LEVEL
 
     @property
     def choice(self) -> str:
@@ -79,7 +90,7 @@ class Comparison:
         if not known:
             return "before"
         least = min(known.values(), key=lambda gap: float(gap.value))
-        error = (least.upper - least.lower) / (2 * norm.ppf((1 + _LEVEL) / 2))
+        error = (least.upper - least.lower) / (2 * norm.ppf((1 + self.confidence_level) / 2))
         as_good = [name for name, gap in known.items() if gap.value <= least.value + error]
         return max(as_good, key=lambda name: float(self.scores[name].measures["accuracy"].value))
 
@@ -103,6 +114,104 @@ class Comparison:
                 return {"accuracy": right / self.rows.sum(axis=0)}
             selected = (rates[:, :, -1] * self.rows).sum(axis=0) / self.rows.sum(axis=0)
             return {"selected": selected, "TPR": self.scores[which].rates.value[-1, :, -1]}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Classifiers that are to be compared.
+
+    Attributes
+    ----------
+    steering : FairSteeringTransformer
+        Fitted on the rows.
+    methods : dict of str to Method or classifier
+        The classifiers by name.
+    optional : tuple of str
+        Those that are left out where folds have too few rows for them.
+    alignment, criterion : str
+        As those of `Comparison`.
+    """
+
+    steering: FairSteeringTransformer
+    methods: dict[str, Any]
+    optional: tuple[str, ...]
+    alignment: Alignment
+    criterion: str
+
+    @classmethod
+    def of(
+        cls,
+        fitted: FairSteeringTransformer | IdealDistributionClassifier,
+        alignment: Alignment | None = None,
+    ) -> Contest:
+        """Say what is compared with a steering.
+
+        Parameters
+        ----------
+        fitted : FairSteeringTransformer or IdealDistributionClassifier
+            The steering, or the Bayes rule with aligned scores that holds it.
+        alignment : {"equal_opportunity", "demographic_parity"}, optional
+            What aligned scores are to have in common. By default what the steering's `constraint` says, else equal
+            opportunity.
+        """
+        model = default_classifier()
+        steering = fitted if isinstance(fitted, FairSteeringTransformer) else fitted.steering_
+        methods: dict[str, Any] = {"before": Method(None, model), "steered": Method(steering, model)}
+        has_rule = steering.constraint == "ideal"  # else there is no ideal distribution of all classes
+        if has_rule:
+            methods["Bayes"] = Method(steering)
+        criterion = alignment or {"ideal": "equalized_odds"}.get(steering.constraint, steering.constraint)
+        # Scores are aligned on folds of folds, and some class or group may have too few rows for these.
+        optional = ("aligned",) if alignment is None else ()
+        alignment = alignment or _NEAREST_ALIGNMENT.get(criterion, "equal_opportunity")
+        methods["aligned"] = (
+            IdealDistributionClassifier(None if has_rule else model, steering, score_alignment=alignment)
+            if isinstance(fitted, FairSteeringTransformer)
+            else fitted
+        )
+        return cls(steering, methods, optional, alignment, criterion)
+
+    def result(
+        self,
+        held_out: HeldOut,
+        X: Any,
+        y: NDArray[Any],
+        groups: Any,
+        *,
+        positive: Any,
+        min_rows: int,
+        confidence_level: float = _LEVEL,
+    ) -> Comparison:
+        """Measure what was predicted.
+
+        Parameters
+        ----------
+        held_out : HeldOut
+            Predictions of `methods`.
+        X, y, groups, positive, min_rows
+            As for `compare`.
+        confidence_level : float, default=0.95
+            Level of the intervals.
+        """
+        names = [name for name in self.methods if name in held_out.y_pred]
+        predicted = held_out.rows(*names, pos_label=positive)
+        binary = len(predicted.classes) == 2
+        if binary and positive is None:
+            positive = predicted.classes.tolist()[-1]
+        how: tuple[Any, ...] = (confidence_level, "bootstrap", min_rows, _RESAMPLES, _SEED)
+        return Comparison(
+            n_rows=len(predicted.true),
+            n_folds=len(held_out.trials),
+            min_rows=min_rows,
+            positive=positive if binary else None,
+            scores={name: predicted.measure(c, *how) for c, name in enumerate(names)},
+            change=predicted.changes(confidence_level, min_rows, _RESAMPLES, _SEED),
+            rows=predicted.sizes().T,
+            displacement=_displacement(self.steering, X, y, groups),
+            alignment=self.alignment,
+            criterion=self.criterion,
+            confidence_level=confidence_level,
+        )
 
 
 def compare(
@@ -139,8 +248,7 @@ def compare(
     min_rows : int
         Rows that a rate needs to take part in a gap.
     alignment : {"equal_opportunity", "demographic_parity"}, optional
-        What aligned scores are to have in common. By default what the steering's `constraint` says, else equal
-        opportunity.
+        As for `Contest.of`.
     prepare : callable, optional
         Features of all rows, from the rows that a fold may learn from.
     advance : callable
@@ -150,40 +258,18 @@ def compare(
     -------
     Comparison
     """
-    model = default_classifier()
-    methods: dict[str, Any] = {"before": Method(None, model), "steered": Method(steering, model)}
-    has_rule = steering.constraint == "ideal"  # else there is no ideal distribution of all classes
-    if has_rule:
-        methods["Bayes"] = Method(steering)
-    criterion = alignment or {"ideal": "equalized_odds"}.get(steering.constraint, steering.constraint)
-    asked, alignment = alignment, alignment or _NEAREST_ALIGNMENT.get(criterion, "equal_opportunity")
-    methods["aligned"] = IdealDistributionClassifier(None if has_rule else model, steering, score_alignment=alignment)
-    how_held_out: dict[str, Any] = {"sensitive_features": groups, "cv": folds, "prepare": prepare, "advance": advance}
-    try:
-        held_out = predict_held_out(methods, X, y, **how_held_out)
-    except ValueError:
-        # Scores are aligned on folds of folds, and some class or group may have too few rows for these.
-        if asked is not None:
-            raise
-        del methods["aligned"]
-        held_out = predict_held_out(methods, X, y, **how_held_out)
-    predicted = held_out.rows(*methods, pos_label=positive)
-    binary = len(predicted.classes) == 2
-    if binary and positive is None:
-        positive = predicted.classes.tolist()[-1]
-    how: tuple[Any, ...] = (_LEVEL, "bootstrap", min_rows, _RESAMPLES, _SEED)
-    return Comparison(
-        n_rows=len(predicted.true),
-        n_folds=len(held_out.trials),
-        min_rows=min_rows,
-        positive=positive if binary else None,
-        scores={name: predicted.measure(c, *how) for c, name in enumerate(methods)},
-        change=predicted.changes(_LEVEL, min_rows, _RESAMPLES, _SEED),
-        rows=predicted.sizes().T,
-        displacement=_displacement(steering, X, y, groups),
-        alignment=alignment,
-        criterion=criterion,
+    contest = Contest.of(steering, alignment)
+    held_out = predict_held_out(
+        contest.methods,
+        X,
+        y,
+        sensitive_features=groups,
+        cv=folds,
+        prepare=prepare,
+        advance=advance,
+        optional=contest.optional,
     )
+    return contest.result(held_out, X, y, groups, positive=positive, min_rows=min_rows)
 
 
 def _displacement(steering: FairSteeringTransformer, X: Any, y: NDArray[Any], groups: Any) -> list[tuple[Any, float]]:

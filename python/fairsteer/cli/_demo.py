@@ -9,7 +9,7 @@ from fairsteer.transformer import FairSteeringTransformer
 
 from ._comparison import compare
 from ._fitting import quoting_warnings
-from ._printing import Reporter
+from ._printing import Reporter, comparison_values, fit_values
 
 __all__ = ["demo"]
 
@@ -31,9 +31,9 @@ _WHERE_NEXT = (
 )
 
 
-def demo() -> None:
-    """Steer scikit-learn's diabetes data and print what changed."""
-    report = Reporter()
+def demo(*, as_json: bool = False) -> None:
+    """Steer scikit-learn's diabetes data and print what changed, as text or as one JSON object."""
+    report = Reporter(as_json=as_json)
     data = load_diabetes(as_frame=True, scaled=False)
     features, sex = data.data.drop(columns="sex"), data.data[["sex"]].astype(int)
     y = (data.target > data.target.median()).to_numpy().astype(int)
@@ -43,10 +43,11 @@ def demo() -> None:
         "the features.\n"
     )
     steering = FairSteeringTransformer(feature_transform=StandardScaler())
-    with quoting_warnings(report.note):
+    with quoting_warnings(report.note), report.progress("cross-validation", _FOLDS) as advance:
         steering.fit(features, y, sensitive_features=sex)
-        result = compare(steering, features, y, sex, positive=None, folds=_FOLDS, min_rows=30)
+        result = compare(steering, features, y, sex, positive=None, folds=_FOLDS, min_rows=30, advance=advance)
     report.comparison(result, steering)
     report.say(_HOW_TO_READ)
     report.advice(result)
     report.say(_WHERE_NEXT)
+    report.result("demo", **comparison_values(result), fit=fit_values(steering))

@@ -19,7 +19,7 @@ from ._writing import as_path, check_output, is_standard_output, is_stream
 __all__ = ["export_map"]
 
 
-def export_map(settings: Settings, given: list[str], *, to: str, out: Path, force: bool) -> None:
+def export_map(settings: Settings, given: list[str], *, to: str, out: Path, force: bool, as_json: bool = False) -> None:
     """Export a saved map, or the map of a table.
 
     Parameters
@@ -34,6 +34,8 @@ def export_map(settings: Settings, given: list[str], *, to: str, out: Path, forc
         The .onnx file, or a folder that is new or empty.
     force : bool
         Whether a file that exists may be replaced.
+    as_json : bool, default=False
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
@@ -41,7 +43,7 @@ def export_map(settings: Settings, given: list[str], *, to: str, out: Path, forc
         For any input the user can put right; nothing has been written then.
     """
     out = as_path(out) or out
-    report = Reporter(to_stderr=is_standard_output(out))
+    report = Reporter(to_stderr=is_standard_output(out), as_json=as_json)
     if to == "onnx":
         if out.suffix != ".onnx" and not is_stream(out):
             raise UsageError(f"{out} must end in .onnx, which is its format.")
@@ -58,8 +60,8 @@ def export_map(settings: Settings, given: list[str], *, to: str, out: Path, forc
         raise UsageError(f"the map cannot be exported: {' '.join(str(error).split())}") from error
     groups, d = steering.groups_.tolist(), len(steering.get_feature_names_out())
     codes = "; ".join(f"{code} {label_text(label)}" for code, label in enumerate(groups))
-    name = "standard output" if is_standard_output(out) else out.name
-    report.say(f"Wrote the maps of {count(len(groups), 'group')} and {count(d, 'feature')} to {name}. Groups: {codes}.")
+    report.wrote(f"the maps of {count(len(groups), 'group')} and {count(d, 'feature')}", out, f". Groups: {codes}.")
+    report.result("export", form=to, groups=groups, features=steering.get_feature_names_out())
 
 
 def _steering(settings: Settings, given: list[str], report: Reporter) -> Any:

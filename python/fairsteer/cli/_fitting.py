@@ -466,13 +466,13 @@ def _columns(values: Iterable[str], names: Sequence[str]) -> list[str]:
 
 
 def _steering(settings: Settings, question: Question, unknown_group: UnknownGroup) -> FairSteeringTransformer:
-    least, small_cells = settings.min_cell_size, settings.small_cells
-    if small_cells == "error":
-        if small := question.small_cells(least):
+    least, small_subgroups = settings.min_subgroup_size, settings.small_subgroups
+    if small_subgroups == "error":
+        if small := question.small_subgroups(least):
             raise UsageError(
                 f"{count(len(small), 'subgroup')} {'has' if len(small) == 1 else 'have'} fewer than {least} rows: "
-                f"{'; '.join(small[:5])}{' …' if len(small) > 5 else ''}. --small-cells pool lets them borrow from "
-                "others, --small-cells merge makes small groups one; or lower --min-cell-size."
+                f"{'; '.join(small[:5])}{' …' if len(small) > 5 else ''}. --small-subgroups pool lets them borrow from "
+                "others, --small-subgroups merge makes small groups one; or lower --min-subgroup-size."
             )
         # The folds of the cross-validation have fewer rows, and are not what was asked about.
         least = 0
@@ -480,7 +480,7 @@ def _steering(settings: Settings, question: Question, unknown_group: UnknownGrou
 
 
 def steering_of(
-    settings: Maps, reference_group: Any, min_cell_size: int, unknown_group: UnknownGroup = "error"
+    settings: Maps, reference_group: Any, min_subgroup_size: int, unknown_group: UnknownGroup = "error"
 ) -> FairSteeringTransformer:
     """Make a transformer with the parameters that options name."""
     return FairSteeringTransformer(
@@ -494,8 +494,8 @@ def steering_of(
         covariance=settings.covariance,
         shrinkage=parse_shrinkage(settings.shrinkage),
         pooling=settings.pooling,
-        min_cell_size=min_cell_size,
-        small_cells=settings.small_cells,
+        min_subgroup_size=min_subgroup_size,
+        small_subgroups=settings.small_subgroups,
         unknown_group=unknown_group,
         strength=settings.strength,
         max_time=settings.max_time,

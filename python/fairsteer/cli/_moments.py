@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fairsteer import persistence
 from fairsteer._utils.labels import label_text
 from fairsteer.moments import SubgroupMoments
+from fairsteer.moments._coordinates import Coordinates
 from fairsteer.streams import Reduction, RowBatch
 from fairsteer.transformer._streaming import RowReader
 
@@ -20,7 +21,7 @@ from . import UsageError, count
 from ._fitting import Problem, library_problems, memory_of, quoting_warnings, read_problem, steering_of
 from ._large import LargeTable
 from ._options import Maps, Rows, Settings
-from ._printing import Reporter
+from ._printing import Reporter, fit_values
 from ._question import group_named
 from ._steer import map_file
 from ._streams import Checkpoint
@@ -35,14 +36,34 @@ _MOST_BYTES = 2**30
 _UNITS = 30.0
 
 
-class _Sums(Reduction[SubgroupMoments]):
-    """Moments of the features as they are."""
+class _Noise(NamedTuple):
+    """What noise is to promise, and what everybody may know of the rows."""
 
-    def __init__(self, reader: RowReader, groups: list[Any]) -> None:
-        self._reader, self._groups = reader, groups
+    epsilon: float
+    delta: float
+    clip: float
+    like: SubgroupMoments
+    """Its classes, groups and scale are taken; those of the rows would tell of them."""
+
+
+class _Sums(Reduction[SubgroupMoments]):
+    """Moments of the features as they are, or of clipped ones in a scale that is known."""
+
+    def __init__(self, reader: RowReader, groups: list[Any], noise: _Noise | None = None) -> None:
+        self._reader, self._groups, self._noise = reader, groups, noise
 
     def start(self) -> SubgroupMoments:
         names = self._reader.names
+        if self._noise is not None:
+            return SubgroupMoments(
+                len(names),
+                classes=self._reader.classes,
+                groups=self._groups,
+                covariance="full",
+                feature_names=names,
+                coordinates=(False, *_standard(self._noise.like)),
+                clip=self._noise.clip,
+            )
         return SubgroupMoments(
             len(names),
             classes=self._reader.classes,
@@ -54,6 +75,8 @@ class _Sums(Reduction[SubgroupMoments]):
 
     def add(self, state: SubgroupMoments, batch: RowBatch) -> SubgroupMoments:
         rows, y, groups, weight = self._reader.read(batch)
+        if self._noise is not None:
+            rows = rows * state.coordinates.scale + state.coordinates.shift
         return state.update(rows, y, groups, weight)
 
     def merge(self, first: SubgroupMoments, second: SubgroupMoments) -> SubgroupMoments:
@@ -61,7 +84,15 @@ class _Sums(Reduction[SubgroupMoments]):
 
 
 def moments_file(
-    rows: Rows, *, out: Path, like: Path | None, resume: bool, checkpoint_every: float, force: bool
+    rows: Rows,
+    *,
+    out: Path,
+    like: Path | None,
+    noise: tuple[float | None, float | None, float | None],
+    resume: bool,
+    checkpoint_every: float,
+    force: bool,
+    as_json: bool = False,
 ) -> None:
     """Write the moments of a table.
 
@@ -73,12 +104,16 @@ def moments_file(
         Where to write.
     like : Path or None
         Moments or a map whose columns are encoded as these are to be.
+    noise : tuple of float or None
+        Epsilon, delta and the length to which rows are clipped, or nothing of it.
     resume : bool
         Whether the run that was interrupted is continued.
     checkpoint_every : float
         Seconds between checkpoints of a table that is read in pieces.
     force : bool
         Whether a file that exists may be replaced.
+    as_json : bool, default=False
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
@@ -86,12 +121,13 @@ def moments_file(
         For any input the user can put right; nothing has been written then.
     """
     out = as_path(out) or out
-    report = Reporter(to_stderr=is_standard_output(out))
+    report = Reporter(to_stderr=is_standard_output(out), as_json=as_json)
     if out.suffix != ".safetensors" and not is_stream(out):
         raise UsageError(f"the moments {out} must end in .safetensors, which is their format.")
     check_outputs([("--out", out)], sources=[rows.file, *([like] if like else [])], force=force)
     memory = memory_of(rows, out, resume=resume)
     known = None if like is None else _description(like)
+    private = _noise(noise, like)
     settings = Settings(**vars(rows))
     problem = read_problem(settings, report, steers_all=False, part=True, like=known, memory=memory)
     n_features = len(problem.encoder.encoded_names)
@@ -102,32 +138,97 @@ def moments_file(
             f"take {n_bytes / 2**30:.1f} GiB; --drop columns, or add up SubgroupMoments in Python."
         )
     checkpoint = problem.checkpoint(out, seconds=checkpoint_every, resume=resume)
-    moments = _moments(problem, report, checkpoint)
-    missing = _missing(problem)
-    extra = {**problem.description.to_json(), "filled": missing, "source": problem.table.name}
+    moments = _moments(problem, report, checkpoint, private)
+    extra = {**problem.description.to_json(), "filled": _missing(problem), "source": problem.table.name}
+    if private is not None and known is not None:
+        try:
+            with library_problems():
+                moments = moments.privatize(private.epsilon, private.delta)
+        except ImportError as error:
+            raise UsageError(str(error)) from error
+        extra = {**known.to_json(), "filled": {}, "source": problem.table.name}
     with writing(out) as output:
         output.file.write(_saved(moments, extra))
         output.commit()
     if checkpoint is not None:
         checkpoint.remove()
-    name = "standard output" if is_standard_output(out) else out.name
     report.say(moments.cell_table() + "\n")
-    report.say(
-        f"Wrote the moments of {count(round(float(moments.weights.sum())), 'row')} and "
-        f"{count(n_features, 'feature')} to {name}. No row is in it; subgroups of few rows tell much of them."
+    report.wrote(
+        f"the moments of {count(round(float(moments.weights.sum())), 'row')} and {count(n_features, 'feature')}",
+        out,
+        ". No row is in it; "
+        + (
+            "subgroups of few rows tell much of them."
+            if private is None
+            else "whether any one row is behind it is hidden with "
+            f"epsilon={private.epsilon:g}, delta={private.delta:g}. Every further file of the same rows adds to both."
+        ),
+    )
+    report.result("moments", **cells_of(moments))
+
+
+def _noise(noise: tuple[float | None, float | None, float | None], like: Path | None) -> _Noise | None:
+    epsilon, delta, clip = noise
+    if epsilon is None and delta is None and clip is None:
+        return None
+    if epsilon is None or delta is None or clip is None:
+        raise UsageError("noise takes all three: --epsilon, --delta and --clip.")
+    if like is None:
+        raise UsageError(
+            "noise needs --like: moments or a map of rows that need no hiding. Categories, medians, scale, classes and "
+            "groups are taken from there, for those of this table would tell of its rows."
+        )
+    if not 0 < epsilon < np.inf or not 0 < delta < 1 or not 0 < clip < np.inf:
+        raise UsageError(
+            f"--epsilon and --clip must be positive and --delta between 0 and 1, not {epsilon:g}, {clip:g} and "
+            f"{delta:g}."
+        )
+    value = _load(like)[0]
+    moments = getattr(value, "moments_", value)
+    if isinstance(moments.coordinates, Coordinates):  # those of a map that was standardised, or have noise themselves
+        moments = _in_units(moments, moments.coordinates)
+    return _Noise(epsilon, delta, clip, moments)
+
+
+def _in_units(moments: SubgroupMoments, coordinates: Coordinates) -> SubgroupMoments:
+    """Give moments of the features as they are, for their scale alone."""
+    inverse = 1 / coordinates.scale
+    return SubgroupMoments.from_statistics(
+        moments.weights,
+        (moments.means - coordinates.shift) * inverse,
+        moments.covariances * (inverse if moments.covariance == "diagonal" else np.outer(inverse, inverse)),
+        classes=moments.classes,
+        groups=moments.groups,
+        covariance=moments.covariance,
     )
 
 
-def _moments(problem: Problem, report: Reporter, checkpoint: Checkpoint | None) -> SubgroupMoments:
+def _moments(
+    problem: Problem, report: Reporter, checkpoint: Checkpoint | None, noise: _Noise | None
+) -> SubgroupMoments:
     with library_problems(), quoting_warnings(report.note):
         if not isinstance(problem.source, LargeTable):
-            reader = _reader(problem, problem.question.classes, problem.question.labels)
-            sums = _Sums(reader, problem.question.labels)
+            classes, labels = _labels(noise, problem.question.classes, problem.question.labels)
+            sums = _Sums(_reader(problem, classes, labels), labels, noise)
             batch = RowBatch(problem.features, problem.question.y, problem.groups)
             return sums.add(sums.start(), batch)
         stream = problem.stream(report, checkpoint)
-        classes, labels = stream.labels()
-        return stream.reduce(_Sums(_reader(problem, classes, labels), labels))
+        classes, labels = _labels(noise, *stream.labels())
+        return stream.reduce(_Sums(_reader(problem, classes, labels), labels, noise))
+
+
+def _labels(noise: _Noise | None, classes: list[Any], labels: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Classes and groups of the sums: those that are known where there is noise, which the table's must be among."""
+    if noise is None:
+        return classes, labels
+    known = noise.like.classes.tolist(), noise.like.groups.tolist()
+    for what, there, found in zip(("class", "group"), known, (classes, labels), strict=True):
+        if others := [label for label in found if label not in there]:
+            raise UsageError(
+                f"the {what} {label_text(others[0])} is none of those of --like, which is where the labels come from "
+                "if there is noise."
+            )
+    return known
 
 
 def _reader(problem: Problem, classes: list[Any], labels: list[Any]) -> RowReader:
@@ -176,7 +277,7 @@ def _description(path: Path) -> TableDescription:
 # ---- merging
 
 
-def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) -> None:
+def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool, as_json: bool = False) -> None:
     """Fit a map to the moments of several tables.
 
     Parameters
@@ -189,6 +290,8 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) ->
         Where to write the map.
     force : bool
         Whether a file that exists may be replaced.
+    as_json : bool, default=False
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
@@ -196,7 +299,7 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) ->
         If the moments do not belong together, with what must agree; nothing has been written then.
     """
     out = as_path(out) or out
-    report = Reporter(to_stderr=is_standard_output(out))
+    report = Reporter(to_stderr=is_standard_output(out), as_json=as_json)
     if out.suffix != ".safetensors" and not is_stream(out):
         raise UsageError(f"the map {out} must end in .safetensors, which is its format.")
     check_outputs([("--out", out)], sources=files, force=force)
@@ -215,20 +318,32 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool) ->
     _tell_units(loaded, report)
     with library_problems(), quoting_warnings(report.note), report.busy("fitting"):
         reference = group_named(maps.reference_group, total.groups.tolist())
-        steering = steering_of(maps, reference, maps.min_cell_size)
+        steering = steering_of(maps, reference, maps.min_subgroup_size)
         scaled = total.rescaled(*_standard(total)) if total.rescalable else total
         steering.fit_moments(scaled)
     kept = [name for name in descriptions[0].keep if all(name in one.keep for one in descriptions)]
     with writing(out) as output:
         output.file.write(map_file(steering, replace(descriptions[0], keep=tuple(kept))))
         output.commit()
-    name = "standard output" if is_standard_output(out) else out.name
     report.say(total.cell_table() + "\n")
     report.say(
         f"KL divergence of the nearest ideal distribution: {steering.kl_divergence_:.4g} nats "
         f"({steering.map_type_} maps).\n"
     )
-    report.say(f"Wrote the map of {count(len(steering.groups_), 'group')} to {name}, from {count(len(files), 'file')}.")
+    report.wrote(f"the map of {count(len(steering.groups_), 'group')}", out, f", from {count(len(files), 'file')}.")
+    report.result("merge", **cells_of(total), fit=fit_values(steering))
+
+
+def cells_of(moments: SubgroupMoments) -> dict[str, Any]:
+    """Rows of every subgroup, for machines."""
+    labels = [(label, group) for label in moments.classes.tolist() for group in moments.groups.tolist()]
+    return {
+        "features": moments.feature_names,
+        "cells": [
+            {"class": label, "group": group, "rows": float(n)}
+            for (label, group), n in zip(labels, moments.weights.ravel(), strict=True)
+        ],
+    }
 
 
 def _standard(moments: SubgroupMoments) -> tuple[Any, Any]:
@@ -236,8 +351,9 @@ def _standard(moments: SubgroupMoments) -> tuple[Any, Any]:
     total = moments.weights.sum()
     mean = np.einsum("ka,kaj->j", moments.weights, moments.means) / total
     spread = np.einsum("ka,kaj->j", moments.weights, (moments.means - mean) ** 2) / total
-    within = np.diagonal(moments.covariances, axis1=-2, axis2=-1)
-    variance = spread + np.einsum("ka,kaj->j", moments.weights, within) / total
+    within = moments.model.variances(moments.covariances)
+    weights = moments.model.in_cells(moments.weights)
+    variance = spread + np.tensordot(weights, within, axes=weights.ndim) / total
     eps = np.finfo(np.float64).eps
     constant = variance <= total * eps * variance + (total * mean * eps) ** 2
     scale = 1 / np.where(constant, 1.0, np.sqrt(variance))

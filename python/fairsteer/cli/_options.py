@@ -16,6 +16,7 @@ from . import UsageError
 
 __all__ = [
     "FILE_HELP",
+    "Json",
     "Maps",
     "Reads",
     "Rows",
@@ -29,6 +30,9 @@ __all__ = [
 Alignment = Literal["equal_opportunity", "demographic_parity"]
 Leakage = Literal["none", "linear", "trees"]
 UnknownGroup = Literal["error", "infer", "infer_hard"]
+
+#: Option of every command that prints.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines, notes included, not text.")]
 
 FILE_HELP = "A .csv, .tsv (or either with .gz) or .parquet file, or a folder of them; - is standard input."
 
@@ -133,8 +137,10 @@ class Maps:
             metavar="SHARE",
         ),
     ] = 0.0
-    min_cell_size: Annotated[int, _option("Rows that every class should have in every group.", min=0, metavar="N")] = 0
-    small_cells: Annotated[
+    min_subgroup_size: Annotated[
+        int, _option("Rows that every class should have in every group.", min=0, metavar="N")
+    ] = 0
+    small_subgroups: Annotated[
         Literal["error", "pool", "merge"],
         _option("With fewer: refuse, borrow from other subgroups, or join small groups."),
     ] = "error"
@@ -147,9 +153,10 @@ class Maps:
     def __post_init__(self) -> None:
         if self.pooling > 0 and self.covariance != "full":
             raise UsageError(f"--pooling needs --covariance full, not {self.covariance}.")
-        if self.small_cells != "error" and self.min_cell_size == 0:
+        if self.small_subgroups != "error" and self.min_subgroup_size == 0:
             raise UsageError(
-                f"--small-cells {self.small_cells} needs --min-cell-size, the rows below which a cell is small."
+                f"--small-subgroups {self.small_subgroups} needs --min-subgroup-size, "
+                "the rows below which a subgroup is small."
             )
         if self.reference_group is not None and self.intervention != "affirmative":
             raise UsageError("--reference-group belongs to --intervention affirmative; add it.")

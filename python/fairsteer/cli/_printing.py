@@ -5,22 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from fairsteer._utils.labels import label_text
-from fairsteer.report._tables import criterion_text, verdict
+from fairsteer.report._choice import Choice, choice_table
+from fairsteer.report._tables import Table, criterion_text, verdict
 from fairsteer.report._text import fitting_table
 from fairsteer.transformer import FairSteeringTransformer
 
 from . import mute
 from ._comparison import Comparison
+from ._json import json_text
+from ._writing import is_standard_output
 
-__all__ = ["Reporter"]
+__all__ = ["Reporter", "choice_of", "comparison_values", "fit_values"]
 
 _MAX_GROUPS = 12
 
@@ -40,6 +52,13 @@ class _Speed(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} rows/s")
 
 
+class _Left(TimeRemainingColumn):
+    """Time left, said to be that."""
+
+    def render(self, task: Task) -> Text:
+        return Text.assemble(super().render(task), (" left", "dim"))
+
+
 class Reporter:
     """Prints results on stdout, and notes and progress on stderr.
 
@@ -47,36 +66,62 @@ class Reporter:
     ----------
     to_stderr : bool
         Whether results go to stderr too, since stdout carries a file.
+    as_json : bool
+        Whether the result is one JSON object, which `result` prints, with the notes in it; text is left out then.
     """
 
-    def __init__(self, *, to_stderr: bool = False) -> None:
+    def __init__(self, *, to_stderr: bool = False, as_json: bool = False) -> None:
         self._out = _Console(stderr=to_stderr, highlight=False, markup=False, emoji=False)
         self._err = _Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._as_json = as_json
+        self._notes: list[str] = []
+        self._wrote: list[dict[str, str]] = []
 
     def say(self, text: Any = "") -> None:
-        """Print a paragraph of the result, wrapped to the terminal, or a table."""
-        _print(self._out, text)
+        """Print a paragraph of the result, wrapped to the terminal, or a table; not for machines."""
+        if not self._as_json:
+            _print(self._out, text)
+
+    def result(self, command: str, **values: Any) -> None:
+        """Print what a command has found, for machines; every command that prints calls it once, at its end."""
+        if self._as_json:
+            found = {"command": command, **values, "wrote": self._wrote, "notes": self._notes}
+            try:
+                self._out.out(json_text(found), highlight=False)
+            except BrokenPipeError:
+                mute()
+
+    def wrote(self, what: str, target: Path, end: str = ".", start: str = "") -> None:
+        """Say that a file has been written."""
+        name = "standard output" if is_standard_output(target) else target.name
+        self.say(f"{start}Wrote {what} to {name}{end}")
+        self._wrote.append({"what": what, "to": "-" if is_standard_output(target) else str(target)})
 
     def note(self, text: str) -> None:
         """Print something the user should know beside the result; on one line where no terminal wraps it."""
-        _print(self._err, f"note: {text}", style="dim", soft_wrap=not self._err.is_terminal)
+        if self._as_json:
+            self._notes.append(text)
+        else:
+            _print(self._err, f"note: {text}", style="dim", soft_wrap=not self._err.is_terminal)
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """Show on a terminal that a long job runs."""
+        """Show on a terminal that a long job runs, and since when: of what is one step no end can be told."""
         if not self._err.is_terminal:
             yield
             return
-        with self._err.status(what):
+        with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=self._err, transient=True) as bar:
+            bar.add_task(what, total=None)
             yield
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a bar on a terminal while a long job runs; yields what advances it."""
+        """Show on a terminal how far a long job is and how long it will take; yields what advances it."""
         if not self._err.is_terminal:
             yield lambda _: None
             return
-        with Progress(console=self._err, transient=True) as bar:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), _Left())
+        with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda n: bar.advance(task, n)
 
@@ -91,7 +136,7 @@ class Reporter:
             BarColumn(),
             TextColumn("{task.completed:,.0f} rows"),
             _Speed(),
-            TimeRemainingColumn(),
+            _Left(),
         )
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(what, total=total)
@@ -116,14 +161,6 @@ class Reporter:
         self.say(_fit_table(steering))
         self.say()
 
-    def choice(self, result: Comparison) -> None:
-        """Print accuracy and gaps of the classifiers that there are to choose from, and which to take."""
-        self.say("The choice\n")
-        self.say(_choice_table(result))
-        self.say()
-        self.say(_legend(result, change=False) + "\n")
-        self.advice(result)
-
     def advice(self, result: Comparison) -> None:
         """Print which classifier to take, and why."""
         self.say(_advice(result) + "\n")
@@ -137,6 +174,49 @@ class Reporter:
         hidden = len(result.groups) - _MAX_GROUPS
         if hidden > 0:
             self.say(f"({hidden} smaller {'group is' if hidden == 1 else 'groups are'} not shown)\n")
+
+
+def comparison_values(result: Comparison) -> dict[str, Any]:
+    """Give what `Reporter.comparison` and `Reporter.by_group` show, for machines."""
+    rates = {which: result.group_rates(which) for which in result.scores}
+    displacement = dict(result.displacement)
+    return {
+        "n_rows": result.n_rows,
+        "n_folds": result.n_folds,
+        "min_rows": result.min_rows,
+        "positive": result.positive,
+        "classifiers": {which: scores.measures for which, scores in result.scores.items()},
+        "change": result.change,
+        "criterion": result.criterion,
+        "choice": result.choice,
+        "advice": _advice(result),
+        "groups": [
+            {
+                "group": label,
+                "rows": result.rows[:, a].sum(),
+                "displacement": displacement.get(label),
+                "rates": {which: {name: rate[a] for name, rate in rates[which].items()} for which in rates},
+            }
+            for a, label in enumerate(result.groups)
+        ],
+    }
+
+
+def fit_values(steering: FairSteeringTransformer) -> dict[str, Any]:
+    """Say for machines what the fit of all rows has found."""
+    certificate = steering.certificate_
+    return {
+        "groups": steering.groups_,
+        "classes": steering.classes_,
+        "features": steering.get_feature_names_out(),
+        "map_type": steering.map_type_,
+        "kl_divergence": steering.kl_divergence_,
+        "certificate": {
+            "equal_opportunity": certificate.equal_opportunity,
+            "equalized_odds": certificate.equalized_odds,
+            "accuracy": certificate.accuracy,
+        },
+    }
 
 
 def _print(console: Console, what: Any, **how: Any) -> None:
@@ -162,12 +242,10 @@ def _comparison_table(result: Comparison) -> Any:
     return fitting_table(header, [False, *[True] * (len(header) - 1)], rows)
 
 
-def _choice_table(result: Comparison) -> Any:
-    rows = [
-        [criterion_text(key), *(_number(_values(result, which)[key]) for which in result.scores)]
-        for key in result.scores["before"].measures
-    ]
-    return fitting_table(["", *result.scores], [False, *[True] * len(result.scores)], rows)
+def choice_of(result: Comparison) -> tuple[Table, Choice]:
+    """Accuracy and gaps of the classifiers that there are to choose from, and which to take, for a report."""
+    table = choice_table({name: scores.measures for name, scores in result.scores.items()}, result.choice)
+    return table, Choice(result.criterion, _advice(result), _legend(result, change=False))
 
 
 def _advice(result: Comparison) -> str:

@@ -55,7 +55,7 @@ class Question:
         """Groups of the usable rows."""
         return self.groups[self.usable].reset_index(drop=True)
 
-    def small_cells(self, least: int) -> list[str]:
+    def small_subgroups(self, least: int) -> list[str]:
         """Describe the cells with fewer than `least` usable rows."""
         return [
             f"{label_text(self.classes[k])} in {label_text(self.labels[a])} ({self.counts[a, k]})"
@@ -238,6 +238,11 @@ def _encode_groups(
 def group_named(text: str | None, labels: list[Any]) -> Any:
     """Group that is written as `text`, see `Question.group_named`."""
     return _find(text, labels, "--reference-group", "group")
+
+
+def label_named(text: str, labels: list[Any], option: str, what: str = "group") -> Any:
+    """Label that is written as `text`, of those that there are."""
+    return _find(text, labels, option, what)
 
 
 def _find(text: str | None, labels: list[Any], option: str, what: str) -> Any:

@@ -22,7 +22,7 @@ from ._comparison import compare
 from ._fitting import library_problems, memory_of, quoting_warnings, read_problem, tell_of_fit
 from ._large import AnyTable, LargeTable
 from ._options import Alignment, Settings
-from ._printing import Reporter
+from ._printing import Reporter, comparison_values, fit_values
 from ._reading import format_of
 from ._table import Gaps, TableDescription
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, open_writer, writing
@@ -44,6 +44,7 @@ def steer_file(
     force: bool,
     resume: bool = False,
     checkpoint_every: float = 30.0,
+    as_json: bool = False,
 ) -> None:
     """Print the table before and after, then write what was asked for.
 
@@ -61,6 +62,8 @@ def steer_file(
         Whether the run that was interrupted is continued.
     checkpoint_every : float, default=30
         Seconds between checkpoints of a table that is read in pieces.
+    as_json : bool, default=False
+        Whether one JSON object is printed instead of text.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def steer_file(
         For any input the user can put right; nothing has been written then.
     """
     out, model = as_path(out), as_path(model)
-    report = Reporter(to_stderr=is_standard_output(out) or is_standard_output(model))
+    report = Reporter(to_stderr=is_standard_output(out) or is_standard_output(model), as_json=as_json)
     if out is not None:
         check_table_path(out)
     if model is not None and model.suffix != ".safetensors" and not is_stream(model):
@@ -104,10 +107,11 @@ def steer_file(
     report.advice(result)
     if out is None and model is None:
         report.say("Nothing was written: --out writes the steered table, --model the map for new rows.")
-        return
-    write_files(fitted, problem.description, problem.source, problem.carried, out, model, report, problem.n_rows)
+    else:
+        write_files(fitted, problem.description, problem.source, problem.carried, out, model, report, problem.n_rows)
     if checkpoint is not None:
         checkpoint.remove()
+    report.result("steer", **comparison_values(result), fit=fit_values(steering))
 
 
 def check_table_path(path: Path) -> None:
@@ -125,7 +129,7 @@ def write_files(
     model: Path | None,
     report: Reporter,
     total: int | None = None,
-) -> None:
+) -> int:
     """Write both files; they take their places only when both are complete.
 
     Parameters
@@ -144,7 +148,13 @@ def write_files(
         Where to print.
     total : int, default=None
         Number of rows, if it is known.
+
+    Returns
+    -------
+    int
+        Number of rows that were steered.
     """
+    n_rows = 0
     with ExitStack() as stack:
         finished: list[tuple[Output, str]] = []
         if model is not None:
@@ -159,8 +169,8 @@ def write_files(
             finished.append((output, count(n_rows, "steered row")))
         for output, what in finished:
             output.commit()
-            name = "standard output" if is_standard_output(output.target) else output.target.name
-            report.say(f"Wrote {what} to {name}.")
+            report.wrote(what, output.target)
+    return n_rows
 
 
 def map_file(fitted: FairSteeringTransformer | IdealDistributionClassifier, description: TableDescription) -> bytes:

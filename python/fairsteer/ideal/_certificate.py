@@ -30,7 +30,7 @@ class Certificate:
         in [0, 1].
     accuracy : float
         Bound on the difference of the error rates on the two distributions, in [0, 1].
-    gaussians : {"cells", "model"}
+    gaussians : {"subgroups", "model"}
         Which Gaussians the bounds speak of: of every subgroup (cell of class and group) its own mean and covariance;
         or those of the model, which may be wrong about the subgroups where it ties their covariances or takes the
         features as uncorrelated.
@@ -39,7 +39,7 @@ class Certificate:
     total_variation: Doubles
     equal_opportunity: Doubles
     accuracy: float
-    gaussians: Literal["cells", "model"] = "model"
+    gaussians: Literal["subgroups", "model"] = "model"
 
     def __repr__(self) -> str:
         return (
@@ -49,7 +49,7 @@ class Certificate:
 
     @classmethod
     def of_divergences(
-        cls, cell_divergence: Doubles, kl_divergence: float, gaussians: Literal["cells", "model"]
+        cls, cell_divergence: Doubles, kl_divergence: float, gaussians: Literal["subgroups", "model"]
     ) -> Certificate:
         """Bounds that divergences put on gaps and accuracy.
 
@@ -59,7 +59,7 @@ class Certificate:
             KL divergence of every subgroup of the ideal distribution from its Gaussian, in nats.
         kl_divergence : float
             That of all, with the shares of the subgroups, in nats.
-        gaussians : {"cells", "model"}
+        gaussians : {"subgroups", "model"}
             Whose Gaussians these are.
         """
         return cls.of_bounds(
@@ -67,7 +67,9 @@ class Certificate:
         )
 
     @classmethod
-    def of_bounds(cls, total_variation: Doubles, accuracy: float, gaussians: Literal["cells", "model"]) -> Certificate:
+    def of_bounds(
+        cls, total_variation: Doubles, accuracy: float, gaussians: Literal["subgroups", "model"]
+    ) -> Certificate:
         """Bounds on gaps that follow from those on the total variation of every subgroup; see the attributes."""
         bound = np.array(total_variation)
         # The two largest of a class, whichever groups they belong to; a single group has no gap.
@@ -76,7 +78,7 @@ class Certificate:
         return cls(bound, gaps, accuracy, gaussians)
 
     @classmethod
-    def of_nothing(cls, shape: tuple[int, ...], gaussians: Literal["cells", "model"]) -> Certificate:
+    def of_nothing(cls, shape: tuple[int, ...], gaussians: Literal["subgroups", "model"]) -> Certificate:
         """Bounds of 1, which hold whatever is the case, for (n_classes, n_groups) subgroups."""
         return cls.of_bounds(np.ones(shape), 1.0, gaussians)
 
@@ -195,7 +197,7 @@ def cell_certificate(
     ideal = np.outer(class_prior, group_prior)
     some = ideal > 0
     total = float(np.sum(ideal[some] * (np.log(ideal[some] / (q / q.sum())[some]) + divergence[some])))
-    return Certificate.of_divergences(divergence, total, "cells")
+    return Certificate.of_divergences(divergence, total, "subgroups")
 
 
 def moved_certificate(moved: CellGaussians, ideal: IdealDistribution, *, standardize: bool) -> Certificate:

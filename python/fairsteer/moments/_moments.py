@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairsteer import _core
+from fairsteer._utils.arrays import check_floats, has_double, lies_elsewhere, to_numpy
+from fairsteer._utils.html import cells_svg, facts_html
 from fairsteer._utils.input import brief, few, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
@@ -18,13 +20,30 @@ from fairsteer.moments._borrowing import borrowed_sums
 from fairsteer.moments._coordinates import Coordinates, check_same_features, check_same_kinds, checked_names
 from fairsteer.moments._covariances import Covariances, covariance_model, matching_model
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
+from fairsteer.moments._device import BadRowError, DeviceSums
 from fairsteer.moments._mixed import add_cells, add_rows
+from fairsteer.moments._privacy import Privacy, checked_clip, clipped, described, merged_privacy, privatized
 from fairsteer.moments._shrinkage import FORMULAS, formula_intensity, shrunk_covariances
 from fairsteer.moments._standardizing import class_factors, common_factors, small_columns
 from fairsteer.moments._table import LISTED_CELLS, weight_table
 
 # What is accumulated, in the core's order.
 SUMS = ("weights", "_weight_squares", "means", "_scatters", "_cubics", "_quartics")
+
+
+class _Sum:
+    """Array of sums, to which those of rows on a device are added when somebody looks at it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, moments: SubgroupMoments, owner: type) -> Doubles:
+        moments._settle()
+        found: Doubles = vars(moments)[self._name]
+        return found
+
+    def __set__(self, moments: SubgroupMoments, sums: Doubles) -> None:
+        vars(moments)[self._name] = sums
 
 
 class SubgroupMoments:
@@ -58,6 +77,9 @@ class SubgroupMoments:
         With "full", whether mixed third and fourth moments of all pairs of features are kept, so that `rescaled` can
         choose the scale of the features later: for sites that do not know what scale the rows of all will have. Takes
         three times the memory and more than three times as long.
+    clip : float, default=None
+        Length, in the coordinates in which rows are added up, to which longer rows are shortened: what `privatize`
+        needs. Choose it without looking at the rows; sample weights must then not exceed 1.
 
     Attributes
     ----------
@@ -74,6 +96,10 @@ class SubgroupMoments:
         As given.
     coordinates : tuple, transformer or None
         As given.
+    clip : float or None
+        As given.
+    privacy : tuple (epsilon, delta, clip) or None
+        What `privatize` has promised of every row that is in them.
 
     See Also
     --------
@@ -98,6 +124,18 @@ class SubgroupMoments:
     (array([1.]), array([[1.]]))
     """
 
+    weights = _Sum()
+    _weight_squares = _Sum()
+    means = _Sum()
+    _scatters = _Sum()
+    # Third and fourth moments, for the Ledoit-Wolf intensity.
+    _cubics = _Sum()
+    _quartics = _Sum()
+
+    # Sums of rows that lie on a device, and beside them what the rows weigh there where those are of weighted rows.
+    _there: DeviceSums | None = None
+    _weights_there: tuple[Doubles, ...] = ()
+
     def __init__(
         self,
         n_features: int,
@@ -109,6 +147,7 @@ class SubgroupMoments:
         feature_names: Iterable[str] | None = None,
         coordinates: Any = None,
         rescalable: bool = False,
+        clip: float | None = None,
     ) -> None:
         model = covariance_model(covariance)
         if n_features < 1:
@@ -120,16 +159,21 @@ class SubgroupMoments:
         self.covariance: CovarianceModel = covariance
         self.feature_names = checked_names(feature_names, self.n_features)
         self.coordinates = Coordinates(*coordinates) if type(coordinates) is tuple else coordinates
+        self.clip = checked_clip(clip)
+        self.privacy: Privacy | None = None
+        if self.clip is not None and (rescalable or cell_counts is not None):
+            what = "rescalable=True: its third and fourth moments get no noise"
+            if not rescalable:
+                what = "cell_counts: they give rows weights that nothing bounds; use covariance='full', and tie it"
+            msg = f"clip does not go with {what}."
+            raise ValueError(msg)
         self._shrunk: Doubles | None = None
         self._pooling = 0.0
         K, G, d = len(self.classes), len(self.groups), self.n_features
-        self.weights: Doubles = np.zeros((K, G))
-        self._weight_squares: Doubles = np.zeros((K, G))
-        self.means: Doubles = np.zeros((K, G, d))
-        self._scatters: Doubles = np.zeros(model.shape(K, G, d))
-        # Third and fourth moments, for the Ledoit-Wolf intensity.
-        self._cubics: Doubles = np.zeros((K, G, d))
-        self._quartics: Doubles = np.zeros(model.quartic_shape(K, G, d))
+        self.weights, self._weight_squares = np.zeros((K, G)), np.zeros((K, G))
+        self.means, self._cubics = np.zeros((K, G, d)), np.zeros((K, G, d))
+        self._scatters = np.zeros(model.shape(K, G, d))
+        self._quartics = np.zeros(model.quartic_shape(K, G, d))
         # Mixed third and fourth moments of the cells, where the scale of the features is to be chosen later.
         self._mixed: tuple[Doubles, Doubles] | None = None
         if rescalable:
@@ -249,7 +293,7 @@ class SubgroupMoments:
 
     def _sums(self) -> tuple[Doubles, ...]:
         """Give the sums as the core takes them: of rows weighted by the factors where there are factors."""
-        own = tuple(getattr(self, name) for name in SUMS)
+        own: tuple[Doubles, ...] = tuple(getattr(self, name) for name in SUMS)
         return own if self._scatter_sums is None else (*self._scatter_sums, *own[2:])
 
     def _weigh_classes_alike(self, factors: Doubles) -> None:
@@ -308,7 +352,8 @@ class SubgroupMoments:
         X : array-like of shape (n_samples, n_features)
             float16, float32 and float64 are read where they lie, in any layout; anything else is converted to
             float64. float16 and float32 products are formed in float32 within blocks and summed in double
-            precision. Must be finite.
+            precision. Must be finite. Arrays of other libraries too (torch, CuPy, JAX, …; bfloat16 counts as float32):
+            rows on a device are added up there, and their sums come back once, when they are looked at.
         y_codes, group_codes : array-like of shape (n_samples,)
             Integer codes into `classes` and `groups`; a negative one leaves the row out.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -324,43 +369,39 @@ class SubgroupMoments:
         ValueError
             When shapes do not agree, a code is too large, or a weight is negative or not finite; when a row is not
             finite, or too large to be squared. The accumulator is then what it was, and so it is after Ctrl-C.
+        MemoryError
+            When the sums do not fit into what is free on the device of the rows.
+
+        Notes
+        -----
+        On a device products of single precision are never rounded to TensorFloat-32 or half precision, whatever the
+        settings. A device without double precision, and `rescalable` moments, have their rows copied to the processor.
         """
         if self._regularised:
             msg = "These moments are pooled or shrunk and accept no more rows; update the ones they were made from."
             raise ValueError(msg)
-        X = np.asarray(X)
+        if self.privacy is not None:
+            msg = (
+                f"These moments have noise ({described(self.privacy)}), which would not hide rows that are added now. "
+                "Add them to moments of their own, privatize those, and merge both."
+            )
+            raise ValueError(msg)
+        if lies_elsewhere(X) and self._mixed is None and has_double(X):
+            return self._update_there(X, to_numpy(y_codes), to_numpy(group_codes), to_numpy(sample_weight))
+        X = np.asarray(to_numpy(X))
         if X.dtype not in (np.float16, np.float32, np.float64) or not X.dtype.isnative:
             X = X.astype(np.float64)
         X = with_whole_strides(X)
-        y = self._codes(y_codes, self.n_classes, "y_codes", len(X))
-        a = self._codes(group_codes, self.n_groups, "group_codes", len(X))
-        weights = None
-        if sample_weight is not None:
-            weights = np.ascontiguousarray(sample_weight, dtype=np.float64)
-            if not (np.isfinite(weights).all() and (weights >= 0).all()):
-                msg = "sample_weight must be finite and not negative."
-                raise ValueError(msg)
-        for name in SUMS:  # memory that came read-only, mapped from a file or shared between processes, is copied
-            vars(self)[name] = _writable(vars(self)[name])
+        y, a, weights = self._codes_and_weights(
+            len(X), to_numpy(y_codes), to_numpy(group_codes), to_numpy(sample_weight)
+        )
+        if self.clip is not None and X.ndim == 2:
+            X = clipped(X, self.clip)
+        self._make_writable()
         if self._mixed is not None:
             mixed = tuple(np.array(sums) for sums in self._mixed)
             add_rows((mixed[0], mixed[1]), (self.weights, self.means, self._scatters), X, y, a, weights)
-        of_cells = []
-        if self._factors is not None and self._scatter_sums is not None:
-            self._scatter_sums = (_writable(self._scatter_sums[0]), _writable(self._scatter_sums[1]))
-            counted = (y >= 0) & (a >= 0)
-            own = np.ones(len(y)) if weights is None else weights
-            cell = y[counted] * self.n_groups + a[counted]
-            lost = cell[self._factors.ravel()[cell] == 0]
-            if lost.size:
-                k, g = divmod(int(lost[0]), self.n_groups)
-                msg = (
-                    f"There is a row of class {self.classes.tolist()[k]!r} in group {self.groups.tolist()[g]!r}, for "
-                    "which cell_counts has 0."
-                )
-                raise ValueError(msg)
-            of_cells = [np.bincount(cell, w[counted], self.weights.size) for w in (own, own**2)]
-            weights = np.where(counted, own * self._factors[y, a], 0.0)
+        of_cells, weights = self._weighted(y, a, weights)
         try:
             with own_threads() as n_threads:
                 _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
@@ -372,10 +413,95 @@ class SubgroupMoments:
             msg = f"{what} ({where})."
             raise ValueError(msg) from error
         for sums, added in zip((self.weights, self._weight_squares), of_cells, strict=False):
-            sums += added.reshape(sums.shape)
+            sums += added
         if self._mixed is not None:
             self._mixed = (mixed[0], mixed[1])
         return self
+
+    def _codes_and_weights(
+        self, n_rows: int, y_codes: ArrayLike, group_codes: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Codes, Codes, Doubles | None]:
+        y = self._codes(y_codes, self.n_classes, "y_codes", n_rows)
+        a = self._codes(group_codes, self.n_groups, "group_codes", n_rows)
+        if sample_weight is None:
+            return y, a, None
+        weights: Doubles = np.ascontiguousarray(sample_weight, dtype=np.float64)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            msg = "sample_weight must be finite and not negative."
+            raise ValueError(msg)
+        if self.clip is not None and weights.max(initial=0) > 1:
+            msg = f"sample_weight must not exceed 1 where rows are clipped, but the largest is {weights.max():g}."
+            raise ValueError(msg)
+        return y, a, weights
+
+    def _make_writable(self) -> None:
+        """Copy memory that came read-only, mapped from a file or shared between processes."""
+        for name in SUMS:
+            setattr(self, name, _writable(getattr(self, name)))
+        if self._scatter_sums is not None:
+            self._scatter_sums = (_writable(self._scatter_sums[0]), _writable(self._scatter_sums[1]))
+
+    def _weighted(self, y: Codes, a: Codes, weights: Doubles | None) -> tuple[tuple[Doubles, ...], Doubles | None]:
+        """Give what rows weigh by cell, if it is not what they weigh in the scatters, and what they weigh there."""
+        if self._factors is None or self._scatter_sums is None:
+            return (), weights
+        counted = (y >= 0) & (a >= 0)
+        own = np.ones(len(y)) if weights is None else weights
+        cell = y[counted] * self.n_groups + a[counted]
+        lost = cell[self._factors.ravel()[cell] == 0]
+        if lost.size:
+            k, g = divmod(int(lost[0]), self.n_groups)
+            msg = (
+                f"There is a row of class {self.classes.tolist()[k]!r} in group {self.groups.tolist()[g]!r}, for "
+                "which cell_counts has 0."
+            )
+            raise ValueError(msg)
+        shape = self._factors.shape
+        of_cells = tuple(
+            np.bincount(cell, w[counted], self._factors.size).astype(np.float64).reshape(shape) for w in (own, own**2)
+        )
+        return of_cells, np.where(counted, own * self._factors[y, a], 0.0)
+
+    # ---- rows on a device
+
+    def _update_there(self, X: Any, y_codes: Any, group_codes: Any, sample_weight: Any) -> SubgroupMoments:
+        """Add rows where they lie; their sums come back when somebody looks at them."""
+        X = check_floats(X)
+        if X.shape[1] != self.n_features:
+            msg = f"X has {X.shape[1]} features, but the moments are of {self.n_features}."
+            raise ValueError(msg)
+        y, a, weights = self._codes_and_weights(int(X.shape[0]), y_codes, group_codes, sample_weight)
+        of_cells, weights = self._weighted(y, a, weights)
+        if self.clip is not None:
+            X = clipped(X, self.clip)
+        if self._there is not None and not self._there.serves(X):
+            self._settle()
+        if self._there is None:
+            self._there = DeviceSums(X, self.covariance, self.n_classes, self.n_groups)
+            self._weights_there = tuple(map(np.zeros_like, of_cells))
+        try:
+            self._there.add(X, np.where((y >= 0) & (a >= 0), y * self.n_groups + a, -1), weights)
+        except BadRowError as error:
+            k, g = self.classes.tolist()[y[error.args[0]]], self.groups.tolist()[a[error.args[0]]]
+            msg = f"Row {error.args[0]} is not finite, or too large to be squared (class {k!r}, group {g!r})."
+            raise ValueError(msg) from error
+        for sums, added in zip(self._weights_there, of_cells, strict=True):
+            sums += added
+        return self
+
+    def _settle(self) -> None:
+        """Bring the sums of rows on a device back, and add them to the others."""
+        there, self._there = self._there, None
+        if there is None:
+            return
+        self._make_writable()
+        _core.merge_moments(self.covariance, self._sums(), there.home(), np.arange(there.weights.size))
+        for sums, added in zip((self.weights, self._weight_squares), self._weights_there, strict=False):
+            sums += added
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return self.__dict__
 
     @staticmethod
     def _codes(codes: ArrayLike, n: int, name: str, n_rows: int) -> Codes:
@@ -444,6 +570,7 @@ class SubgroupMoments:
             np.ix_(positions_within(part.classes, merged.classes), positions_within(part.groups, merged.groups))
             for part in (self, other)
         ]
+        merged.clip, merged.privacy = merged_privacy(self, other)
         if self._factors is not None or other._factors is not None:
             merged._weigh_classes_alike(common_factors(self, other, places, merged.weights.shape))
         for part, (k, a) in zip((self, other), places, strict=True):
@@ -456,6 +583,60 @@ class SubgroupMoments:
                 merged.weights[k, a] += part.weights
                 merged._weight_squares[k, a] += part._weight_squares
         return merged
+
+    def privatize(self, epsilon: float, delta: float) -> SubgroupMoments:
+        """Add Gaussian noise, so that little can be told from the moments of any single row.
+
+        Parameters
+        ----------
+        epsilon : float
+            Positive: with or without any one row, no outcome is more than ``exp(epsilon)`` times as likely, but for
+            outcomes of probability `delta`.
+        delta : float in (0, 1)
+            Much less than one over the number of rows.
+
+        Returns
+        -------
+        moments : SubgroupMoments
+            New ones, with noise in the counts, means and covariances, and `privacy`. Covariances are the nearest
+            positive semi-definite ones; subgroups of less than one row after the noise are empty.
+
+        Raises
+        ------
+        ImportError
+            If opendp is not installed.
+        ValueError
+            If rows were not clipped, there is noise already, or the moments are pooled or shrunk.
+
+        Notes
+        -----
+        **What is hidden** is whether a row is there, and all of it: its features, class and group; one row a person.
+        The size of the noise and the noise itself are OpenDP's. Counts, sums of rows over `clip`, and sums of products
+        over its square are one vector, of which a row moves at most sqrt(3); third and fourth moments are not released
+        (Ledoit-Wolf takes those of Gaussians).
+
+        **What is not hidden**: the labels of classes and groups, the names of features, their coordinates and `clip`,
+        which therefore must not be taken from the rows. The noise has a size of its own, whatever the number of rows,
+        so that small subgroups drown in it.
+
+        **Sums**: merged moments of disjoint rows promise the weaker of both promises (`a + b`). Noise on the same rows
+        twice promises less: their epsilons and deltas add up, which is for whoever publishes them to count. Moments
+        that are merged with some without noise have no `privacy`; what was promised of the rows with noise still holds.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fairsteer import SubgroupMoments
+        >>> rng = np.random.default_rng(0)
+        >>> y, group = rng.integers(0, 2, (2, 10000))
+        >>> moments = SubgroupMoments(3, classes=[0, 1], groups=["f", "m"], covariance="full", clip=3.0)
+        >>> released = moments.update(rng.normal(size=(10000, 3)), y, group).privatize(epsilon=1.0, delta=1e-6)
+        >>> released.privacy
+        Privacy(epsilon=1.0, delta=1e-06, clip=3.0)
+        >>> bool(abs(released.weights.sum() - 10000) < 200)
+        True
+        """
+        return privatized(self, epsilon, delta)
 
     def __add__(self, other: Any) -> SubgroupMoments:
         """Moments of the union of two data sets, see `merge`."""
@@ -473,20 +654,24 @@ class SubgroupMoments:
         covariance: CovarianceModel | None = None,
     ) -> SubgroupMoments:
         """Moments of no rows, of the same features."""
-        return SubgroupMoments(
+        empty = SubgroupMoments(
             self.n_features,
             classes=self.classes if classes is None else classes,
             groups=self.groups if groups is None else groups,
             covariance=covariance or self.covariance,
             feature_names=self.feature_names,
             coordinates=self.coordinates,
+            clip=self.clip,
         )
+        empty.privacy = self.privacy
+        return empty
 
     @property
     def _regularised(self) -> bool:
         return self._pooling > 0 or self._shrunk is not None
 
     def _replace_covariances(self, covariances: Doubles | None, pooling: float | None = None) -> SubgroupMoments:
+        self._settle()
         copy = object.__new__(SubgroupMoments)
         copy.__dict__.update(self.__dict__)
         copy._shrunk = covariances
@@ -984,6 +1169,15 @@ class SubgroupMoments:
             f"SubgroupMoments({self.n_classes} classes x {self.n_groups} groups, {self.n_features} features, "
             f"covariance={self.covariance!r}, weight={self.weights.sum():.6g})"
         )
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("features", f"{self.n_features:,}"),
+            ("weight of rows", f"{self.weights.sum():.6g}"),
+            ("covariance", self.covariance),
+        ]
+        title, labels = "Weight of every class in every group", (self.classes.tolist(), self.groups.tolist())
+        return f"<p>SubgroupMoments</p>{facts_html(facts)}{cells_svg(title, *labels, self.weights, '.6g')}"
 
 
 def _writable(array: Doubles) -> Doubles:

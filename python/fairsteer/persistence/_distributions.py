@@ -16,6 +16,7 @@ from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._coordinates import Coordinates
 from fairsteer.moments._covariances import covariance_model
 from fairsteer.moments._moments import SUMS
+from fairsteer.moments._privacy import Privacy, checked_clip
 from fairsteer.persistence._checks import check_finite_number, listed_names, shares, symmetric
 from fairsteer.persistence._file import Tensors
 
@@ -75,6 +76,8 @@ def pack_moments(moments: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> 
         "shrunk": moments._shrunk is not None,
         "standardized": moments._factors is not None,
         "rescalable": moments._mixed is not None,
+        "clip": moments.clip,
+        "privacy": None if moments.privacy is None else moments.privacy._asdict(),
     }
 
 
@@ -103,6 +106,7 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
     for to, array in zip(moments._sums(), sums, strict=True):
         to[...] = array
     _check_sums(moments)
+    _read_privacy(moments, block)
     if block.flag("standardized"):
         factors = tensors.take("moments.factors", (K, G))
         if (factors < 0).any():
@@ -124,6 +128,14 @@ def unpack_moments(block: Fields, tensors: Tensors) -> SubgroupMoments:
     if block.flag("shrunk"):
         moments._shrunk = _covariances("moments.shrunk", tensors, covariance, scatter)
     return moments
+
+
+def _read_privacy(moments: SubgroupMoments, block: Fields) -> None:
+    if "clip" in block:
+        moments.clip = checked_clip(block.number("clip"))
+    if "privacy" in block:
+        inner = block.fields("privacy")
+        moments.privacy = Privacy(inner.number("epsilon", 0), inner.number("delta", 0, 1), inner.number("clip", 0))
 
 
 def pack_model(model: SubgroupMoments, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -244,7 +256,7 @@ def _unpack_certificate(block: Fields, shape: tuple[int, int], tensors: Tensors)
     bound = tensors.take("ideal.total_variation", shape)
     if (bound < 0).any() or (bound > 1).any():
         raise ValueError("a bound of its certificate is no probability")
-    return Certificate.of_bounds(bound, inner.number("accuracy", 0, 1), inner.text("gaussians", ("cells", "model")))
+    return Certificate.of_bounds(bound, inner.number("accuracy", 0, 1), inner.text("gaussians", ("subgroups", "model")))
 
 
 def _ideal_shapes(covariance: str, map_type: str, K: int, G: int, d: int) -> dict[str, tuple[int | None, ...]]:

@@ -55,12 +55,10 @@ class GroupScoreDisplay:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fairsteer import FairSteeringTransformer
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.plotting import GroupScoreDisplay
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 500))
-    >>> X = rng.normal(size=(500, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 2])
+    >>> X, y, group = make_biased_groups(500, random_state=0)
     >>> steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     >>> display = GroupScoreDisplay.from_estimator(steer, X, y, sensitive_features=group)
     >>> len(display.lines_)

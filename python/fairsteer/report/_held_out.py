@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from sklearn.utils.validation import validate_data
 from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.estimators import takes_parameter, unfrozen, weight_params
 from fairsteer._utils.folds import rows_of, stratified_splits
-from fairsteer._utils.input import ROW_CHECKS, check_classes, warn_caller, widen_bfloat16
+from fairsteer._utils.input import ROW_CHECKS, check_classes, in_numpy, warn_caller
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
@@ -56,8 +58,9 @@ class AsGiven(NamedTuple):
     classifier: Any
 
 
+@cache
 def default_classifier() -> Any:
-    """Classifier to judge a steering by where the user names none."""
+    """Classifier to judge a steering by where the user names none; always the same, so that a fold fits it once."""
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
 
 
@@ -71,6 +74,7 @@ def predict_held_out(
     cv: Any = 5,
     prepare: Prepare | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    optional: Collection[Any] = (),
 ) -> HeldOut:
     """Predict every row by fits on the other folds, by several methods on the same folds.
 
@@ -93,6 +97,8 @@ def predict_held_out(
         of all rows. None: `X`.
     advance : callable, default
         Called with 1 after every fold.
+    optional : collection
+        Names of methods that are left out if some fold has too few rows for them.
 
     Returns
     -------
@@ -105,7 +111,8 @@ def predict_held_out(
         If no row is left, no fold has a row to test, or `y` or the groups do not match `X`.
     """
     methods = {name: _as_method(method) for name, method in methods.items()}
-    return run_methods(methods, read_rows(methods, X, y, sensitive_features, sample_weight), cv, prepare, advance)
+    rows = read_rows(methods, X, y, sensitive_features, sample_weight)
+    return run_methods(methods, rows, cv, prepare, advance, optional=optional)
 
 
 def _as_method(method: Any) -> Any:
@@ -119,6 +126,8 @@ class HeldOut(NamedTuple):
     """Classes of the rows that were tested, (n_tested,)."""
     y_pred: dict[Any, npt.NDArray[Any]]
     """Classes predicted by every method, (n_tested,) each."""
+    proba: dict[Any, Doubles]
+    """Probabilities of the classes, (n_tested, n_classes) each, of the methods that were asked for them and know."""
     tested: npt.NDArray[np.intp]
     """Positions of these rows among those given; a row of a group that a training fold lacks is not tested."""
     places: npt.NDArray[np.intp]
@@ -238,7 +247,7 @@ def read_rows(
         if labels is None and columns is not None:
             labels = columns_of(X, columns)
         if any(isinstance(m, Method) for m in methods.values()):
-            values = check_array(widen_bfloat16(X), **ROW_CHECKS)
+            values = check_array(in_numpy(X), **ROW_CHECKS)
     n_rows = len(X) if isinstance(X, list) else X.shape[0]
     encoder = GroupEncoder() if known is None else known._encoder
     if known is not None and (labels is None) != (encoder is None):
@@ -308,8 +317,14 @@ def run_methods(
     advance: Callable[[int], None] = lambda _: None,
     *,
     predict: bool = True,
+    optional: Collection[Any] = (),
+    probable: Collection[Any] = (),
 ) -> HeldOut:
-    """Fit and predict, fold by fold; without anything to predict only steerings are fitted."""
+    """Fit and predict, fold by fold; without anything to predict only steerings are fitted.
+
+    Methods named in `optional` are left out if a fold refuses them; those in `probable` give probabilities too.
+    """
+    methods = dict(methods)
     y_codes = np.zeros(len(rows.codes), dtype=np.intp)
     if rows.y is not None:
         y_codes = np.unique(rows.y, return_inverse=True)[1]
@@ -318,15 +333,24 @@ def run_methods(
     all_y[rows.kept], all_codes[rows.kept] = y_codes, rows.codes
     trials: list[Trial] = []
     found: dict[Any, list[npt.NDArray[Any]]] = {name: [] for name in methods}
+    proba: dict[Any, list[Doubles | None]] = {name: [] for name in probable}
     for train, test in stratified_splits(cv, rows.kept, all_y, all_codes, rows.kept, frozen=False):
         if train is None or not len(train) or not len(test):
             continue
         fold = _Fold(rows, place[train], place[test], prepare)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the fit on all rows has said what there is to say
-            for name, method in methods.items():
+            for name, method in tuple(methods.items()):
                 if predict and rows.y is not None:
-                    found[name].append(fold.predict(method))
+                    try:
+                        found[name].append(fold.predict(method))
+                    except ValueError:
+                        if name not in optional:
+                            raise
+                        del methods[name], found[name]
+                        continue
+                    if name in proba:
+                        proba[name].append(fold.proba(method))
                 elif isinstance(method, Method) and method.steering is not None:
                     fold.fitted_steering(method)
             fitted = {name: fold.fitted(method) for name, method in methods.items()}
@@ -344,6 +368,11 @@ def run_methods(
     return HeldOut(
         y_true=np.empty(0) if rows.y is None else rows.y[tested],
         y_pred={name: np.concatenate(pieces)[pick] for name, pieces in found.items() if pieces},
+        proba={
+            name: np.concatenate(known)[pick]
+            for name, pieces in proba.items()
+            if len(known := [piece for piece in pieces if piece is not None]) == len(trials)
+        },
         tested=np.flatnonzero(rows.kept)[tested],
         places=tested,
         codes=rows.codes[tested],
@@ -352,6 +381,16 @@ def run_methods(
         classes=np.empty(0) if rows.y is None else np.unique(rows.y),
         trials=trials,
     )
+
+
+@dataclass
+class _Answer:
+    """A fitted classifier, and what it is asked about."""
+
+    model: Any
+    X: Any
+    params: dict[str, Any]
+    y_pred: npt.NDArray[Any] | None = None
 
 
 class _Fold:
@@ -369,6 +408,7 @@ class _Fold:
             self.values = None
         self._steerings: dict[int, Any] = {}
         self._classifiers: dict[int, Any] = {}
+        self._answers: dict[tuple[Any, ...], _Answer] = {}
         self._steered: dict[tuple[int, float], tuple[Floats, Floats]] = {}
 
     def fitted(self, method: Any) -> Any:
@@ -394,16 +434,40 @@ class _Fold:
         return self._steerings[key]
 
     def predict(self, method: Any) -> npt.NDArray[Any]:
-        """Classes of the rows to test."""
+        """Classes of the rows to test; of methods that are made of the same objects they are found once."""
+        answer = self._answer(method)
+        if answer.y_pred is None:
+            answer.y_pred = np.asarray(answer.model.predict(answer.X, **answer.params))
+        return answer.y_pred
+
+    def proba(self, method: Any) -> Doubles | None:
+        """Probabilities of all classes; None where the classifier has none, or does not know all classes."""
+        answer = self._answer(method)
+        known = getattr(answer.model, "classes_", None)
+        if self.rows.y is None or known is None or not hasattr(answer.model, "predict_proba"):
+            return None
+        if not np.array_equal(known, np.unique(self.rows.y)):
+            return None
+        return np.asarray(answer.model.predict_proba(answer.X, **answer.params), dtype=np.float64)
+
+    def _answer(self, method: Any) -> _Answer:
+        key: tuple[Any, ...] = (id(method),)
+        if isinstance(method, Method):
+            key = (id(method.steering), id(method.classifier), method.strength)
+        if key not in self._answers:
+            self._answers[key] = self._fitted_to_answer(method)
+        return self._answers[key]
+
+    def _fitted_to_answer(self, method: Any) -> _Answer:
         if not isinstance(method, Method):
-            return self._predict_by_itself(method)
+            return self._answer_by_itself(method)
         if method.classifier is None:
             rule = IdealDistributionClassifier.of_steering(self.fitted_steering(method), method.strength)
             labels = take_rows(self.rows.sensitive_features, self.test)
-            return np.asarray(rule.predict(take_rows(self.X, self.test), sensitive_features=labels))
+            return _Answer(rule, take_rows(self.X, self.test), {"sensitive_features": labels})
         model, (train, test) = clone(method.classifier), self._moved(method)
         weight = (weight_params(model, self.rows.weight[self.train]) if self.rows.weighted else None) or {}
-        return np.asarray(model.fit(train, take_rows(self.rows.y, self.train), **weight).predict(test))
+        return _Answer(model.fit(train, take_rows(self.rows.y, self.train), **weight), test, {})
 
     def _moved(self, method: Method) -> tuple[Floats, Floats]:
         """Features of the rows to fit on and to predict, steered."""
@@ -424,12 +488,12 @@ class _Fold:
         if self.values is None:
             reader = next(iter(self._steerings.values()), steering)
             if reader is None:
-                self.values = check_array(widen_bfloat16(self.X), **ROW_CHECKS)
+                self.values = check_array(in_numpy(self.X), **ROW_CHECKS)
             else:
                 self.values = reader._read_rows(self.X, self.rows.sensitive_features, reset=False)[0]
         return self.values
 
-    def _predict_by_itself(self, method: Any) -> npt.NDArray[Any]:
+    def _answer_by_itself(self, method: Any) -> _Answer:
         rows, key = self.rows, id(method)
         X, classifier = (rows.given, method.classifier) if isinstance(method, AsGiven) else (self.X, method)
         labels = [take_rows(rows.sensitive_features, some) for some in (self.train, self.test)]
@@ -440,7 +504,7 @@ class _Fold:
                 params |= weight_params(model, rows.weight[self.train]) or {}
             self._classifiers[key] = model.fit(take_rows(X, self.train), take_rows(rows.y, self.train), **params)
         model = self._classifiers.setdefault(key, unfrozen(classifier))
-        return np.asarray(model.predict(take_rows(X, self.test), **group_params(model, "predict", labels[1])))
+        return _Answer(model, take_rows(X, self.test), group_params(model, "predict", labels[1]))
 
 
 def codes_in(steering: Any, rows: Rows) -> Codes:

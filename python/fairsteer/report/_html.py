@@ -1,4 +1,4 @@
-"""A report as one HTML page: no network, no scripts, light and dark, readable on a telephone."""
+"""A report as one HTML page: no network, light, dark and on paper, readable on a telephone and without its script."""
 
 from __future__ import annotations
 
@@ -9,34 +9,45 @@ from importlib.resources import files
 
 from fairsteer.report._view import Document, Figure, View
 
-_STYLE = files("fairsteer.report").joinpath("style.css").read_text(encoding="utf-8")
+_STYLE, _SCRIPT = (
+    files("fairsteer.report").joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "explore.js")
+)
+
+# Nothing is loaded, whatever a label may look like.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-def page(document: Document, title: str, made: str) -> str:
-    """Whole HTML document; `made` says below by what and when it was made."""
+def page(document: Document, title: str, made: str, explored: str) -> str:
+    """Whole HTML document; `made` says below by what and when it was made, `explored` is a section of its own."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
         "<style>html { background: #ffffff; } body { margin: 0; } "
-        "@media (prefers-color-scheme: dark) { html { background: #0d1117; } }</style>\n</head>\n<body>\n"
-        f'{fragment(document, title)}\n<footer class="fairsteer-report"><p class="note">{escape(made)}</p></footer>\n'
-        "</body>\n</html>\n"
+        "@media screen and (prefers-color-scheme: dark) { html { background: #0d1117; } } "
+        "@media print { html { font-size: 10pt; } }</style>\n</head>\n<body>\n"
+        f"<main>\n{fragment(document, title, explored)}\n</main>\n"
+        f'<footer class="fairsteer-report"><p class="note">{escape(made)}</p></footer>\n'
+        f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
-def fragment(document: Document, title: str) -> str:
-    """Style and content, for a notebook."""
+def fragment(document: Document, title: str, explored: str = "") -> str:
+    """Style and content, for a notebook; `explored` comes after the first table."""
     listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in document.facts)
     findings = "".join(f"<li>{escape(text)}</li>" for text in document.findings)
     parts = [
         f"<style>{_STYLE}</style>",
-        '<main class="fairsteer-report">',
+        '<div class="fairsteer-report">',
         f"<h1>{escape(title)}</h1>",
+        f'<p class="verdict">{escape(document.verdict)}</p>' if document.verdict else "",
         f"<dl>{listed}</dl>",
         f'<ul class="findings">{findings}</ul>' if findings else "",
-        *map(_section, document.views),
-        "</main>",
+        *map(_section, document.views[:1]),
+        explored,
+        *map(_section, document.views[1:]),
+        "</div>",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -60,12 +71,13 @@ def _section(view: View) -> str:
         for row in view.rows
     )
     table = (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(view.title)}"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(view.title)}"><table class="sorts">'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
     parts = [
         "<section>",
         f"<h2>{escape(view.title)}</h2>",
+        f"<p>{escape(view.lead)}</p>" if view.lead else "",
         "" if view.figure is None else _DRAWINGS[view.figure.kind](view.figure),
         table,
         f'<p class="note">{view.hidden} more are in the report\'s tables.</p>' if view.hidden else "",
@@ -109,7 +121,7 @@ def _draw_gaps(figure: Figure) -> str:
     for i, label in enumerate(figure.labels):
         parts.append(_text(_LABEL, top, label))
         for when, y in (("before", top + 12), ("after", top + 23)):
-            parts.append(_point(axis, *figure.series[when][i], y, when))
+            parts.append(_point(axis, *figure.series[when][i], y, when, f"{label}, {when}"))
         top += _ROW
     return _svg(axis, parts, top, figure.title)
 
@@ -121,10 +133,9 @@ def _draw_bounds(figure: Figure) -> str:
     for i, label in enumerate(figure.labels):
         parts.append(_text(_LABEL, top, label))
         start, end = axis.at(0.0), axis.at(bounds[i][0])
-        parts.append(
-            f'<rect class="model" x="{start:.1f}" y="{top + 7:.1f}" width="{max(end - start, 0.5):.1f}" height="20"/>'
-        )
-        parts.append(_point(axis, *measured[i], top + 17, "after"))
+        bar = f'<rect class="model" x="{start:.1f}" y="{top + 7:.1f}" width="{max(end - start, 0.5):.1f}" height="20"/>'
+        parts.append(_telling(f"{label}, certificate: at most {bounds[i][0]:.3f}", bar))
+        parts.append(_point(axis, *measured[i], top + 17, "after", f"{label}, measured"))
         top += _ROW
     return _svg(axis, parts, top, figure.title)
 
@@ -137,8 +148,9 @@ def _draw_shifts(figure: Figure) -> str:
     for label, shift in zip(figure.labels, shifts, strict=True):
         parts.append(_text(_LABEL, top, label))
         zero, end = axis.at(0.0), axis.at(shift)
-        parts.append(f'<line class="after" x1="{zero:.1f}" x2="{end:.1f}" y1="{top + 11:.1f}" y2="{top + 11:.1f}"/>')
-        parts.append(f'<circle class="after" cx="{end:.1f}" cy="{top + 11:.1f}" r="4"/>')
+        line = f'<line class="after" x1="{zero:.1f}" x2="{end:.1f}" y1="{top + 11:.1f}" y2="{top + 11:.1f}"/>'
+        dot = f'<circle class="after" cx="{end:.1f}" cy="{top + 11:.1f}" r="4"/>'
+        parts.append(_telling(f"{label}: {shift:+.2f}", line + dot))
         top += 34
     return _svg(axis, parts, top, figure.title)
 
@@ -202,12 +214,17 @@ def _legend(entries: Sequence[tuple[str, str]]) -> list[str]:
     return parts
 
 
-def _point(axis: _Axis, value: float, lower: float, upper: float, y: float, kind: str) -> str:
+def _point(axis: _Axis, value: float, lower: float, upper: float, y: float, kind: str, said: str) -> str:
     if math.isnan(value):
         return ""
     start, end = axis.at(lower), axis.at(upper)
     whisker = f'<line class="{kind}" x1="{start:.1f}" x2="{end:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    return whisker + _mark(axis.at(value), y, kind)
+    return _telling(f"{said}: {value:.3f} [{lower:.3f}, {upper:.3f}]", whisker + _mark(axis.at(value), y, kind))
+
+
+def _telling(text: str, mark: str) -> str:
+    """Give a mark that says its numbers to who points at it."""
+    return f'<g data-tip="{escape(text)}">{mark}</g>'
 
 
 def _mark(x: float, y: float, kind: str) -> str:

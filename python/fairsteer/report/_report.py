@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +25,11 @@ from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionC
 from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
 from fairsteer.moments import SubgroupMoments
+from fairsteer.report._choice import Choice, choice_of_search
+from fairsteer.report._explorer import explorer
 from fairsteer.report._held_out import (
     AsGiven,
+    HeldOut,
     Method,
     Prepare,
     Rows,
@@ -53,6 +56,8 @@ from fairsteer.report._tables import (
     movement_table,
 )
 from fairsteer.report._text import as_rich, as_text
+from fairsteer.report._thresholds import decides_at_half, threshold_table
+from fairsteer.report._verdict import plain_verdict
 from fairsteer.report._view import Document, Setting, make_views, nats
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -92,6 +97,12 @@ class SteeringReport:
           feature in the group) and effective rank;
         * ``"cells"``: every class in every group: rows, share, ideal share, divergence from the ideal in nats, and how
           often its rows are recognised before and after, with exact intervals;
+        * ``"choice"``, of an :class:`~fairsteer.IdealDistributionClassifierCV`: accuracy and gaps of its candidates,
+          out of fold, with intervals from their standard errors, and which was ``taken``;
+        * ``"thresholds"``, of two classes whose probabilities both classifiers give: at every hundredth, for each of
+          the twelve largest groups, the share of held-out rows whose probability of the positive class is above it
+          (``selected``), among the rows of that class (``true_positive``) and of the other (``false_positive``), each
+          with an exact interval of its own; for group None the accuracy, and the largest difference of each rate;
         * ``"features"``: for every feature and group the shift of the mean in standard deviations, the ratio of the
           standard deviations, and the displacement; the largest displacement first.
     findings : list of str
@@ -119,6 +130,9 @@ class SteeringReport:
         Level of all intervals.
     before, after : MeasuredGaps or None
         What was measured on held-out rows, with exact intervals; None without `y`.
+    choice : Choice or None
+        What is said of the table ``"choice"``: ``advice``, which candidate to take and why, the ``criterion`` and the
+        ``legend``; None without that table.
     context : mapping of str to object
         What the reader should know beside what the report knows itself, such as the file and the names of its columns:
         shown above all else, in every form.
@@ -144,6 +158,7 @@ class SteeringReport:
     confidence_level: float
     before: MeasuredGaps | None
     after: MeasuredGaps | None
+    choice: Choice | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
 
     def to_frame(self, table: str = "gaps") -> Any:
@@ -174,9 +189,10 @@ class SteeringReport:
         return pd.DataFrame({name: pd.Series(x, dtype=object if None in x else None) for name, x in columns.items()})
 
     def to_html(self, path: str | Path | None = None, *, title: str = "Steering report") -> str:
-        """Give the report as one HTML page that needs nothing else: no network, no scripts, light and dark.
+        """Give the report as one HTML page that needs nothing else, and no network: light, dark and on paper.
 
-        The page says below with which version of the package and on which day it was made.
+        Tables sort, marks tell their numbers, and of two classes a threshold can be moved; without scripts, and on
+        paper, the page says the same. It says below with which version of the package and on which day it was made.
 
         Parameters
         ----------
@@ -191,7 +207,16 @@ class SteeringReport:
             The page.
         """
         made = f"Made with fairsteer {version('fairsteer')} on {dt.datetime.now().astimezone():%Y-%m-%d}."
-        text = page(self._document(_MOST_ON_A_PAGE), title, made)
+        explored = ""
+        if "thresholds" in self.tables:
+            explored = explorer(
+                self.tables["thresholds"],
+                self.positive,
+                f"{100 * self.confidence_level:g} %",
+                decides=decides_at_half(self.tables["thresholds"], self.tables["gaps"]),
+                n_groups=len(self.tables["groups"]["group"]),
+            )
+        text = page(self._document(_MOST_ON_A_PAGE), title, made, explored)
         if path is not None:
             write_file(path, text)
         return text
@@ -238,8 +263,14 @@ class SteeringReport:
             self.n_features,
             float("nan") if self.certificate is None else self.certificate.accuracy,
             "" if self.certificate is None else self.certificate.gaussians,
+            self.choice,
         )
-        return Document(self._facts(), self.findings, make_views(self.tables, setting, most))
+        return Document(self._facts(), self.verdict, self.findings, make_views(self.tables, setting, most))
+
+    @property
+    def verdict(self) -> str:
+        """What the report comes to, in one paragraph of plain words; "" where no gaps were measured."""
+        return plain_verdict(self.tables, self.positive, self.n_rows, self.min_rows)
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [(label_text(name), label_text(value)) for name, value in self.context.items()]
@@ -364,12 +395,10 @@ def steering_report(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fairsteer import FairSteeringTransformer
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.report import steering_report
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     >>> report = steering_report(steer, X, y, sensitive_features=group)
     >>> gaps = report.to_frame("gaps").set_index("measure")
@@ -377,6 +406,70 @@ def steering_report(
     True
     >>> report.nearly_identity
     False
+    """
+    return report_beside(
+        {},
+        after,
+        X,
+        y,
+        sensitive_features=sensitive_features,
+        sample_weight=sample_weight,
+        before=before,
+        estimator=estimator,
+        pos_label=pos_label,
+        cv=cv,
+        prepare=prepare,
+        min_rows=min_rows,
+        confidence_level=confidence_level,
+        n_resamples=n_resamples,
+        random_state=random_state,
+        leakage=leakage,
+        context=context,
+    )[0]
+
+
+def report_beside(
+    others: Mapping[str, Any],
+    after: Any,
+    X: Any,
+    y: Any,
+    *,
+    sensitive_features: Any = None,
+    sample_weight: Any = None,
+    before: Any = None,
+    estimator: Any = None,
+    pos_label: Any = None,
+    cv: Any = 5,
+    prepare: Prepare | None = None,
+    min_rows: int = 30,
+    confidence_level: float = 0.95,
+    n_resamples: int = 1000,
+    random_state: int = 0,
+    leakage: Leakage = "linear",
+    context: Mapping[str, Any] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    optional: Collection[str] = (),
+) -> tuple[SteeringReport, HeldOut]:
+    """Report as `steering_report` does, and predict the same held-out rows by other methods, in the same fits.
+
+    Parameters
+    ----------
+    others : mapping of str to Method or classifier
+        Methods that were not made for the report. What they have in common with its own is fitted once a fold.
+    after, X, y, sensitive_features, sample_weight, before, estimator, pos_label, cv, prepare, min_rows, \
+    confidence_level, n_resamples, random_state, leakage, context
+        As for `steering_report`.
+    advance : callable
+        Called with 1 after every fold.
+    optional : collection of str
+        Methods of `others` that are left out if some fold has too few rows for them.
+
+    Returns
+    -------
+    report : SteeringReport
+        The report.
+    held_out : HeldOut
+        What the others predict.
     """
     check_leakage(leakage)
     subject = _Subject.of(after)
@@ -397,7 +490,16 @@ def steering_report(
         y_codes = steering._class_codes(None if blind else rows.y, rows.codes)
         same_rows = not subject.frozen and _are_of_the_fit(steering, rows, y_codes)
     methods, words = _methods(subject, before, estimator, same_rows=same_rows)
-    held_out = run_methods(methods, rows, cv, prepare if same_rows else None, predict=len(classes) > 1)
+    held_out = run_methods(
+        {**methods, **{("beside", name): method for name, method in others.items()}},
+        rows,
+        cv,
+        prepare if same_rows else None,
+        advance,
+        predict=len(classes) > 1,
+        optional=[("beside", name) for name in optional],
+        probable=methods if len(classes) == 2 else (),
+    )
 
     def measure(predicted: PredictedRows) -> list[MeasuredGaps]:
         return [predicted.measure(c, confidence_level, "exact", min_rows, n_resamples, random_state) for c in (0, 1)]
@@ -417,6 +519,17 @@ def steering_report(
         if len(judged.classes) == 2:
             positive = classes[-1] if pos_label is None else pos_label
         tables["gaps"] = gap_table(judged, confidence_level, min_rows, n_resamples, random_state)
+        if len(held_out.proba) == 2:
+            place = classes.index(positive)
+            tables["thresholds"] = threshold_table(
+                held_out.y_true == positive,
+                held_out.codes,
+                held_out.weight,
+                held_out.groups.tolist(),
+                {when: held_out.proba[when][:, place] for when in ("before", "after")},
+                min_rows=min_rows,
+                confidence_level=confidence_level,
+            )
     nearly_identity = False
     tables["groups"] = group_table(groups, codes, rows.weight)
     tables["cells"] = cell_table(
@@ -445,8 +558,12 @@ def steering_report(
         findings += leakage_findings(tables["leakage"])
     if len(classes) == 1:
         findings.insert(0, f"All rows are of class {label_text(classes[0])}: there is nothing to predict.")
-    return SteeringReport(
+    choice = None
+    if isinstance(subject.estimator, IdealDistributionClassifierCV):
+        tables["choice"], choice = choice_of_search(subject.estimator, confidence_level)
+    report = SteeringReport(
         tables=tables,
+        choice=choice,
         findings=findings,
         steering="" if steering is None else _one_line(steering),
         classifier=words["after"] if measured else "",
@@ -468,6 +585,8 @@ def steering_report(
         after=measured[1] if measured else None,
         context=dict(context or {}),
     )
+    beside = {name: held_out.y_pred[key] for name in others if (key := ("beside", name)) in held_out.y_pred}
+    return report, held_out._replace(y_pred=beside)
 
 
 def _judged_rows(

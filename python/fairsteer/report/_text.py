@@ -16,10 +16,14 @@ def as_text(document: Document, width: int = _WIDTH) -> str:
     """Plain text of at most `width` columns."""
     parts = ["Steering report", "==============="]
     parts += [_filled(f"{label}: {value}", width, "  ") for label, value in document.facts]
+    if document.verdict:
+        parts += ["", _filled(document.verdict, width), ""]
     parts += [_filled(f"* {text}", width, "  ") for text in document.findings]
     for view in document.views:
         title = _filled(view.title, width)
         parts += ["", title, "-" * max(map(len, title.split("\n")))]
+        if view.lead:
+            parts += [_filled(view.lead, width), ""]
         for n, block in enumerate(_blocks(view, width, gap=2)):
             parts += [""] * bool(n)
             parts += block.lines()
@@ -150,6 +154,9 @@ class _RichDocument:
             head.add_row(Text(label), Text(value))
         yield head
         yield Text()
+        if self.document.verdict:
+            yield Text(self.document.verdict)
+            yield Text()
         findings = Table.grid(padding=(0, 1, 0, 0))
         for text in self.document.findings:
             findings.add_row(Text("*", style="bold"), Text(text, style="bold"))
@@ -157,6 +164,8 @@ class _RichDocument:
         for view in self.document.views:
             yield Text()
             yield Text(view.title, style="bold underline")
+            if view.lead:
+                yield Text(view.lead)
             yield _RichTable(view)
             if view.hidden:
                 yield Text(f"({view.hidden} more)")

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from fairsteer._utils.labels import label_text
 from fairsteer.metrics._rates import CRITERIA
+from fairsteer.report._choice import Choice
 from fairsteer.report._tables import Table, criterion_text
 
 # Rows in which leakage is looked for: of more, evenly spaced ones of every class and group.
@@ -38,6 +39,8 @@ class View(NamedTuple):
     hidden: int
     """Rows that are left out."""
     figure: Figure | None = None
+    lead: str = ""
+    """What the table comes to, said above it."""
 
     @property
     def n_keys(self) -> int:
@@ -49,6 +52,8 @@ class Document(NamedTuple):
     """All that a form of the report needs to know."""
 
     facts: list[tuple[str, str]]
+    verdict: str
+    """What it comes to, in one paragraph; "" where nothing was measured."""
     findings: list[str]
     views: list[View]
 
@@ -64,12 +69,15 @@ class Setting(NamedTuple):
     """Of the certificate; NaN without one."""
     gaussians: str
     """Whose Gaussians it speaks of; "" without one."""
+    choice: Choice | None
+    """What is said of the candidates, where there are any."""
 
 
 def make_views(tables: Mapping[str, Table], setting: Setting, most: int) -> list[View]:
     """Make the tables of a report in the order in which they are shown, none longer than `most` rows."""
     builders = {
         "gaps": _gaps,
+        "choice": _choice,
         "certificate": _certificate,
         "leakage": _leakage,
         "divergence": _divergence,
@@ -119,6 +127,26 @@ def _gaps(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
         0,
         figure if gaps else None,
     )
+
+
+def _choice(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table, choice = tables["choice"], setting.choice
+    assert choice is not None
+    lines = range(len(table["candidate"]))
+    # Of many candidates the one that was taken, the first, which does nothing, and those with the smallest gaps.
+    first = sorted(lines, key=lambda i: (not table["taken"][i], i != 0, _or_one(table[choice.criterion][i])))[:most]
+    measures = ["accuracy", *CRITERIA]
+    rows = [
+        [
+            f"{label_text(table['candidate'][i])}{' (taken)' if table['taken'][i] else ''}",
+            *(_with_interval(table, measure, i) for measure in measures),
+        ]
+        for i in sorted(first)
+    ]
+    header = ["candidate", *(criterion_text(measure).removesuffix(" gap").replace(" ", "\n") for measure in measures)]
+    note = f"Accuracy and gaps on the same held-out rows; below: {_level(setting)} intervals. {choice.legend}"
+    numeric = [False, *[True] * len(measures)]
+    return View("The choice", note, header, numeric, rows, len(lines) - len(rows), lead=choice.advice)
 
 
 def _certificate(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
@@ -370,6 +398,10 @@ def _with_interval(table: Table, column: str, i: int, *, signed: bool = False) -
 
 def _or_zero(value: float) -> float:
     return 0.0 if math.isnan(value) else value
+
+
+def _or_one(value: float) -> float:
+    return 1.0 if math.isnan(value) else value
 
 
 def _level(setting: Setting) -> str:

@@ -19,7 +19,7 @@ from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupedRows
 from fairsteer.score_alignment._alignment import Alignment, GapBand, class_decision, log_zero_allowed
-from fairsteer.score_alignment._cells import Aggregate, Constraint
+from fairsteer.score_alignment._cells import Agg, Constraint
 from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment, refitted_scores
 from fairsteer.score_alignment._scores import class_scores
 from fairsteer.score_alignment._wrapping import WrappingClassifier, class_codes_of
@@ -46,7 +46,7 @@ class ScoreAligner(WrappingClassifier):
     max_gap : float in [0, 1], default=0.0
         Gap between any two groups that may stay on the out-of-fold rows; the larger, the less
         scores change.
-    aggregate : {"max", "rms"}, default="max"
+    agg : {"max", "rms"}, default="max"
         With more than two classes, what `max_gap` bounds: the largest gap of the classes, or the root
         mean square of the gaps (:func:`fairsteer.metrics.tpr_gap_rms`). For the same root mean square
         ``"rms"`` costs less accuracy: it leaves gaps where they are expensive to close.
@@ -55,7 +55,7 @@ class ScoreAligner(WrappingClassifier):
         and an offset for each class of their logarithms [3]_, on the out-of-fold rows. The alignment
         loses less accuracy the better the probabilities are, so use it for a classifier that is too
         sure, or does not know the groups. Predictions then change also where no gap has to be closed.
-    shrinkage : float >= 0, default=10.0
+    prior_rows : float >= 0, default=10.0
         With more than two classes and equal opportunity: for how many rows the classifier's own
         probabilities count when the true-positive rate of a class in a group is estimated. At 0 the
         rates of the out-of-fold rows are made equal, however few there are.
@@ -88,7 +88,7 @@ class ScoreAligner(WrappingClassifier):
         The maps of the groups, apart from the classifier: from its scores to aligned probabilities.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also
@@ -132,12 +132,10 @@ class ScoreAligner(WrappingClassifier):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fairsteer import ScoreAligner
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 2000))
-    >>> X = rng.normal(size=(2000, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(2000, random_state=0)
     >>> aligner = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=group)
     >>> predicted = aligner.predict(X, sensitive_features=group)
     >>> rate = [predicted[(group == a) & (y == 1)].mean() for a in (0, 1)]
@@ -151,9 +149,9 @@ class ScoreAligner(WrappingClassifier):
         "estimator": [HasMethods(["fit", "predict_proba"]), HasMethods(["fit", "decision_function"])],
         "constraint": [StrOptions({"equal_opportunity", "demographic_parity"})],
         "max_gap": [Interval(Real, 0, 1, closed="both")],
-        "aggregate": [StrOptions({"max", "rms"})],
+        "agg": [StrOptions({"max", "rms"})],
         "calibrate": ["boolean"],
-        "shrinkage": [Interval(Real, 0, None, closed="left")],
+        "prior_rows": [Interval(Real, 0, None, closed="left")],
         "cv": ["cv_object"],
         "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
         "unknown_group": [StrOptions({"error", "average"})],
@@ -167,9 +165,9 @@ class ScoreAligner(WrappingClassifier):
         *,
         constraint: Constraint = "equal_opportunity",
         max_gap: float = 0.0,
-        aggregate: Aggregate = "max",
+        agg: Agg = "max",
         calibrate: bool = False,
-        shrinkage: float = 10.0,
+        prior_rows: float = 10.0,
         cv: Any = 5,
         sensitive_columns: Any = None,
         unknown_group: str = "error",
@@ -179,9 +177,9 @@ class ScoreAligner(WrappingClassifier):
         self.estimator = estimator
         self.constraint = constraint
         self.max_gap = max_gap
-        self.aggregate = aggregate
+        self.agg = agg
         self.calibrate = calibrate
-        self.shrinkage = shrinkage
+        self.prior_rows = prior_rows
         self.cv = cv
         self.sensitive_columns = sensitive_columns
         self.unknown_group = unknown_group
@@ -248,9 +246,9 @@ class ScoreAligner(WrappingClassifier):
                 cv=self.cv,
                 constraint=self.constraint,
                 max_gap=self.max_gap,
-                aggregate=self.aggregate,
+                agg=self.agg,
                 calibrate=self.calibrate,
-                shrinkage=self.shrinkage,
+                prior_rows=self.prior_rows,
                 n_jobs=self.n_jobs,
                 verbose=self.verbose,
             )

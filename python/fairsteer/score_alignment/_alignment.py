@@ -68,12 +68,10 @@ class Alignment:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fairsteer import ScoreAligner
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 2000))
-    >>> X = rng.normal(size=(2000, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(2000, random_state=0)
     >>> aligner = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=group)
     >>> scores = aligner.estimator_.predict_proba(X)
     >>> proba = aligner.alignment_.predict_proba(scores, sensitive_features=group)

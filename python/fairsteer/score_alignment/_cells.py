@@ -12,7 +12,7 @@ from fairsteer._utils.types import Codes, Doubles
 Constraint = Literal["equal_opportunity", "demographic_parity"]
 
 
-Aggregate = Literal["max", "rms"]
+Agg = Literal["max", "rms"]
 
 
 class Cells(NamedTuple):

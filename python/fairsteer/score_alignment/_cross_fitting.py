@@ -14,7 +14,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from fairsteer._utils.folds import check_fold_classes, rows_of, stratified_splits
 from fairsteer._utils.input import few, warn_caller
 from fairsteer._utils.types import Codes, Doubles
-from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint, Maps
+from fairsteer.score_alignment._cells import Agg, Cells, Constraint, Maps
 from fairsteer.score_alignment._monotone import MonotoneAlignment
 from fairsteer.score_alignment._offsets import OffsetAlignment
 from fairsteer.score_alignment._scores import Scores, class_scores
@@ -22,15 +22,15 @@ from fairsteer.score_alignment._scores import Scores, class_scores
 HeldOutScores = Callable[[Codes | None, Codes], Scores]
 
 #: Rows that a classifier's own probabilities count for in a cell, with more than two classes.
-SHRINKAGE = 10.0
+PRIOR_ROWS = 10.0
 
 
 def align(
     scores: Scores,
     cells: Cells,
     max_gap: float = 0.0,
-    shrinkage: float = SHRINKAGE,
-    aggregate: Aggregate = "max",
+    prior_rows: float = PRIOR_ROWS,
+    agg: Agg = "max",
     calibrate: bool = False,
 ) -> Maps:
     """Fit the maps for the number of classes.
@@ -43,16 +43,16 @@ def align(
         The same rows.
     max_gap : float
         Gap to leave between groups, in [0, 1].
-    shrinkage : float
+    prior_rows : float
         With more than two classes, how many rows the classifier's own probabilities count for in a cell.
-    aggregate : {"max", "rms"}
+    agg : {"max", "rms"}
         With more than two classes, whether `max_gap` bounds the largest gap or the root mean square over classes.
     calibrate : bool
         With more than two classes, whether the probabilities are calibrated for each group first.
     """
     if scores.values.ndim == 1:
         return MonotoneAlignment.fit(scores, cells, max_gap)
-    return OffsetAlignment.fit(scores, cells, max_gap, shrinkage, aggregate, calibrate)
+    return OffsetAlignment.fit(scores, cells, max_gap, prior_rows, agg, calibrate)
 
 
 def refitted_scores(
@@ -102,9 +102,9 @@ def cross_fitted_alignment(
     constraint: Constraint,
     frozen: bool = False,
     max_gap: float = 0.0,
-    aggregate: Aggregate = "max",
+    agg: Agg = "max",
     calibrate: bool = False,
-    shrinkage: float = SHRINKAGE,
+    prior_rows: float = PRIOR_ROWS,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> tuple[Maps, Cells]:
@@ -120,7 +120,7 @@ def cross_fitted_alignment(
         Labels of the codes.
     frozen : bool, default=False
         Whether there is no training, and all rows are tested at once.
-    cv, constraint, max_gap, aggregate, calibrate, shrinkage
+    cv, constraint, max_gap, agg, calibrate, prior_rows
         As for ScoreAligner.
     n_jobs, verbose
         Folds at the same time, and what joblib tells of them.
@@ -144,7 +144,7 @@ def cross_fitted_alignment(
         y_codes[use], group_codes[use], weight[use], n_classes=len(classes), n_groups=len(groups), constraint=constraint
     )
     maps = alignment_of_rows(
-        scores.take(use), cells, classes, groups, max_gap=max_gap, shrinkage=shrinkage, aggregate=aggregate,
+        scores.take(use), cells, classes, groups, max_gap=max_gap, prior_rows=prior_rows, agg=agg,
         calibrate=calibrate,
     )  # fmt: skip
     return maps, cells
@@ -168,16 +168,16 @@ def alignment_of_rows(
     groups: npt.NDArray[Any],
     *,
     max_gap: float = 0.0,
-    shrinkage: float = SHRINKAGE,
-    aggregate: Aggregate = "max",
+    prior_rows: float = PRIOR_ROWS,
+    agg: Agg = "max",
     calibrate: bool = False,
 ) -> Maps:
     """Fit maps on out-of-fold scores; say what cannot be aligned, and where gaps have to stay."""
     _check_cells(cells, classes, groups)
-    maps = align(scores, cells, max_gap, shrinkage, aggregate, calibrate)
+    maps = align(scores, cells, max_gap, prior_rows, agg, calibrate)
     if maps.budget > max_gap + 1 / np.sqrt(cells.totals[cells.totals > 0].min()):  # about two standard errors
         warn_caller(
-            f"Gaps of {'up to' if aggregate == 'max' else 'about'} {maps.budget:.2g} stay between the groups' "
+            f"Gaps of {'up to' if agg == 'max' else 'about'} {maps.budget:.2g} stay between the groups' "
             "true-positive rates: the classes of one "
             f"group are told apart better, and to come down to max_gap={max_gap:g} its predictions would have to be "
             "made worse at random. Better features for the other group are the way out."

@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.types import Codes, Doubles
-from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint
+from fairsteer.score_alignment._cells import Agg, Cells, Constraint
 from fairsteer.score_alignment._rate_program import RateProgram, _aligned
 from fairsteer.score_alignment._scores import Scores
 
@@ -66,8 +66,8 @@ class OffsetAlignment(NamedTuple):
         scores: Scores | Doubles,
         cells: Cells,
         max_gap: float,
-        shrinkage: float,
-        aggregate: Aggregate = "max",
+        prior_rows: float,
+        agg: Agg = "max",
         calibrate: bool = False,
     ) -> OffsetAlignment:
         """Find the offsets that lose least accuracy."""
@@ -76,7 +76,7 @@ class OffsetAlignment(NamedTuple):
         calibration = GroupScalings.fit(proba, cells) if calibrate else None
         if calibration is not None:
             proba = calibration(proba, cells.group_codes)
-        program = RateProgram(proba, cells, max_gap, shrinkage, aggregate, epsilon)
+        program = RateProgram(proba, cells, max_gap, prior_rows, agg, epsilon)
         offsets, budget = program.solve()
         return cls(offsets, cells.constraint, _differences(program.rates(offsets)[0]), budget, calibration)
 

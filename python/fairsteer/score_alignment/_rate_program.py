@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
 from fairsteer._utils.types import Doubles
-from fairsteer.score_alignment._cells import Aggregate, Cells, Constraint
+from fairsteer.score_alignment._cells import Agg, Cells, Constraint
 from fairsteer.score_alignment._scores import without_rounding
 
 
@@ -86,11 +86,11 @@ class RateProgram:
         proba: Doubles,
         cells: Cells,
         max_gap: float,
-        shrinkage: float,
-        aggregate: Aggregate = "max",
+        prior_rows: float,
+        agg: Agg = "max",
         epsilon: float = float(np.finfo(np.float64).eps),
     ) -> None:
-        self._cells, self._max_gap, self._shrinkage, self._aggregate = cells, max_gap, shrinkage, aggregate
+        self._cells, self._max_gap, self._prior_rows, self._agg = cells, max_gap, prior_rows, agg
         self._epsilon = epsilon
         weight = cells.weight / cells.weight.sum()
         of_group = [np.flatnonzero(cells.group_codes == a) for a in range(cells.n_groups)]
@@ -169,7 +169,7 @@ class RateProgram:
 
     def _norm(self, sums: Doubles) -> float:
         """Dual norm of the sums over groups of the multipliers' absolute values, (n_classes,)."""
-        if self._aggregate == "max":
+        if self._agg == "max":
             return float(sums.sum())
         return float(np.sqrt(self._n_compared * np.square(sums).sum()))
 
@@ -203,7 +203,7 @@ class RateProgram:
             norm = self._norm(sums)
             # The derivative of the penalty by the length of a multiplier.
             pull = np.full(shape[1], self._max_gap / 2)
-            if self._aggregate == "rms":
+            if self._agg == "rms":
                 pull *= self._n_compared * sums / norm
             total = self._max_gap / 2 * norm
             signs = multipliers / length
@@ -228,7 +228,7 @@ class RateProgram:
                 curvature = np.diag(np.bincount(k, weighted * gain, shape[1])) - crossed.toarray()
                 blocks.append(curvature / width + np.diag(pull * corner[a] / length[a] ** 3))
             bend = None
-            if self._aggregate == "rms":
+            if self._agg == "rms":
                 # Second derivatives of the norm by the sums: a diagonal less the square of a vector.
                 steep = self._max_gap / 2 * self._n_compared / norm
                 bend = Bend(signs, steep, sums * np.sqrt(steep * self._n_compared) / norm)
@@ -260,7 +260,7 @@ class RateProgram:
         self._correction = np.where(self._counted, np.sqrt(self._correction * shown), 1.0)
 
     def _shrunk(self, measured: Doubles, expected: Doubles) -> Doubles:
-        share = self._counts / np.where(self._counts > 0, self._counts + self._shrinkage, 1)
+        share = self._counts / np.where(self._counts > 0, self._counts + self._prior_rows, 1)
         return share * measured + (1 - share) * expected
 
     def _excess(self, offsets: Doubles) -> float:
@@ -270,7 +270,7 @@ class RateProgram:
             return 0.0
         jump = np.where(self._counted, 1 / np.maximum(self._counts, 1), 0)[:, self._counted.any(axis=0)].max(axis=0)
         gaps = np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0) - jump
-        if self._aggregate == "rms":
+        if self._agg == "rms":
             return float(np.sqrt(np.square(np.maximum(gaps, 0)).mean()) - self._max_gap)
         return float(gaps.max() - self._max_gap)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fairsteer.streams._arrow import ArrowRows
 from fairsteer.streams._batches import ArrayRows, BatchRows
 from fairsteer.streams._dask import DaskRows
+from fairsteer.streams._device import DeviceRows
 from fairsteer.streams._opening import open_stream
 from fairsteer.streams._stream import Reduction, RowBatch, Stream, block_rows
 
@@ -13,6 +14,7 @@ __all__ = [
     "ArrowRows",
     "BatchRows",
     "DaskRows",
+    "DeviceRows",
     "Reduction",
     "RowBatch",
     "Stream",

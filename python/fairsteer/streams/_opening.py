@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from fairsteer._utils.arrays import lies_elsewhere
 from fairsteer.streams._arrow import ArrowRows
 from fairsteer.streams._batches import ArrayRows, BatchRows
 from fairsteer.streams._dask import DaskRows
+from fairsteer.streams._device import DeviceRows
 from fairsteer.streams._stream import Stream
 
 # A mapped array of fewer bytes is read as any other.
@@ -29,7 +31,7 @@ def open_stream(
 
     Parameters
     ----------
-    X : Stream, dask collection, pyarrow dataset, callable or array-like
+    X : Stream, dask collection, pyarrow dataset, array on a device, callable or array-like
         What may be a stream. A callable makes batches, see `BatchRows`.
     y, sensitive_features, sample_weight : optional
         Of a dataset the names of columns; of Dask collections others, or names of columns.
@@ -62,6 +64,8 @@ def open_stream(
         return ArrowRows(X, columns=columns, y=y, sensitive_features=sensitive_features, sample_weight=sample_weight)
     if home.startswith("dask"):
         return DaskRows(X, y, sensitive_features, sample_weight, columns=columns)
+    if lies_elsewhere(X):
+        return DeviceRows(X, y, sensitive_features, sample_weight)
     if mapped and isinstance(X, np.memmap) and X.ndim == 2 and X.nbytes > _SMALL and X.dtype.kind == "f":
         return ArrayRows(X, y, sensitive_features, sample_weight)
     return None

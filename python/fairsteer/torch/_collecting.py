@@ -160,18 +160,17 @@ class Collector:
         if not torch.isfinite(rows).all():
             msg = f"The activations of {name!r} in batch {self._n_batches} hold NaN or infinite values."
             raise ValueError(msg)
-        rows = rows.float() if rows.dtype == torch.bfloat16 else rows
-        array, of_row = rows.cpu().numpy(), sequences.cpu().numpy()
-        zeros = np.zeros(len(array), dtype=np.intp)
+        of_row = sequences.cpu().numpy()
+        zeros = np.zeros(len(of_row), dtype=np.intp)
         y_codes = zeros if self._y_codes is None else self._y_codes[of_row]
         group_codes = zeros if self._group_codes is None else self._group_codes[of_row]
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.rows.dtype != array.dtype:
+        if buffer is None or not buffer.takes(rows):
             self._flush(name)
-            buffer = self._buffers[name] = _Buffer(max(array.shape[1], _MIN_ROWS), array.shape[1], array.dtype)
+            buffer = self._buffers[name] = _Buffer(rows)
         start = 0
-        while start < len(array):
-            start += buffer.fill(array[start:], y_codes[start:], group_codes[start:])
+        while start < len(rows):
+            start += buffer.fill(rows[start:], y_codes[start:], group_codes[start:])
             if buffer.is_full():
                 self._flush(name)
 
@@ -192,13 +191,18 @@ class Collector:
 
 
 class _Buffer:
-    """Rows that wait for others, since every update of moments takes as long as many rows."""
+    """Rows that wait for others on their device, since every update of moments takes as long as many rows."""
 
-    def __init__(self, capacity: int, n_features: int, dtype: np.dtype[Any]) -> None:
-        self.rows = np.empty((capacity, n_features), dtype)
+    def __init__(self, like: Tensor) -> None:
+        capacity = max(like.shape[1], _MIN_ROWS)
+        self.rows = like.new_empty((capacity, like.shape[1]))
         self._codes, self._n = np.empty((2, capacity), np.intp), 0
 
-    def fill(self, rows: NDArray[Any], y_codes: NDArray[np.intp], group_codes: NDArray[np.intp]) -> int:
+    def takes(self, rows: Tensor) -> bool:
+        """Whether rows are of the type of the others, and lie where they do."""
+        return (rows.dtype, rows.device) == (self.rows.dtype, self.rows.device)
+
+    def fill(self, rows: Tensor, y_codes: NDArray[np.intp], group_codes: NDArray[np.intp]) -> int:
         """Copy as many rows as there is room for, and say how many."""
         n = min(len(rows), len(self.rows) - self._n)
         room = slice(self._n, self._n + n)
@@ -209,7 +213,7 @@ class _Buffer:
     def is_full(self) -> bool:
         return self._n == len(self.rows)
 
-    def take(self) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.intp]]:
+    def take(self) -> tuple[Tensor, NDArray[np.intp], NDArray[np.intp]]:
         """Rows and codes, to be used before the next `fill`."""
         n, self._n = self._n, 0
         return self.rows[:n], self._codes[0, :n], self._codes[1, :n]

@@ -285,8 +285,10 @@ def collect_activations(
     """Moments of the hidden states of layers, one batch at a time.
 
     Nothing is kept but the moments, and a few rows until an update of them pays (as many as there are features, at
-    least 256), so memory does not grow with the number of batches. From moments there are two steps to steering:
-    ``nearest_ideal(moments.shrink("ledoit_wolf"))``, and its result given to `steering_hooks` or `SteeringModule`.
+    least 256), so memory does not grow with the number of batches. Activations stay on the device of their layer, where
+    the moments are added up; these come back at the end, and when a batch brings a class or a group for the first time.
+    From moments there are two steps to steering: ``nearest_ideal(moments.shrink("ledoit_wolf"))``, and its result given
+    to `steering_hooks` or `SteeringModule`.
 
     Parameters
     ----------

@@ -13,24 +13,27 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, 
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from fairsteer._utils.estimators import HasMethods, Interval, StrOptions, available_if, fit_context
+from fairsteer._utils.arrays import lies_elsewhere, to_numpy
+from fairsteer._utils.estimators import FoundHTMLMixin, HasMethods, Interval, StrOptions, available_if, fit_context
+from fairsteer._utils.html import cells_svg, facts_html
 from fairsteer._utils.input import (
+    as_given,
     brief,
     check_rows,
     few,
-    is_bfloat16,
+    in_numpy,
     num_rows,
     warn_caller,
-    widen_bfloat16,
 )
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
-from fairsteer.groups import GroupEncoder
+from fairsteer.groups import GroupEncoder, joint_label
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
-from fairsteer.streams import Stream, block_rows, open_stream
+from fairsteer.streams import DeviceRows, Stream, block_rows, open_stream
 from fairsteer.streams._batches import as_batch
 from fairsteer.transformer._calibration import calibrate_groups, group_proba
 from fairsteer.transformer._coordinates import coordinates_of, fit_coordinates, needs_all_rows, to_coordinates
+from fairsteer.transformer._device import steer_there
 from fairsteer.transformer._maps import AffineMaps, FoldedMaps, as_matrices
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch, Reading, class_codes, read_codes, read_fit, read_rows
@@ -90,7 +93,7 @@ class Solution(NamedTuple):
         return cls(model, maps, FoldedMaps(maps.linear, maps.offset, centre))
 
 
-class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
+class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin, BaseEstimator, metaclass=ABCMeta):
     """Transformer that models the subgroups of its rows as Gaussians and moves rows by their groups.
 
     `_fit_maps` says by what maps. A subclass takes as parameters those of the attributes below that it wants; the
@@ -105,8 +108,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     strength: float = 1.0
     sensitive_columns: Any = None
     unknown_group: UnknownGroup = "error"
-    min_cell_size: int = 0
-    small_cells: SmallCells = "error"
+    min_subgroup_size: int = 0
+    small_subgroups: SmallCells = "error"
     standardize: bool = False
 
     _parameter_constraints = {
@@ -127,8 +130,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         "strength": [Interval(Real, 0, 1, closed="both")],
         "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
         "unknown_group": [StrOptions(set(get_args(UnknownGroup)))],
-        "min_cell_size": [Interval(Integral, 0, None, closed="left")],
-        "small_cells": [StrOptions(set(get_args(SmallCells)))],
+        "min_subgroup_size": [Interval(Integral, 0, None, closed="left")],
+        "small_subgroups": [StrOptions(set(get_args(SmallCells)))],
         "standardize": ["boolean"],
     }
 
@@ -193,7 +196,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         ValueError
             If `X` holds NaN or infinite values, `y` is continuous, groups are given twice or are
             not discrete labels, a group has no rows, or no rows are left; or if a subgroup has fewer
-            than `min_cell_size` rows and ``small_cells="error"``, or every group would have to merge.
+            than `min_subgroup_size` rows and ``small_subgroups="error"``, or every group would have to merge.
         """
         stream = self._opened(X, y, sensitive_features, sample_weight)
         if stream is not None:
@@ -398,12 +401,14 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         if X is None and y is None and sensitive_features is None and sample_weight is None:
             self._fitted()
             return self
-        stream = open_stream(X, y, sensitive_features, sample_weight, mapped=False)
+        there = lies_elsewhere(X)
+        stream = None if there else open_stream(X, y, sensitive_features, sample_weight, mapped=False)
         if stream is not None or hasattr(X, "__next__"):
             self._add_batches(X if stream is None else stream.batches())
             return self
         first = not hasattr(self, "moments_")
-        batch = self._counted(self._read(X, y, sensitive_features, sample_weight, reset=first).batch())
+        reading = self._read(X, y, sensitive_features, sample_weight, reset=first, stays=there)
+        batch = self._counted(reading.batch())
         if first:
             self.feature_transform_ = self._fit_coordinates(batch)
         elif self._solution is not None and isinstance(self._solution.folded, MonotoneMaps):
@@ -447,14 +452,18 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         """
         if (stream := self._opened(X, y, sensitive_features, sample_weight)) is not None:
             fit_stream(self, stream)
+            if isinstance(stream, DeviceRows):
+                return self._transform(X, sensitive_features)
             return self._transform_stream(stream)
         reading = self._read(X, y, sensitive_features, sample_weight, reset=True)
         self._fit_batch(reading.batch())
         codes = self._resolved(reading.rows, self._codes_of(reading))
-        return self._as_dtype_of(X, self._move(reading.rows, codes, self._group_maps(self._strength())))
+        return as_given(self._move(reading.rows, codes, self._group_maps(self._strength())), X)
 
-    def _read(self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
-        return read_fit(self, X, y, sensitive_features, sample_weight, reset=reset)
+    def _read(
+        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool, stays: bool = False
+    ) -> Reading:
+        return read_fit(self, X, y, sensitive_features, sample_weight, reset=reset, stays=stays)
 
     def _codes_of(self, reading: Reading) -> Codes:
         """Find the groups of all rows that were read for the fit, as `_known_codes` would."""
@@ -495,8 +504,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         K, G = counts.shape
         if not self.standardize or self.covariance != "tied" or K == 1:
             return None
-        if self.small_cells == "merge":
-            small = small_columns(counts, squares, self.min_cell_size)
+        if self.small_subgroups == "merge":
+            small = small_columns(counts, squares, self.min_subgroup_size)
             if 0 < len(small) < G:
                 return joint_factors(counts, small)
         return class_factors(counts)
@@ -565,15 +574,16 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         if factors is not None:
             moments._weigh_classes_alike(factors)
         # Single-precision rows in the blocks in which a stream reads them, so that both give the same sums.
-        n_rows = len(rows) if rows.dtype == np.float64 else block_rows(rows.shape[1], rows.dtype.itemsize)
+        whole = lies_elsewhere(rows) or rows.dtype == np.float64
+        n_rows = num_rows(rows) if whole else block_rows(rows.shape[1], rows.dtype.itemsize)
         try:
-            for start in range(0, len(rows), max(1, n_rows)):
+            for start in range(0, num_rows(rows), max(1, n_rows)):
                 some = slice(start, start + n_rows)
                 weight = None if batch.sample_weight is None else batch.sample_weight[some]
                 moments.update(rows[some], batch.y_codes[some], batch.group_codes[some], weight)
             return moments
         except ValueError as error:  # that names the subgroup
-            sizes, names = np.abs(rows).max(axis=0), self._feature_names()
+            sizes, names = np.abs(to_numpy(rows)).max(axis=0), self._feature_names()
             j = int(sizes.argmax())
             name = repr(names[j]) if len(names) == len(sizes) else f"number {j}"
             msg = (
@@ -599,25 +609,17 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
 
     def _merge_labels(self) -> None:
         """Choose the groups that merge, and number what is left."""
-        moments, merging = self.moments_, self.small_cells == "merge"
-        self._small_groups = moments.small_groups(self.min_cell_size) if merging else []
+        moments, merging = self.moments_, self.small_subgroups == "merge"
+        self._small_groups = moments.small_groups(self.min_subgroup_size) if merging else []
         self.groups_ = self._merged(moments).groups
         table = {label: code for code, label in enumerate(self.groups_.tolist())}
-        joint = table.get(self._joint_label(moments.groups.tolist()))
+        joint = table.get(joint_label(moments.groups.tolist()))
         self._group_of_label = np.array([table.get(label, joint) for label in moments.groups.tolist()], dtype=np.intp)
 
     def _merged(self, moments: SubgroupMoments) -> SubgroupMoments:
         if not self._small_groups:
             return moments
-        return moments.merge_groups(self._small_groups, self._joint_label(moments.groups.tolist()))
-
-    @staticmethod
-    def _joint_label(labels: list[Any]) -> Any:
-        name = "(small groups)"
-        joint: Any = name
-        while (joint := (name,) * len(labels[0]) if isinstance(labels[0], tuple) else name) in labels:
-            name += "'"
-        return joint
+        return moments.merge_groups(self._small_groups, joint_label(moments.groups.tolist()))
 
     def _shrunk(self, moments: SubgroupMoments, rows: Any = None, y_codes: Any = None, codes: Any = None) -> Any:
         """Merge, pool and shrink moments; an estimator as `shrinkage` needs the rows and their codes."""
@@ -645,9 +647,9 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         return moments
 
     def _borrowed(self, shrunk: SubgroupMoments) -> SubgroupMoments:
-        if self.small_cells != "pool":
+        if self.small_subgroups != "pool":
             return shrunk
-        return shrunk.borrow(self.min_cell_size, standardize=self.standardize)
+        return shrunk.borrow(self.min_subgroup_size, standardize=self.standardize)
 
     def _solve(
         self,
@@ -665,7 +667,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         """
         del cells, final, sample
         self._check_sizes()
-        _warn_of_identifier(self.moments_, can_join="small_cells" in self.get_params(deep=False))
+        _warn_of_identifier(self.moments_, can_join="small_subgroups" in self.get_params(deep=False))
         if isinstance(self.shrinkage, str) and self._uses_covariances():
             way_out = "Lower shrinkage, or leave such features out."
             if self.feature_transform is None:
@@ -694,26 +696,26 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
     def _check_sizes(self) -> None:
         """Refuse small subgroups if there is nothing to be done about them."""
         moments = self.moments_
-        small = moments.sizes < self.min_cell_size
-        if self.small_cells == "error" and small.any():
+        small = moments.sizes < self.min_subgroup_size
+        if self.small_subgroups == "error" and small.any():
             msg = (
-                f"{small.sum()} of {small.size} subgroups have fewer than min_cell_size={self.min_cell_size} rows. "
-                "Ways out: let them borrow from other subgroups by small_cells='pool', make small groups one by "
-                f"small_cells='merge', or lower min_cell_size.\n{moments.cell_table()}"
+                f"{small.sum()} of {small.size} subgroups have fewer than min_subgroup_size={self.min_subgroup_size} "
+                "rows. Ways out: let them borrow from other subgroups by small_subgroups='pool', make small groups one "
+                f"by small_subgroups='merge', or lower min_subgroup_size.\n{moments.cell_table()}"
             )
             raise ValueError(msg)
         if len(self._small_groups) == moments.n_groups > 1:
             msg = (
-                f"small_cells='merge' leaves one group and nothing to steer: for every class to have "
-                f"min_cell_size={self.min_cell_size} rows, all {moments.n_groups} groups have to merge. Lower "
-                f"min_cell_size, or let small subgroups borrow by small_cells='pool'.\n{moments.cell_table()}"
+                f"small_subgroups='merge' leaves one group and nothing to steer: for every class to have "
+                f"min_subgroup_size={self.min_subgroup_size} rows, all {moments.n_groups} groups have to merge. Lower "
+                f"min_subgroup_size, or let small subgroups borrow by small_subgroups='pool'.\n{moments.cell_table()}"
             )
             raise ValueError(msg)
         if self.reference_group in self._small_groups:
             msg = (
                 f"reference_group={brief(self.reference_group)} is too small to stay: it is merged with others, as a "
-                f"class has fewer than min_cell_size={self.min_cell_size} rows in it. Name another, or use "
-                f"small_cells='pool'.\n{moments.cell_table()}"
+                f"class has fewer than min_subgroup_size={self.min_subgroup_size} rows in it. Name another, or use "
+                f"small_subgroups='pool'.\n{moments.cell_table()}"
             )
             raise ValueError(msg)
 
@@ -725,6 +727,24 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             self._set_solution(solution)
             return solution
         return self._solution
+
+    def _found_html(self) -> str:
+        """Show the rows behind the maps, and what is known of these; maps that are not found yet stay so."""
+        if "moments_" not in vars(self):
+            return ""
+        moments = self.moments_
+        labels = moments.classes.tolist(), moments.groups.tolist()
+        facts = [
+            ("fitted to", f"rows of weight {moments.weights.sum():.6g} with {moments.n_features:,} features"),
+            *self._found_facts(),
+        ]
+        if self._solution is None:
+            facts.append(("maps", "not found yet: rows have come by partial_fit"))
+        return facts_html(facts) + cells_svg("Weight of every class in every group", *labels, moments.weights, ".6g")
+
+    def _found_facts(self) -> list[tuple[str, str]]:
+        """Say what is known of the maps besides."""
+        return []
 
     def _set_solution(self, solution: Solution | None) -> None:
         self._solution = solution
@@ -791,6 +811,8 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             groups and groups are given; if `X` does not match ``fit``.
         """
         check_is_fitted(self, "moments_")
+        if lies_elsewhere(X):
+            return self._transform(X, sensitive_features)
         names = None if not hasattr(self, "feature_names_in_") else list(self.feature_names_in_)
         stream = open_stream(X, None, sensitive_features, columns=names, mapped=False)
         if stream is not None or hasattr(X, "__next__"):
@@ -835,7 +857,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             strength.
         """
         check_is_fitted(self, "moments_")
-        rows = check_rows(widen_bfloat16(X), self)
+        rows = check_rows(in_numpy(X), self)
         names = self._feature_names()
         if rows.shape[1] != len(names):
             msg = (
@@ -845,7 +867,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             raise ValueError(msg)
         codes = self._known_codes(sensitive_features, rows, "inverse_transform")
         maps = self._group_maps(self._strength()).inverse(self.groups_.tolist())
-        return self._as_dtype_of(X, self._move(rows, codes, maps))
+        return as_given(self._move(rows, codes, maps), X)
 
     def predict_group_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """Probability of each group given a row's features.
@@ -884,7 +906,9 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         return np.delete(names, self._sensitive_positions)
 
     def _transform(self, X: Any, sensitive_features: Any) -> Any:
-        return self._as_dtype_of(X, self._steered(X, sensitive_features))
+        if lies_elsewhere(X):
+            return steer_there(self, X, sensitive_features)
+        return as_given(self._steered(X, sensitive_features), X)
 
     def _steered(self, X: Any, sensitive_features: Any) -> Floats:
         """Steered rows as a plain array, whatever `set_output` says."""
@@ -983,17 +1007,13 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         """Names of the features for messages: ``x0``, ``x1``, … where the input had none."""
         return list(self.get_feature_names_out())
 
-    @staticmethod
-    def _as_dtype_of(X: Any, rows: Floats) -> Any:
-        return rows.astype(X.dtype) if is_bfloat16(X) else rows
-
 
 def _warn_of_identifier(moments: SubgroupMoments, *, can_join: bool) -> None:
     """Warn of groups that are no groups: with a row each, all rows would move to one point."""
     rows = moments.group_sizes
     alone = int((rows <= 1).sum())
     if len(rows) > 2 and (alone > len(rows) / 2 or (len(rows) >= 20 and rows.mean() < 5)):
-        join = ", or join small ones by small_cells='merge' and min_cell_size=…" if can_join else ""
+        join = ", or join small ones by small_subgroups='merge' and min_subgroup_size=…" if can_join else ""
         warn_caller(
             f"There are {len(rows)} groups with {rows.mean():.3g} rows each on average, {alone} with a single row "
             f"(such as {moments.groups.tolist()[int(rows.argmin())]!r}): is that an identifier of rows? A group of "

@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fairsteer._utils.arrays import some_rows
 from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.estimators import check_columns
 from fairsteer._utils.input import (
     brief,
     check_classes,
+    check_elsewhere,
     check_rows,
     check_table,
     coded_classes,
     few,
+    in_numpy,
     unknown_group_message,
-    widen_bfloat16,
 )
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer._utils.weights import check_sample_weight
@@ -73,7 +75,8 @@ class Reading(NamedTuple):
         y = np.zeros(len(rows), dtype=np.intp) if self.y is None else self.y
         if not self.grouped.kept.all():
             kept = self.grouped.kept
-            rows, y, codes, weight = rows[kept], y[kept], codes[kept], None if weight is None else weight[kept]
+            rows = some_rows(rows, np.flatnonzero(kept))
+            y, codes, weight = y[kept], codes[kept], None if weight is None else weight[kept]
         classes, y_codes = np.unique(y, return_inverse=True)
         groups, encoder = self.grouped.groups, self.grouped.encoder
         return Batch(rows, y_codes, codes, weight, classes, groups, encoder, self.y is None)
@@ -93,7 +96,9 @@ class Reading(NamedTuple):
         return codes
 
 
-def read_rows(estimator: Any, X: Any, sensitive_features: Any, *, reset: bool) -> tuple[Floats, Any]:
+def read_rows(
+    estimator: Any, X: Any, sensitive_features: Any, *, reset: bool, stays: bool = False
+) -> tuple[Floats, Any]:
     """Read and validate features, and the group labels beside them (None: there are none).
 
     Parameters
@@ -107,6 +112,8 @@ def read_rows(estimator: Any, X: Any, sensitive_features: Any, *, reset: bool) -
         Group labels, if they are no columns of `X`.
     reset : bool
         Whether this is a first fit.
+    stays : bool, default=False
+        Whether rows that lie on a device are left there, if there is nothing to do about them but to add them up.
 
     Returns
     -------
@@ -115,7 +122,12 @@ def read_rows(estimator: Any, X: Any, sensitive_features: Any, *, reset: bool) -
     labels : array-like or None
         Group labels.
     """
-    X = widen_bfloat16(X)
+    if stays and estimator.sensitive_columns is None and estimator.feature_transform is None:
+        check_columns(estimator, X, reset=reset)
+        if reset:
+            estimator._sensitive_positions = []
+        return check_elsewhere(X, estimator._feature_names()), sensitive_features
+    X = in_numpy(X)
     if estimator.sensitive_columns is None:
         if reset:
             estimator._sensitive_positions = []
@@ -138,9 +150,11 @@ def read_rows(estimator: Any, X: Any, sensitive_features: Any, *, reset: bool) -
     return rows, select_columns(X, positions)
 
 
-def read_fit(transformer: Any, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool) -> Reading:
+def read_fit(
+    transformer: Any, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, *, reset: bool, stays: bool = False
+) -> Reading:
     """Read what is to be fitted to; without `reset` the groups are added to those that the transformer knows."""
-    rows, labels = transformer._read_rows(X, sensitive_features, reset=reset)
+    rows, labels = read_rows(transformer, X, sensitive_features, reset=reset, stays=stays)
     encoder = None if reset else transformer._encoder
     if not reset:
         _check_as_before("groups", labels is not None, encoder is not None)

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.arrays import to_numpy
 from fairsteer._utils.estimators import Interval, StrOptions
-from fairsteer._utils.input import few, num_rows
+from fairsteer._utils.input import as_given, few, num_rows
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
@@ -92,14 +93,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         What happens to a row whose group is missing, was not there at ``fit``, or is not given at
         all: a ValueError; the combination of the groups' maps weighted by the probabilities of the
         groups given the features (:meth:`predict_group_proba`); or the map of the likeliest group.
-    min_cell_size : int, default=0
-        Rows that every class should have in every group; `small_cells` says what happens to
+    min_subgroup_size : int, default=0
+        Rows that every class should have in every group; `small_subgroups` says what happens to
         subgroups with fewer. Weighted rows count by their weight, or by their effective number where
         that is larger (:attr:`SubgroupMoments.sizes`). 0: no subgroup is too small; one without rows
         leaves its group's map to the other classes, with a warning.
-    small_cells : {"error", "pool", "merge"}, default="error"
+    small_subgroups : {"error", "pool", "merge"}, default="error"
         ``"error"`` lists the subgroups in a ValueError. ``"pool"`` fills a subgroup of ``n`` rows up
-        with ``min_cell_size - n`` rows of what its class in the other groups, and the other classes
+        with ``min_subgroup_size - n`` rows of what its class in the other groups, and the other classes
         of its group, suggest (:meth:`SubgroupMoments.borrow`). ``"merge"`` makes the groups with
         such a subgroup one group, labelled ``"(small groups)"`` (a tuple of that for intersections),
         joined by the next smallest until no subgroup is too small; their labels still choose the map.
@@ -129,7 +130,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         Class labels; ``[0]`` if fitted without `y`.
     groups_ : ndarray of shape (n_groups,)
         Group labels, tuples if there are several sensitive columns; ``[0]`` if fitted without
-        groups. Small groups are merged here if `small_cells` says so.
+        groups. Small groups are merged here if `small_subgroups` says so.
     moments_ : SubgroupMoments
         Weights, means and covariances of the subgroups before shrinkage, pooling and merging;
         ``print(moments_.cell_table())`` shows the weights.
@@ -150,7 +151,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         Divergence of the ideal distribution from the fitted one, in nats.
     certificate_ : Certificate
         Bounds on the unfairness, and on the change in accuracy, of classifiers of steered rows, for subgroups that are
-        Gaussians of their own means and covariances (``certificate_.gaussians == "cells"``), whatever `covariance`
+        Gaussians of their own means and covariances (``certificate_.gaussians == "subgroups"``), whatever `covariance`
         makes of them; with monotone maps, of the rows that these make. Covariances are shrunk as far as those of the
         model, and drawn to these as far as chance explains the difference, so that few rows say little. Where the
         covariances of all subgroups would take more than 64 MB (a gigabyte in a stream), where there are more than
@@ -160,14 +161,14 @@ class FairSteeringTransformer(GroupMapTransformer):
         The same for the Gaussians as the model has them. With monotone maps, of which no model knows, all bounds are 1.
     n_iter_ : int
         Iterations of the projection.
-    objective_path_ : ndarray of shape (n_iter_ + 1,)
+    objective_path_ : ndarray of shape (`n_iter_` + 1,)
         Divergence after every iteration, in nats, never increasing; one value under
         ``intervention="affirmative"``.
     feature_transform_ : transformer or None
         The fitted `feature_transform`.
     n_features_in_ : int
         Number of columns of `X` at ``fit``, sensitive ones included.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of `X`, where it had string names.
 
     See Also
@@ -198,9 +199,8 @@ class FairSteeringTransformer(GroupMapTransformer):
     --------
     >>> import numpy as np
     >>> from fairsteer import FairSteeringTransformer
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 3)) + np.outer(y, [1, 1, 0]) + np.outer(group, [0, 2, 1])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, y, group = make_biased_groups(random_state=0)
     >>> steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     >>> U = steer.transform(X, sensitive_features=group)
     >>> gap = np.abs(U[group == 0].mean(axis=0) - U[group == 1].mean(axis=0))
@@ -245,8 +245,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         strength: float = 1.0,
         sensitive_columns: Any = None,
         unknown_group: UnknownGroup = "error",
-        min_cell_size: int = 0,
-        small_cells: SmallCells = "error",
+        min_subgroup_size: int = 0,
+        small_subgroups: SmallCells = "error",
         standardize: bool = True,
         pos_label: Any = None,
         min_distinct: int = 6,
@@ -265,8 +265,8 @@ class FairSteeringTransformer(GroupMapTransformer):
         self.strength = strength
         self.sensitive_columns = sensitive_columns
         self.unknown_group = unknown_group
-        self.min_cell_size = min_cell_size
-        self.small_cells = small_cells
+        self.min_subgroup_size = min_subgroup_size
+        self.small_subgroups = small_subgroups
         self.standardize = standardize
         self.pos_label = pos_label
         self.min_distinct = min_distinct
@@ -316,7 +316,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         if np.mean(_ends_repeat(rows)) < 0.5:
             return "affine"
         # Quantiles have nothing to lend to a small subgroup.
-        return "diagonal" if self.small_cells == "pool" and self.min_cell_size > 0 else "monotone"
+        return "diagonal" if self.small_subgroups == "pool" and self.min_subgroup_size > 0 else "monotone"
 
     def _classes_count(self) -> bool:
         return self.constraint != "demographic_parity"
@@ -330,7 +330,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         if self.map_type != "auto" or self.moments_.n_features > _MOST_COLUMNS_OF_A_TABLE or len(self.groups_) == 1:
             return False
         first = next(stream.batches())  # which says whether this is a table
-        return self._chosen(np.asarray(first.X)) == "monotone"
+        return self._chosen(np.asarray(to_numpy(first.X))) == "monotone"
 
     def _solve(
         self,
@@ -356,10 +356,10 @@ class FairSteeringTransformer(GroupMapTransformer):
             if final:
                 self._warn_of_misfit(ideal, rows, batch)
             return solution._replace(maps=ideal)
-        if self.small_cells == "pool" and self.min_cell_size > 0:
+        if self.small_subgroups == "pool" and self.min_subgroup_size > 0:
             msg = (
-                "small_cells='pool' lends Gaussians to small subgroups, and map_type='monotone' has none: use "
-                "small_cells='merge', or another map_type."
+                "small_subgroups='pool' lends Gaussians to small subgroups, and map_type='monotone' has none: use "
+                "small_subgroups='merge', or another map_type."
             )
             raise ValueError(msg)
         favourable = self._favourable()
@@ -428,8 +428,8 @@ class FairSteeringTransformer(GroupMapTransformer):
             found.append("covariance='full'")
         if self.pooling > 0:
             found.append("less pooling")
-        if self.small_cells == "pool" and self.min_cell_size > 0:
-            found.append("a lower min_cell_size")
+        if self.small_subgroups == "pool" and self.min_subgroup_size > 0:
+            found.append("a lower min_subgroup_size")
         return found
 
     def _intensity(self, moments: SubgroupMoments) -> Doubles | None:
@@ -463,7 +463,7 @@ class FairSteeringTransformer(GroupMapTransformer):
             msg = (
                 f"Group {model.groups.tolist()[missing[0]]!r} has no row of class {few(map(repr, labels))}, whose "
                 "rates constraint='equal_opportunity' compares. Leave the group out, or merge small groups by "
-                f"min_cell_size=1, small_cells='merge'.\n{self.moments_.cell_table()}"
+                f"min_subgroup_size=1, small_subgroups='merge'.\n{self.moments_.cell_table()}"
             )
             raise ValueError(msg)
         return model
@@ -515,6 +515,17 @@ class FairSteeringTransformer(GroupMapTransformer):
             max_time=self.max_time,
         )
 
+    def _found_facts(self) -> list[tuple[str, str]]:
+        known = vars(self)
+        if "map_type_" not in known:
+            return []
+        facts = [
+            ("maps", f"{known['map_type_']}, at strength {self.strength:g}"),
+            ("nearest ideal distribution", f"{known['kl_divergence_']:.4g} nats away"),
+        ]
+        ideal: IdealDistribution = known["ideal_"]
+        return facts + ideal._certificate_facts()
+
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
         monotone = isinstance(solution.folded, MonotoneMaps)
@@ -536,7 +547,7 @@ class FairSteeringTransformer(GroupMapTransformer):
             raise AttributeError("certificate_")  # to be explained by __getattr__
         ideal: IdealDistribution = self._solution.maps
         if isinstance(self._solution.folded, MonotoneMaps) and ideal.known_certificate is None:
-            return Certificate.of_nothing(ideal.source_weights.shape, "cells")
+            return Certificate.of_nothing(ideal.source_weights.shape, "subgroups")
         return ideal.certificate
 
     def steer(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
@@ -586,7 +597,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         A, b = zip(*(ideal._subgroup_map(k, a) for k, a in parts), strict=True)
         centre = np.stack([ideal.source_means[k, a] for k, a in parts])
         maps = AffineMaps.at_strength(np.stack(A), np.stack(b), self._strength(), centre)
-        return self._as_dtype_of(X, self._move(rows, inverse, maps))
+        return as_given(self._move(rows, inverse, maps), X)
 
     def ideal_sample_weight(
         self, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
@@ -651,17 +662,26 @@ class FairSteeringTransformer(GroupMapTransformer):
             msg = (
                 f"Class {self.classes_.tolist()[k]!r} had no rows in group "
                 f"{self.groups_.tolist()[a]!r} at fit, so nothing is known of it. Leave such rows out, or fit with "
-                f"small_cells='pool' and min_cell_size=1 or more.\n{self.moments_.cell_table()}"
+                f"small_subgroups='pool' and min_subgroup_size=1 or more.\n{self.moments_.cell_table()}"
             )
             raise ValueError(msg)
 
 
+# Rows that are looked at before all are.
+_A_FEW = 64
+
+
 def _ends_repeat(rows: Floats) -> npt.NDArray[np.bool_]:
     """Whether the smallest or the largest value of each feature occurs in several different rows."""
-    hashes = row_hashes(rows)
+
+    def differ(places: npt.NDArray[np.intp]) -> bool:
+        hashes = row_hashes(rows[places])
+        return bool((hashes != hashes[0]).any())
+
     found = np.zeros(rows.shape[1], dtype=bool)
-    for j, column in enumerate(rows.T):
-        for end in (column.min(), column.max()):
-            there = hashes[column == end]
-            found[j] |= bool((there != there[0]).any())
+    for ends in (rows.min(axis=0), rows.max(axis=0)):
+        at_end = rows == ends
+        for j in np.flatnonzero(~found & (at_end.sum(axis=0) > 1)):
+            places = np.flatnonzero(at_end[:, j])
+            found[j] = differ(places[:_A_FEW]) or differ(places)  # mostly the first few tell
     return found

@@ -17,8 +17,18 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, StandardScaler
 
+from fairsteer._utils.arrays import lies_elsewhere, some_rows, to_numpy
 from fairsteer._utils.columns import column_positions
-from fairsteer._utils.input import brief, check_rows, coded_classes, num_rows, warn_caller, widen_bfloat16
+from fairsteer._utils.input import (
+    as_given,
+    brief,
+    check_elsewhere,
+    check_rows,
+    coded_classes,
+    in_numpy,
+    num_rows,
+    warn_caller,
+)
 from fairsteer._utils.labels import label_array, sorted_labels
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats
 from fairsteer._utils.weights import check_sample_weight
@@ -27,6 +37,7 @@ from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._coordinates import Coordinates
 from fairsteer.streams import Reduction, RowBatch, Stream
 from fairsteer.transformer._coordinates import SimpleCoordinates, coordinates_of, needs_all_rows, to_coordinates
+from fairsteer.transformer._device import steer_there
 from fairsteer.transformer._reading import Batch, class_codes
 
 if TYPE_CHECKING:
@@ -144,21 +155,29 @@ class RowReader:
     encoder: GroupEncoder | None
     class_blind: bool
 
-    def read(self, batch: RowBatch) -> tuple[Floats, Codes, Codes, Doubles | None]:
-        """Features, codes of class and group (negative for rows that take no part), and weights."""
-        rows = check_rows(widen_bfloat16(batch.X), None, of_columns=np.array(self.names, dtype=object))
+    def read(self, batch: RowBatch, *, stays: bool = False) -> tuple[Floats, Codes, Codes, Doubles | None]:
+        """Features, codes of class and group (negative for rows that take no part), and weights.
+
+        Rows that lie on a device stay there if asked to.
+        """
+        rows: Any = batch.X
+        if stays and lies_elsewhere(rows):
+            rows = check_elsewhere(rows, self.names)
+        else:
+            rows = check_rows(in_numpy(rows), None, of_columns=np.array(self.names, dtype=object))
         if rows.shape[1] != len(self.names):
             msg = f"A batch has {rows.shape[1]} features, and the first one has {len(self.names)}."
             raise ValueError(msg)
         weight = check_sample_weight(batch.sample_weight, rows)
-        y = np.zeros(len(rows), dtype=np.intp)
+        n_rows = num_rows(rows)
+        y = np.zeros(n_rows, dtype=np.intp)
         if not self.class_blind:
             y = class_codes(batch.y, rows, self.classes)
-        groups = np.zeros(len(rows), dtype=np.intp)
+        groups = np.zeros(n_rows, dtype=np.intp)
         if self.encoder is not None:
             groups = self.encoder.encode(batch.sensitive_features)
-            if len(groups) != len(rows):
-                msg = f"A batch has {len(rows)} rows and {len(groups)} groups."
+            if len(groups) != n_rows:
+                msg = f"A batch has {n_rows} rows and {len(groups)} groups."
                 raise ValueError(msg)
         left_out = groups < 0 if weight is None else (groups < 0) | (weight <= 0)
         return rows, np.where(left_out, -1, y), np.maximum(groups, 0), weight
@@ -209,7 +228,7 @@ class Sampling(Reduction[Any]):
         return [np.zeros(self.keep_every.shape, dtype=np.int64), []]
 
     def add(self, state: Any, batch: RowBatch) -> Any:
-        rows, y, groups, weight = self.reader.read(batch)
+        rows, y, groups, weight = self.reader.read(batch, stays=True)
         n_groups = self.keep_every.shape[1]
         cell = np.where(y < 0, -1, y * n_groups + groups)
         positions = []
@@ -223,7 +242,7 @@ class Sampling(Reduction[Any]):
         kept = np.sort(np.concatenate(positions)) if positions else np.zeros(0, dtype=np.intp)
         if len(kept):
             weights = np.ones(len(kept)) if weight is None else weight[kept]
-            state[1].append((np.ascontiguousarray(rows[kept]), y[kept], groups[kept], weights))
+            state[1].append((np.ascontiguousarray(to_numpy(some_rows(rows, kept))), y[kept], groups[kept], weights))
         return state
 
     def merge(self, first: Any, second: Any) -> Any:
@@ -256,7 +275,9 @@ class Accumulating(Reduction[SubgroupMoments]):
         return moments
 
     def add(self, state: SubgroupMoments, batch: RowBatch) -> SubgroupMoments:
-        rows, y, groups, weight = self.reader.read(batch)
+        rows, y, groups, weight = self.reader.read(batch, stays=self.feature_transform is None)
+        if self.feature_transform is None:
+            return state.update(rows, y, groups, weight)
         return state.update(to_coordinates(self.feature_transform, rows, self.reader.names), y, groups, weight)
 
     def merge(self, first: SubgroupMoments, second: SubgroupMoments) -> SubgroupMoments:
@@ -480,11 +501,13 @@ def _fair_share(sizes: Doubles, most: int, share: float) -> float:
 def steer_batch(transformer: GroupMapTransformer, batch: RowBatch, names: list[str] | None) -> Any:
     """Steer a batch, in the container it came in where it has an index, else as an array."""
     X = batch.X
+    if lies_elsewhere(X):
+        return steer_there(transformer, X, batch.sensitive_features)
     if hasattr(X, "iloc") and len(X) == 0:
         return X.astype({name: dtype for name, dtype in X.dtypes.items() if dtype.kind == "f"}).astype(
             {name: np.float64 for name, dtype in X.dtypes.items() if dtype.kind != "f"}
         )
-    rows = check_rows(widen_bfloat16(X), None, of_columns=None if names is None else np.array(names, dtype=object)) \
+    rows = check_rows(in_numpy(X), None, of_columns=None if names is None else np.array(names, dtype=object)) \
         if num_rows(X) else np.empty((0, len(transformer._feature_names())), np.asarray(X).dtype)  # fmt: skip
     if rows.shape[1] != len(transformer._feature_names()):
         msg = f"X has {rows.shape[1]} features, but {len(transformer._feature_names())} are expected."
@@ -495,9 +518,7 @@ def steer_batch(transformer: GroupMapTransformer, batch: RowBatch, names: list[s
         batch.sensitive_features, rows, "transform", infer=transformer.unknown_group != "error"
     )
     codes = transformer._resolved(rows, codes)
-    steered = transformer._as_dtype_of(
-        X, transformer._move(rows, codes, transformer._group_maps(transformer._strength()))
-    )
+    steered = as_given(transformer._move(rows, codes, transformer._group_maps(transformer._strength())), X)
     if hasattr(X, "iloc"):
         return type(X)(steered, index=X.index, columns=X.columns)
     return steered

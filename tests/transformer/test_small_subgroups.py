@@ -187,17 +187,21 @@ def steering(**parameters: Any) -> FairSteeringTransformer:
 @pytest.mark.parametrize("covariance", MODELS)
 def test_small_subgroups_are_refused_with_the_table_and_the_ways_out(covariance: Any) -> None:
     X, y, a = unbalanced()
-    with pytest.raises(ValueError, match=r"subgroups have fewer than min_cell_size=5 rows.*'pool'.*'merge'") as caught:
-        steering(covariance=covariance, min_cell_size=5).fit(X, y, sensitive_features=a)
+    with pytest.raises(
+        ValueError, match=r"subgroups have fewer than min_subgroup_size=5 rows.*'pool'.*'merge'"
+    ) as caught:
+        steering(covariance=covariance, min_subgroup_size=5).fit(X, y, sensitive_features=a)
     assert SubgroupMoments.cell_table(moments_of(X, y, a, "tied")) in str(caught.value)
     few = (a < 2).nonzero()
-    steering(covariance=covariance, min_cell_size=5).fit(X[few], y[few], sensitive_features=a[few])
+    steering(covariance=covariance, min_subgroup_size=5).fit(X[few], y[few], sensitive_features=a[few])
 
 
 @pytest.mark.parametrize("covariance", MODELS)
 def test_pooled_subgroups_are_projected_with_what_they_borrow(covariance: Any) -> None:
     X, y, a = unbalanced()
-    steer = steering(covariance=covariance, min_cell_size=30, small_cells="pool").fit(X, y, sensitive_features=a)
+    steer = steering(covariance=covariance, min_subgroup_size=30, small_subgroups="pool").fit(
+        X, y, sensitive_features=a
+    )
     model = moments_of(X, y, a, covariance).shrink("ledoit_wolf").borrow(30)
     np.testing.assert_allclose(steer.ideal_.source_means, model.means)
     np.testing.assert_allclose(steer.ideal_.source_weights, model.weights / model.weights.sum())
@@ -214,7 +218,7 @@ def test_pooled_subgroups_are_projected_with_what_they_borrow(covariance: Any) -
 def test_merged_groups_steer_as_one(covariance: Any, labels: list[Any]) -> None:
     X, y, a = unbalanced()
     of_row = [list(labels[code]) if isinstance(labels[0], tuple) else labels[code] for code in a]
-    steer = steering(covariance=covariance, min_cell_size=30, small_cells="merge", unknown_group="infer")
+    steer = steering(covariance=covariance, min_subgroup_size=30, small_subgroups="merge", unknown_group="infer")
     steer.fit(X, y, sensitive_features=of_row)
     joint = ("(small groups)",) * 2 if isinstance(labels[0], tuple) else "(small groups)"
     kept = [label for label in steer.groups_.tolist() if label != joint]
@@ -244,17 +248,22 @@ def test_merged_groups_steer_as_one(covariance: Any, labels: list[Any]) -> None:
 def test_a_label_that_looks_like_the_merged_one_stays_apart() -> None:
     X, y, a = unbalanced()
     labels = np.array(["(small groups)", "b", "c", "d", "e", "f"])[a]
-    steer = steering(min_cell_size=30, small_cells="merge").fit(X, y, sensitive_features=labels)
+    steer = steering(min_subgroup_size=30, small_subgroups="merge").fit(X, y, sensitive_features=labels)
     assert "(small groups)" in steer.groups_
     assert "(small groups)'" in steer.groups_
     assert steer.groups_[steer._group_of_label[0]] == "(small groups)"
 
 
-@pytest.mark.parametrize("small_cells", ["pool", "merge"])
+@pytest.mark.parametrize("small_subgroups", ["pool", "merge"])
 @pytest.mark.parametrize("covariance", MODELS)
-def test_batches_with_small_subgroups_equal_one_fit(covariance: Any, small_cells: str) -> None:
+def test_batches_with_small_subgroups_equal_one_fit(covariance: Any, small_subgroups: str) -> None:
     X, y, a = unbalanced()
-    parameters = {"covariance": covariance, "min_cell_size": 30, "small_cells": small_cells, "shrinkage": 0.1}
+    parameters = {
+        "covariance": covariance,
+        "min_subgroup_size": 30,
+        "small_subgroups": small_subgroups,
+        "shrinkage": 0.1,
+    }
     once = steering(**parameters).fit(X, y, sensitive_features=a)
     batches = steering(**parameters)
     for part in np.array_split(np.arange(len(y)), 5):
@@ -266,9 +275,9 @@ def test_batches_with_small_subgroups_equal_one_fit(covariance: Any, small_cells
 def test_batches_are_too_small_only_when_they_are_used() -> None:
     X, y, a = unbalanced()
     big = a < 2
-    batches = steering(min_cell_size=20)
+    batches = steering(min_subgroup_size=20)
     batches.partial_fit(X[big][:30], y[big][:30], sensitive_features=a[big][:30])
-    with pytest.raises(ValueError, match="fewer than min_cell_size=20"):
+    with pytest.raises(ValueError, match="fewer than min_subgroup_size=20"):
         batches.transform(X[big], sensitive_features=a[big])
     batches.partial_fit(X[big][30:], y[big][30:], sensitive_features=a[big][30:])
     batches.transform(X[big], sensitive_features=a[big])
@@ -277,22 +286,22 @@ def test_batches_are_too_small_only_when_they_are_used() -> None:
 def test_what_cannot_be_merged_is_refused() -> None:
     X, y, a = unbalanced()
     with pytest.raises(ValueError, match=r"leaves one group.*all 6 groups have to merge"):
-        steering(min_cell_size=10**6, small_cells="merge").fit(X, y, sensitive_features=a)
-    affirmative = steering(min_cell_size=30, small_cells="merge", intervention="affirmative", reference_group=5)
+        steering(min_subgroup_size=10**6, small_subgroups="merge").fit(X, y, sensitive_features=a)
+    affirmative = steering(min_subgroup_size=30, small_subgroups="merge", intervention="affirmative", reference_group=5)
     with pytest.raises(ValueError, match="reference_group=5 is too small to stay"):
         affirmative.fit(X, y, sensitive_features=a)
 
 
-@pytest.mark.parametrize("small_cells", ["pool", "merge"])
+@pytest.mark.parametrize("small_subgroups", ["pool", "merge"])
 @pytest.mark.parametrize("covariance", MODELS)
 @pytest.mark.parametrize("shrinkage", ["ledoit_wolf", "oas", 0.2, None])
-def test_weights_are_repetitions_and_zeros_removals(covariance: Any, small_cells: str, shrinkage: Any) -> None:
+def test_weights_are_repetitions_and_zeros_removals(covariance: Any, small_subgroups: str, shrinkage: Any) -> None:
     X, y, a = unbalanced()
     weight = np.random.default_rng(1).integers(0, 4, len(y))
     parameters = {
         "covariance": covariance,
-        "min_cell_size": 50,
-        "small_cells": small_cells,
+        "min_subgroup_size": 50,
+        "small_subgroups": small_subgroups,
         "unknown_group": "infer",
         "shrinkage": shrinkage,
     }
@@ -308,10 +317,10 @@ def test_weights_are_repetitions_and_zeros_removals(covariance: Any, small_cells
     assert weighted.kl_divergence_ == pytest.approx(repeated.kl_divergence_, rel=1e-3)
 
 
-@pytest.mark.parametrize("small_cells", ["pool", "merge"])
-def test_the_classifier_takes_small_subgroups(small_cells: str) -> None:
+@pytest.mark.parametrize("small_subgroups", ["pool", "merge"])
+def test_the_classifier_takes_small_subgroups(small_subgroups: str) -> None:
     X, y, a = unbalanced()
-    classifier = IdealDistributionClassifier(steering=steering(min_cell_size=30, small_cells=small_cells))
+    classifier = IdealDistributionClassifier(steering=steering(min_subgroup_size=30, small_subgroups=small_subgroups))
     classifier.fit(X, y, sensitive_features=a)
     assert classifier.score(X, y, sensitive_features=a) > 0.4
 
@@ -321,7 +330,7 @@ def test_a_hundred_intersections_of_a_census(real_data: Path) -> None:
     table = pd.read_parquet(real_data / "tabular" / "acs_income.parquet", columns=columns)
     X, y = table[columns[:3]].to_numpy(np.float32), table["income_gt_50k"].to_numpy()
     groups = table[["race", "sex"]].assign(age=pd.cut(table["age"], [0, 25, 35, 45, 55, 65, 120]))
-    steer = steering(map_type="affine", min_cell_size=50, small_cells="merge")
+    steer = steering(map_type="affine", min_subgroup_size=50, small_subgroups="merge")
     steer.fit(X, y, sensitive_features=groups)
     assert len(steer.moments_.groups) == 108
     assert len(steer.groups_) == 68

@@ -1,0 +1,133 @@
+"""Hidden states of a causal language model for biographies: of several layers, kept on disk piece by piece.
+
+A text is cut, and what follows it asks for the occupation: ``last`` is the state of the last token, where the model is
+about to name it. ``mean`` is the mean over the tokens of the text alone, without the first: causal models park
+attention there, in a state that is the same for all texts and hundreds of times as large as any other.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks import datasets, smollm
+
+#: Tokens that a text is cut to.
+MAX_TOKENS = 64
+#: Follows a text. Chosen among five by the model's own accuracy on 104 of the rows.
+QUESTION = " In short, this person is known as a"
+#: Outputs that are kept, counted from the first layer.
+LAYERS = (5, 10, 15, 20, 25, 30)
+POOLS = ("mean", "last")
+#: Biographies of either gender that an occupation needs.
+MIN_ROWS = 40
+#: And that it has at most, drawn at random: the others would not make the gaps any more certain.
+MAX_ROWS = 120
+PIECE, BATCH = 256, 32
+
+
+def table(folder: Path) -> pd.DataFrame:
+    """Biographies with text, of the occupations with enough of either gender, and no more than enough."""
+    rows = pd.read_parquet(folder / "biographies" / "texts.parquet", columns=["row", "text", "label", "group"])
+    rows["label"], rows["group"] = rows["label"].astype(str), rows["group"].astype(str)
+    fewest = pd.crosstab(rows["label"], rows["group"]).min(axis=1)
+    rows = rows[rows["label"].isin(fewest[fewest >= MIN_ROWS].index)].sample(frac=1, random_state=0)
+    return rows[rows.groupby(["label", "group"]).cumcount() < MAX_ROWS].sort_index().reset_index(drop=True)
+
+
+def prompts(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], int]:
+    """Token ids of cut texts with the question after them, and how many of them are the question."""
+    question = tokenizer(QUESTION).input_ids
+    cut = tokenizer(texts, truncation=True, max_length=MAX_TOKENS).input_ids
+    return [[*ids, *question] for ids in cut], len(question)
+
+
+def padded(ids: list[list[int]], padding: int) -> dict[str, Tensor]:
+    """A batch, padded on the left."""
+    length = max(map(len, ids))
+    tokens = torch.full((len(ids), length), padding)
+    for row, own in zip(tokens, ids, strict=True):
+        row[length - len(own) :] = torch.tensor(own)
+    mask = torch.arange(length) >= torch.tensor([length - len(own) for own in ids])[:, None]
+    return {"input_ids": tokens, "attention_mask": mask.long()}
+
+
+def _states(model: Any, batch: dict[str, Tensor], n_question: int) -> Tensor:
+    """States (rows, layers, pools, d)."""
+    found: list[Tensor] = []
+    mask = batch["attention_mask"].bool()
+    first = mask.long().argmax(1)
+    of_text = mask.clone()
+    of_text[torch.arange(len(mask)), first] = False
+    of_text[:, -n_question:] = False
+    weights = (of_text / of_text.sum(1, keepdim=True)).unsqueeze(-1)
+
+    def keep(_layer: Any, _args: Any, output: Any) -> None:
+        hidden = (output if isinstance(output, Tensor) else output[0]).float()
+        found.append(torch.stack([(hidden * weights).sum(1), hidden[:, -1]], dim=1))
+
+    hooks = [model.model.layers[layer - 1].register_forward_hook(keep) for layer in LAYERS]
+    try:
+        with torch.inference_mode():
+            model.model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found, dim=1)
+
+
+def extract(rows: pd.DataFrame, cache: Path, *, dtype: torch.dtype, minutes: float = np.inf) -> int:
+    """Write the pieces that the cache lacks, for so many minutes; how many are still missing."""
+    cache.mkdir(parents=True, exist_ok=True)
+    missing = [start for start in range(0, len(rows), PIECE) if not _file(cache, start).exists()]
+    if not missing:
+        return 0
+    start = time.perf_counter()
+    model, tokenizer = smollm.load(dtype)
+    ids, n_question = prompts(tokenizer, rows["text"].tolist())
+    while missing and time.perf_counter() - start < 60 * minutes:
+        first = missing.pop(0)
+        piece = range(first, min(first + PIECE, len(rows)))
+        order = sorted(piece, key=lambda i: len(ids[i]))
+        states = np.empty((len(piece), len(LAYERS), len(POOLS), model.config.hidden_size), np.float32)
+        for at in range(0, len(order), BATCH):
+            chosen = order[at : at + BATCH]
+            batch = padded([ids[i] for i in chosen], tokenizer.pad_token_id)
+            states[np.array(chosen) - first] = _states(model, batch, n_question).numpy()
+        if not np.isfinite(states).all():
+            msg = f"states of rows {first} to {piece[-1]} are not finite"
+            raise ValueError(msg)
+        partial = _file(cache, first).with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, states)
+        partial.replace(_file(cache, first))
+        seconds = time.perf_counter() - start
+        print(f"states: {piece[-1] + 1:,} of {len(rows):,} rows, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return len(missing)
+
+
+def _file(cache: Path, start: int) -> Path:
+    return cache / f"rows-{start:05d}.npy"
+
+
+def read(rows: pd.DataFrame, cache: Path) -> NDArray[np.float32]:
+    """States of all rows, (rows, layers, pools, d)."""
+    return np.concatenate([np.load(_file(cache, start)) for start in range(0, len(rows), PIECE)])
+
+
+def coded(rows: pd.DataFrame) -> tuple[datasets.Codes, datasets.Codes, list[str]]:
+    """Occupations and genders (0: women) as numbers, and the names of the occupations."""
+    y, names = pd.factorize(rows["label"], sort=True)
+    return y.astype(np.int64), (rows["group"] == "male").to_numpy().astype(np.int64), [str(name) for name in names]
+
+
+if __name__ == "__main__":
+    sys.exit(extract(table(Path(sys.argv[1])), Path(sys.argv[2]), dtype=torch.bfloat16, minutes=float(sys.argv[3])) > 0)

@@ -1,0 +1,163 @@
+"""How the site is built: ``sphinx-build -W docs build/site``, with ``pip install ".[docs]"``."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx_gallery.sorting import FileNameSortKey
+
+import fairsteer
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+project = "fairsteer"
+author = "fairsteer developers"
+version = release = fairsteer.__version__
+project_copyright = "fairsteer developers"
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "myst_parser",
+    "sphinx_gallery.gen_gallery",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["gallery"]
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+html_theme = "pydata_sphinx_theme"
+html_title = "fairsteer"
+html_theme_options = {
+    "logo": {"text": "fairsteer"},
+    "navbar_end": ["theme-switcher"],
+    "navbar_align": "left",
+    "header_links_before_dropdown": 9,
+    "navbar_persistent": ["search-button"],
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("get-started", "in-pictures", "which-tool", "when-not")}
+html_context = {"default_mode": "auto"}
+
+# Markdown
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 4
+suppress_warnings = ["config.cache"]  # a class among the settings, which sphinx cannot compare with the last build's
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# Reference
+autosummary_generate = True
+autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"
+# What scikit-learn, and torch, say of what every estimator and module has is said there.
+_ELSEWHERE = "BaseEstimator, TransformerMixin, OneToOneFeatureMixin, ClassifierMixin, MetaEstimatorMixin, Module, tuple"
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": _ELSEWHERE,
+}
+autodoc_mock_imports = [] if importlib.util.find_spec("torch") else ["torch"]
+numpydoc_show_class_members = False
+numpydoc_class_members_toctree = False
+
+
+def _look(*_: Any) -> None:
+    """Pictures of the gallery: quiet axes, the colours of :mod:`fairsteer.plotting`, sharp on any screen."""
+    mpl.rcParams.update(
+        {
+            "axes.prop_cycle": mpl.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "figure.figsize": (7.5, 3.4),
+            "font.size": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+            "savefig.dpi": 160,
+        }
+    )
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "within_subsection_order": FileNameSortKey,
+    "filename_pattern": "/plot_",
+    "reset_modules": ("matplotlib", _look),
+    "abort_on_example_error": True,
+    "remove_config_comments": True,
+    "show_signature": False,
+    "min_reported_time": 1,
+    "thumbnail_size": (480, 300),
+    "default_thumb_file": None,
+}
+
+
+class _MathML:
+    """Formulae as MathML, which browsers set themselves: no script and nothing from the network."""
+
+    @staticmethod
+    def inline(self: Any, node: nodes.math) -> None:
+        self.body.append(convert(node.astext()))
+        raise nodes.SkipNode
+
+    @staticmethod
+    def block(self: Any, node: nodes.math_block) -> None:
+        self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+        raise nodes.SkipNode
+
+
+html_math_renderer = "mathml"
+
+#: Pages of the repository that the site has under other names.
+_MOVED = {
+    "../CHANGELOG.md": "changelog.md",
+    "../README.md": "get-started.md",
+    "../benchmarks/results/": "measured/",
+}
+
+
+def _links_within_the_site(app: Any, name: str, source: list[str]) -> None:
+    """Links of Markdown pages that lead out of ``docs``, made to lead to where the site has their pages."""
+    text = source[0]
+    for old, new in _MOVED.items():
+        text = re.sub(rf"\]\({re.escape(old)}", f"]({new}", text)
+    source[0] = text
+
+
+def _copy_results(app: Any) -> None:
+    """The tables that the benchmarks have written are pages of the site, too."""
+    shutil.rmtree(HERE / "measured", ignore_errors=True)
+    shutil.copytree(ROOT / "benchmarks" / "results", HERE / "measured")
+
+
+def _is_said_elsewhere(app: Any, what: str, name: str, *_: Any) -> bool | None:
+    """Leave out the methods that scikit-learn gives every estimator."""
+    return True if re.fullmatch(r"set_\w+_request|set_output|get_metadata_routing", name) else None
+
+
+def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", inline_renderers=(_MathML.inline, None), block_renderers=(_MathML.block, None))
+    app.connect("config-inited", lambda app, config: _copy_results(app))
+    app.connect("autodoc-skip-member", _is_said_elsewhere)
+    app.connect("source-read", _links_within_the_site)
