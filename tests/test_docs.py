@@ -44,6 +44,7 @@ PAGE_NEEDS = {
     "export.md": ("onnx", "onnxruntime", "safetensors", "skops"),
     "language-models.md": ("torch", "transformers"),
     "report.md": ("matplotlib",),
+    "serving.md": ("gguf", "torch", "transformers"),
     "scale.md": ("dask", "pyarrow"),
 }
 
