@@ -18,6 +18,7 @@ from fairsteer._utils.types import Codes, Doubles
 from fairsteer.ideal._ideal import Intervention
 from fairsteer.ideal._posterior_parts import (
     VANISHING,
+    ClassLaws,
     Mode,
     PosteriorCertificate,
     certificate_of,
@@ -220,6 +221,17 @@ class IdealPosteriorCells:
         """
         _, codes, cell = self._placed(posterior, group_codes)
         return np.asarray(np.exp(self.log_weights[codes, cell]) * (self.group_prior / self.source_group_prior)[codes])
+
+    def class_laws(self, k: int) -> dict[Any, ClassLaws]:
+        """Group label to the laws of P(class `k`) in the group, as they are and on the ideal distribution."""
+        laws, ideal = {}, self.ideal_laws
+        for a, group in enumerate(self.groups.tolist()):
+            own = self.laws[a] > 0
+            t, mass = self.ideal_posteriors[a, own, k], ideal[a, own]
+            if len(self.targets):
+                t, mass = self.targets[:, k], self.plans[a].sum(axis=0)
+            laws[group] = ClassLaws(self.cell_posteriors[a, own, k], self.laws[a, own], t, mass)
+        return laws
 
     def _placed(self, posterior: ArrayLike, group_codes: ArrayLike) -> tuple[Doubles, Codes, Codes]:
         """Posteriors, groups and cells of rows; only cells that occur in the group of a row."""
