@@ -111,8 +111,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
+def _with_error(value: float, error: float, form: str) -> str:
+    """A draw alone has no error."""
+    return f"{value:{form}}" + ("" if np.isnan(error) else f" ± {error:{form.lstrip('+')}}")
+
+
 def _points(line: Any, name: str, sign: str = "") -> str:
-    return f"{100 * line[name]:{sign}.2f} ± {100 * line[f'{name}_error']:.2f}"
+    return _with_error(100 * line[name], 100 * line[f"{name}_error"], f"{sign}.2f")
 
 
 def _share(line: Any) -> str:
@@ -122,7 +127,7 @@ def _share(line: Any) -> str:
 
 
 def _gap(line: Any, name: str = "tpr_gap") -> str:
-    return f"{line[name]:.3f} ± {line[f'{name}_error']:.3f}"
+    return _with_error(line[name], line[f"{name}_error"], ".3f")
 
 
 def _matrix(found: Any, classifier: str, cell: Any, biases: Sequence[str]) -> list[str]:
