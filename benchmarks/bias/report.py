@@ -86,11 +86,14 @@ def summary(lines: pd.DataFrame) -> Any:
 
 
 def best(lines: pd.DataFrame, found: Any, bias: str, told: Iterable[str]) -> tuple[str, list[str]] | None:
-    """By the rule: of the methods that are told this much, the most accurate that recovers something; its equals."""
+    """By the rule: of the methods that are told this much, the most accurate that recovers something; its equals.
+
+    Compared are methods that were measured in all draws.
+    """
     setting = (bias, BIASES[bias].shown, LOGISTIC)
     of = found.loc[setting]
-    methods = [name for name in of.index if METHODS[name].told in told and name != NOTHING]
-    gains = of.loc[methods]
+    whole = of[of["draws"] == of.loc[NOTHING, "draws"]]
+    gains = whole.loc[[name for name in whole.index if METHODS[name].told in told and name != NOTHING]]
     recovering = gains[gains["gain"] > TELLING * gains["gain_error"]]
     if recovering.empty:
         return None
