@@ -11,10 +11,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.bias import report, rounds
-from benchmarks.bias.__main__ import is_tried, problem_of
+from benchmarks.bias.__main__ import problem_of
 from benchmarks.bias.biases import BIASES, NO_BIAS, Codes, Distortion, Floats, Sample, drawn
 from benchmarks.bias.measures import MEASURES, measured
-from benchmarks.bias.methods import BOOSTING, CLASSIFIERS, LOGISTIC, METHODS, NOTHING, with_products
+from benchmarks.bias.methods import BOOSTING, CLASSIFIERS, LOGISTIC, METHODS, NOTHING, is_tried, with_products
 from benchmarks.fairness_methods import Table
 from fairsteer import metrics
 
