@@ -85,26 +85,21 @@ def summary(lines: pd.DataFrame) -> Any:
     return pd.DataFrame(found)
 
 
-def best(lines: pd.DataFrame, found: Any, bias: str, told: Iterable[str]) -> tuple[str, list[str]] | None:
+def best(lines: pd.DataFrame, bias: str, told: Iterable[str]) -> tuple[str, list[str]] | None:
     """By the rule: of the methods that are told this much, the most accurate that recovers something; its equals.
 
-    Compared are methods that were measured in all draws.
+    Compared are methods with as many draws as half of them have, in the draws that all of these have.
     """
-    setting = (bias, BIASES[bias].shown, LOGISTIC)
-    of = found.loc[setting]
-    whole = of[of["draws"] == of.loc[NOTHING, "draws"]]
-    gains = whole.loc[[name for name in whole.index if METHODS[name].told in told and name != NOTHING]]
-    recovering = gains[gains["gain"] > TELLING * gains["gain_error"]]
-    if recovering.empty:
+    accuracy = _by_draw(lines)[(bias, BIASES[bias].shown, LOGISTIC)]
+    draws = accuracy.count()
+    accuracy = accuracy.loc[:, draws >= draws.median()].dropna()
+    gain, error = pooled(accuracy.sub(accuracy[NOTHING], axis=0))
+    of = [name for name in accuracy if METHODS[name].told in told and gain[name] > TELLING * error[name]]
+    if not of:
         return None
-    first = str(recovering["accuracy"].idxmax())
-    accuracy = _by_draw(lines)
-    equals = []
-    for name in recovering.index.drop(first):
-        behind, error = pooled((accuracy[(*setting, first)] - accuracy[(*setting, name)]).dropna())
-        if behind <= error:
-            equals.append(str(name))
-    return first, equals
+    first = str(gain[of].idxmax())
+    behind, error = pooled(accuracy[of].rsub(accuracy[first], axis=0))
+    return first, [name for name in of if name != first and behind[name] <= error[name]]
 
 
 # ---- Markdown
@@ -146,14 +141,13 @@ def _in_short(lines: pd.DataFrame, found: Any) -> list[str]:
     rows = []
     for bias in BIASED:
         of = found.loc[(bias, BIASES[bias].shown, LOGISTIC)]
-        unbiased = found.loc[(NO_BIAS, 0.0, LOGISTIC, AWARE), "accuracy"]
         cells = [
             bias,
             *(_points(of.loc[NOTHING], "lost"), _gap(of.loc[NOTHING])),
-            *(f"{100 * (unbiased - of.loc[AWARE, 'accuracy']):.2f}", _gap(of.loc[AWARE])),
+            *(f"{100 * (of.loc[AWARE, 'lost'] - of.loc[AWARE, 'gain']):.2f}", _gap(of.loc[AWARE])),
         ]
         for told in (("", "group"), ("", "group", "reference")):
-            answer = best(lines, found, bias, told)
+            answer = best(lines, bias, told)
             if answer is None:
                 cells.append("do nothing")
                 continue

@@ -290,10 +290,10 @@ def lines() -> pd.DataFrame:
 
 def test_the_rule_names_the_best_its_equals_and_when_to_do_nothing(lines: pd.DataFrame) -> None:
     found = report.summary(lines)
-    first, equals = report.best(lines, found, "selection", ("", "group")) or ("", [])
+    first, equals = report.best(lines, "selection", ("", "group")) or ("", [])
     assert (first, equals) == ("steering, affine", ["score alignment, EO"])
-    assert report.best(lines, found, "selection", ("", "group", "reference")) == ("repaired rows, affirmative", [])
-    assert report.best(lines, found, "selection", ("",)) is None
+    assert report.best(lines, "selection", ("", "group", "reference")) == ("repaired rows, affirmative", [])
+    assert report.best(lines, "selection", ("",)) is None
     line = found.loc[("selection", BIASES["selection"].shown, LOGISTIC, "score alignment, EO")]
     assert line["recovered"] == pytest.approx(0.5)
     assert line["recovered_error"] == pytest.approx(0)
