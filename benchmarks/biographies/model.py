@@ -79,6 +79,12 @@ def layer_data(rows: pd.DataFrame, all_states: NDArray[np.float32]) -> dict[tupl
     return found
 
 
+def scaled(X: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Columns of mean 0 and deviation 1: as they are, a few are hundreds of times as large as the others."""
+    wide = X.astype(np.float64)
+    return ((wide - wide.mean(axis=0)) / wide.std(axis=0)).astype(np.float32)
+
+
 def unaligned(data: Biographies, chosen: list[Method]) -> Iterator[Line]:
     """Predictions of every fold by classifiers of the others."""
     for method in chosen:
@@ -203,12 +209,13 @@ def zero_shot(rows: pd.DataFrame, data: dict[int, Biographies], cache: Path, dty
 
 
 def run(
-    folder: Path, cache: Path, dtype: torch.dtype, only: str | None = None
+    folder: Path, cache: Path, dtype: torch.dtype, only: str | None = None, folds: int = FOLDS
 ) -> Iterator[tuple[Biographies, list[Line]]]:
-    """All tables, one at a time; `only` one of them by its name, or `aligned`."""
+    """All tables, one at a time; `only` one of them by its name, or `aligned`; its own answers in so many folds."""
     rows = states.table(folder)
     states.extract(rows, cache, dtype=dtype)
-    data = layer_data(rows, states.read(rows, cache))
+    raw = layer_data(rows, states.read(rows, cache))
+    data = {key: replace(own, X=scaled(own.X)) for key, own in raw.items()}
     named = transformers()
     chosen = [named[name] for name in (*CURVE, "tied, translations")]
     for own in data.values():
@@ -220,8 +227,8 @@ def run(
         best = data[best_layer(data)]
         yield replace(best, name=f"{best.name}, aligned"), list(bios.predictions(best, chosen))
     if only in (None, BY_ITSELF):
-        steered = {layer: data[layer, "last"] for layer in ITSELF}
-        yield replace(data[ITSELF[0], "last"], name=BY_ITSELF), list(zero_shot(rows, steered, cache, dtype))
+        steered = {layer: replace(raw[layer, "last"], measured=tuple(range(folds))) for layer in ITSELF}
+        yield replace(steered[ITSELF[0]], name=BY_ITSELF), list(zero_shot(rows, steered, cache, dtype))
 
 
 def best_layer(data: dict[tuple[int, str], Biographies]) -> tuple[int, str]:
