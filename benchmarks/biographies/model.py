@@ -5,8 +5,8 @@ withheld. The best layer, by the accuracy of the original alone, is then measure
 
 *By the model itself*: the likelihood of every occupation's name after the text and a question, by the name's first
 token, with the states of one layer steered by a hook where the model is about to answer. Nothing is trained after
-steering. The maps are fitted to other folds' states. Likelihoods of a name are relative to its mean over the texts of
-the other folds, since some names are likelier than others after any text; labels take no part in it.
+steering. The maps are fitted to other folds' states. Likelihoods of a name are relative to its mean over the texts,
+since some names are likelier than others after any text; labels take no part in it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer,
 from fairsteer.torch import SteeringModule, steering_hooks
 from fairsteer.transformer import FairSteeringTransformer
 
-#: Methods of the curve over layers, and of the table of the best one.
+#: Methods of the curve over layers.
 CURVE = (bios.ORIGINAL, "mean matching", "covariance matching, barycentre", "LEACE", "tied")
+#: Those that are measured with alignment, in the layer that is best before.
+ALIGNED = (bios.ORIGINAL, "mean matching", "LEACE", "tied", "tied, translations")
 #: Layers that are steered where the model answers itself.
 ITSELF = (15, 25)
 BATCH = 32
@@ -195,14 +197,13 @@ def zero_shot(rows: pd.DataFrame, data: dict[int, Biographies], cache: Path, dty
             raw.setdefault(way, np.full(shape, np.nan))[test] = scores
         seconds = time.perf_counter() - start
         print(f"zero-shot: fold {j + 1} of {FOLDS}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    asked = np.isin(first.fold, first.measured)
+    # Without steering, so that what steering does to the mean is not taken back.
+    usual = np.log(np.exp(log_softmax(raw[UNSTEERED][asked], axis=1)).mean(axis=0))
     for way, scores in raw.items():
         shares = log_softmax(scores, axis=1)
         predicted = np.full(len(first.y), -1)
-        for j in first.measured:
-            others, test = first.fold != j, first.fold == j
-            # Of the scores without steering, so that what steering does to the mean is not taken back.
-            usual = np.log(np.exp(log_softmax(raw[UNSTEERED][others], axis=1)).mean(axis=0))
-            predicted[test] = (shares[test] - usual).argmax(axis=1)
+        predicted[asked] = (shares[asked] - usual).argmax(axis=1)
         label = f"{way.name}, layer {way.layer}" if way.layer else way.name
         ours = way.name.startswith("tied")
         yield Line(label, "by the model itself", way.gender, False, ours, predicted, float("nan"))
@@ -225,6 +226,7 @@ def run(
             print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if only in (None, "aligned"):
         best = data[best_layer(data)]
+        chosen = [named[name] for name in ALIGNED]
         yield replace(best, name=f"{best.name}, aligned"), list(bios.predictions(best, chosen))
     if only in (None, BY_ITSELF):
         steered = {layer: replace(raw[layer, "last"], measured=tuple(range(folds))) for layer in ITSELF}
