@@ -84,7 +84,7 @@ def layer_data(rows: pd.DataFrame, all_states: NDArray[np.float32]) -> dict[tupl
 def scaled(X: NDArray[np.float32]) -> NDArray[np.float32]:
     """Columns of mean 0 and deviation 1: as they are, a few are hundreds of times as large as the others."""
     wide = X.astype(np.float64)
-    return ((wide - wide.mean(axis=0)) / wide.std(axis=0)).astype(np.float32)
+    return np.asarray((wide - wide.mean(axis=0)) / wide.std(axis=0), dtype=np.float32)
 
 
 def unaligned(data: Biographies, chosen: list[Method]) -> Iterator[Line]:
@@ -192,7 +192,8 @@ def zero_shot(rows: pd.DataFrame, data: dict[int, Biographies], cache: Path, dty
                 if name.startswith("tied"):
                     ways[Way(name, layer, "inferred")] = at, module, None
         found = model.scores(test.tolist(), ways)
-        np.savez(file, **{"|".join(map(str, way)): scores for way, scores in found.items()})
+        of_way: dict[str, Any] = {"|".join(map(str, way)): scores for way, scores in found.items()}
+        np.savez(file, **of_way)
         for way, scores in found.items():
             raw.setdefault(way, np.full(shape, np.nan))[test] = scores
         seconds = time.perf_counter() - start
