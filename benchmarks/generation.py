@@ -42,7 +42,7 @@ Doubles = NDArray[np.float64]
 OUTPUT = Path(__file__).parent / "results" / "generation"
 #: Blocks that come before the hook, and the strengths, in deviations of the probes' scores.
 LAYER = 15
-STRENGTHS = (1.0, 2.0, 3.0)
+STRENGTHS = (4.0, 8.0, 16.0)
 BATCH = 40
 NEW_TOKENS, TEMPERATURE = 20, 0.8
 NONE, ONE, OURS, EQUALISED = "nothing", "one direction", "ConceptSteering", "ConceptSteering, equalised by the output"
@@ -278,7 +278,9 @@ def run_concept(
            "log-odds, men": plain[:, 1].mean()}  # fmt: skip
     for s in strengths:
         found[EQUALISED] = equalised(found[OURS], lambda push, s=s: (odds(tuned, push, s) - plain_tuned).mean(axis=0))
-        for name, push in found.items():
+        first = (ONE, OURS, EQUALISED)
+        for name in (*first, *(name for name in found if name not in first)):
+            push = found[name]
             shift = odds(measured, push, s) - plain
             row = {**head, "method": name, "strength": s}
             row["shift, women"], row["shift, men"] = shift.mean(axis=0)
@@ -389,7 +391,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=120, metavar="N", help="pairs of prompts (default: 120)")
     parser.add_argument("--sampled", type=int, default=40, metavar="N", help="of them are continued (default: 40)")
     parser.add_argument("--concept", choices=[concept.name for concept in prompts.CONCEPTS], help="only this one")
-    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 1 2 3)")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 4 8 16)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the states of told sentences here")
     parser.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")

@@ -1,9 +1,9 @@
 """``python -m benchmarks.pronouns``: which pronoun a language model expects after an occupation, steered or not.
 
 SmolLM2-135M-Instruct reads "The nurse said that" and says how likely "she" and "he" are as the next word. Maps are
-fitted to the states of the last token of such beginnings: class is the verb, group the pronoun that the model takes for
-the likelier one. They steer beginnings with other verbs, every token, by a group that is inferred from the state; LEACE
-needs no group.
+fitted to the states of such beginnings where a sentence before them tells the pronoun ("She is a nurse."): class is the
+occupation, group the pronoun. They steer beginnings that tell nothing, with other verbs, by a group that is inferred
+from the state, at every token; LEACE needs no group.
 
 ``log-ratio``: logarithm of the likelihoods' ratio, mean of its absolute value over the beginnings; ``spread``: its
 standard deviation over the occupations, which a bias common to all leaves out; ``she``: share of beginnings where "she"
@@ -37,15 +37,20 @@ from fairsteer.transformer import FairSteeringTransformer
 Doubles = NDArray[np.float64]
 
 OUTPUT = Path(__file__).parent / "results" / "pronouns"
-LAYERS = (20, 25, 28)
-PRONOUNS = ("she", "he")
+LAYERS = (10, 15, 20, 25)
+PRONOUNS = ("She", "He")
 BATCH, MAX_TOKENS = 64, 64
 COLUMNS = ("log-ratio", "spread", "she", "neutral text")
 
 
-def beginnings(frames: Sequence[str]) -> list[str]:
+def beginnings(frames: Sequence[str], before: str = "") -> list[str]:
     """Beginnings for every occupation and frame, in this order."""
-    return [frame.format(occupation) for occupation in OCCUPATIONS for frame in frames]
+    out = []
+    for occupation in OCCUPATIONS:
+        article = "an" if occupation[0] in "aeiou" else "a"
+        start = f"{before} is {article} {occupation}. " if before else ""
+        out += [start + frame.format(occupation) for frame in frames]
+    return out
 
 
 def batches(tokenizer: Any, texts: Sequence[str], size: int) -> Iterator[tuple[Any, dict[str, Tensor]]]:
@@ -72,7 +77,7 @@ def last_states(model: Any, tokenizer: Any, texts: Sequence[str], layers: Sequen
 
 def log_ratios(model: Any, tokenizer: Any, texts: Sequence[str]) -> Doubles:
     """Log-likelihood of "she" less that of "he"."""
-    she, he = (tokenizer(f" {word}").input_ids[0] for word in PRONOUNS)
+    she, he = (tokenizer(f" {word.lower()}").input_ids[0] for word in PRONOUNS)
     out = np.empty(len(texts))
     for rows, inputs in batches(tokenizer, texts, BATCH):
         with torch.inference_mode():
@@ -135,10 +140,10 @@ def change_of_text(after: Doubles, before: Doubles, draws: int = 1000) -> dict[s
 def run(folder: Path, n_texts: int, dtype: torch.dtype, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
     model, tokenizer = smollm.load(dtype)
     fitted_to, tested = PRONOUN_FRAMES[: len(PRONOUN_FRAMES) // 2], PRONOUN_FRAMES[len(PRONOUN_FRAMES) // 2 :]
-    known = beginnings(fitted_to)
-    states = last_states(model, tokenizer, known, layers)
-    verb = np.tile(np.arange(len(fitted_to)), len(OCCUPATIONS))
-    pronoun = np.where(log_ratios(model, tokenizer, known) > 0, *PRONOUNS)
+    told = [beginnings(fitted_to, before) for before in PRONOUNS]
+    states = last_states(model, tokenizer, [*told[0], *told[1]], layers)
+    occupation = np.tile(np.repeat(np.arange(len(OCCUPATIONS)), len(fitted_to)), 2)
+    pronoun = np.repeat(PRONOUNS, len(told[0]))
     new = beginnings(tested)
     table = pd.read_parquet(folder / "biographies" / "texts.parquet", columns=["text"])
     texts = table["text"].sample(n_texts, random_state=1).tolist()
@@ -147,7 +152,7 @@ def run(folder: Path, n_texts: int, dtype: torch.dtype, layers: Sequence[int]) -
     yield {"layer": 0, "method": "nothing", **measured(log_ratios(model, tokenizer, new).reshape(shape))}
     for i, layer in enumerate(layers):
         for name, change in changes().items():
-            module = SteeringModule(change.fit(states[i], verb, sensitive_features=pronoun))
+            module = SteeringModule(change.fit(states[i], occupation, sensitive_features=pronoun))
             with steering_hooks(model, {f"model.layers.{layer - 1}": module}):
                 found = measured(log_ratios(model, tokenizer, new).reshape(shape))
                 found |= change_of_text(losses(model, tokenizer, texts), plain)

@@ -55,8 +55,6 @@ HEAD = (
     f"drawn at random, cut to {states.MAX_TOKENS} tokens; five folds. *Mean*: over the tokens; *last*: where the",
     "model is about to name the occupation. *By itself*: likelihood of the names, no classifier is trained.",
     "",
-    "![RMS gap by layer](layers.png)",
-    "",
 )
 
 
@@ -250,8 +248,12 @@ def best_layer(data: dict[tuple[int, str], Biographies]) -> tuple[int, str]:
 def write(folder: Path) -> None:
     """The page and its picture, from the table of the folder."""
     table = pd.read_csv(folder / "results.csv")
-    picture(table, folder / "layers.png")
-    report.write(folder, HEAD)
+    names = [f"SmolLM2, layer {layer}, {pool}" for layer in states.LAYERS for pool in states.POOLS]
+    head = list(HEAD)
+    if table["data"].isin(names).any() and table["data"].nunique() > len(states.POOLS):
+        picture(table, folder / "layers.png")
+        head += ["![RMS gap by layer](layers.png)", ""]
+    report.write(folder, head)
 
 
 def picture(table: pd.DataFrame, path: Path) -> None:
