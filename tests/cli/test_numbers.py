@@ -174,7 +174,10 @@ def test_fewer_rows_than_features(run: Callable[..., tuple[int, str, str]], tmp_
     arguments = (tmp_path / "rows.csv", "--target", "hired", "--sensitive", "sex", "--folds", "2")
     for command in ("steer", "audit"):
         notes = run(command, *arguments)[2]
-        assert "there are fewer rows than features (50) in f 20; m 40: their covariances are mostly shrinkage" in notes
+        assert (
+            "There are fewer rows than the 50 features in the group 'f' (20), 'm' (40): covariances are mostly" in notes
+        )
+        assert "--covariance diagonal" in notes
         assert "fewer rows" not in run(command, *arguments, "--covariance", "diagonal")[2]
 
 

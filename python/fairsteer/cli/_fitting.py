@@ -255,8 +255,6 @@ def read_problem(
     encoder.tell_gaps(encoder.gaps(table), report.note, unseen=like is not None)
     encoder.tell_leaks(usable, question.y, report.note)
     features = encoder.encode(usable)
-    if not part:
-        _tell_few_rows(settings, question, features.shape[1], report.note)
     return Problem(settings, source, n_rows, table, usable, question, encoder, features, steering)
 
 
@@ -506,17 +504,3 @@ def steering_of(
         strength=settings.strength,
         max_time=settings.max_time,
     )
-
-
-def _tell_few_rows(settings: Settings, question: Question, n_features: int, tell: Callable[[str], None]) -> None:
-    if settings.covariance == "diagonal":
-        return
-    full = settings.covariance == "full"
-    rows = question.counts.min(axis=1) if full else question.counts.sum(axis=1)
-    few = [f"{label_text(label)} {n:,}" for label, n in zip(question.labels, rows, strict=True) if n < n_features]
-    if few:
-        tell(
-            f"there are fewer rows than features ({n_features:,}) in {'a class of ' if full else ''}"
-            f"{'; '.join(few[:5])}{'; …' if len(few) > 5 else ''}: their covariances are mostly shrinkage, and the "
-            "certificate says little; --drop features, or --covariance diagonal."
-        )
