@@ -202,7 +202,8 @@ def read_problem(
     """
     memory = parse_memory(settings.memory) if memory is None else memory
     reading = reading_of(settings) if like is None else like.reading(reading_of(settings))
-    source = open_table(settings.file, reading, report.note, memory)
+    with report.busy(f"reading {settings.file.name}"):
+        source = open_table(settings.file, reading, report.note, memory)
     settings = replace(
         settings,
         sensitive=_columns(settings.sensitive, source.names),
@@ -243,13 +244,14 @@ def read_problem(
     if like is not None:
         encoder = like.encoder
     else:
-        encoder = TableEncoder.fit(
-            usable,
-            exclude=[settings.target, *settings.sensitive, *settings.drop, *settings.keep],
-            categorical=settings.categorical,
-            max_categories=settings.max_categories,
-            tell=report.note,
-        )
+        with report.busy("looking at columns"):
+            encoder = TableEncoder.fit(
+                usable,
+                exclude=[settings.target, *settings.sensitive, *settings.drop, *settings.keep],
+                categorical=settings.categorical,
+                max_categories=settings.max_categories,
+                tell=report.note,
+            )
         if isinstance(source, LargeTable) and len(table) < n_rows:
             encoder = _of_all_rows(source, encoder, usable, question, settings, report)
     encoder.tell_gaps(encoder.gaps(table), report.note, unseen=like is not None)
