@@ -34,6 +34,7 @@ OPTIONAL = {
     "array_api_compat": {"_utils"},
     "dask": {"streams"},
     "fairlearn": {"scoring"},
+    "gguf": {"export"},
     "matplotlib": {"plotting"},
     "onnx": {"export"},
     "opendp": {"moments"},

@@ -121,6 +121,7 @@ py::dict project(const std::string& covariance, const DoubleArray& weights,
                                       result.objective_path.data());
   out["n_iter"] = result.n_iter;
   out["converged"] = result.converged;
+  out["moves_least"] = result.moves_least;
   return out;
 }
 

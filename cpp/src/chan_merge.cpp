@@ -89,7 +89,10 @@ void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix&
     Eigen::Map<Vector> own_mean(sums_.mean + c * d, d), own_cubic(sums_.cubic + c * d, d);
     double& own_quartic = sums_.quartic[c];
     // The tied model keeps no scatter of a cell: it gets its share of the group's.
-    if (n1 > 0) {
+    if (!(n1 > 0)) {
+      own_cubic.setZero();
+      own_quartic = sums_.weight_square[c] = 0;
+    } else {
       const double share = n1 / old_total_;
       shift_matrix_model(n1, share * old_trace_, zero, share * old_moved_.col(i), old_shift_.col(i),
                          own_cubic, own_quartic);
@@ -122,23 +125,27 @@ void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell&
   Eigen::Map<Vector> mean(sums.mean + cell * d, d), variance(sums.scatter + cell * d, d),
       cubic(sums.cubic + cell * d, d), quartic(sums.quartic + cell * d, d);
   const VectorView other_mean(other.mean, d), other_variance(other.variance, d);
-  Vector other_cubic = VectorView(other.cubic, d), other_quartic = VectorView(other.quartic, d);
   const double n1 = sums.weight[cell], n2 = other.weight;
   if (n1 > 0) {
+    Vector other_cubic = VectorView(other.cubic, d), other_quartic = VectorView(other.quartic, d);
     const Vector difference = other_mean - mean;
     shift_diagonal_model(n1, variance, -(n2 / (n1 + n2)) * difference, cubic, quartic);
     shift_diagonal_model(n2, other_variance, (n1 / (n1 + n2)) * difference, other_cubic,
                          other_quartic);
     variance.array() += n1 / (n1 + n2) * n2 * difference.array().square();
     mean += n2 / (n1 + n2) * difference;
+    variance += other_variance;
+    cubic += other_cubic;
+    quartic += other_quartic;
+    sums.weight_square[cell] += other.weight_square;
   } else {
     mean = other_mean;
+    variance = other_variance;
+    cubic = VectorView(other.cubic, d);
+    quartic = VectorView(other.quartic, d);
+    sums.weight_square[cell] = other.weight_square;
   }
-  variance += other_variance;
-  cubic += other_cubic;
-  quartic += other_quartic;
   sums.weight[cell] = n1 + n2;
-  sums.weight_square[cell] += other.weight_square;
 }
 
 void merge_cells(const MomentSums& sums, const MomentSums& other, const std::vector<Index>& cells) {
@@ -163,6 +170,7 @@ void merge_cells(const MomentSums& sums, const MomentSums& other, const std::vec
     const auto m = static_cast<Index>(here.size());
     const MatrixView scatter(other.scatter + from * d * d, d, d);
     CellSums added(d, m);
+    added.add_products();
     for (Index i = 0; i < m; ++i) {
       added.weight[i] = other.weight[there[i]];
       added.weight_square[i] = other.weight_square[there[i]];
@@ -172,9 +180,13 @@ void merge_cells(const MomentSums& sums, const MomentSums& other, const std::vec
     }
     added.centre = added.mean;
     added.trace = added.weight * (scatter.trace() / added.weight.sum());
-    Eigen::Map<Matrix> into(sums.scatter + sums.scatter_of(here[0]) * d * d, d, d);
+    const Index target = sums.scatter_of(here[0]);
+    Eigen::Map<Matrix> into(sums.scatter + target * d * d, d, d);
     ChanMerge merge(sums, std::move(here), added);
-    into += scatter;
+    if (sums.holds_rows(target))
+      into += scatter;
+    else
+      into = scatter;
     merge.finish(added.trace, added.quartic, added.cubic);
   }
 }
@@ -183,14 +195,17 @@ void check_merged(const MomentSums& sums, const char* what) {
   const Index d = sums.n_features;
   for (Index c = 0; c < sums.n_cells(); ++c) {
     bool finite = std::isfinite(sums.weight[c]) && std::isfinite(sums.weight_square[c]);
-    for (Index j = 0; finite && j < d; ++j) finite = std::isfinite(sums.mean[c * d + j]);
+    for (Index j = 0; finite && sums.weight[c] > 0 && j < d; ++j)
+      finite = std::isfinite(sums.mean[c * d + j]);
     if (!finite) throw NumericalError(what, c / sums.n_groups, c % sums.n_groups);
   }
   const bool tied = sums.model == CovarianceModel::tied;
-  for (Index i = 0; i < sums.n_scatters(); ++i)
+  for (Index i = 0; i < sums.n_scatters(); ++i) {
+    if (!sums.holds_rows(i)) continue;
     for (Index j = 0; j < d; ++j)
       if (!std::isfinite(sums.scatter[i * sums.scatter_size() + j * sums.variance_stride()]))
         throw NumericalError(what, tied ? -1 : i / sums.n_groups, i % sums.n_groups);
+  }
 }
 
 }  // namespace detail

@@ -8,17 +8,19 @@
 
 namespace fairsteer::detail {
 
-/// What rows add up to in some cells, one an entry or a column: weights, means, and sums about
-/// `centre`, a point near the mean.
+/// What rows add up to in some cells, one an entry or a column: weights and means; and, where they
+/// are multiplied, sums about `centre`, a point near the mean.
 struct CellSums {
   CellSums(Index d, Index n_cells)
       : weight(Vector::Zero(n_cells)),
         weight_square(Vector::Zero(n_cells)),
-        trace(Vector::Zero(n_cells)),
-        quartic(Vector::Zero(n_cells)),
-        mean(Matrix::Zero(d, n_cells)),
-        centre(Matrix::Zero(d, n_cells)),
-        cubic(Matrix::Zero(d, n_cells)) {}
+        mean(Matrix::Zero(d, n_cells)) {}
+
+  /// Sums of products, of no rows at first.
+  void add_products() {
+    trace = quartic = Vector::Zero(weight.size());
+    centre = cubic = Matrix::Zero(mean.rows(), mean.cols());
+  }
 
   CellSums of(const std::vector<Index>& cells) const {
     CellSums some(0, 0);
@@ -32,13 +34,15 @@ struct CellSums {
     return some;
   }
 
-  Vector weight, weight_square, trace, quartic;
-  Matrix mean, centre, cubic;
+  Vector weight, weight_square;
+  Matrix mean;
+  Vector trace, quartic;
+  Matrix centre, cubic;
 };
 
 /// Merges new rows into cells that share one scatter (tied or full). Made before the scatter of the
-/// new rows, which is about their centres, is added to the lower triangle of that of the old ones,
-/// and finished afterwards.
+/// new rows, which is about their centres, is added to the lower triangle of that of the old ones
+/// (or put there, where no rows were), and finished afterwards.
 class ChanMerge {
  public:
   /// Entry i of `added` goes to `cells[i]`. Only its weights, means and centres are read yet.

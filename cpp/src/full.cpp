@@ -210,6 +210,10 @@ Descent lowest_basin(const GroupProblem& problem, const std::vector<Matrix>& sta
       }
     }
   if (best.path.empty()) throw NumericalError("no start of the affine problem got through", -1, -1);
+  if (options.stop()) {
+    best.converged = false;
+    return best;
+  }
   Descent rest = problem.minimise_affine(B, 0, options);
   rest.path.insert(rest.path.begin(), best.path.begin(), best.path.end());
   return rest;
@@ -268,6 +272,9 @@ void FullModel::fit_group(State& state, Index a, const Vector& w, double tol) co
   } else if (sides.size() == 1 && fresh) {
     B = tied_start(average);  // exact, and of all optimal isometries it moves points least
     descent = {{0.0}, true};
+  } else if (fresh && options.stop()) {
+    B = tied_start(average);  // a map at least, where there is time for no descent
+    descent = {{0.0}, false};
   } else if (sides.size() == 2) {
     const TwoClassProblem two(sides[0], sides[1]);
     if (fresh) {

@@ -131,24 +131,33 @@ IdealResult solve_full_affine(const Subgroups& subgroups, const IdealOptions& op
   white.class_at.clear();
   white.group_at.clear();
 
-  const detail::FullModel model(white, options);
-  FullSolution solution = alternate(model, white, options);
+  // What the model prepares of every cell, the divergences and the maps need once more each.
+  IdealOptions own = options;
+  const double before = options.elapsed();
+  const detail::FullModel model(white, own);
+  const double prepared = options.elapsed() - before;
+  own.after += 2 * prepared;
+  FullSolution solution = alternate(model, white, own);
   // Never farther than the nearest symmetric solution. That problem is convex, and Newton's steps
   // shrink fast: a few of them mostly settle that it stays above.
-  IdealOptions coarse = options;
+  IdealOptions coarse = own;
   coarse.max_iter = std::min<Index>(options.max_iter, 6);
-  std::optional<FullSolution> symmetric = symmetric_solution(subgroups, coarse);
-  if (symmetric && !options.stop() &&
+  std::optional<FullSolution> symmetric;
+  if (own.stop(3 * prepared))
+    solution.converged = false;  // whether it is nearer stays open
+  else
+    symmetric = symmetric_solution(subgroups, coarse);
+  if (symmetric && !own.stop() &&
       solution.objective > symmetric->objective - 2 * last_step(*symmetric))
-    symmetric = symmetric_solution(subgroups, options);
+    symmetric = symmetric_solution(subgroups, own);
   if (symmetric && symmetric->objective < solution.objective) {
     for (Index a = 0; a < G; ++a) {
       symmetric->state.m[a] -= centre;
       linalg::solve_lower(factor, symmetric->state.B[a]);
       linalg::solve_lower(factor, symmetric->state.m[a]);
     }
-    solution = detail::nearer(std::move(solution),
-                              alternate(model, white, options, *std::move(symmetric)));
+    solution =
+        detail::nearer(std::move(solution), alternate(model, white, own, *std::move(symmetric)));
   }
   for (Index a = 0; a < G; ++a) {
     linalg::multiply_lower(factor, solution.state.B[a]);

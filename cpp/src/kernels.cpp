@@ -501,9 +501,14 @@ void map_row(const T* A, const T* x, Index d, T* out) {
 }
 
 template <class S>
-void add_lower(const S* product, Index ld, Index d, double* FAIRSTEER_RESTRICT sum) {
-  for (Index j = 0; j < d; ++j)
-    for (Index i = j; i < d; ++i) sum[j * d + i] += static_cast<double>(product[j * ld + i]);
+void add_lower(const S* product, Index ld, Index d, double* FAIRSTEER_RESTRICT sum, bool first) {
+  for (Index j = 0; j < d; ++j) {
+    double* column = sum + j * d;
+    if (first)
+      for (Index i = j; i < d; ++i) column[i] = static_cast<double>(product[j * ld + i]);
+    else
+      for (Index i = j; i < d; ++i) column[i] += static_cast<double>(product[j * ld + i]);
+  }
 }
 
 template <class T>
@@ -522,7 +527,7 @@ void add_vectors(const T* a, const T* b, Index n, T* out) {
   template void add_powers(const RowList<T>&, const double*, const Index*, const double*, double*, \
                            const Index*);                                                          \
   template void add_small_product(const T*, Index, Index, Index, double*);                         \
-  template void add_lower(const T*, Index, Index, double*);                                        \
+  template void add_lower(const T*, Index, Index, double*, bool);                                  \
   template void map_row(const T*, const T*, Index, T*);                                            \
   template void add_vectors(const T*, const T*, Index, T*);
 FAIRSTEER_KERNELS(float)

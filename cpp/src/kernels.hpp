@@ -67,9 +67,9 @@ inline Index small_product_columns(Index n_features) { return (n_features + 7) /
 template <class S>
 void add_small_product(const S* block, Index ld, Index count, Index n_features, double* product);
 
-/// sum[i] += the lower triangle of product (columns of `ld`), sum being (d, d).
+/// The lower triangle of sum, (d, d), += that of product (columns of `ld`); `first`: =.
 template <class S>
-void add_lower(const S* product, Index ld, Index d, double* sum);
+void add_lower(const S* product, Index ld, Index d, double* sum, bool first);
 
 /// One row: out = A x, A in row-major order.
 template <class T>

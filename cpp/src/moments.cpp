@@ -122,6 +122,8 @@ class Batch {
   CellSums find_means() {
     const Index d = shape_.n_features;
     CellSums sums(d, shape_.n_cells());
+    const bool diagonal = shape_.model == CovarianceModel::diagonal;
+    if (!diagonal) sums.add_products();
     const Matrix origin = first_rows();
     for_tasks(
         [&](const Task& task, Scratch& scratch, Index) {
@@ -150,7 +152,8 @@ class Batch {
     for (Index c = 0; c < shape_.n_cells(); ++c) {
       if (!(sums.weight[c] > 0)) continue;
       sums.mean.col(c) = origin.col(c) + sums.mean.col(c) / sums.weight[c];
-      sums.centre.col(c) = sums.mean.col(c).template cast<S>().template cast<double>();
+      if (!diagonal)
+        sums.centre.col(c) = sums.mean.col(c).template cast<S>().template cast<double>();
     }
     return sums;
   }
@@ -298,13 +301,13 @@ class RowBlocks {
     for (Index scatter = 0; scatter < n_scatters_; ++scatter) multiply(tables_[thread], scatter);
   }
 
-  void flush(const Task& task, Index thread, double* scatters) const {
+  template <class Into>
+  void flush(const Task& task, Index thread, Into into) const {
     for (Index scatter = 0; scatter < n_scatters_; ++scatter) {
       const Index whole = batch_.plan().is_in_order()
                               ? scatter
                               : batch_.shape().scatter_of(batch_.plan().cell(task, 0));
-      add_lower(tables_[thread].products.data() + scatter * product_size_, stride_, d_,
-                scatters + whole * d_ * d_);
+      into(whole, tables_[thread].products.data() + scatter * product_size_, stride_);
     }
   }
 
@@ -398,9 +401,10 @@ class ColumnBlocks {
 
   void end(Index thread) { multiply(tables_[thread]); }
 
-  void flush(const Task& task, Index thread, double* scatters) const {
-    const Index whole = batch_.shape().scatter_of(batch_.plan().cell(task, 0));
-    add_lower(tables_[thread].product.data(), d_, d_, scatters + whole * d_ * d_);
+  template <class Into>
+  void flush(const Task& task, Index thread, Into into) const {
+    into(batch_.shape().scatter_of(batch_.plan().cell(task, 0)), tables_[thread].product.data(),
+         d_);
   }
 
  private:
@@ -440,6 +444,15 @@ void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, Inde
   for (const auto& some : cells)
     if (!some.empty()) merges.emplace_back(sums, some, added.of(some));
 
+  // A scatter of no rows is written before it is read.
+  std::vector<char> written(sums.n_scatters());
+  for (Index i = 0; i < sums.n_scatters(); ++i) written[i] = sums.holds_rows(i);
+  const auto add_to_scatter = [&](Index which, const auto* product, Index ld) {
+    const Index d = sums.n_features;
+    add_lower(product, ld, d, sums.scatter + which * d * d, written[which] == 0);
+    written[which] = 1;
+  };
+
   Blocks blocks(batch, added);
   batch.for_tasks(
       [&](const Task& task, Scratch& scratch, Index thread) {
@@ -456,7 +469,7 @@ void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, Inde
           added.quartic[cell] += scratch.squares(1, s);
           added.cubic.col(cell) += scratch.vectors.col(s);
         }
-        blocks.flush(task, thread, sums.scatter);
+        blocks.flush(task, thread, add_to_scatter);
       });
   for_each_task(static_cast<Index>(merges.size()), n_threads, [&](Index i, Index) {
     const CellSums some = added.of(merges[i].cells());
@@ -524,56 +537,51 @@ Vector add_batch(const MomentSums& sums, const Addition<T>& addition) {
   return added.weight;
 }
 
-/// Sums as they were, to go back to when an addition fails.
+/// Sums as they were, to go back to when an addition fails. Of what holds no rows nothing is kept,
+/// nor read: to read memory that nobody has written yet costs as much as to write it.
 class Backup {
  public:
-  explicit Backup(const MomentSums& sums) : sums_(sums), scatter_(sums.n_scatters()) {
-    const Index n_cells = sums.n_cells();
-    weight_ = {sums.weight, n_cells};
-    weight_square_ = {sums.weight_square, n_cells};
-    mean_ = {sums.mean, n_cells * sums.n_features};
-    cubic_ = {sums.cubic, n_cells * sums.n_features};
-    quartic_ = {sums.quartic, n_cells * sums.quartic_size()};
+  explicit Backup(const MomentSums& sums)
+      : sums_(sums),
+        weight_(copy(sums.weight, sums.n_cells())),
+        weight_square_(copy(sums.weight_square, sums.n_cells())),
+        scatter_(sums.n_scatters()) {
+    if (std::none_of(weight_.begin(), weight_.end(), [](double w) { return w > 0; })) return;
+    mean_ = copy(sums.mean, sums.n_cells() * sums.n_features);
+    cubic_ = copy(sums.cubic, sums.n_cells() * sums.n_features);
+    quartic_ = copy(sums.quartic, sums.n_cells() * sums.quartic_size());
     const Index size = sums.scatter_size();
-    for (Index i = 0; i < sums.n_scatters(); ++i) scatter_[i] = {sums.scatter + i * size, size};
+    for (Index i = 0; i < sums.n_scatters(); ++i)
+      if (sums.holds_rows(i)) scatter_[i] = copy(sums.scatter + i * size, size);
   }
 
   double variance(Index scatter, Index j) const {
-    return scatter_[scatter].at(j * sums_.variance_stride());
+    const std::vector<double>& own = scatter_[scatter];
+    return own.empty() ? 0 : own[j * sums_.variance_stride()];
   }
 
   void restore() const noexcept {
-    for (const Stretch* own : {&weight_, &weight_square_, &mean_, &cubic_, &quartic_})
-      own->restore();
-    for (const Stretch& own : scatter_) own.restore();
+    const Index cells = sums_.n_cells(), size = sums_.scatter_size();
+    put(weight_, sums_.weight, cells);
+    put(weight_square_, sums_.weight_square, cells);
+    put(mean_, sums_.mean, cells * sums_.n_features);
+    put(cubic_, sums_.cubic, cells * sums_.n_features);
+    put(quartic_, sums_.quartic, cells * sums_.quartic_size());
+    for (Index i = 0; i < sums_.n_scatters(); ++i) put(scatter_[i], sums_.scatter + i * size, size);
   }
 
  private:
-  /// Some numbers. Nothing is kept of those that are all zero: the sums of a first addition.
-  class Stretch {
-   public:
-    Stretch() = default;
-    Stretch(double* begin, Index size) : begin_(begin), size_(size) {
-      if (std::any_of(begin, begin + size, [](double value) { return value != 0; }))
-        kept_.assign(begin, begin + size);
-    }
-    double at(Index i) const { return kept_.empty() ? 0 : kept_[i]; }
-    void restore() const noexcept {
-      if (kept_.empty())
-        std::fill_n(begin_, size_, 0.0);
-      else
-        std::copy(kept_.begin(), kept_.end(), begin_);
-    }
-
-   private:
-    double* begin_ = nullptr;
-    Index size_ = 0;
-    std::vector<double> kept_;
-  };
+  static std::vector<double> copy(const double* from, Index n) { return {from, from + n}; }
+  static void put(const std::vector<double>& kept, double* to, Index n) noexcept {
+    if (kept.empty())
+      std::fill_n(to, n, 0.0);
+    else
+      std::copy(kept.begin(), kept.end(), to);
+  }
 
   const MomentSums sums_;
-  Stretch weight_, weight_square_, mean_, cubic_, quartic_;
-  std::vector<Stretch> scatter_;
+  std::vector<double> weight_, weight_square_, mean_, cubic_, quartic_;
+  std::vector<std::vector<double>> scatter_;
 };
 
 /// The weights of each scatter's heaviest row; empty where rows have none.
@@ -694,6 +702,13 @@ CovarianceModel covariance_model(const std::string& name) {
                               "'");
 }
 
+bool MomentSums::holds_rows(Index which) const {
+  if (model != CovarianceModel::tied) return weight[which] > 0;
+  for (Index k = 0; k < n_classes; ++k)
+    if (weight[k * n_groups + which] > 0) return true;
+  return false;
+}
+
 Moments::Moments(const MomentShape& shape)
     : shape_(shape),
       weight_(shape.n_cells(), 0.0),
@@ -716,12 +731,16 @@ void check_sums(const char* function, const char* argument, const MomentSums& su
   check_not_negative(function, (name + ".weight").c_str(), sums.weight, sums.n_cells());
   check_not_negative(function, (name + ".weight_square").c_str(), sums.weight_square,
                      sums.n_cells());
-  check_finite(function, (name + ".mean").c_str(), sums.mean, sums.n_cells() * sums.n_features);
-  for (Index i = 0; i < sums.n_scatters(); ++i)
-    for (Index j = 0; j < sums.n_features; ++j) {
-      const double variance = sums.scatter[i * sums.scatter_size() + j * sums.variance_stride()];
-      check_not_negative(function, (name + ".scatter").c_str(), &variance, 1);
-    }
+  const std::string mean = name + ".mean", scatter = name + ".scatter";
+  const Index d = sums.n_features;
+  for (Index c = 0; c < sums.n_cells(); ++c)
+    if (sums.weight[c] > 0) check_finite(function, mean.c_str(), sums.mean + c * d, d);
+  for (Index i = 0; i < sums.n_scatters(); ++i) {
+    if (!sums.holds_rows(i)) continue;
+    const double* variance = sums.scatter + i * sums.scatter_size();
+    for (Index j = 0; j < d; ++j)
+      check_not_negative(function, scatter.c_str(), variance + j * sums.variance_stride(), 1);
+  }
 }
 
 template <class T>

@@ -11,10 +11,7 @@
 namespace fairsteer::detail {
 namespace {
 
-// Rounds of isometries and frame: mostly a dozen, hundreds where groups hardly vary in some
-// directions.
-constexpr int kFrameRounds = 1000;
-constexpr double kFrameChange = 1e-13;  // of a round, relative, that is rounding
+constexpr double kFrameChange = 1e-13;  // of a round of isometries and frame, relative: rounding
 
 // Group a in canonical coordinates z: x = centre + H Q (m + X z) with
 // X = [U U'] diag(D, O) [V V']^T L_t^{-1}, where U and V hold the directions that carry class
@@ -142,6 +139,7 @@ class TiedModel::Lifting {
       result.linear.push_back(std::move(linear));
     }
     result.canonical_covariance.push_back(linalg::gram(frame.linear));
+    result.moves_least = !cut_short_;
     if (cut_short_) result.converged = false;
   }
 
@@ -216,8 +214,9 @@ class TiedModel::Lifting {
   }
 
   // Isometries and frame in turn. Two groups: the first isometry is already the best. More: each
-  // round moves points less, until the isometries depend on no group's coordinates any more.
-  // `begin`: when the first isometries were begun.
+  // round moves points less, until the isometries depend on no group's coordinates any more: mostly
+  // a dozen, hundreds where groups hardly vary in some directions. `begin`: when the first
+  // isometries were begun.
   Frame least_squares_frame(double begin) {
     // F = D R, with the standard deviations of the features in D: units do not make it singular.
     const Vector inverse_scale = feature_scale().cwiseInverse();
@@ -226,10 +225,14 @@ class TiedModel::Lifting {
         std::any_of(lifted_.begin(), lifted_.end(), [this](const Lifted& to) { return to.s < d_; });
     Frame frame = regress();
     double last = std::numeric_limits<double>::infinity();
-    for (int round = 0; subgroups_.n_groups > 2 && free && round < kFrameRounds; ++round) {
+    double rate = 1;  // of the last change to the one before
+    const bool settled = subgroups_.n_groups <= 2 || !free;
+    for (Index round = 0; !settled; ++round) {
       const double now = model_.options_.elapsed();
-      if (model_.options_.stop(now - begin)) {  // less is left than the last round took
-        cut_short_ = true;
+      // Rounds may be used up, or less time be left than the last one took.
+      if (round == model_.options_.max_iter || model_.options_.stop(now - begin)) {
+        // Changes shrink geometrically: what is left is a geometric series.
+        cut_short_ = !(last * rate <= model_.options_.tol * (1 - rate));
         break;
       }
       begin = now;
@@ -239,6 +242,7 @@ class TiedModel::Lifting {
       const double change = relative(frame.linear - before).norm() / relative(frame.linear).norm();
       // What does not shrink any more is rounding.
       if (!(change > kFrameChange) || (change < 1e-9 && change >= last)) break;
+      rate = change / last;
       last = change;
     }
     if (!frame.linear.allFinite() ||
@@ -349,7 +353,7 @@ class TiedModel::Lifting {
   const Index anchor_;     // the reference, or the heaviest group, which comes first
   Matrix nu_;              // (r, K)
   std::vector<Lifted> lifted_;
-  bool cut_short_ = false;  // time was up before isometries and frame stood still
+  bool cut_short_ = false;  // isometries and frame did not come to rest in time
 };
 
 void TiedModel::lift(const Solution<State>& solution, Index reference, IdealResult& result) {

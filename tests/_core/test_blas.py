@@ -62,6 +62,7 @@ _IMPORT_WITH = """
 )
 def test_another_blas_is_refused_with_a_way_out(change: Any, found: Any) -> None:
     script = textwrap.dedent(_IMPORT_WITH).format(change=change)
-    done = subprocess.run([sys.executable, "-c", script, _core.__file__], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", script, _core.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert found in done.stdout
     assert "pip install --force-reinstall --only-binary=scipy scipy" in done.stdout

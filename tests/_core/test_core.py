@@ -174,7 +174,8 @@ def test_the_gil_is_released_and_calls_from_many_threads_agree() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=120)
+        assert not thread.is_alive()
     for out in outs:
         np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
         np.testing.assert_array_equal(out, outs[0])

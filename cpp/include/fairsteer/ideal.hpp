@@ -50,7 +50,8 @@ struct IdealOptions {
   Intervention intervention = Intervention::all_subgroups;
   Index reference = -1;  ///< group that is left alone; only read when affirmative
   Alignment alignment = Alignment::affine;
-  Index max_iter = 200;  ///< rounds of block-coordinate descent, and steps of each descent within
+  Index max_iter = 200;  ///< rounds of block-coordinate descent, steps of each descent within, and
+                         ///< rounds in which tied isometries and frame move points less
   double tol = 1e-6;     ///< estimated distance to the limit in nats, relative to max(1, KL)
   const Watch* watch = nullptr;  ///< null: neither interrupted nor limited in time
 
@@ -79,6 +80,8 @@ struct IdealResult {
   std::vector<double> objective_path;  ///< divergence after each round of the best start
   Index n_iter = 0;
   bool converged = true;
+  bool moves_least =
+      true;  ///< tied: whether isometries and frame came to rest; implied by converged
 };
 
 /// The result follows from the numbers alone: another order of the classes and groups gives the

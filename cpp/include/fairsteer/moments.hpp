@@ -41,7 +41,8 @@ struct MomentShape {
 };
 
 /// Views of the sums over the rows of every cell. All are about the cell's own mean, so that a
-/// large offset costs no digits.
+/// large offset costs no digits. Weight 0: the cell holds no rows, and its other sums (tied: the
+/// scatter of a group of such cells) are not read; they are written with the first rows.
 ///
 /// With `i` over the rows of a cell, s_i their weights and y_i = x_i - mean:
 struct MomentSums : MomentShape {
@@ -52,6 +53,9 @@ struct MomentSums : MomentShape {
       scatter;  ///< full: [cell][d][d], tied: [group][d][d]: sum s_i y_i y_i^T; diagonal: [cell][d]
   double* cubic;    ///< [cell][d]         sum s_i |y_i|^2 y_i; diagonal: sum s_i y_ij^3
   double* quartic;  ///< [cell]            sum s_i |y_i|^4;     diagonal: [cell][d] sum s_i y_ij^4
+
+  /// Whether any row stands behind a scatter.
+  bool holds_rows(Index which) const;
 };
 
 /// Sums that own their memory, of no rows at first.
@@ -68,7 +72,8 @@ class Moments {
 };
 
 /// Throws std::invalid_argument unless there is a class, a group and a feature, weights and their
-/// squares are finite and not negative, and means and variances are finite.
+/// squares are finite and not negative, and means and variances are finite, the latter not
+/// negative, wherever there are rows.
 void check_sums(const char* function, const char* argument, const MomentSums& sums);
 
 /// Adds rows to the sums. `classes[i]` and `groups[i]` are the codes of row i, negative to leave it

@@ -107,7 +107,7 @@ class IdealDistribution:
     n_iter : int
         Iterations that were needed, at least 1.
     converged : bool
-        Whether they ended because of `tol`.
+        Whether they ended because of `tol`, and maps that are equally near came to move points least.
     cells : CellGaussians or None
         Gaussians of the subgroups, where more is known of them than the model says: `certificate` is about these.
     known_certificate : Certificate or None
@@ -453,7 +453,8 @@ def nearest_ideal(
         "diagonal" maps every feature for itself.
     max_iter : int, default=200
         Most rounds of the alternation ("all_subgroups"), and most iterations of a descent within one: Newton steps, or
-        tens of quasi-Newton steps.
+        tens of quasi-Newton steps. With tied covariances and more than two groups, also most rounds in which maps that
+        are equally near come to move points less.
     tol : float, default=1e-6
         Stop when the divergence is estimated to be this near to its limit, in nats, relative to max(1, KL).
 
@@ -479,7 +480,8 @@ def nearest_ideal(
     UserWarning
         When a subgroup is empty in a group that has others: those decide, and it takes the weight of independence.
     sklearn.exceptions.ConvergenceWarning
-        When `max_iter` iterations, or `max_time` seconds, did not suffice.
+        When `max_iter` iterations, or `max_time` seconds, did not suffice: for the divergence, or for the least
+        displacement.
 
     Notes
     -----
@@ -597,10 +599,16 @@ def nearest_ideal(
         path = result["objective_path"]
         fell = f"from {path[-2]:.6g} to " if len(path) > 1 else "to "
         limits = f"max_iter={max_iter}, tol={tol:g}" + ("" if max_time is None else f", max_time={max_time:g}")
-        warnings.warn(
+        more = f"Raise max_iter{'' if max_time is None else ' or max_time'}"
+        what = (
             f"The divergence did not converge: it fell {fell}{path[-1]:.6g} nats in the last of "
-            f"{result['n_iter']} iterations ({limits}). Raise max_iter{'' if max_time is None else ' or max_time'}; if "
-            "features differ much in scale, or covariances are nearly singular, standardise and shrink first.",
+            f"{result['n_iter']} iterations ({limits}). {more}; if"
+            if result["moves_least"]
+            else "The maps did not come to rest: as near to an ideal distribution as these, there are some that move "
+            f"points less ({limits}). {more}; if"
+        )
+        warnings.warn(
+            f"{what} features differ much in scale, or covariances are nearly singular, standardise and shrink first.",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -673,6 +681,7 @@ def _nearest_restricted(
         "objective_path": found.path,
         "n_iter": max(len(found.path) - 1, 1),
         "converged": found.converged,
+        "moves_least": True,
         "linear": linear,
         "offset": offset,
     }

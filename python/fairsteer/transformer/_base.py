@@ -26,7 +26,7 @@ from fairsteer._utils.input import (
     warn_caller,
 )
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
-from fairsteer.groups import GroupEncoder
+from fairsteer.groups import GroupEncoder, joint_label
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
 from fairsteer.streams import DeviceRows, Stream, block_rows, open_stream
@@ -613,21 +613,13 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin
         self._small_groups = moments.small_groups(self.min_subgroup_size) if merging else []
         self.groups_ = self._merged(moments).groups
         table = {label: code for code, label in enumerate(self.groups_.tolist())}
-        joint = table.get(self._joint_label(moments.groups.tolist()))
+        joint = table.get(joint_label(moments.groups.tolist()))
         self._group_of_label = np.array([table.get(label, joint) for label in moments.groups.tolist()], dtype=np.intp)
 
     def _merged(self, moments: SubgroupMoments) -> SubgroupMoments:
         if not self._small_groups:
             return moments
-        return moments.merge_groups(self._small_groups, self._joint_label(moments.groups.tolist()))
-
-    @staticmethod
-    def _joint_label(labels: list[Any]) -> Any:
-        name = "(small groups)"
-        joint: Any = name
-        while (joint := (name,) * len(labels[0]) if isinstance(labels[0], tuple) else name) in labels:
-            name += "'"
-        return joint
+        return moments.merge_groups(self._small_groups, joint_label(moments.groups.tolist()))
 
     def _shrunk(self, moments: SubgroupMoments, rows: Any = None, y_codes: Any = None, codes: Any = None) -> Any:
         """Merge, pool and shrink moments; an estimator as `shrinkage` needs the rows and their codes."""
