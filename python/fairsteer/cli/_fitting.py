@@ -117,7 +117,9 @@ class Problem:
 
     def prepare(self, may_learn: NDArray[np.bool_]) -> pd.DataFrame:
         """Features of the usable rows, gaps filled with the medians of some of them, as a fold needs them."""
-        return self.encoder.refitted(self.usable, may_learn).encode(self.usable)
+        encoder = self.encoder.refitted(self.usable, may_learn)
+        # Without gaps there is nothing to learn: all folds have the same features, in the same memory.
+        return self.features if encoder is self.encoder else encoder.encode(self.usable)
 
     def fit(
         self, report: Reporter, align: Alignment | None = None, checkpoint: Checkpoint | None = None
