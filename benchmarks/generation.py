@@ -19,7 +19,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,12 +240,18 @@ def equalised(push: Push, shift: Any, steps: int = 2) -> Push:
 
 
 def run_concept(
-    speaker: Speaker, concept: Concept, n_pairs: int, n_sampled: int, embed: Any
+    speaker: Speaker,
+    concept: Concept,
+    n_pairs: int,
+    n_sampled: int,
+    strengths: Sequence[float],
+    cache: Path | None,
+    embed: Any,
 ) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(0)
     told = prompts.told(concept)
     shown, group = np.array([k for _, k, _ in told]), np.array([a for *_, a in told])
-    found = pushes(speaker.states([text for text, *_ in told]), shown, group)
+    found = pushes(_kept(cache, concept, lambda: speaker.states([text for text, *_ in told])), shown, group)
     pairs = prompts.prompts(concept)
     order = rng.permutation(len(pairs))
     measured, tuned = ([pairs[i] for i in order[at]] for at in (slice(n_pairs), slice(-n_pairs // 2, None)))
@@ -273,7 +279,7 @@ def run_concept(
     head = {"concept": concept.name, "pairs": len(measured)}
     yield {**head, "method": NONE, "strength": 0.0, **before, "log-odds, women": plain[:, 0].mean(),
            "log-odds, men": plain[:, 1].mean()}  # fmt: skip
-    for s in STRENGTHS:
+    for s in strengths:
         found[EQUALISED] = equalised(found[OURS], lambda push, s=s: (odds(tuned, push, s) - plain_tuned).mean(axis=0))
         for name, push in found.items():
             shift = odds(measured, push, s) - plain
@@ -294,8 +300,26 @@ def run_concept(
             yield row
 
 
-def write(folder: Path, table: pd.DataFrame, seconds: float, memory: float, command: str) -> None:
+def _kept(cache: Path | None, concept: Concept, make: Callable[[], Doubles]) -> Doubles:
+    """States that are made once, where there is a folder to keep them."""
+    if cache is None:
+        return make()
+    file = cache / f"told-{concept.name}.npy"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        np.save(file, make())
+    found: Doubles = np.load(file)
+    return found
+
+
+def write(folder: Path, table: pd.DataFrame, command: str) -> None:
+    """The table, in which what was measured before stays where it was not measured again, and the page."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "results.csv").exists():
+        before = pd.read_csv(folder / "results.csv")
+        again = set(zip(table["concept"], table["strength"], strict=True))
+        stays = [key not in again for key in zip(before["concept"], before["strength"], strict=True)]
+        table = pd.concat([before[stays], table]).sort_values(["concept", "strength"], kind="stable")
     table.to_csv(folder / "results.csv", index=False, float_format="%.4f", lineterminator="\n")
     text = [
         "# A language model steered towards a concept, for women and men",
@@ -304,8 +328,6 @@ def write(folder: Path, table: pd.DataFrame, seconds: float, memory: float, comm
         "",
         "Written by this command; what to make of it is in",
         "[docs/language-models.md](../../../docs/language-models.md).",
-        f"{seconds:.0f} s on a shared machine, one thread, a peak of {memory:.2f} GiB.",
-        "",
         *((__doc__ or "").partition("\n\n")[2].replace("``", "*").strip().splitlines()),
         "",
     ]
@@ -376,26 +398,30 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=120, metavar="N", help="pairs of prompts (default: 120)")
     parser.add_argument("--sampled", type=int, default=40, metavar="N", help="of them are continued (default: 40)")
     parser.add_argument("--concept", choices=[concept.name for concept in prompts.CONCEPTS], help="only this one")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 1 2 3)")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the states of told sentences here")
     parser.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
     arguments = parser.parse_args()
     start = time.perf_counter()
     speaker = Speaker(*smollm.load(getattr(torch, arguments.dtype)))
     embed = embedder()
+    command = f"python -m benchmarks.generation --pairs {arguments.pairs} --sampled {arguments.sampled}"
     rows: list[dict[str, Any]] = []
     for concept in prompts.CONCEPTS:
         if arguments.concept not in (None, concept.name):
             continue
-        for row in run_concept(speaker, concept, arguments.pairs, arguments.sampled, embed):
+        settings = arguments.pairs, arguments.sampled, arguments.strengths, arguments.cache
+        for row in run_concept(speaker, concept, *settings, embed):
             rows.append(row)
             ratio_text = f"{row['ratio']:.3f}" if "ratio" in row else ""
             seconds = time.perf_counter() - start
-            print(f"{seconds:5.0f} s {row['concept']} {row['strength']:g} {row['method']} {ratio_text}",
-                  row.get("perplexity", ""), row.get("example", ""), file=sys.stderr, flush=True)  # fmt: skip
+            shown = [f"{row[key]:.2f}" for key in ("shift, women", "shift, men", "perplexity") if key in row]
+            what = f"{seconds:5.0f} s {row['concept']} {row['strength']:g} {row['method']} {ratio_text}"
+            print(what, *shown, row.get("example", ""), file=sys.stderr, flush=True)
+            write(arguments.output, pd.DataFrame(rows), command)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    options = "" if arguments.concept is None else f" --concept {arguments.concept}"
-    command = f"python -m benchmarks.generation --pairs {arguments.pairs} --sampled {arguments.sampled}{options}"
-    write(arguments.output, pd.DataFrame(rows), time.perf_counter() - start, memory, command)
+    print(f"{time.perf_counter() - start:.0f} s in all, a peak of {memory:.2f} GiB", file=sys.stderr)
     return 0
 
 

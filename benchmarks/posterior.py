@@ -1,4 +1,4 @@
-"""The nearest ideal distribution without a family, of two classes, in NumPy alone: the plain reading of the theory.
+"""The nearest ideal distribution without a family, in NumPy alone: the plain reading of the theory.
 
 Nothing here imports ``fairsteer``. The whole ``S x T`` plan of every group, dense matrices, one interior-point method;
 ``fairsteer`` solves the same program on a band about the monotone coupling.
@@ -39,16 +39,22 @@ def group_costs(plans: Array, pi: Array, cost: Array) -> Array:
 
 
 def solve(pi: Array, s: Array, t: Array, w: Array, rho: Array | None = None, tol: float = 1e-11) -> Solution:
+    """Solve for two classes, whose costs are those of the posteriors."""
+    return solve_costs(pi, np.broadcast_to(costs_of(s, t), (len(pi), len(s), len(t))), w, rho, tol)
+
+
+def solve_costs(pi: Array, cost: Array, w: Array, rho: Array | None = None, tol: float = 1e-11) -> Solution:
     """Minimise ``sum_a w[a] cost_a`` over plans whose second marginals are equal (to `rho` if that is given).
+
+    Costs are given by group, (G, S, T).
 
     Primal-dual interior point with Mehrotra's corrector: potentials ``f[a, i] + g[a, j] <= cost[i, j]`` with slacks
     ``z``, and ``sum_a w[a] g[a] = level`` where the common marginal is free. A row has mass ``pi exp(-f)``.
     """
-    cost = costs_of(s, t)
     free = rho is None
-    g = np.zeros((len(pi), len(t)))
-    f = (cost[None] - g[:, None, :]).min(axis=2) - 0.1
-    z = cost[None] - f[:, :, None] - g[:, None, :]
+    g = np.zeros((len(pi), cost.shape[2]))
+    f = (cost - g[:, None, :]).min(axis=2) - 0.1
+    z = cost - f[:, :, None] - g[:, None, :]
     plans = 1 / z
     plans /= plans.sum(axis=(1, 2), keepdims=True)
     common = plans.sum(axis=1).mean(axis=0) if rho is None else rho
@@ -65,7 +71,7 @@ def solve(pi: Array, s: Array, t: Array, w: Array, rho: Array | None = None, tol
         d_f, d_g, d_plans, d_z, d_common = step.direction((centre - d_plans * d_z) / z - plans)
         length = min(1.0, 0.99 * _longest(plans, d_plans, z, d_z))
         f, g, plans, common = f + length * d_f, g + length * d_g, plans + length * d_plans, common + length * d_common
-        z = cost[None] - f[:, :, None] - g[:, None, :]
+        z = cost - f[:, :, None] - g[:, None, :]
     return Solution(plans, group_costs(plans, pi, cost), primal, primal - dual)
 
 
@@ -130,6 +136,6 @@ def _longest(plans: Array, d_plans: Array, z: Array, d_z: Array) -> float:
 def _bounds(pi: Array, cost: Array, w: Array, plans: Array, g: Array, common: Array, free: bool) -> tuple[float, float]:
     primal = w @ group_costs(plans, pi, cost)
     with np.errstate(divide="ignore"):
-        own = -logsumexp(np.log(pi) - (cost[None] - g[:, None, :]).min(axis=2), axis=1)
+        own = -logsumexp(np.log(pi) - (cost - g[:, None, :]).min(axis=2), axis=1)
     dual = w @ own + ((w @ g).min() if free else w @ (g @ common))
     return float(primal), float(dual)

@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from latex2mathml.converter import convert
 from sphinx_gallery.sorting import FileNameSortKey
 
 import fairsteer
@@ -46,7 +46,7 @@ html_theme_options = {
     "header_links_before_dropdown": 9,
     "navbar_persistent": ["search-button"],
     "show_toc_level": 2,
-    "secondary_sidebar_items": ["page-toc", "sg_download_links"],
+    "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
@@ -59,16 +59,14 @@ html_context = {"default_mode": "auto"}
 # Markdown
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-suppress_warnings = [
-    "config.cache",  # a class among the settings, which sphinx cannot compare with the last build's
-    "toc.empty_glob",  # pages that need not be there
-]
+suppress_warnings = ["config.cache"]  # a class among the settings, which sphinx cannot compare with the last build's
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 # Reference
 autosummary_generate = True
 autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"
 # What scikit-learn, and torch, say of what every estimator and module has is said there.
 _ELSEWHERE = "BaseEstimator, TransformerMixin, OneToOneFeatureMixin, ClassifierMixin, MetaEstimatorMixin, Module, tuple"
 autodoc_default_options = {
@@ -120,13 +118,12 @@ class _MathML:
 
     @staticmethod
     def inline(self: Any, node: nodes.math) -> None:
-        self.body.append(latex2mathml.tex2mathml(node.astext(), as_block=False))
+        self.body.append(convert(node.astext()))
         raise nodes.SkipNode
 
     @staticmethod
     def block(self: Any, node: nodes.math_block) -> None:
-        text = node.astext()
-        self.body.append(f'<div class="math">{latex2mathml.tex2mathml(text, as_block=True)}</div>')
+        self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
         raise nodes.SkipNode
 
 

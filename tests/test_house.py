@@ -34,6 +34,7 @@ OPTIONAL = {
     "array_api_compat": {"_utils"},
     "dask": {"streams"},
     "fairlearn": {"scoring"},
+    "gguf": {"export"},
     "matplotlib": {"plotting"},
     "onnx": {"export"},
     "opendp": {"moments"},
@@ -51,7 +52,7 @@ OTHER_WORLDS = {"cli", "torch"}
 #: Tests of the house as a whole, which belong to no room.
 OF_THE_HOUSE = {
     "test_docs", "test_habits", "test_house", "test_inputs", "test_invariants", "test_lazy", "test_meta_estimators",
-    "test_model_selection", "test_sklearn_checks",
+    "test_model_selection", "test_shown", "test_sklearn_checks",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ whose features are as the group delivers them, are compared with their true labe
 expectation.
 
 What is done is kept in ``--cache``, a file for each data set and repeat, so that a run goes on where it ended, and
-``--minutes`` ends one. Writes ``README.md``, ``results.csv`` and ``bias.png`` to ``--output``.
+``--minutes`` ends one. Writes ``README.md``, ``results.csv`` and a picture to ``--output``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from benchmarks import datasets
 from benchmarks.bias import report, rounds
 from benchmarks.bias.biases import BIASES, Codes, Floats, Sample, data_sets, drawn, features_of
 from benchmarks.bias.measures import MEASURES, measured
-from benchmarks.bias.methods import BOOSTING, CLASSIFIERS, LOGISTIC, METHODS, NAMED, Problem
+from benchmarks.bias.methods import CLASSIFIERS, LOGISTIC, METHODS, NAMED, Problem
 from benchmarks.fairness_methods import Table
 
-OUTPUT = Path(__file__).parents[1] / "results" / "bias"
+RESULTS = Path(__file__).parents[1] / "results"
+OUTPUT = {"table": RESULTS / "bias", "rounds": RESULTS / "rounds"}
 CACHE = Path("build") / "bias"
 KEY = ("bias", "level", "classifier", "method")
 
@@ -82,7 +83,8 @@ def wanted(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
         for bias, about in BIASES.items()
         if _chosen(bias, arguments.only)
         for level in ((about.shown,) if arguments.shown else about.levels)
-        for classifier in (LOGISTIC, BOOSTING)
+        for classifier in CLASSIFIERS
+        if _chosen(classifier, arguments.classifiers)
         for method in METHODS
         if _chosen(method, arguments.methods) and is_tried(method, bias, level, classifier)
     ]
@@ -194,24 +196,26 @@ def collected(cache: Path) -> pd.DataFrame:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bias", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("table", "rounds"), default="table")
+    parser.add_argument("what", nargs="?", choices=tuple(OUTPUT), default="table")
     datasets.add_data_option(parser)
     parser.add_argument("--rows", type=int, default=3000, help="rows to train on (%(default)s)")
     parser.add_argument("--rows-of-a-round", type=int, default=400, metavar="ROWS", help="rounds: (%(default)s)")
     parser.add_argument("--judged", type=int, default=4000, help="rows to judge on, at most (%(default)s)")
     parser.add_argument("--repeats", type=int, nargs="+", default=list(range(5)), metavar="SEED")
     parser.add_argument("--only", nargs="+", choices=list(BIASES), help="these biases")
+    parser.add_argument("--classifiers", nargs="+", choices=list(CLASSIFIERS), help="these classifiers")
     parser.add_argument("--shown", action="store_true", help="the middle level of every bias alone")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="these methods")
     parser.add_argument("--again", action="store_true", help="do again what was done")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so long; call again to go on")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="FOLDER")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
+    parser.add_argument("--output", type=Path, metavar="FOLDER")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures of what is there")
     arguments = parser.parse_args()
     if not arguments.report and arguments.data is None:
         parser.error("real rows are needed: --data FOLDER, or FAIRSTEER_DATA")
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output = arguments.output or OUTPUT[arguments.what]
+    output.mkdir(parents=True, exist_ok=True)
     of_rounds = arguments.what == "rounds"
     if not arguments.report:
         with warnings.catch_warnings():
@@ -221,9 +225,9 @@ def main() -> int:
             print("Not done yet: call again to go on.", file=sys.stderr)
             return 0
     if of_rounds:
-        report.write_rounds(arguments.output, collected(arguments.cache / "rounds"))
+        report.write_rounds(output, collected(arguments.cache / "rounds"))
     else:
-        report.write(arguments.output, collected(arguments.cache))
+        report.write(output, collected(arguments.cache))
     return 0
 
 

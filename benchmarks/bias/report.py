@@ -34,6 +34,7 @@ from benchmarks.bias.methods import BOOSTING, LOGISTIC, METHODS, NAMED, NOTHING
 BIASED = [bias for bias in BIASES if bias != NO_BIAS]
 DRAW = ["data", "repeat"]
 SETTING = ["bias", "level", "classifier", "method"]
+AWARE = "group as a feature"
 TELLING, CLEAR = 3, 2  # standard errors: of a gain; of a loss
 
 
@@ -137,7 +138,12 @@ def _in_short(lines: pd.DataFrame, found: Any) -> list[str]:
     rows = []
     for bias in BIASED:
         of = found.loc[(bias, BIASES[bias].shown, LOGISTIC)]
-        cells = [bias, _points(of.loc[NOTHING], "lost"), _gap(of.loc[NOTHING])]
+        unbiased = found.loc[(NO_BIAS, 0.0, LOGISTIC, AWARE), "accuracy"]
+        cells = [
+            bias,
+            *(_points(of.loc[NOTHING], "lost"), _gap(of.loc[NOTHING])),
+            *(f"{100 * (unbiased - of.loc[AWARE, 'accuracy']):.2f}", _gap(of.loc[AWARE])),
+        ]
         for told in (("", "group"), ("", "group", "reference")):
             answer = best(lines, found, bias, told)
             if answer is None:
@@ -147,7 +153,10 @@ def _in_short(lines: pd.DataFrame, found: Any) -> list[str]:
             others = f"; as good: {', '.join(equals[:3])}" + (f" and {len(equals) - 3} more" if len(equals) > 3 else "")
             cells.append(f"**{first}** ({_share(of.loc[first])} %{others if equals else ''})")
         rows.append(cells)
-    head = ("bias", "points lost", "true-positive gap of nothing", "told the groups at most", "told the unbiased group")
+    head = (
+        *("bias", "points lost", "gap", "lost with the group as a feature", "gap"),
+        *("best, told the groups at most", "best, told the unbiased group"),
+    )
     return _table(head, rows)
 
 
@@ -221,7 +230,8 @@ def write(folder: Path, lines: pd.DataFrame) -> None:
         "",
         "    python -m benchmarks.bias",
         "",
-        f"{_versions()}. {len(n_repeats)} data sets ({', '.join(n_repeats.index)}), {_range(n_repeats)} repeats each.",
+        f"{_versions()}.",
+        f"{len(n_repeats)} data sets ({', '.join(n_repeats.index)}), {_range(n_repeats)} repeats each.",
         "Groups are drawn at random; a bias is put into the rows of group 1; all methods learn from the same biased",
         "rows, and are judged on true labels of other rows, whose features are as the group delivers them.",
         "*Recovered*: share of the accuracy lost to the bias, in percent ± standard error (–: no loss that is clear).",
@@ -366,7 +376,7 @@ def _rounds_summary(lines: pd.DataFrame) -> Any:
 
 def write_rounds(folder: Path, lines: pd.DataFrame) -> None:
     found = _rounds_summary(lines)
-    found.reset_index().to_csv(folder / "rounds.csv", index=False, float_format="%.4f", lineterminator="\n")
+    found.reset_index().to_csv(folder / "results.csv", index=False, float_format="%.4f", lineterminator="\n")
     n_repeats = lines.groupby("data")["repeat"].nunique()
     policies = [rounds.UNBIASED, *rounds.POLICIES]
     assert rounds.__doc__
@@ -375,9 +385,10 @@ def write_rounds(folder: Path, lines: pd.DataFrame) -> None:
         "",
         "    python -m benchmarks.bias rounds",
         "",
-        f"{_versions()}. {len(n_repeats)} data sets ({', '.join(n_repeats.index)}), {_range(n_repeats)} repeats each,",
+        f"{_versions()}.",
+        f"{len(n_repeats)} data sets ({', '.join(n_repeats.index)}), {_range(n_repeats)} repeats each,",
         "400 rows a round; mean ± standard error over repeats. Affine maps to group 0; logistic regression.",
-        "[rounds.csv](rounds.csv) has every round.",
+        "[results.csv](results.csv) has every round.",
         "",
         *rounds.__doc__.partition("\n\n")[2].strip().splitlines(),
         "",
@@ -390,7 +401,7 @@ def write_rounds(folder: Path, lines: pd.DataFrame) -> None:
             of = {t: found.loc[(drift, policy, t)] for t in (1, 5, rounds.ROUNDS, 0)}
             rows.append([policy, *(f"{_points(line, 'accuracy')}; {_gap(line)}" for line in of.values())])
         text += _table(["policy", "round 1", "round 5", f"round {rounds.ROUNDS}", "all rounds"], rows)
-    (folder / "rounds.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     rounds_picture(found, folder / "rounds.png")
 
 

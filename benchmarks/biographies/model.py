@@ -3,19 +3,19 @@
 *Probes*: states of each layer, five folds; methods as for the embeddings, without alignment; gender known, inferred or
 withheld. The best layer, by the accuracy of the original alone, is then measured with alignment, nested.
 
-*By the model itself*: the likelihood of every occupation's name after the text and a question, with the states of one
-layer steered by a hook where the model is about to answer. Nothing is trained after steering. The maps are fitted to
-other folds' states. Likelihoods of a name are relative to its mean over the texts of the other folds, since some names
-are likelier than others after any text; labels take no part in it.
+*By the model itself*: the likelihood of every occupation's name after the text and a question, by the name's first
+token, with the states of one layer steered by a hook where the model is about to answer. Nothing is trained after
+steering. The maps are fitted to other folds' states. Likelihoods of a name are relative to its mean over the texts of
+the other folds, since some names are likelier than others after any text; labels take no part in it.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +36,9 @@ from fairsteer.transformer import FairSteeringTransformer
 #: Methods of the curve over layers, and of the table of the best one.
 CURVE = (bios.ORIGINAL, "mean matching", "covariance matching, barycentre", "LEACE", "tied")
 #: Layers that are steered where the model answers itself.
-ITSELF = (10, 20)
+ITSELF = (15, 25)
 BATCH = 32
+BY_ITSELF = "SmolLM2 by itself"
 #: The beginning of the page.
 HEAD = (
     "# Occupations by SmolLM2-135M-Instruct",
@@ -111,9 +112,12 @@ class ZeroShot:
 
     def __init__(self, rows: pd.DataFrame, names: list[str], dtype: torch.dtype) -> None:
         self._model, tokenizer = smollm.load(dtype)
+        parameters = inspect.signature(self._model.forward).parameters
+        self._cache = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
         self._padding = tokenizer.pad_token_id
         self._ids, _ = states.prompts(tokenizer, rows["text"].tolist())
-        self._names = [tokenizer(" " + name.replace("_", " ")).input_ids for name in names]
+        self._names = [tokenizer(" " + name.replace("_", " ")).input_ids[0] for name in names]
+        assert len(set(self._names)) == len(names), "names must begin with different tokens"
 
     def scores(
         self, rows: list[int], steered: dict[Way, tuple[str, SteeringModule | None, Any]]
@@ -129,31 +133,16 @@ class ZeroShot:
             batch = states.padded([self._ids[rows[i]] for i in own], self._padding)
             ids, mask = batch["input_ids"], batch["attention_mask"]
             with torch.inference_mode():
-                cache = self._model.model(ids[:, :-1], attention_mask=mask[:, :-1]).past_key_values
-                length = ids.shape[1] - 1
+                output = self._model.model(ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
+                cache = output[self._cache]
                 for way, (layer, module, groups) in steered.items():
                     layers = {} if module is None else {layer: module}
                     of_rows = None if groups is None else [groups[rows[i]] for i in own]
                     with steering_hooks(self._model, layers, sensitive_features=of_rows):
-                        found[way][own] = self._likelihoods(ids, mask, cache, length)
+                        scores = self._model(ids[:, -1:], attention_mask=mask, **{self._cache: cache}).logits[:, -1]
+                    found[way][own] = scores.double().log_softmax(-1)[:, self._names].numpy()
+                    cache.crop(-1)
         return found
-
-    def _likelihoods(self, ids: Any, mask: Any, cache: Any, length: int) -> NDArray[np.float64]:
-        """Log-likelihood of every name; the cache is left as it was."""
-        first = self._next(ids[:, -1:], mask, cache)
-        total = np.stack([first[:, name[0]].numpy() for name in self._names], axis=1)
-        for k, name in enumerate(self._names):
-            grown = mask
-            for before, token in pairwise(name):
-                grown = torch.nn.functional.pad(grown, (0, 1), value=1)
-                total[:, k] += self._next(torch.full((len(ids), 1), before), grown, cache)[:, token].numpy()
-            cache.crop(length + 1)
-        cache.crop(length)
-        return total
-
-    def _next(self, token: Any, mask: Any, cache: Any) -> Any:
-        scores = self._model(token, attention_mask=mask, past_key_values=cache, logits_to_keep=1).logits[:, -1]
-        return scores.double().log_softmax(-1)
 
 
 def steerings() -> dict[str, Any]:
@@ -167,14 +156,22 @@ def steerings() -> dict[str, Any]:
     }
 
 
-def zero_shot(rows: pd.DataFrame, data: dict[int, Biographies], dtype: torch.dtype) -> Iterator[Line]:
-    """Predictions by the model itself, steered in each of some layers."""
+def zero_shot(rows: pd.DataFrame, data: dict[int, Biographies], cache: Path, dtype: torch.dtype) -> Iterator[Line]:
+    """Predictions by the model itself, steered in each of some layers; scores of a fold are kept in the cache."""
     first = next(iter(data.values()))
-    model = ZeroShot(rows, first.classes, dtype)
+    model: ZeroShot | None = None
     raw: dict[Way, NDArray[np.float64]] = {}
-    start = time.perf_counter()
+    start, shape = time.perf_counter(), (len(first.y), len(first.classes))
     for j in first.measured:
         train, test = first.fold != j, np.flatnonzero(first.fold == j)
+        file = cache / f"itself-{j}.npz"
+        if file.exists():
+            with np.load(file) as kept:
+                for key, scores in kept.items():
+                    name, layer, gender = key.split("|")
+                    raw.setdefault(Way(name, int(layer), gender), np.full(shape, np.nan))[test] = scores
+            continue
+        model = model or ZeroShot(rows, first.classes, dtype)
         ways: dict[Way, tuple[str, SteeringModule | None, Any]] = {UNSTEERED: ("", None, None)}
         for layer, own in data.items():
             for name, change in steerings().items():
@@ -186,8 +183,10 @@ def zero_shot(rows: pd.DataFrame, data: dict[int, Biographies], dtype: torch.dty
                 ways[Way(name, layer, "known")] = at, module, own.group.tolist()
                 if name.startswith("tied"):
                     ways[Way(name, layer, "inferred")] = at, module, None
-        for way, scores in model.scores(test.tolist(), ways).items():
-            raw.setdefault(way, np.full((len(first.y), len(first.classes)), np.nan))[test] = scores
+        found = model.scores(test.tolist(), ways)
+        np.savez(file, **{"|".join(map(str, way)): scores for way, scores in found.items()})
+        for way, scores in found.items():
+            raw.setdefault(way, np.full(shape, np.nan))[test] = scores
         seconds = time.perf_counter() - start
         print(f"zero-shot: fold {j + 1} of {FOLDS}, {seconds:.0f} s", file=sys.stderr, flush=True)
     for way, scores in raw.items():
@@ -206,23 +205,23 @@ def zero_shot(rows: pd.DataFrame, data: dict[int, Biographies], dtype: torch.dty
 def run(
     folder: Path, cache: Path, dtype: torch.dtype, only: str | None = None
 ) -> Iterator[tuple[Biographies, list[Line]]]:
-    """All tables, one at a time; `only` the curve, the aligned one or that of the model itself."""
+    """All tables, one at a time; `only` one of them by its name, or `aligned`."""
     rows = states.table(folder)
     states.extract(rows, cache, dtype=dtype)
     data = layer_data(rows, states.read(rows, cache))
     named = transformers()
     chosen = [named[name] for name in (*CURVE, "tied, translations")]
-    if only in (None, "curve"):
-        for own in data.values():
+    for own in data.values():
+        if only in (None, own.name):
             start = time.perf_counter()
             yield own, list(unaligned(own, chosen))
             print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if only in (None, "aligned"):
         best = data[best_layer(data)]
         yield replace(best, name=f"{best.name}, aligned"), list(bios.predictions(best, chosen))
-    if only in (None, "itself"):
+    if only in (None, BY_ITSELF):
         steered = {layer: data[layer, "last"] for layer in ITSELF}
-        yield replace(data[ITSELF[0], "last"], name="SmolLM2 by itself"), list(zero_shot(rows, steered, dtype))
+        yield replace(data[ITSELF[0], "last"], name=BY_ITSELF), list(zero_shot(rows, steered, cache, dtype))
 
 
 def best_layer(data: dict[tuple[int, str], Biographies]) -> tuple[int, str]:

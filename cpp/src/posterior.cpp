@@ -6,28 +6,34 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "fairsteer/check.hpp"
 #include "fairsteer/errors.hpp"
+#include "linalg.hpp"
 
 namespace fairsteer {
 namespace {
 
 constexpr Index kSmall = 24;          // grids of which every pair is looked at
 constexpr double kSlack = 0.1;        // of the dual constraints at the start
+constexpr double kDenseSpeed = 8.0;   // of BLAS, against loops over a band
 constexpr double kToBoundary = 0.99;  // how much of the way to the boundary a step may go
 constexpr double kStop = 0.01;        // of the tolerance, so that small masses are settled too
+constexpr double kRidge = 1e-14;      // relative, of a dense matrix
 constexpr double kLoose = 0.1;        // residual below which costs say something about shares
-constexpr int kMostStalls = 10;       // steps without progress
-constexpr double kSum = 1e-9;         // how far sums of probabilities may be from one
-constexpr double kNever = 1e-12;      // probability of a posterior that does not occur
-constexpr double kFew = 1e-7;         // part of its law below which a row has no plan to speak of
-constexpr Index kMostStarts = 3;      // of the shares, besides themselves
-constexpr double kCoarseTol = 1e-6;   // duality gap on the way to the finest grid
-constexpr double kOff = 0.1;          // of the tolerance: what a target off the band must gain
-constexpr Index kMargin = 2;          // of a band, in points of the coarser grid
-constexpr Index kWidest = 512;        // margin after which a band is not widened any more
+constexpr double kNear = 10;          // of the tolerance, where rounding ends all progress
+constexpr double kWorthKeeping = 1e-4;
+constexpr int kMostStalls = 10;      // steps without progress
+constexpr double kSum = 1e-9;        // how far sums of probabilities may be from one
+constexpr double kNever = 1e-12;     // probability of a posterior that does not occur
+constexpr double kFew = 1e-7;        // part of its law below which a row has no plan to speak of
+constexpr Index kMostStarts = 3;     // of the shares, besides themselves
+constexpr double kCoarseTol = 1e-5;  // duality gap on the way to the finest grid
+constexpr double kOff = 0.1;         // of the tolerance: what a target off the band must gain
+constexpr Index kMargin = 2;         // of a band, in points of the coarser grid
+constexpr Index kWidest = 512;       // margin after which a band is not widened any more
 
 double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
 
@@ -35,26 +41,62 @@ double logistic(double x) {
   return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
 }
 
-// A symmetric positive definite matrix of which row p reaches back to p - width.
-class BandedMatrix {
+// A symmetric positive definite matrix whose rows may be of any size.
+class ScaledMatrix {
  public:
-  BandedMatrix(Index n, Index width) : n_(n), width_(width), entries_((width + 1) * n) {}
-
-  void set_zero() { entries_.setZero(); }
-  double& at(Index row, Index column) {
-    return entries_[row * (width_ + 1) + width_ - row + column];
+  void factorise(Matrix lower) {
+    scale_ = lower.diagonal().unaryExpr([](double x) { return x > 0 ? 1 / std::sqrt(x) : 0.0; });
+    lower = scale_.asDiagonal() * lower * scale_.asDiagonal();
+    // A direction without curvature is not moved along.
+    for (double ridge = kRidge; ridge < 1; ridge *= 100) {
+      lower.diagonal().setConstant(1 + ridge);
+      if (factor_.compute(lower)) return;
+    }
+    lower.setIdentity();
+    factor_.compute(std::move(lower));
   }
+
+  void solve(Vector& x) const {
+    x = x.cwiseProduct(scale_);
+    factor_.solve_in_place(x);
+    x = x.cwiseProduct(scale_);
+  }
+
+  Matrix inverse() const { return scale_.asDiagonal() * factor_.inverse() * scale_.asDiagonal(); }
+
+ private:
+  linalg::Cholesky factor_;
+  Vector scale_;
+};
+
+// A symmetric positive definite matrix of which row p begins at first[p], as its factor does; these
+// do not fall.
+class EnvelopeMatrix {
+ public:
+  explicit EnvelopeMatrix(std::vector<Index> first = {})
+      : first_(std::move(first)), start_(first_.size()) {
+    Index size = 0;
+    for (Index p = 0; p < n_rows(); ++p) {
+      start_[p] = size - first_[p];
+      size += p - first_[p] + 1;
+    }
+    entries_.resize(size);
+  }
+
+  Index n_rows() const { return static_cast<Index>(first_.size()); }
+  Index first(Index row) const { return first_[row]; }
+  void set_zero() { entries_.setZero(); }
+  double& at(Index row, Index column) { return entries_[start_[row] + column]; }
 
   auto row(Index row, Index first, Index count) {
     return Eigen::Map<Vector>(&at(row, first), count);
   }
 
   void factorise() {
-    for (Index p = 0; p < n_; ++p) {
-      const Index first = std::max<Index>(0, p - width_);
+    for (Index p = 0; p < n_rows(); ++p) {
       const double diagonal = at(p, p);
-      for (Index q = first; q <= p; ++q) {
-        const Index from = std::max(first, q - width_);
+      for (Index q = first_[p]; q <= p; ++q) {
+        const Index from = std::max(first_[p], first_[q]);
         const Index count = q - from;
         double sum = at(p, q);
         if (count > 0) sum -= row(p, from, count).dot(row(q, from, count));
@@ -67,20 +109,20 @@ class BandedMatrix {
   }
 
   void solve(Vector& x) {
-    for (Index p = 0; p < n_; ++p) {
-      const Index first = std::max<Index>(0, p - width_);
+    for (Index p = 0; p < n_rows(); ++p) {
+      const Index first = first_[p];
       if (p > first) x[p] -= row(p, first, p - first).dot(x.segment(first, p - first));
       x[p] /= at(p, p);
     }
-    for (Index p = n_ - 1; p >= 0; --p) {
+    for (Index p = n_rows() - 1; p >= 0; --p) {
       x[p] /= at(p, p);
-      const Index first = std::max<Index>(0, p - width_);
+      const Index first = first_[p];
       if (p > first) x.segment(first, p - first) -= x[p] * row(p, first, p - first);
     }
   }
 
  private:
-  Index n_, width_;
+  std::vector<Index> first_, start_;
   Vector entries_;
 };
 
@@ -96,30 +138,45 @@ struct Band {
   Index last(Index i) const { return first[i] + width(i) - 1; }
 };
 
-// The laws on one grid; `common` is the law of the ideal posterior where that is given.
+// kl(target || source) of every pair, (T, S), nats: phi(t) - t logit s + softplus(logit s), with
+// phi(t) = t log t + (1 - t) log(1 - t) = t logit t - softplus(logit t).
+Matrix costs_of(const Vector& source, const Vector& target) {
+  const Vector t = target.unaryExpr(&logistic);
+  const Vector phi = t.cwiseProduct(target) - target.unaryExpr(&softplus);
+  Matrix cost(target.size(), source.size());
+  for (Index i = 0; i < source.size(); ++i)
+    cost.col(i) = (phi.array() - t.array() * source[i] + softplus(source[i])).max(0.0);
+  return cost;
+}
+
+// What one program is made of; `common` is the law of the ideal posterior where that is given.
 struct Level {
-  PosteriorLaws laws;
-  Vector common{};
-  double tol = kCoarseTol;  ///< largest duality gap: what leads to a finer grid need not be exact
+  CellLaws laws;
+  Vector source{}, target{};  ///< grids of logits that the costs are of, if they are
+  double tol = kCoarseTol;    ///< largest duality gap: what leads to a finer grid need not be exact
 };
+
+Level level_of(Vector source, Vector target, Matrix law, Vector weight, Vector common = {}) {
+  Level level{{{costs_of(source, target)}, std::move(law), std::move(weight), std::move(common)}};
+  level.source = std::move(source);
+  level.target = std::move(target);
+  return level;
+}
 
 // The program on one grid, and the plans that solve it.
 class Program {
  public:
   Program(const Level& level, const PosteriorOptions& options, Vector shares)
       : laws_(level.laws),
-        common_(level.common),
+        source_(level.source),
+        target_(level.target),
         options_(options),
         tol_(level.tol),
-        fixed_(level.common.size() > 0),
+        fixed_(level.laws.common.size() > 0),
         w_(std::move(shares)),
         G_(laws_.n_groups()),
         T_(laws_.n_target()) {
     const Index S = laws_.n_source();
-    t_ = laws_.target.unaryExpr(&logistic);
-    // phi(t) = t log t + (1 - t) log(1 - t) = t * logit - softplus(logit)
-    phi_ = t_.cwiseProduct(laws_.target) - laws_.target.unaryExpr(&softplus);
-    softplus_ = laws_.source.unaryExpr(&softplus);
     occurs_.resize(G_);
     for (Index a = 0; a < G_; ++a)
       for (Index i = 0; i < S; ++i)
@@ -127,6 +184,8 @@ class Program {
     g_ = Matrix::Zero(T_, G_);
     w_.maxCoeff(&last_);
   }
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
 
   // All pairs.
   void full_band() {
@@ -139,14 +198,14 @@ class Program {
   // About the best targets of the posteriors under the potentials of a grid of half the size.
   void band_about(const Program& coarse) {
     bands_.assign(G_, Band{});
-    const Vector& grid = coarse.laws_.source;
+    const Vector& grid = coarse.source_;
     const Index last_target = coarse.T_ - 1;
     for (Index a = 0; a < G_; ++a) {
       std::vector<Index> best(grid.size());
-      for (Index k = 0; k < grid.size(); ++k) best[k] = coarse.best_target(grid[k], a);
+      for (Index k = 0; k < grid.size(); ++k) best[k] = coarse.best_target(k, a);
       for (const Index i : occurs_[a]) {
         const Index above =
-            std::upper_bound(grid.data(), grid.data() + grid.size(), laws_.source[i]) - grid.data();
+            std::upper_bound(grid.data(), grid.data() + grid.size(), source_[i]) - grid.data();
         const Index low = best[std::max<Index>(0, above - 2)];
         const Index high = best[std::min<Index>(grid.size() - 1, above + 1)];
         add_row(bands_[a], i, from_coarse(std::max<Index>(0, low - kMargin)),
@@ -207,9 +266,13 @@ class Program {
   const Vector& costs() const { return costs_; }
   Index n_iter() const { return n_iter_; }
   void write(PosteriorResult& result) const;
+  Matrix posteriors() const;
+  Matrix plan(Index a) const;
 
  private:
-  double cost(Index i, Index j) const { return phi_[j] - t_[j] * laws_.source[i] + softplus_[i]; }
+  auto cost(Index i, Index a) const {
+    return laws_.cost[laws_.cost.size() == 1 ? 0 : static_cast<std::size_t>(a)].col(i);
+  }
 
   static void add_row(Band& band, Index i, Index first, Index last) {
     if (band.start.empty()) band.start.push_back(0);
@@ -235,27 +298,43 @@ class Program {
   }
 
   void finish_bands() {
-    Index widest = 1;
     full_ = true;
     for (const Band& band : bands_)
       for (Index i = 0; i < band.n_rows(); ++i) {
-        widest = std::max(widest, band.width(i));
         full_ = full_ && band.width(i) == T_;
       }
-    reach_ = widest - 1;
+    // Where a target's row of each group's matrix begins, and of all of them.
+    begins_.assign(G_, std::vector<Index>(T_));
+    begin_.resize(T_);
+    for (Index j = 0; j < T_; ++j) begin_[j] = j;
+    for (Index a = 0; a < G_; ++a) {
+      std::vector<Index>& begins = begins_[a];
+      for (Index j = 0; j < T_; ++j) begins[j] = j;
+      const Band& band = bands_[a];
+      for (Index i = 0; i < band.n_rows(); ++i)
+        begins[band.last(i)] = std::min(begins[band.last(i)], band.first[i]);
+      for (Index j = T_ - 2; j >= 0; --j) begins[j] = std::min({begins[j], begins[j + 1], j});
+      for (Index j = 0; j < T_; ++j) begin_[j] = std::min(begin_[j], begins[j]);
+    }
+    const auto T = static_cast<double>(T_);
+    const double n = fixed_ ? 1.0 : static_cast<double>(G_ - 1);
+    double banded = 0;
+    for (Index j = 0; j < T_; ++j) {
+      const double width = n * static_cast<double>(j - begin_[j] + 1);
+      banded += n * width * width;
+    }
+    const double dense = fixed_ ? T * T * T / 3 : T * T * T * (n + 3);
+    dense_ = banded > dense / kDenseSpeed;
   }
 
   // The target of least cost under the potentials, the lowest of several.
-  Index best_target(double source, Index a) const {
+  Index best_target(Index i, Index a) const {
     Index best = 0;
-    (phi_.array() - t_.array() * source - tight_g_.col(a).array()).minCoeff(&best);
+    (cost(i, a) - tight_g_.col(a)).minCoeff(&best);
     return best;
   }
 
-  double tight(Index i, Index a) const {
-    return softplus_[i] +
-           (phi_.array() - t_.array() * laws_.source[i] - tight_g_.col(a).array()).minCoeff();
-  }
+  double tight(Index i, Index a) const { return (cost(i, a) - tight_g_.col(a)).minCoeff(); }
 
   std::vector<Index> free_groups() const {
     std::vector<Index> groups;
@@ -266,23 +345,27 @@ class Program {
 
   void start();
   void assemble();
+  void assemble_dense();
+  void assemble_banded();
+  void direct_banded(const Matrix& b);
+  void direct_dense(const Matrix& b);
   void direct(const std::vector<Vector>& push);
   double longest_step() const;
   void evaluate();
 
-  const PosteriorLaws& laws_;
-  const Vector& common_;
+  const CellLaws& laws_;
+  const Vector &source_, &target_;
   const PosteriorOptions& options_;
   const double tol_;
   const bool fixed_;  // the common law is given
   Vector w_;
   Index G_, T_;
   Index last_ = 0;  // group whose potential follows from the others'
-  Vector t_, phi_, softplus_;
   std::vector<std::vector<Index>> occurs_;
   std::vector<Band> bands_;
-  bool full_ = true;
-  Index reach_ = 0;
+  bool full_ = true, dense_ = true;
+  std::vector<std::vector<Index>> begins_;
+  std::vector<Index> begin_;
   Index n_iter_ = 0;
 
   // The iterate: potentials f (rows) and g (targets), slacks z and plans by pair, the common law.
@@ -294,11 +377,20 @@ class Program {
   Vector costs_;
   double residual_ = 0;
 
+  struct Iterate {
+    std::vector<Vector> f, z, plan;
+    Matrix g;
+    Vector rho, w, costs;
+    double level = 0;
+  };
+
   // One step.
   std::vector<Vector> d_, den_, row_residual_, df_, dz_, dplan_;
   Matrix column_residual_, dg_, k1_;
-  std::vector<BandedMatrix> k_;
-  BandedMatrix joint_{0, 0};
+  std::vector<ScaledMatrix> scaled_;
+  ScaledMatrix central_;
+  std::vector<EnvelopeMatrix> k_;
+  EnvelopeMatrix joint_;
   Vector border_, bordered_, drho_;
   double corner_ = 0, dlevel_ = 0;
   Vector dual_residual_;
@@ -307,10 +399,8 @@ class Program {
 void Program::start() {
   f_.assign(G_, Vector());
   mass_ = z_ = plan_ = d_ = den_ = row_residual_ = df_ = dz_ = dplan_ = f_;
-  g_ = Matrix::Zero(T_, G_);
-  dg_ = column_residual_ = k1_ = g_;
-  rho_ = Vector::Zero(T_);
-  drho_ = Vector::Zero(T_);
+  g_ = dg_ = column_residual_ = k1_ = Matrix::Zero(T_, G_);
+  rho_ = drho_ = Vector::Zero(T_);
   level_ = dlevel_ = 0;
   costs_ = Vector::Zero(G_);
   for (Index a = 0; a < G_; ++a) {
@@ -323,13 +413,10 @@ void Program::start() {
     df_[a].resize(n);
     z_[a].resize(band.n_pairs());
     for (Index i = 0; i < n; ++i) {
-      double least = std::numeric_limits<double>::infinity();
-      for (Index p = band.start[i], j = band.first[i]; p < band.start[i + 1]; ++p, ++j) {
-        z_[a][p] = cost(band.row[i], j);
-        least = std::min(least, z_[a][p]);
-      }
-      f_[a][i] = least - kSlack;
-      z_[a].segment(band.start[i], band.width(i)).array() -= f_[a][i];
+      auto slack = z_[a].segment(band.start[i], band.width(i));
+      slack = cost(band.row[i], a).segment(band.first[i], band.width(i));
+      f_[a][i] = slack.minCoeff() - kSlack;
+      slack.array() -= f_[a][i];
     }
     plan_[a] = z_[a].cwiseInverse();
     plan_[a] /= plan_[a].sum();
@@ -341,10 +428,20 @@ void Program::start() {
         rho_.segment(band.first[i], band.width(i)) +=
             plan_[a].segment(band.start[i], band.width(i)) / static_cast<double>(G_);
   }
-  if (fixed_) rho_ = common_;
-  k_.assign(G_, BandedMatrix(T_, reach_));
-  if (!fixed_) joint_ = BandedMatrix(T_ * (G_ - 1), (reach_ + 1) * (G_ - 1) - 1);
-  border_.resize(T_ * (G_ - 1));
+  if (fixed_) rho_ = laws_.common;
+  if (dense_) {
+    scaled_.resize(G_);
+    return;
+  }
+  k_.clear();
+  for (Index a = 0; a < G_; ++a) k_.emplace_back(begins_[a]);
+  if (fixed_) return;
+  const Index n = G_ - 1;
+  std::vector<Index> first(T_ * n);
+  for (Index j = 0; j < T_; ++j)
+    for (Index c = 0; c < n; ++c) first[j * n + c] = begin_[j] * n;
+  joint_ = EnvelopeMatrix(std::move(first));
+  border_.resize(T_ * n);
 }
 
 // Residuals of the present iterate, and the costs of the groups.
@@ -375,46 +472,161 @@ void Program::evaluate() {
   if (!fixed_) dual_residual_ = (level_ - (g_ * w_).array()).matrix();
 }
 
-// Eliminates the rows: K_a dg_a = drho + b_a, with K_a = diag(D' 1) - D' diag(1 / (D 1 + m)) D; and
-// the last group, whose potential follows from the others'.
+// Eliminates the rows: K_a dg_a = drho + b_a, with K_a = diag(D' 1) - D' diag(1 / (D 1 + m)) D. Its
+// row sums k1 are known without cancellation, so that its diagonal follows from the rest of it.
 void Program::assemble() {
   k1_.setZero();
   for (Index a = 0; a < G_; ++a) {
     const Band& band = bands_[a];
-    k_[a].set_zero();
     d_[a] = plan_[a].cwiseQuotient(z_[a]);
+    for (Index i = 0; i < band.n_rows(); ++i) {
+      const auto d = d_[a].segment(band.start[i], band.width(i));
+      den_[a][i] = d.sum() + mass_[a][i];
+      k1_.col(a).segment(band.first[i], band.width(i)) += d * (mass_[a][i] / den_[a][i]);
+    }
+  }
+  if (dense_)
+    assemble_dense();
+  else
+    assemble_banded();
+}
+
+// With the inverses of all K_a: sum_a w_a dg_a is known, hence (sum_a w_a K_a^-1) drho.
+void Program::assemble_dense() {
+  Matrix central = Matrix::Zero(T_, T_);
+  for (Index a = 0; a < G_; ++a) {
+    const Band& band = bands_[a];
+    Matrix K = Matrix::Zero(T_, T_);
+    if (full_) {
+      Matrix D = MatrixView(d_[a].data(), T_, band.n_rows());
+      D *= den_[a].cwiseSqrt().cwiseInverse().asDiagonal();
+      linalg::syrk<double>(D, K, -1);
+    } else {
+      for (Index i = 0; i < band.n_rows(); ++i) {
+        const Index size = band.width(i), first = band.first[i];
+        const auto d = d_[a].segment(band.start[i], size);
+        for (Index j = 0; j < size; ++j)
+          K.col(first + j).segment(first + j, size - j) -= d.tail(size - j) * (d[j] / den_[a][i]);
+      }
+    }
+    K.diagonal() = k1_.col(a);
+    for (Index j = 0; j < T_; ++j)
+      for (Index k = j + 1; k < T_; ++k) {
+        K(j, j) -= K(k, j);
+        K(k, k) -= K(k, j);
+      }
+    scaled_[a].factorise(std::move(K));
+    if (!fixed_) central += w_[a] * scaled_[a].inverse();
+  }
+  if (fixed_) return;
+  central_.factorise(std::move(central));
+  bordered_ = Vector::Ones(T_);
+  central_.solve(bordered_);
+}
+
+// The last group's potential follows from the others', whose matrix has a band.
+void Program::assemble_banded() {
+  for (Index a = 0; a < G_; ++a) {
+    const Band& band = bands_[a];
+    k_[a].set_zero();
     for (Index i = 0; i < band.n_rows(); ++i) {
       const Index size = band.width(i), first = band.first[i];
       const auto d = d_[a].segment(band.start[i], size);
-      den_[a][i] = d.sum() + mass_[a][i];
-      k1_.col(a).segment(first, size) += d * (mass_[a][i] / den_[a][i]);
-      for (Index j = 0; j < size; ++j) {
-        k_[a].row(first + j, first, j + 1) -= d.head(j + 1) * (d[j] / den_[a][i]);
-        k_[a].at(first + j, first + j) += d[j];
-      }
+      for (Index j = 1; j < size; ++j)
+        k_[a].row(first + j, first, j) -= d.head(j) * (d[j] / den_[a][i]);
     }
+    for (Index j = 0; j < T_; ++j) k_[a].at(j, j) = k1_(j, a);
+    for (Index j = 0; j < T_; ++j)
+      for (Index k = k_[a].first(j); k < j; ++k) {
+        k_[a].at(j, j) -= k_[a].at(j, k);
+        k_[a].at(k, k) -= k_[a].at(j, k);
+      }
     if (fixed_) k_[a].factorise();
   }
   if (fixed_) return;
   joint_.set_zero();
   const std::vector<Index> others = free_groups();
   const auto n = static_cast<Index>(others.size());
-  for (Index j = 0; j < T_; ++j)
-    for (Index k = std::max<Index>(0, j - reach_); k <= j; ++k) {
+  for (Index j = 0; j < T_; ++j) {
+    for (Index k = k_[last_].first(j); k <= j; ++k) {
       const double shared = k_[last_].at(j, k) / w_[last_];
       for (Index c = 0; c < n; ++c)
-        for (Index e = 0; e < (j == k ? c + 1 : n); ++e) {
-          double value = w_[others[c]] * w_[others[e]] * shared;
-          if (c == e) value += w_[others[c]] * k_[others[c]].at(j, k);
-          joint_.at(j * n + c, k * n + e) = value;
-        }
+        for (Index e = 0; e < (j == k ? c + 1 : n); ++e)
+          joint_.at(j * n + c, k * n + e) = w_[others[c]] * w_[others[e]] * shared;
     }
+    for (Index c = 0; c < n; ++c)
+      for (Index k = k_[others[c]].first(j); k <= j; ++k)
+        joint_.at(j * n + c, k * n + c) += w_[others[c]] * k_[others[c]].at(j, k);
+  }
   joint_.factorise();
   for (Index j = 0; j < T_; ++j)
     for (Index c = 0; c < n; ++c) border_[j * n + c] = -w_[others[c]] * k1_(j, last_) / w_[last_];
   bordered_ = border_;
   joint_.solve(bordered_);
   corner_ = k1_.col(last_).sum() / w_[last_] - border_.dot(bordered_);
+}
+
+void Program::direct_dense(const Matrix& b) {
+  Vector known = dual_residual_;
+  for (Index a = 0; a < G_; ++a) {
+    Vector x = b.col(a);
+    scaled_[a].solve(x);
+    dg_.col(a) = x;
+    if (!fixed_) known -= w_[a] * x;
+  }
+  if (fixed_) return;
+  central_.solve(known);
+  const double total = bordered_.sum();
+  dlevel_ = total > 0 ? (1 - rho_.sum() - known.sum()) / total : 0.0;
+  drho_ = known + dlevel_ * bordered_;
+  for (Index a = 0; a < G_; ++a) {
+    Vector x = drho_;
+    scaled_[a].solve(x);
+    dg_.col(a) += x;
+  }
+}
+
+void Program::direct_banded(const Matrix& b) {
+  if (fixed_) {
+    for (Index a = 0; a < G_; ++a) {
+      Vector x = b.col(a);
+      k_[a].solve(x);
+      dg_.col(a) = x;
+    }
+    return;
+  }
+  // The last potential is (level + residual - sum of the others) / its share: K applied to what
+  // is known of it joins the right side.
+  const std::vector<Index> others = free_groups();
+  const auto n = static_cast<Index>(others.size());
+  Vector known = dual_residual_ / w_[last_];
+  Vector b_last = b.col(last_);
+  if (known.cwiseAbs().maxCoeff() > 0) {
+    const Band& band = bands_[last_];
+    for (Index i = 0; i < band.n_rows(); ++i) {
+      const Index size = band.width(i), at = band.start[i], first = band.first[i];
+      const auto d = d_[last_].segment(at, size);
+      const auto x = known.segment(first, size);
+      const double mean = d.dot(x) / den_[last_][i];
+      b_last.segment(first, size) -= (d.array() * (x.array() - mean)).matrix();
+    }
+  }
+  Vector x(T_ * n);
+  for (Index j = 0; j < T_; ++j)
+    for (Index c = 0; c < n; ++c) x[j * n + c] = w_[others[c]] * (b(j, others[c]) - b_last[j]);
+  const double mass_residual = 1 - rho_.sum();
+  const double right = b_last.sum() + mass_residual;
+  joint_.solve(x);
+  dlevel_ = corner_ > 0 ? (right - border_.dot(x)) / corner_ : 0.0;
+  x -= dlevel_ * bordered_;
+  Vector rest = (dual_residual_.array() + dlevel_).matrix();
+  for (Index j = 0; j < T_; ++j)
+    for (Index c = 0; c < n; ++c) {
+      dg_(j, others[c]) = x[j * n + c];
+      rest[j] -= w_[others[c]] * dg_(j, others[c]);
+    }
+  dg_.col(last_) = rest / w_[last_];
+  drho_ = -b.col(last_);
 }
 
 // The Newton direction towards z * plan = z * (plan + push).
@@ -429,46 +641,10 @@ void Program::direct(const std::vector<Vector>& push) {
           push[a].segment(at, size) + df_[a][i] * d_[a].segment(at, size);
     }
   }
-  if (fixed_) {
-    for (Index a = 0; a < G_; ++a) {
-      Vector x = b.col(a);
-      k_[a].solve(x);
-      dg_.col(a) = x;
-    }
-  } else {
-    // The last potential is (level + residual - sum of the others) / its share: K applied to what
-    // is known of it joins the right side.
-    const std::vector<Index> others = free_groups();
-    const auto n = static_cast<Index>(others.size());
-    Vector known = dual_residual_ / w_[last_];
-    Vector b_last = b.col(last_);
-    if (known.cwiseAbs().maxCoeff() > 0) {
-      const Band& band = bands_[last_];
-      for (Index i = 0; i < band.n_rows(); ++i) {
-        const Index size = band.width(i), at = band.start[i], first = band.first[i];
-        const auto d = d_[last_].segment(at, size);
-        const auto x = known.segment(first, size);
-        const double mean = d.dot(x) / den_[last_][i];
-        b_last.segment(first, size) -= (d.array() * (x.array() - mean)).matrix();
-      }
-    }
-    Vector x(T_ * n);
-    for (Index j = 0; j < T_; ++j)
-      for (Index c = 0; c < n; ++c) x[j * n + c] = w_[others[c]] * (b(j, others[c]) - b_last[j]);
-    const double mass_residual = 1 - rho_.sum();
-    const double right = b_last.sum() + mass_residual;
-    joint_.solve(x);
-    dlevel_ = corner_ > 0 ? (right - border_.dot(x)) / corner_ : 0.0;
-    x -= dlevel_ * bordered_;
-    Vector rest = (dual_residual_.array() + dlevel_).matrix();
-    for (Index j = 0; j < T_; ++j)
-      for (Index c = 0; c < n; ++c) {
-        dg_(j, others[c]) = x[j * n + c];
-        rest[j] -= w_[others[c]] * dg_(j, others[c]);
-      }
-    dg_.col(last_) = rest / w_[last_];
-    drho_ = -b.col(last_);
-  }
+  if (dense_)
+    direct_dense(b);
+  else
+    direct_banded(b);
   for (Index a = 0; a < G_; ++a) {
     const Band& band = bands_[a];
     for (Index i = 0; i < band.n_rows(); ++i) {
@@ -478,7 +654,7 @@ void Program::direct(const std::vector<Vector>& push) {
       const double mean = d.dot(dg) / den_[a][i];
       df_[a][i] -= mean;
       dz_[a].segment(at, size) = (-df_[a][i] - dg.array()).matrix();
-      if (!fixed_ && a == last_)
+      if (!dense_ && !fixed_ && a == last_)
         drho_.segment(first, size) += (d.array() * (dg.array() - mean)).matrix();
     }
     dplan_[a] = push[a] - d_[a].cwiseProduct(dz_[a]);
@@ -499,6 +675,7 @@ bool Program::solve(bool move_shares) {
   Index n_pairs = 0;
   for (const Band& band : bands_) n_pairs += band.n_pairs();
   std::vector<Vector> push(G_);
+  Iterate kept;
   double best = std::numeric_limits<double>::infinity();
   int stalled = 0;
   for (Index step = 0; step < options_.max_iter; ++step) {
@@ -511,11 +688,14 @@ bool Program::solve(bool move_shares) {
     double complementary = 0;
     for (Index a = 0; a < G_; ++a) complementary += w_[a] * plan_[a].dot(z_[a]);
     const double dual = dual_residual_.cwiseAbs().maxCoeff();
-    const double worst = std::max({complementary, residual_, dual});
-    if (worst < kStop * tol_ && moved < tol_) return true;
+    const double worst = std::max({complementary, residual_, dual, move_shares ? moved : 0.0});
+    if (worst < kStop * tol_) return true;
     stalled = worst < 0.9 * best ? 0 : stalled + 1;
-    best = std::min(best, worst);
-    if (stalled > kMostStalls || options_.stop()) return false;
+    if (worst < best) {
+      best = worst;
+      if (best < kWorthKeeping) kept = {f_, z_, plan_, g_, rho_, w_, costs_, level_};
+    }
+    if (stalled > kMostStalls || options_.stop()) break;
     ++n_iter_;
     assemble();
     double mu = 0;
@@ -543,7 +723,10 @@ bool Program::solve(bool move_shares) {
     rho_ += length * drho_;
     level_ += length * dlevel_;
   }
-  return false;
+  if (!kept.f.empty())  // rounding may have led away from it
+    std::tie(f_, z_, plan_, g_, rho_, w_, costs_, level_) =
+        std::tie(kept.f, kept.z, kept.plan, kept.g, kept.rho, kept.w, kept.costs, kept.level);
+  return best < kNear * tol_;
 }
 
 // The potentials of the rows, with the largest of the targets that every pair allows: where no plan
@@ -553,14 +736,17 @@ void Program::tighten() {
   binding_.assign(G_, std::vector<Index>(T_));
   for (Index a = 0; a < G_; ++a) {
     const Band& band = bands_[a];
-    const Index n = band.n_rows();
-    Vector source(n), own(n);
-    for (Index i = 0; i < n; ++i) {
-      source[i] = laws_.source[band.row[i]];
-      own[i] = softplus_[band.row[i]] - f_[a][i];
+    tight_g_.col(a).setConstant(std::numeric_limits<double>::infinity());
+    for (Index p = 0; p < band.n_rows(); ++p) {
+      const auto costs = cost(band.row[p], a);
+      for (Index j = 0; j < T_; ++j) {
+        const double value = costs[j] - f_[a][p];
+        if (value < tight_g_(j, a)) {
+          tight_g_(j, a) = value;
+          binding_[a][j] = p;
+        }
+      }
     }
-    for (Index j = 0; j < T_; ++j)
-      tight_g_(j, a) = phi_[j] + (own - t_[j] * source).minCoeff(&binding_[a][j]);
   }
 }
 
@@ -582,25 +768,45 @@ void Program::write(PosteriorResult& result) const {
   result.target_law = rho_.cwiseMax(0.0);
   result.target_law /= result.target_law.sum();
   result.log_ratio.resize(S, G_);
-  result.posterior.resize(S, G_);
   for (Index a = 0; a < G_; ++a) {
-    const Band& band = bands_[a];
     double total = 0;
-    for (Index i = 0, k = 0; i < S; ++i) {
+    for (Index i = 0; i < S; ++i) {
       const double f = tight(i, a);
       result.log_ratio(i, a) = -f;
       total += laws_.law(i, a) * std::exp(-f);
-      result.posterior(i, a) = t_[best_target(laws_.source[i], a)];
+    }
+    result.log_ratio.col(a).array() -= std::log(total);
+  }
+}
+
+// Of the grid's points: the mean of where a plan leads, or else the best of the targets.
+Matrix Program::posteriors() const {
+  const Index S = laws_.n_source();
+  const Vector t = target_.unaryExpr(&logistic);
+  Matrix posterior(S, G_);
+  for (Index a = 0; a < G_; ++a) {
+    const Band& band = bands_[a];
+    for (Index i = 0, k = 0; i < S; ++i) {
+      posterior(i, a) = t[best_target(i, a)];
       if (k == band.n_rows() || band.row[k] != i) continue;
       const auto plan = plan_[a].segment(band.start[k], band.width(k));
       if (plan.sum() > kFew * laws_.law(i, a))
-        result.posterior(i, a) = plan.dot(t_.segment(band.first[k], band.width(k))) / plan.sum();
+        posterior(i, a) = plan.dot(t.segment(band.first[k], band.width(k))) / plan.sum();
       ++k;
     }
-    result.log_ratio.col(a).array() -= std::log(total);
     for (Index i = 1; i < S; ++i)  // but for rounding it rises by itself
-      result.posterior(i, a) = std::max(result.posterior(i, a), result.posterior(i - 1, a));
+      posterior(i, a) = std::max(posterior(i, a), posterior(i - 1, a));
   }
+  return posterior;
+}
+
+Matrix Program::plan(Index a) const {
+  const Band& band = bands_[a];
+  Matrix plan = Matrix::Zero(T_, laws_.n_source());
+  for (Index k = 0; k < band.n_rows(); ++k)
+    plan.col(band.row[k]).segment(band.first[k], band.width(k)) =
+        plan_[a].segment(band.start[k], band.width(k));
+  return plan;
 }
 
 // Every second point and the last.
@@ -628,14 +834,34 @@ Matrix halved(const Matrix& law, const Vector& grid, const Vector& half) {
 }
 
 Level halved(const Level& level) {
-  Level half;
-  half.laws.source = halved(level.laws.source);
-  half.laws.target = halved(level.laws.target);
-  half.laws.law = halved(level.laws.law, level.laws.source, half.laws.source);
-  half.laws.weight = level.laws.weight;
-  if (level.common.size() > 0)
-    half.common = halved(level.common, level.laws.target, half.laws.target);
-  return half;
+  const Vector source = halved(level.source), target = halved(level.target);
+  const CellLaws& laws = level.laws;
+  Vector common;
+  if (laws.common.size() > 0) common = halved(laws.common, level.target, target);
+  return level_of(source, target, halved(laws.law, level.source, source), laws.weight, common);
+}
+
+// Laws of groups and their shares.
+void check_laws(const char* function, const Matrix& law, const Vector& weight) {
+  const Index G = law.cols();
+  check_at_least(function, "number of groups", G, 1);
+  if (weight.size() != G)
+    refuse(function, "number of shares", "be that of the groups, " + std::to_string(G),
+           static_cast<double>(weight.size()));
+  check_not_negative(function, "law", law.data(), law.size());
+  check_not_negative(function, "share", weight.data(), G);
+  for (Index a = 0; a < G; ++a) {
+    const std::string group = " of group " + std::to_string(a);
+    if (!(weight[a] > 0)) refuse(function, "share" + group, "be positive", weight[a]);
+    const double sum = law.col(a).sum();
+    if (!(std::abs(sum - 1) < kSum)) refuse(function, "sum of the law" + group, "be 1", sum);
+  }
+  const double sum = weight.sum();
+  if (!(std::abs(sum - 1) < kSum)) refuse(function, "sum of the shares", "be 1", sum);
+}
+
+bool shares_move(const PosteriorOptions& options) {
+  return options.free_shares && options.intervention == Intervention::all_subgroups;
 }
 
 double relative_entropy(const Vector& one, const Vector& other) {
@@ -648,11 +874,12 @@ double relative_entropy(const Vector& one, const Vector& other) {
 // Solves for the shares too, which are either left alone or a fixed point at the end; whether that
 // was reached.
 bool solve_all(Program& program, const PosteriorOptions& options, double settled) {
-  const bool free = options.free_shares && options.intervention == Intervention::all_subgroups;
+  const bool free = shares_move(options);
   const Vector start = program.shares();
   bool converged = program.solve(free);
   if (!free) return converged;
-  if (!converged) {  // where groups are far apart, shares and plans that move at once may miss
+  if (!converged && !options.stop()) {
+    // Where groups are far apart, shares and plans that move at once may miss.
     program.set_shares(start);
     converged = program.solve(false);
   }
@@ -666,8 +893,10 @@ bool solve_all(Program& program, const PosteriorOptions& options, double settled
 
 // Where the alternation of shares and plans may begin: the shares as they are, and what is left of
 // them where all groups go to the posteriors of one of the heaviest.
-std::vector<Vector> starts(const PosteriorLaws& laws) {
+std::vector<Vector> starts(const Level& level) {
+  const CellLaws& laws = level.laws;
   std::vector<Vector> found{laws.weight};
+  if (level.source.size() == 0) return found;
   const Index G = laws.n_groups();
   std::vector<Index> order(G);
   for (Index a = 0; a < G; ++a) order[a] = a;
@@ -681,7 +910,7 @@ std::vector<Vector> starts(const PosteriorLaws& laws) {
       double sum = 0, left_one = laws.law(0, one), left = laws.law(0, a);
       for (Index i = 0, j = 0; i < laws.n_source() && j < laws.n_source();) {
         const double step = std::min(left, left_one);
-        const double s = laws.source[i], t = laws.source[j], proba = logistic(t);
+        const double s = level.source[i], t = level.source[j], proba = logistic(t);
         sum += step * (proba * (t - s) + softplus(s) - softplus(t));
         left -= step;
         left_one -= step;
@@ -697,11 +926,11 @@ std::vector<Vector> starts(const PosteriorLaws& laws) {
 
 PosteriorResult solve_levels(const std::vector<Level>& levels, const PosteriorOptions& options) {
   const Vector& share = levels.front().laws.weight;
-  const bool free = options.free_shares && options.intervention == Intervention::all_subgroups;
+  const bool free = shares_move(options);
   PosteriorResult result;
   std::unique_ptr<Program> best;
   double least = std::numeric_limits<double>::infinity();
-  const std::vector<Vector> from = free ? starts(levels.back().laws) : std::vector<Vector>{share};
+  const std::vector<Vector> from = free ? starts(levels.back()) : std::vector<Vector>{share};
   for (const Vector& start : from) {
     auto program = std::make_unique<Program>(levels.back(), options, start);
     program->full_band();
@@ -728,6 +957,10 @@ PosteriorResult solve_levels(const std::vector<Level>& levels, const PosteriorOp
     best = std::move(program);
   }
   best->write(result);
+  if (levels.front().source.size() > 0)
+    result.posterior = best->posteriors();
+  else
+    for (Index a = 0; a < share.size(); ++a) result.plan.push_back(best->plan(a));
   result.gap = std::max(0.0, best->upper_bound() - best->lower_bound());
   result.converged = result.converged && result.gap <= options.tol;
   result.divergence =
@@ -736,13 +969,37 @@ PosteriorResult solve_levels(const std::vector<Level>& levels, const PosteriorOp
 }
 
 // With grids of half the size after it, down to a small one.
-std::vector<Level> levels_of(Level finest, double tol) {
+std::vector<Level> levels_of(Level finest, const PosteriorOptions& options) {
   std::vector<Level> levels{std::move(finest)};
-  levels[0].tol = tol;
+  levels[0].tol = options.tol;
   while (std::max(levels.back().laws.n_source(), levels.back().laws.n_target()) > kSmall)
     levels.push_back(halved(levels.back()));
-  levels.back().tol = tol;  // where the starts are compared
+  if (shares_move(options)) levels.back().tol = options.tol;  // where the starts are compared
   return levels;
+}
+
+// The groups one by one towards a law that is given.
+PosteriorResult towards_common(const CellLaws& laws, const PosteriorOptions& options) {
+  PosteriorResult result;
+  const Index S = laws.n_source(), G = laws.n_groups();
+  result.weight = laws.weight;
+  result.group_divergence = Vector::Zero(G);
+  result.target_law = laws.common;
+  result.log_ratio = Matrix::Zero(S, G);
+  for (Index a = 0; a < G; ++a) {
+    const std::size_t of_group = laws.cost.size() == 1 ? 0 : static_cast<std::size_t>(a);
+    Level level{{{laws.cost[of_group]}, laws.law.col(a), Vector::Ones(1), laws.common}};
+    level.tol = options.tol;
+    PosteriorResult one = solve_levels({std::move(level)}, options);
+    result.group_divergence[a] = one.group_divergence[0];
+    result.log_ratio.col(a) = one.log_ratio;
+    result.plan.push_back(std::move(one.plan.front()));
+    result.gap += laws.weight[a] * one.gap;
+    result.n_iter += one.n_iter;
+    result.converged = result.converged && one.converged;
+  }
+  result.divergence = laws.weight.dot(result.group_divergence);
+  return result;
 }
 
 PosteriorResult unchanged(const PosteriorLaws& laws) {
@@ -756,7 +1013,9 @@ PosteriorResult unchanged(const PosteriorLaws& laws) {
 }
 
 PosteriorResult towards_all(const PosteriorLaws& laws, const PosteriorOptions& options) {
-  if (laws.n_groups() > 1) return solve_levels(levels_of({laws}, options.tol), options);
+  if (laws.n_groups() > 1)
+    return solve_levels(
+        levels_of(level_of(laws.source, laws.target, laws.law, laws.weight), options), options);
   PosteriorResult result = unchanged(laws);
   result.target_law = laws.law.col(0);
   return result;
@@ -769,12 +1028,11 @@ PosteriorResult towards_reference(const PosteriorLaws& laws, const PosteriorOpti
   std::vector<Index> reached;
   for (Index j = 0; j < laws.n_target(); ++j)
     if (result.target_law[j] > 0) reached.push_back(j);
-  Level level{{laws.source, laws.target(reached), Matrix(), Vector::Ones(1)},
-              result.target_law(reached)};
   for (Index a = 0; a < laws.n_groups(); ++a) {
     if (a == options.reference) continue;
-    level.laws.law = laws.law.col(a);
-    const PosteriorResult of_group = solve_levels(levels_of(level, options.tol), options);
+    Level level = level_of(laws.source, laws.target(reached), laws.law.col(a), Vector::Ones(1),
+                           result.target_law(reached));
+    const PosteriorResult of_group = solve_levels(levels_of(std::move(level), options), options);
     result.group_divergence[a] = of_group.group_divergence[0];
     result.log_ratio.col(a) = of_group.log_ratio;
     result.posterior.col(a) = of_group.posterior;
@@ -790,8 +1048,6 @@ PosteriorResult towards_reference(const PosteriorLaws& laws, const PosteriorOpti
 
 void check_posterior_laws(const PosteriorLaws& laws) {
   const char* function = "nearest_ideal_posterior";
-  const Index G = laws.n_groups();
-  check_at_least(function, "number of groups", G, 1);
   for (const auto& [name, grid] :
        {std::pair{"source", &laws.source}, std::pair{"target", &laws.target}}) {
     check_at_least(function, name, grid->size(), 2);
@@ -805,19 +1061,49 @@ void check_posterior_laws(const PosteriorLaws& laws) {
     refuse(function, "number of probabilities of a law",
            "be that of the posteriors, " + std::to_string(laws.n_source()),
            static_cast<double>(laws.law.rows()));
-  if (laws.weight.size() != G)
-    refuse(function, "number of shares", "be that of the groups, " + std::to_string(G),
-           static_cast<double>(laws.weight.size()));
-  check_not_negative(function, "law", laws.law.data(), laws.law.size());
-  check_not_negative(function, "share", laws.weight.data(), G);
-  for (Index a = 0; a < G; ++a) {
-    const std::string group = " of group " + std::to_string(a);
-    if (!(laws.weight[a] > 0)) refuse(function, "share" + group, "be positive", laws.weight[a]);
-    const double sum = laws.law.col(a).sum();
-    if (!(std::abs(sum - 1) < kSum)) refuse(function, "sum of the law" + group, "be 1", sum);
+  check_laws(function, laws.law, laws.weight);
+}
+
+void check_cell_laws(const CellLaws& laws) {
+  const char* function = "nearest_ideal_cells";
+  const Index S = laws.n_source(), T = laws.n_target(), G = laws.n_groups();
+  const auto n = static_cast<Index>(laws.cost.size());
+  check_at_least(function, "number of cells", S, 1);
+  check_at_least(function, "number of targets", T, 1);
+  if (n != 1 && n != G)
+    refuse(function, "number of cost matrices", "be 1 or that of the groups, " + std::to_string(G),
+           static_cast<double>(n));
+  for (const Matrix& cost : laws.cost) {
+    if (cost.rows() != T || cost.cols() != S)
+      refuse(function, "size of a cost matrix", "be that of the others, by cells",
+             static_cast<double>(cost.size()));
+    check_not_negative(function, "cost", cost.data(), cost.size());
   }
-  const double sum = laws.weight.sum();
-  if (!(std::abs(sum - 1) < kSum)) refuse(function, "sum of the shares", "be 1", sum);
+  check_laws(function, laws.law, laws.weight);
+  if (laws.common.size() == 0) return;
+  if (laws.common.size() != T)
+    refuse(function, "number of probabilities of the common law",
+           "be that of the targets, " + std::to_string(T), static_cast<double>(laws.common.size()));
+  check_not_negative(function, "common", laws.common.data(), T);
+  const double sum = laws.common.sum();
+  if (!(std::abs(sum - 1) < kSum)) refuse(function, "sum of the common law", "be 1", sum);
+}
+
+PosteriorResult nearest_ideal_cells(const CellLaws& laws, const PosteriorOptions& options) {
+  check_cell_laws(laws);
+  PosteriorResult result;
+  if (laws.common.size() > 0) {
+    result = towards_common(laws, options);
+  } else {
+    Level level{laws};
+    level.tol = options.tol;
+    result = solve_levels({std::move(level)}, options);
+  }
+  for (Index a = 0; a < laws.n_groups(); ++a)
+    if (!result.plan[static_cast<std::size_t>(a)].allFinite() ||
+        !result.log_ratio.col(a).allFinite() || !std::isfinite(result.group_divergence[a]))
+      throw NumericalError("the ideal posterior is not finite", -1, a);
+  return result;
 }
 
 PosteriorResult nearest_ideal_posterior(const PosteriorLaws& laws,

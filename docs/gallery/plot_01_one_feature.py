@@ -2,9 +2,10 @@
 One feature, before and after
 =============================
 
-Two groups of applicants are equally qualified, and the same share of each is suitable. One test has been calibrated
-on the first group alone: in the second it reads lower, and its scores are closer together. A threshold that is right
-for the first group then overlooks the suitable ones of the second.
+Two groups of applicants are equally qualified, and the same share of each is suitable.
+One test has been calibrated on the first group alone: in the second it reads lower, and
+its scores are closer together. A threshold that is right for the first group then
+overlooks the suitable ones of the second.
 """
 
 import matplotlib.pyplot as plt
@@ -19,15 +20,17 @@ X, suitable, group = make_biased_groups(
 )
 
 # %%
-# Steering finds the nearest distribution on which both groups look alike *within each class*, and one map a group
-# that leads there. It needs the group of a row, and not its class.
+# Steering finds the nearest distribution on which both groups look alike *within each
+# class*, and one map a group that leads there. It needs the group of a row, and not its
+# class.
 
 steer = FairSteeringTransformer().fit(X, suitable, sensitive_features=group)
 U = steer.transform(X, sensitive_features=group)
 
 # %%
-# Left: as measured. Right: steered. The dotted line is the threshold that makes the fewest errors over all rows; the
-# numbers say how many of the suitable ones of each group are above it.
+# Left: as measured. Right: steered. The dotted line is the threshold that makes the
+# fewest errors over all rows; the numbers say how many of the suitable ones of each
+# group are above it.
 
 
 def best_threshold(x):
@@ -44,7 +47,10 @@ for ax, rows, title in zip(axes, (X[:, 0], U[:, 0]), ("before", "after"), strict
             own = rows[(group == name) & (suitable == label)]
             words = f"{name}, {'suitable' if label else 'not suitable'}"
             ax.plot(grid, gaussian_kde(own)(grid), style, color=colour, label=words)
-    found = [(rows[(group == name) & (suitable == 1)] > threshold).mean() for name in ("A", "B")]
+    found = [
+        (rows[(group == name) & (suitable == 1)] > threshold).mean()
+        for name in ("A", "B")
+    ]
     ax.axvline(threshold, color="0.4", linestyle=":")
     ax.set_title(f"{title}: recognised {found[0]:.0%} of A, {found[1]:.0%} of B")
     ax.set(xlabel="test score", yticks=[])
@@ -57,6 +63,8 @@ plt.show()
 # The map of each group is a slope and a shift:
 
 for name, (slope, shift) in (
-    steer.set_params(map_type="affine").fit(X, suitable, sensitive_features=group).maps_.items()
+    steer.set_params(map_type="affine")
+    .fit(X, suitable, sensitive_features=group)
+    .maps_.items()
 ):
     print(f"{name}: {slope.item():.2f} x {shift.item():+.2f}")

@@ -2,8 +2,9 @@
 A grid search that knows the groups
 ===================================
 
-With the groups as a column of ``X``, every tool of scikit-learn works. ``fairness_scorer`` adds the gap to a search,
-and ``best_within_budget`` takes the most accurate candidate whose gap is within a budget.
+With the groups as a column of ``X``, every tool of scikit-learn works.
+``fairness_scorer`` adds the gap to a search, and ``best_within_budget`` takes the most
+accurate candidate whose gap is within a budget.
 """
 
 import matplotlib.pyplot as plt
@@ -18,11 +19,21 @@ from fairsteer.datasets import make_biased_groups
 from fairsteer.scoring import best_within_budget, fairness_scorer
 
 rows, hired, sex = make_biased_groups(
-    3000, 3, groups=["female", "male"], shift=2, rotation=50, base_rates=[0.35, 0.5], random_state=1
+    3000,
+    3,
+    groups=["female", "male"],
+    shift=2,
+    rotation=50,
+    base_rates=[0.35, 0.5],
+    random_state=1,
 )
 X = pd.DataFrame(rows, columns=["test", "years", "interview"]).assign(sex=sex)
 
-pipe = make_pipeline(FairSteeringTransformer(sensitive_columns=["sex"]), StandardScaler(), LogisticRegression())
+pipe = make_pipeline(
+    FairSteeringTransformer(sensitive_columns=["sex"]),
+    StandardScaler(),
+    LogisticRegression(),
+)
 search = GridSearchCV(
     pipe,
     {
@@ -31,20 +42,31 @@ search = GridSearchCV(
     },
     scoring={
         "accuracy": "accuracy",
-        "gap": fairness_scorer("equal_opportunity_difference", sensitive_columns=["sex"]),
+        "gap": fairness_scorer(
+            "equal_opportunity_difference", sensitive_columns=["sex"]
+        ),
     },
     refit=best_within_budget("accuracy", "gap", max_gap=0.16),
 ).fit(X, hired)
 
 # %%
-# Each point is a candidate, averaged over five folds; those left of the line are within the budget.
+# Each point is a candidate, averaged over five folds; those left of the line are within
+# the budget.
 
 results = pd.DataFrame(search.cv_results_)
 figure, ax = plt.subplots(figsize=(6, 3.6))
 for map_type, own in results.groupby("param_fairsteeringtransformer__map_type"):
     ax.plot(-own["mean_test_gap"], own["mean_test_accuracy"], "o-", label=map_type)
 best = results.loc[search.best_index_]
-ax.plot(-best["mean_test_gap"], best["mean_test_accuracy"], "o", ms=14, mfc="none", mec="k", label="chosen")
+ax.plot(
+    -best["mean_test_gap"],
+    best["mean_test_accuracy"],
+    "o",
+    ms=14,
+    mfc="none",
+    mec="k",
+    label="chosen",
+)
 ax.axvline(0.16, color="0.5", linestyle=":")
 ax.set(xlabel="equal-opportunity gap", ylabel="accuracy", xlim=(0, None))
 ax.legend()

@@ -2,8 +2,9 @@
 Shipping a map
 ==============
 
-A fitted map leaves Python as one file: safetensors for fairsteer itself, an ONNX graph for any runtime. Reading
-either runs no code. Here a service that knows nothing of fairsteer, or of scikit-learn, applies the map.
+A fitted map leaves Python as one file: safetensors for fairsteer itself, an ONNX graph
+for any runtime. Reading either runs no code. Here a service that knows nothing of
+fairsteer, or of scikit-learn, applies the map.
 """
 
 import tempfile
@@ -30,7 +31,9 @@ with tempfile.TemporaryDirectory() as folder:
     codes = read_onnx_codes(files[1])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(files[1], options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        files[1], options, providers=["CPUExecutionProvider"]
+    )
     print({file.name: f"{file.stat().st_size / 1000:.0f} kB" for file in files}, codes)
 
 # %%

@@ -61,3 +61,12 @@ def nearest_ideal_posterior(
     max_iter: int,
     tol: float,
 ) -> dict[str, Any]: ...
+def nearest_ideal_cells(
+    cost: DoubleArray,
+    laws: DoubleArray,
+    shares: DoubleArray,
+    common: DoubleArray | None,
+    free_shares: bool,
+    max_iter: int,
+    tol: float,
+) -> dict[str, Any]: ...

@@ -455,6 +455,15 @@ class GroupedRows(NamedTuple):
         return cls(encoder, labels[present], positions, kept, codes, labels)
 
 
+def joint_label(labels: list[Any]) -> Any:
+    """Label of the group that small ones are merged into, none of those there are."""
+    name = "(small groups)"
+    joint: Any = name
+    while (joint := (name,) * len(labels[0]) if isinstance(labels[0], tuple) else name) in labels:
+        name += "'"
+    return joint
+
+
 def known_codes(
     encoder: GroupEncoder | None, sensitive_features: Any, rows: Any, ways_out: str, *, infer: bool = False
 ) -> npt.NDArray[np.intp]:

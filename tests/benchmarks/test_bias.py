@@ -415,7 +415,7 @@ def test_rounds_are_written(tmp_path: Any) -> None:
         for t in range(1, rounds.ROUNDS + 1)
     )
     report.write_rounds(tmp_path, lines)
-    page = (tmp_path / "rounds.md").read_text()
+    page = (tmp_path / "README.md").read_text()
     assert "| repair | 6.00 ± 5.00; 0.060 ± 0.050 | 10.00 ± 5.00" in page
-    assert len(pd.read_csv(tmp_path / "rounds.csv")) == 2 * 11 * 11
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 2 * 11 * 11
     assert (tmp_path / "rounds.png").stat().st_size > 10_000

@@ -130,15 +130,20 @@ def test_groups_come_as_columns_or_beside() -> None:
     assert crossed.cell_divergence_.shape == (2, 4)
 
 
-def test_unknown_groups_are_an_error_or_the_average() -> None:
-    X, y, group = data(600)
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_unknown_groups_are_an_error_or_the_average(n_classes: int) -> None:
+    X, y, group = data(600) if n_classes == 2 else many(600, 3)
     model = IdealPosteriorClassifier(LogisticRegression()).fit(X, y, sensitive_features=group)
     with pytest.raises(ValueError, match="The way out"):
         model.predict(X)
     average = model.set_params(unknown_group="average")
-    t = average.predict_proba(X)[:, 1]
-    of_groups = [average.predict_proba(X, sensitive_features=np.full(len(X), a))[:, 1] for a in (0, 1)]
+    t = average.predict_proba(X)
+    of_groups = [average.predict_proba(X, sensitive_features=np.full(len(X), a)) for a in (0, 1)]
     np.testing.assert_allclose(t, np.average(of_groups, axis=0, weights=np.bincount(group)))
+    strange = np.where(np.arange(len(X)) < 5, 7, group)
+    some = average.predict_proba(X, sensitive_features=strange)
+    np.testing.assert_allclose(some[:5], t[:5])
+    np.testing.assert_allclose(some[5:], average.predict_proba(X, sensitive_features=group)[5:])
 
 
 def test_missing_groups_and_weight_zero_take_no_part() -> None:
@@ -175,10 +180,169 @@ def test_a_frozen_classifier_is_not_trained() -> None:
     np.testing.assert_array_equal(model.estimator_.predict(X), frozen.predict(X))
 
 
-def test_more_than_two_classes_name_the_gaussian_way() -> None:
-    X, y, group = data(600)
+# ---- more than two classes
+
+
+def many(n: int = 2000, n_classes: int = 4, n_groups: int = 2, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Classes about the corners of a simplex, groups shifted and of other shares."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, n_groups, n)
+    y = np.where(rng.random(n) < 0.2 * group, 0, rng.integers(0, n_classes, n))
+    X = rng.normal(size=(n, n_classes)) + 1.5 * np.eye(n_classes)[y]
+    X[:, 0] += 0.6 * group
+    return np.column_stack([X, group]), y, group
+
+
+@pytest.mark.parametrize("mode", ["joint", "labels"])
+@pytest.mark.parametrize("intervention", ["all_subgroups", "affirmative"])
+@pytest.mark.parametrize("estimator", [LogisticRegression(), boosting()], ids=["logistic", "boosting"])
+def test_many_classes_are_fair_at_every_cost_on_samples_of_the_repaired_distribution(
+    estimator: Any, intervention: Any, mode: Any
+) -> None:
+    X, y, group = many(1200, 3)
+    options: dict[str, Any] = {"intervention": intervention, "mode": mode, "cv": 2, "posterior": "pooled"}
+    model = IdealPosteriorClassifier(estimator, **options).fit(X, y, sensitive_features=group)
+    repaired = model.repair(X, y, sensitive_features=group)
+    rng = np.random.default_rng(1)
+    rows = rng.choice(len(y), 100_000, p=repaired.sample_weight / repaired.sample_weight.sum())
+    t, a = repaired.proba[rows], group[rows]
+    for _ in range(5):
+        predicted = (t @ (rng.random((3, 3)) * (1 - np.eye(3)))).argmin(axis=1)
+        for k in range(3):
+            rates = [(predicted[a == g] == k).mean() for g in (0, 1)]
+            assert abs(rates[0] - rates[1]) < 4 * np.sqrt(2 * 0.25 / (len(y) / 2))
+
+
+def test_ten_classes_from_labels_to_expanded_rows() -> None:
+    X, y, group = many(4000, 10)
+    names = np.array([f"class {k}" for k in range(10)])
+    model = IdealPosteriorClassifier(LogisticRegression(), cv=2).fit(X, names[y], sensitive_features=group)
+    proba = model.predict_proba(X, sensitive_features=group)
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    np.testing.assert_array_equal(model.predict(X, sensitive_features=group), names[proba.argmax(axis=1)])
+    assert model.score(X, names[y], sensitive_features=group) > 0.35
+    log_proba = model.predict_log_proba(X, sensitive_features=group)
+    np.testing.assert_allclose(np.exp(log_proba), proba)
+    own, ideal = model.h_[0]
+    assert own.shape == ideal.shape
+    assert own.shape[1] == 10
+    assert model.cell_divergence_.shape == model.certificate_.total_variation.shape == (10, 2)
+    assert (model.calibration_error_ < 0.15).all()
+    rows, labels, weight = model.repair(X, names[y], sensitive_features=group).expanded()
+    learnt = LogisticRegression().fit(rows, labels, sample_weight=weight)
+    assert np.abs(learnt.predict_proba(X) - proba).mean() < 0.03
+    repaired = model.repair(X, names[y], sensitive_features=group)
+    predicted = repaired.proba.argmax(axis=1)
+    for k in range(10):
+        shares = [np.average(predicted[group == a] == k, weights=repaired.sample_weight[group == a]) for a in (0, 1)]
+        assert abs(shares[0] - shares[1]) < 0.03
+
+
+def test_costs_of_many_classes_decide() -> None:
+    X, y, group = many(900, 3)
+    costs = np.array([[0, 1, 4], [2, 0, 1], [1, 5, 0]])
+    model = IdealPosteriorClassifier(LogisticRegression(), cost_matrix=costs, cv=2).fit(X, y, sensitive_features=group)
+    proba = model.predict_proba(X, sensitive_features=group)
+    np.testing.assert_array_equal(model.predict(X, sensitive_features=group), (proba @ costs).argmin(axis=1))
+    with pytest.raises(ValueError, match=r"cost_matrix has shape \(2, 2\)"):
+        model.set_params(cost_matrix=np.eye(2)).fit(X, y, sensitive_features=group)
+
+
+def test_weights_alone_equalise_the_shares_of_many_classes() -> None:
+    X, y, group = many()
+    model = IdealPosteriorClassifier(LogisticRegression(), mode="weights", cv=2).fit(X, y, sensitive_features=group)
+    repaired = model.repair(X, y, sensitive_features=group)
+    np.testing.assert_array_equal(repaired.proba.argmax(axis=1), y)
+    for k in range(4):
+        shares = [np.average(y[group == a] == k, weights=repaired.sample_weight[group == a]) for a in (0, 1)]
+        assert abs(shares[0] - shares[1]) < 0.01
+
+
+def test_more_than_ten_classes_name_the_gaussian_way() -> None:
+    X, y, group = many(600, 11)
     with pytest.raises(ValueError, match="IdealDistributionClassifier, which models the features as Gaussian"):
-        IdealPosteriorClassifier(LogisticRegression()).fit(X, y + group, sensitive_features=group)
+        IdealPosteriorClassifier(LogisticRegression()).fit(X, y, sensitive_features=group)
+    with pytest.raises(ValueError, match="no predict_proba, which more than two classes need"):
+        IdealPosteriorClassifier(Perceptron()).fit(X, y % 3, sensitive_features=group)
+
+
+# ---- whose posterior
+
+
+def test_features_that_mean_something_else_in_a_group_need_its_own_posterior() -> None:
+    X, y, group = data(3000)
+    X[group == 1, :2] *= -1
+    models = {
+        kind: IdealPosteriorClassifier(LogisticRegression(), posterior=kind).fit(X, y, sensitive_features=group)
+        for kind in ("auto", "pooled", "by_group")
+    }
+    accuracy = {kind: model.score(X, y, sensitive_features=group) for kind, model in models.items()}
+    assert accuracy["auto"] == accuracy["by_group"] > accuracy["pooled"] + 0.05
+    assert set(models["auto"].group_estimators_) == {0, 1}
+    assert not models["pooled"].group_estimators_
+    t = models["auto"].predict_proba(X, sensitive_features=group)
+    for a in (0, 1):
+        own = models["auto"].group_estimators_[a]
+        np.testing.assert_array_equal(own.coef_, LogisticRegression().fit(X[group == a], y[group == a]).coef_)
+    repaired = models["auto"].repair(X, y, sensitive_features=group)
+    assert np.abs(repaired.proba - t).mean() < 0.02
+
+
+def test_a_group_like_the_others_keeps_the_pooled_posterior() -> None:
+    rng = np.random.default_rng(0)
+    X, y, group = rng.normal(size=(600, 20)), rng.integers(0, 2, 600), np.repeat([0, 1], [540, 60])
+    X[:, 0] += 2 * y
+    model = IdealPosteriorClassifier(LogisticRegression()).fit(X, y, sensitive_features=group)
+    assert 1 not in model.group_estimators_
+    rare = y.copy()
+    rare[group == 1] = 0
+    rare[-1] = 1
+    pooled = IdealPosteriorClassifier(LogisticRegression(), posterior="by_group").fit(X, rare, sensitive_features=group)
+    assert list(pooled.group_estimators_) == [0]  # a training fold of the other lacks a class
+
+
+# ---- small groups
+
+
+def test_small_groups_are_an_error_or_one() -> None:
+    X, y, group = data(900)
+    labels = np.where(group == 1, "b", "a").astype(object)
+    labels[:12], labels[12:30] = "c", "d"
+    options: dict[str, Any] = {"min_cell_size": 11, "cv": 2}
+    model = IdealPosteriorClassifier(LogisticRegression(), **options)
+    with pytest.raises(
+        ValueError, match=r"4 of 8 subgroups have fewer than min_cell_size=11 rows \(.*group 'c' has . of"
+    ):
+        model.fit(X, y, sensitive_features=labels)
+    model.set_params(small_cells="merge", min_cell_size=8).fit(X, y, sensitive_features=labels)
+    assert model.groups_.tolist() == ["a", "b", "(small groups)"]
+    joined = np.where(np.isin(labels, ["c", "d"]), "e", labels)
+    same = IdealPosteriorClassifier(LogisticRegression(), cv=2).fit(X, y, sensitive_features=joined)
+    np.testing.assert_allclose(
+        model.predict_proba(X, sensitive_features=labels), same.predict_proba(X, sensitive_features=joined), atol=1e-9
+    )
+    np.testing.assert_allclose(
+        model.repair(X, y, sensitive_features=labels).sample_weight,
+        same.repair(X, y, sensitive_features=joined).sample_weight,
+        atol=1e-9,
+    )
+    with pytest.raises(ValueError, match="reference_group='c' is too small to stay"):
+        model.set_params(intervention="affirmative", reference_group="c").fit(X, y, sensitive_features=labels)
+    with pytest.raises(ValueError, match="all groups would have to merge into one"):
+        model.set_params(min_cell_size=800, reference_group=None).fit(X, y, sensitive_features=labels)
+
+
+def test_small_intersections_merge_into_one() -> None:
+    X, y, group = data(900)
+    other = np.arange(900) % 30 == 0
+    both = np.column_stack([group, other.astype(int)])
+    model = IdealPosteriorClassifier(LogisticRegression(), min_cell_size=9, small_cells="merge", cv=2)
+    model.fit(X, y, sensitive_features=both)
+    assert model.groups_.tolist() == [(0, 0), (1, 0), ("(small groups)", "(small groups)")]
+    assert np.isfinite(model.predict_proba(X, sensitive_features=both)).all()
+
+
+# ---- the rest
 
 
 def test_a_reference_is_named_by_its_label() -> None:

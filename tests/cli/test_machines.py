@@ -111,7 +111,7 @@ def test_numbers_that_json_lacks_and_labels_of_numpy() -> None:
         "pair": ("a", np.int64(1)),
         "measured": Measured(0.1, float("nan"), np.float32(0.5)),
         "none": None,
-        3: True,
+        "nested": {3: True},
     }
     assert json.loads(json_text(values)) == {
         "nan": None,
@@ -120,7 +120,7 @@ def test_numbers_that_json_lacks_and_labels_of_numpy() -> None:
         "pair": ["a", 1],
         "measured": {"value": 0.1, "lower": None, "upper": 0.5},
         "none": None,
-        "3": True,
+        "nested": {"3": True},
     }
 
 

@@ -672,7 +672,7 @@ def test_results_show_themselves_in_one_line() -> None:
     page = ideal._repr_html_()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
-    assert page.count("<tr>") == 5
+    assert page.count("<tr>") == 5 + 4  # subgroups and their heads, and facts
 
 
 # ---

@@ -184,7 +184,7 @@ def test_weights_alone_make_class_and_group_independent() -> None:
     ideal = nearest_ideal_posterior(s, group, mode="weights")
     rates = (ideal.ideal_laws * expit(ideal.ideal_logits)).sum(axis=1)
     assert np.ptp(rates) < 1e-12
-    base = ideal.base_rates
+    base = ideal.class_rates[1]
     classes, shares = np.array([1 - rates[0], rates[0]]), ideal.group_prior
     q = ideal.source_group_prior * np.stack([1 - base, base])
     assert abs(rel_entr(np.outer(classes, shares), q).sum() - ideal.kl_divergence) < 1e-12
@@ -248,7 +248,12 @@ def test_few_and_extreme_posteriors(values: Any) -> None:
 
 @pytest.mark.parametrize(
     ("posterior", "message"),
-    [([0.2, 1.2], "no probabilities"), ([0.2, np.nan], "NaN"), ([[0.2], [0.3]], "one dimension")],
+    [
+        ([0.2, 1.2], "no probabilities"),
+        ([0.2, np.nan], "NaN"),
+        ([[0.2], [0.3]], "has one column"),
+        ([[[0.2]]], "dim 3"),
+    ],
 )
 def test_what_is_no_posterior_is_refused(posterior: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

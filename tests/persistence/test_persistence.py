@@ -31,9 +31,11 @@ from sklearn.svm import LinearSVC
 from fairsteer import (
     IdealDistributionClassifier,
     IdealDistributionClassifierCV,
+    IdealPosteriorClassifier,
     ScoreAligner,
     SubgroupMoments,
     nearest_ideal,
+    nearest_ideal_posterior,
     persistence,
 )
 from fairsteer._utils.labels import label_from_json, label_to_json
@@ -907,3 +909,138 @@ def test_missing_safetensors_is_a_sentence() -> None:
     program = "import sys; sys.modules['safetensors'] = None\nfrom fairsteer import persistence\npersistence.load('x')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ImportError: Saving and loading need safetensors" in result.stderr
+
+
+# ---- ideal posteriors
+
+
+def _posterior_classifier(n_classes: int, **params: Any) -> tuple[IdealPosteriorClassifier, Any, Any, Any]:
+    rng = np.random.default_rng(0)
+    group, y = rng.integers(0, 3, 600), rng.integers(0, n_classes, 600)
+    X = rng.normal(size=(600, 3)) + np.outer(group == 1, [1, 0, 0])
+    X[:, :2] += np.where(group == 2, -1, 1)[:, None] * np.stack([y == 1, y == 2], axis=1) * 1.5
+    labels = np.array(["a", "b", "c"])[group]
+    given: dict[str, Any] = {"cv": 2} | params
+    return IdealPosteriorClassifier(LogisticRegression(), **given).fit(X, y, sensitive_features=labels), X, y, labels
+
+
+@pytest.mark.parametrize("mode", ["joint", "labels", "weights"])
+@pytest.mark.parametrize("intervention", ["all_subgroups", "affirmative"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_ideal_posteriors_come_back_as_they_were(n_classes: int, intervention: Any, mode: Any, path: Any) -> None:
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 3, 300)
+    s = rng.dirichlet(np.ones(n_classes) + 1, 300) * (1 + 0.3 * group[:, None] * (np.arange(n_classes) == 1))
+    s /= s.sum(axis=1, keepdims=True)
+    saved = nearest_ideal_posterior(s, np.array(["a", "b", "c"])[group], intervention=intervention, mode=mode)
+    loaded = _round_trip(saved, path)
+    assert repr(loaded) == repr(saved)
+    for name, value in vars(saved).items():
+        np.testing.assert_array_equal(getattr(loaded, name), value)
+    np.testing.assert_array_equal(loaded.ideal_posterior(s, group), saved.ideal_posterior(s, group))
+    np.testing.assert_array_equal(loaded.sample_weight(s, group), saved.sample_weight(s, group))
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3])
+def test_classifier_of_the_ideal_posterior_comes_back_without_what_it_wraps(n_classes: int, path: Any) -> None:
+    costs = np.arange(n_classes**2).reshape(n_classes, -1) % 5 * (1.0 - np.eye(n_classes))
+    params: dict[str, Any] = {"small_cells": "merge", "min_cell_size": 5, "cost_matrix": costs}
+    if n_classes == 1:
+        classifier = IdealPosteriorClassifier(DummyClassifier()).fit(
+            np.eye(4), [7] * 4, sensitive_features=list("abab")
+        )
+        persistence.save(classifier, path)
+        loaded = persistence.load(path, estimator=classifier.estimator_)
+        assert loaded.predict(np.eye(4), sensitive_features=list("abab")).tolist() == [7] * 4
+        return
+    saved, X, y, labels = _posterior_classifier(n_classes, **params)
+    assert saved.group_estimators_
+    persistence.save(saved, path)
+    loaded = persistence.load(path)
+    assert set(loaded.h_) == set(saved.h_)
+    np.testing.assert_array_equal(loaded.cell_divergence_, saved.cell_divergence_)
+    assert loaded.certificate_.equalized_odds == saved.certificate_.equalized_odds
+    with pytest.raises(ValueError, match="classifier is not in the file"):
+        loaded.predict(X, sensitive_features=labels)
+    with pytest.raises(ValueError, match=r"give estimator=\(classifier.estimator_, classifier.group_estimators_\)"):
+        persistence.load(path, estimator=saved.estimator_)
+    loaded = persistence.load(path, estimator=(saved.estimator_, saved.group_estimators_))
+    groups = {"sensitive_features": labels}
+    np.testing.assert_array_equal(loaded.predict_proba(X, **groups), saved.predict_proba(X, **groups))
+    np.testing.assert_array_equal(loaded.predict(X, **groups), saved.predict(X, **groups))
+    for ours, theirs in zip(loaded.repair(X, y, **groups), saved.repair(X, y, **groups), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    again = clone(loaded).fit(X, y, **groups)
+    np.testing.assert_array_equal(again.predict_proba(X, **groups), saved.predict_proba(X, **groups))
+
+
+_THREE = {"dtype": "<U1", "labels": [{"str": "a"}, {"str": "b"}, {"str": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "header", "arrays", "message"),
+    [
+        (2, _set("saved", "own", [3]), None, "a list of positions below 3"),
+        (2, _set("saved", "own", [0, 0]), None, "distinct positions"),
+        (2, _set("saved", "group_of_label", [0, 1, 1]), None, "labels do not lead to its groups"),
+        (2, _set("saved", "group_of_label", [0, 1, 2] * 10**5), None, "labels do not lead to its groups"),
+        (2, _set("saved", "labels", []), None, "labels is none"),
+        (2, _set("saved", "ideal", None), None, "do not belong together"),
+        (2, _set("saved", "ideal", []), None, "is no object"),
+        (2, _set("saved", "ideal", "groups", _THREE), None, "other classes or groups"),
+        (2, _set("saved", "ideal", "mode", "all"), None, "not one of joint"),
+        (2, _set("saved", "ideal", "intervention", "affirmative"), None, "none of its groups"),
+        (2, _set("saved", "ideal", "reference_group", {"str": "z"}), None, "none of its groups"),
+        (2, _set("saved", "ideal", "kl_divergence", -1.0), None, "not a number from 0"),
+        (2, _set("saved", "ideal", "gap", "0"), None, "not a number"),
+        (2, _set("saved", "ideal", "n_iter", 1.5), None, "not an integer"),
+        (2, _set("saved", "ideal", "converged", 1), None, "not true or false"),
+        (2, _set("saved", "params", "posterior", {"str": "mine"}), None, "'posterior' parameter"),
+        (2, _set("saved", "params", "small_cells", {"str": "pool"}), None, "'small_cells' parameter"),
+        (2, _set("saved", "asked", "predict"), None, "not one of predict_proba"),
+        (2, _set("saved", "classes", {"dtype": "<i8", "labels": [{"int": k} for k in range(11)]}), None, "11 classes"),
+        (2, None, lambda t: t.update({"posterior.logits": t["posterior.logits"][::-1].copy()}), "do not ascend"),
+        (2, None, lambda t: t.update({"posterior.ideal_logits": -t["posterior.ideal_logits"]}), "do not ascend"),
+        (2, None, lambda t: t.update({"posterior.laws": 2 * t["posterior.laws"]}), "no probabilities"),
+        (2, None, lambda t: t.update({"posterior.log_weights": t["posterior.log_weights"] + np.inf}), "not finite"),
+        (
+            2,
+            None,
+            lambda t: t.update({"posterior.group_prior": np.array([0.0, 0.5, 0.5])}),
+            "a share in group_prior is 0",
+        ),
+        (2, None, lambda t: t.update({"posterior.group_prior": np.ones(3)}), "no shares of a whole"),
+        (2, None, lambda t: t.update({"calibration.slopes": -t["calibration.slopes"]}), "slope of its calibration"),
+        (2, None, lambda t: t.update({"calibration.offsets": np.zeros((3, 3))}), r"shape \(3, 3\)"),
+        (2, None, lambda t: t.update({"shares": np.ones(3)}), "no shares of a whole"),
+        (3, None, lambda t: t.update({"posterior.centers": 0 * t["posterior.centers"]}), "no distributions of classes"),
+        (3, None, lambda t: t.update({"posterior.centers": np.full((2, 11), 1 / 11)}), "2 cells and 11 classes"),
+        (3, None, lambda t: t.update({"posterior.centers": np.ones((0, 3))}), "0 cells"),
+        (3, None, lambda t: t.update({"posterior.targets": np.ones((0, 3))}), "do not belong together"),
+        (3, None, lambda t: t.update({"posterior.targets": 2 * t["posterior.targets"]}), "no distributions"),
+        (3, None, lambda t: t.update({"posterior.plans": -t["posterior.plans"]}), "no probabilities"),
+        (
+            3,
+            None,
+            lambda t: t.update({"posterior.ideal_posteriors": 0 * t["posterior.ideal_posteriors"]}),
+            "no distrib",
+        ),
+        (3, None, lambda t: t.update({"posterior.target_law": 2 * t["posterior.target_law"]}), "no shares"),
+    ],
+)
+def test_ideal_posterior_that_does_not_fit_together_is_refused(
+    posterior_files: Any, path: Any, n_classes: int, header: Any, arrays: Any, message: Any
+) -> None:
+    _rewrite(posterior_files[n_classes], path, header=header, arrays=arrays)
+    with pytest.raises(ValueError, match=message):
+        persistence.load(path)
+
+
+@pytest.fixture(scope="module")
+def posterior_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("posteriors") / "saved.safetensors"
+    found = {}
+    for n_classes in (2, 3):
+        persistence.save(_posterior_classifier(n_classes)[0], path)
+        found[n_classes] = path.read_bytes()
+    return found

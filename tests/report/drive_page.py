@@ -25,7 +25,7 @@ def main(path: Path, chromium: str) -> dict[str, Any]:
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda message: wrong.append(message.text))
-        page.on("request", lambda request: request.url.startswith("file:") or wrong.append(request.url))
+        page.on("request", lambda request: None if request.url.startswith("file:") else wrong.append(request.url))
         page.goto(path.as_uri())
         seen = {
             "barriers, light": _barriers(page),

@@ -625,7 +625,9 @@ def test_two_classes_need_no_probabilities() -> None:
         aligner.decision_function(X, sensitive_features=group), np.log(proba[:, 1] / proba[:, 0]), atol=1e-9
     )
     three = class_data()
-    with pytest.raises(ValueError, match=r"no predict_proba, which the alignment of 3 classes needs.*CalibratedClass"):
+    with pytest.raises(
+        ValueError, match=r"no predict_proba, which more than two classes need \(3 here\).*CalibratedClass"
+    ):
         ScoreAligner(RidgeClassifier()).fit(three[0], three[1], sensitive_features=three[2])
 
 

@@ -24,6 +24,20 @@ struct PosteriorLaws {
   Index n_groups() const { return law.cols(); }
 };
 
+/// The same of any number of classes, cell by cell: rows of a group whose posteriors are alike
+/// count as one, and the ideal posterior takes one of T given values.
+struct CellLaws {
+  std::vector<Matrix> cost;  ///< kl(target || posterior of the cell) in nats, (T, S): one matrix
+                             ///< for all groups or one for each
+  Matrix law;                ///< (S, G), every column sums to one; 0: does not occur in the group
+  Vector weight;             ///< (G) shares of the groups, positive, sum to one
+  Vector common{};           ///< (T) the law of the ideal posterior, where that is given
+
+  Index n_source() const { return law.rows(); }
+  Index n_target() const { return cost.empty() ? 0 : cost.front().rows(); }
+  Index n_groups() const { return law.cols(); }
+};
+
 struct PosteriorOptions {
   Intervention intervention = Intervention::all_subgroups;
   Index reference = -1;     ///< group whose law is the common one; only read when affirmative
@@ -43,6 +57,8 @@ struct PosteriorResult {
   Vector target_law;        ///< (T) the common law of the ideal posterior
   Matrix log_ratio;         ///< (S, G) log of what rows of that posterior are to be weighted by
   Matrix posterior;         ///< (S, G) ideal posterior of such rows, rising with the own one
+  std::vector<Matrix>
+      plan;  ///< of cells: by group, (T, S), mass that leads from a cell to a target
   Index n_iter = 0;
   bool converged = true;
 };
@@ -64,6 +80,18 @@ struct PosteriorResult {
 /// Cost: O((S + T) G b^2) a step with a band of b pairs a row, some tens of steps; memory O((S + T)
 /// G b). Safe to call from several threads at a time.
 PosteriorResult nearest_ideal_posterior(const PosteriorLaws& laws, const PosteriorOptions& options);
+
+/// The same program on given costs, all pairs: dense interior point. Where `laws.common` is given
+/// every group meets that law; `options.intervention` and `reference` are not read. The plans'
+/// sums over cells are the target law, to the tolerance.
+///
+/// Throws std::invalid_argument unless `check_cell_laws` passes; otherwise as above.
+/// Cost: O(G T^2 (S + T)) a step; memory O(G T (S + T)).
+PosteriorResult nearest_ideal_cells(const CellLaws& laws, const PosteriorOptions& options);
+
+/// Throws std::invalid_argument unless costs are finite, not negative and of one shape, and laws
+/// and shares are probabilities.
+void check_cell_laws(const CellLaws& laws);
 
 /// Throws std::invalid_argument unless the grids ascend, are finite and have two points, laws are
 /// not negative and sum to one, and shares are positive and sum to one.

@@ -42,6 +42,23 @@ def check_columns(estimator: Any, X: Any, *, reset: bool) -> npt.NDArray[Any] | 
     return names
 
 
+class FoundHTMLMixin:
+    """Below scikit-learn's diagram, notebooks show what a fitted estimator has found; nothing is computed for it."""
+
+    def _found_html(self) -> str:
+        """Show what is known; "" before a fit."""
+        return ""
+
+    def _repr_html_inner(self) -> str:
+        return str(super()._repr_html_inner()) + self._found_html()  # type: ignore[misc]  # of BaseEstimator, beside it
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle: dict[str, str] = super()._repr_mimebundle_(**kwargs)  # type: ignore[misc]  # of BaseEstimator, too
+        if "text/html" in bundle:
+            bundle["text/html"] += self._found_html()
+        return bundle
+
+
 class GroupAwareClassifierMixin(ClassifierMixin):
     """Requests for `sensitive_features` that nobody has to set, and a ``score`` that takes them."""
 

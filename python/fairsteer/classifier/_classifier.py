@@ -15,6 +15,7 @@ from sklearn.utils import check_array, get_tags, indexable
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.estimators import (
+    FoundHTMLMixin,
     GroupAwareClassifierMixin,
     HasMethods,
     StrOptions,
@@ -31,10 +32,12 @@ from fairsteer.score_alignment._alignment import aligned_proba, class_decision, 
 from fairsteer.score_alignment._cells import Constraint, Maps
 from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment
 from fairsteer.score_alignment._scores import Scores, as_scores
+from fairsteer.streams import Stream, open_stream
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._maps import AffineMaps, row_chunks
 from fairsteer.transformer._monotone import MonotoneMaps
-from fairsteer.transformer._reading import Batch, Reading
+from fairsteer.transformer._reading import Batch
+from fairsteer.transformer._streaming import sample_rows
 
 _Self = TypeVar("_Self", bound="SteeredClassifier")
 
@@ -49,7 +52,7 @@ def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
     return check
 
 
-class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
+class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTMLMixin, BaseEstimator):
     """What a classifier is that steers rows and hands them to another one, or to the Bayes rule."""
 
     estimator: Any
@@ -92,6 +95,10 @@ class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstim
             raise ValueError(msg)
         super().set_params(**params)
         return self
+
+    def _found_html(self) -> str:
+        steering = vars(self).get("steering_")
+        return "" if steering is None else str(steering._found_html())
 
     def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
         for name in ("n_features_in_", "feature_names_in_"):
@@ -239,14 +246,16 @@ class IdealDistributionClassifier(SteeredClassifier):
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(
-        self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None
+        self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
     ) -> IdealDistributionClassifier:
         """Fit the steering, and the estimator on steered rows if there is one.
 
         Parameters
         ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, with the sensitive columns if the steering has `sensitive_columns`.
+        X : array-like, dataframe or stream of shape (n_samples, n_features)
+            Rows, with the sensitive columns if the steering has `sensitive_columns`. Without an `estimator` also what
+            ``FairSteeringTransformer.fit`` reads piece by piece; a `score_alignment` is then fitted to at most
+            131,072 rows, evenly spaced within every subgroup.
         y : array-like of shape (n_samples,)
             Class labels.
         sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
@@ -267,16 +276,39 @@ class IdealDistributionClassifier(SteeredClassifier):
             more than two classes, a `cost_matrix` and a `score_alignment`; as
             :class:`~fairsteer.ScoreAligner` raises.
         """
-        if y is None:
+        stream = open_stream(X, y, sensitive_features, sample_weight, mapped=self.estimator is None)
+        if y is None if stream is None else not stream.has_classes:
             msg = f"{type(self).__name__} requires y to be passed, but the target y is None."
             raise ValueError(msg)
         steering = clone(FairSteeringTransformer() if self.steering is None else self.steering)
+        if stream is not None:
+            return self._fit_stream(steering, stream)
         reading = steering._read(X, y, sensitive_features, sample_weight, reset=True)
         batch = reading.batch()
         self._fit_batch(steering._fit_batch(batch), batch)
         self._set_columns_of(steering)
         if self.score_alignment is not None and len(self.classes_) > 1:
-            self._alignment = self._fit_alignment(self.score_alignment, X, reading, batch)
+            self._alignment = self._fit_alignment(
+                self.score_alignment, X, batch, reading.grouped.kept, reading.sample_weight
+            )
+        return self
+
+    def _fit_stream(self, steering: FairSteeringTransformer, stream: Stream) -> IdealDistributionClassifier:
+        """Fit the Bayes rule to all rows of a stream, and the alignment to some."""
+        if self.estimator is not None:
+            msg = (
+                f"estimator={brief(self.estimator)} needs all rows at once, which a stream has not. Leave it out, or "
+                "fit it yourself to what a FairSteeringTransformer, fitted to the stream, gives for rows that fit into "
+                "memory."
+            )
+            raise ValueError(msg)
+        steering.fit(stream)
+        batch = sample_rows(steering, stream)
+        self._fit_batch(steering, batch)
+        self._set_columns_of(steering)
+        if self.score_alignment is not None and len(self.classes_) > 1:
+            kept = np.ones(len(batch.rows), dtype=bool)
+            self._alignment = self._fit_alignment(self.score_alignment, batch.rows, batch, kept, batch.sample_weight)
         return self
 
     def _fit_batch(self, steering: FairSteeringTransformer, batch: Batch) -> None:
@@ -444,16 +476,15 @@ class IdealDistributionClassifier(SteeredClassifier):
             out -= logsumexp(out, axis=1, keepdims=True)
         return result
 
-    def _fit_alignment(self, constraint: Constraint, X: Any, reading: Reading, batch: Batch) -> Maps:
-        """Align the scores of this classifier trained without the rows that it scores."""
-        steering, grouped = self.steering_, reading.grouped
-        n_rows = len(reading.rows)
+    def _fit_alignment(
+        self, constraint: Constraint, X: Any, batch: Batch, kept: npt.NDArray[np.bool_], sample_weight: Doubles | None
+    ) -> Maps:
+        """Align the scores of this classifier trained without the rows that it scores; those of `batch` are `kept`."""
+        steering, n_rows = self.steering_, len(kept)
         y_codes, codes = np.full(n_rows, MISSING), np.full(n_rows, MISSING)
-        y_codes[grouped.kept] = batch.y_codes
-        codes[grouped.kept] = (
-            batch.group_codes if steering._encoder is None else steering._group_of_label[batch.group_codes]
-        )
-        place = np.cumsum(grouped.kept) - 1  # among the rows of the batch
+        y_codes[kept] = batch.y_codes
+        codes[kept] = batch.group_codes if steering._encoder is None else steering._group_of_label[batch.group_codes]
+        place = np.cumsum(kept) - 1  # among the rows of the batch
 
         def held_out_scores(train: Codes | None, test: Codes) -> Scores:
             some = batch if train is None else batch.take(place[train])
@@ -462,7 +493,7 @@ class IdealDistributionClassifier(SteeredClassifier):
             plain._fit_batch(steering._fit_alike(some), some)
             return plain._scores(batch.rows[place[test]], plain._codes_of_labels(batch, place[test]), test)
 
-        weight = np.ones(n_rows) if reading.sample_weight is None else reading.sample_weight
+        weight = np.ones(n_rows) if sample_weight is None else sample_weight
         alignment, _ = cross_fitted_alignment(
             held_out_scores,
             indexable(X)[0],

@@ -25,6 +25,7 @@ from fairsteer._utils.estimators import (
     weight_params,
 )
 from fairsteer._utils.folds import check_fold_classes, stratified_splits
+from fairsteer._utils.html import facts_html
 from fairsteer._utils.input import warn_caller
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer.classifier._candidates import (
@@ -326,6 +327,17 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         for train, _ in folds:
             check_fold_classes(batch.classes[np.unique(batch.y_codes[train])], batch.classes)
         return folds
+
+    def _found_html(self) -> str:
+        if not hasattr(self, "best_estimator_"):
+            return ""
+        measured = ", ".join(f"{name.replace('_', ' ')} {x.value:.3f}" for name, x in self.fairness_.measures.items())
+        chosen = ", ".join(f"{name}={value!r}" for name, value in self.best_params_.items())
+        facts = [
+            ("chosen of", f"{len(self.cv_results_['params'])} candidates"),
+            ("parameters", chosen or "the defaults"),
+        ]
+        return facts_html([*facts, ("out of fold", measured)]) + self.best_estimator_._found_html()
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -134,6 +134,8 @@ class Column:
     @cached_property
     def is_missing(self) -> NDArray[np.bool_]:
         """Whether the value of a row is missing."""
+        if self.is_text and self._floats is not None:  # of many different numbers none is looked at by itself
+            return np.asarray(self._missing_texts.to_numpy(), dtype=bool)
         distinct, codes = self._factors
         return np.asarray([value is None for value in distinct], dtype=bool)[codes]
 
@@ -165,13 +167,16 @@ class Column:
             return float(value)
         return None
 
+    @property
+    def _missing_texts(self) -> pa.ChunkedArray:
+        return compute.is_in(compute.utf8_trim_whitespace(self.values), pa.array(sorted(self._reading.missing)))
+
     @cached_property
     def _floats(self) -> NDArray[np.float64] | None:
         """Finite numbers of all rows without a look at each, None where that takes one."""
         values, kind = self.values, self.values.type
         if self.is_text:
-            missing = compute.is_in(compute.utf8_trim_whitespace(values), pa.array(sorted(self._reading.missing)))
-            values = compute.if_else(missing, pa.scalar(None, pa.string()), values)
+            values = compute.if_else(self._missing_texts, pa.scalar(None, pa.string()), values)
         elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             return None
         try:

@@ -128,13 +128,7 @@ class Problem:
             fitted = IdealDistributionClassifier(steering=self.steering, score_alignment=align)
         with library_problems(), quoting_warnings(report.note):
             if isinstance(self.source, LargeTable):
-                if align is not None:
-                    raise UsageError(
-                        f"--align needs all rows in memory, and {self.source.name} is larger than --memory allows; "
-                        "allow more, or leave it out."
-                    )
-                self.steering.fit(self.stream(report, checkpoint))
-                return self.steering
+                return fitted.fit(self.stream(report, checkpoint))
             with report.busy("fitting"):
                 fitted.fit(self.features, self.question.y, sensitive_features=self.groups)
         return fitted

@@ -358,11 +358,11 @@ def _bins(described: FeatureColumn, column: Column) -> NDArray[Any]:
 
 def _describe(column: Column, max_categories: int, tell: Tell) -> FeatureColumn | None:
     """Numbers, categories, or None for an identifier."""
-    name, quoted, counts = column.name, shown(column.name), column.counts
     if column.of_categories:
         return _categorical(column, max_categories, tell)
     if not column.strangers and not column.has_codes:
         return _numeric(column, tell)
+    name, quoted, counts = column.name, shown(column.name), column.counts
     ways_out = f"--drop {quoted} leaves it out, --keep {quoted} copies it to the output"
     strange = [value for value in counts if not isinstance(value, (str, int, float))]
     if strange:

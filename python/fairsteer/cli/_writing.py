@@ -235,15 +235,13 @@ class _CsvWriter:
         self._file = cast("BinaryIO", self._zip) if self._zip is not None else file
         self._encoder = codecs.getincrementalencoder(dialect.encoding)()
         # Inside an array, after a separator or a quote.
-        self._unsafe = re.compile(f'[{re.escape(dialect.separator)}"\r\n]')
+        self._unsafe = f'[{re.escape(dialect.separator)}"\r\n]'
         names = [*features, *more, *carried]
-        self._emit([[self._quoted(name, always=dialect.quoted_names)] for name in names])
+        self._emit([self._texts(pa.array([name], pa.string()), always=dialect.quoted_names) for name in names])
 
     def write(self, features: NDArray[np.float64], more: Sequence[pa.Array], piece: Table) -> None:
-        columns = [self._numbers(column) for column in features.T]
-        for values in more:
-            floats = pa.types.is_floating(values.type)
-            columns.append(self._numbers(values.to_numpy()) if floats else self._texts(values))
+        columns = [self._numbers(pa.array(column)) for column in np.ascontiguousarray(features.T)]
+        columns += [self._numbers(x) if pa.types.is_floating(x.type) else self._texts(x) for x in more]
         for name in self.carried:
             values = piece.column(name).values
             always = self._table.dialect is not None and name in self._table.dialect.quoted
@@ -254,26 +252,28 @@ class _CsvWriter:
         if self._zip is not None:
             self._zip.close()
 
-    def _emit(self, columns: list[list[str]]) -> None:
-        separator, newline = self._dialect.separator, self._dialect.newline
-        alone = len(columns) == 1  # an empty line would be no row
-        text = "".join(
-            ((separator.join(row) or '""') if alone else separator.join(row)) + newline
-            for row in zip(*columns, strict=True)
-        )
+    def _emit(self, columns: list[pa.Array]) -> None:
+        if not len(columns[0]):
+            return
+        if len(columns) == 1:  # an empty line would be no row
+            columns = [compute.if_else(compute.equal(columns[0], ""), '""', columns[0])]
+        rows = compute.binary_join_element_wise(*columns, self._dialect.separator)
+        text = self._dialect.newline.join([*rows.to_pylist(), ""])
         self._file.write(self._encoder.encode(text))
 
-    def _numbers(self, values: NDArray[np.float64]) -> list[str]:
-        texts = list(map(repr, values.tolist()))
-        return [text.replace(".", ",") for text in texts] if self._dialect.decimal == "," else texts
+    def _numbers(self, values: pa.Array) -> pa.Array:
+        """Shortest texts that are read as the same numbers."""
+        texts = compute.cast(values, pa.string())
+        return compute.replace_substring(texts, ".", ",") if self._dialect.decimal == "," else texts
 
-    def _texts(self, values: Any, *, always: bool = False) -> list[str]:
-        return [self._quoted(text, always=always) for text in _as_text(values)]
+    def _texts(self, values: Any, *, always: bool = False) -> pa.Array:
+        texts = pa.array(_as_text(values), pa.string())
+        quoted = compute.binary_join_element_wise('"', compute.replace_substring(texts, '"', '""'), '"', "")
+        return quoted if always else compute.if_else(self._unsafe_in(texts), quoted, texts)
 
-    def _quoted(self, text: str, *, always: bool) -> str:
-        if always or self._unsafe.search(text):
-            return '"' + text.replace('"', '""') + '"'
-        return text
+    def _unsafe_in(self, texts: pa.Array) -> pa.Array:
+        """Whether a value would not be read as one if it stood there without quotes."""
+        return compute.match_substring_regex(texts, self._unsafe)
 
 
 class _ParquetWriter:

@@ -1,5 +1,6 @@
 """The nearest ideal distribution of given moments, and the maps that lead to it."""
 
+from fairsteer.ideal._cells import IdealPosteriorCells
 from fairsteer.ideal._certificate import CellGaussians, Certificate
 from fairsteer.ideal._ideal import (
     IdealDistribution,
@@ -8,13 +9,16 @@ from fairsteer.ideal._ideal import (
     nearest_ideal,
     reference_code,
 )
-from fairsteer.ideal._posterior import IdealPosterior, Mode, PosteriorCertificate, nearest_ideal_posterior
+from fairsteer.ideal._posterior import IdealPosterior, nearest_ideal_posterior
+from fairsteer.ideal._posterior_parts import MOST_CLASSES, Mode, PosteriorCertificate
 
 __all__ = [
+    "MOST_CLASSES",
     "CellGaussians",
     "Certificate",
     "IdealDistribution",
     "IdealPosterior",
+    "IdealPosteriorCells",
     "Intervention",
     "MapType",
     "Mode",

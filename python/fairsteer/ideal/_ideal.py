@@ -18,6 +18,7 @@ from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 
 from fairsteer import _core
+from fairsteer._utils.html import cells_svg, certificate_facts, facts_html
 from fairsteer._utils.input import brief, few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.threads import own_threads
@@ -160,7 +161,20 @@ class IdealDistribution:
         rows = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in cell)}</tr>" for cell in cells[:_LISTED])
         rest = f"<p>and {len(cells) - _LISTED} more subgroups</p>" if len(cells) > _LISTED else ""
         head = "".join(f"<th>{name}</th>" for name in ("class", "group", "share", "ideal share", "divergence (nats)"))
-        return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{rest}"
+        title = "Divergence of every subgroup from the ideal one, in nats"
+        picture = cells_svg(title, self.classes.tolist(), self.groups.tolist(), self.cell_divergence)
+        facts = [
+            ("KL divergence", f"{self.kl_divergence:.4g} nats"),
+            ("maps", self.map_type),
+            *self._certificate_facts(),
+        ]
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{rest}"
+        return f"<p>{escape(repr(self))}</p>{facts_html(facts)}{picture}{table}"
+
+    def _certificate_facts(self) -> list[tuple[str, str]]:
+        """Say what the certificate bounds, if it has been found."""
+        certificate = vars(self).get("certificate", self.known_certificate)
+        return [] if certificate is None else certificate_facts(certificate.equalized_odds, certificate.accuracy)
 
     @cached_property
     def weights(self) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,16 +11,24 @@ from scipy.special import expit, logit, rel_entr, xlogy
 from sklearn.utils import check_array, check_consistent_length
 
 from fairsteer import _core
-from fairsteer._utils.input import brief, few, warn_caller
+from fairsteer._utils.input import brief, few
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupedRows
+from fairsteer.ideal._cells import IdealPosteriorCells, nearest_ideal_cells
 from fairsteer.ideal._ideal import Intervention
-
-Mode = Literal["joint", "labels", "weights"]
-
-#: Posteriors nearer to 0 or 1 count as this near: what no sample can tell apart costs no nats.
-_MOST_LOGIT = 16.0
+from fairsteer.ideal._posterior_parts import (
+    MOST_LOGIT,
+    VANISHING,
+    Mode,
+    PosteriorCertificate,
+    certificate_of,
+    check_proba,
+    clipped_proba,
+    reference_of,
+    warn_of_kept_shares,
+    weights_alone,
+)
 
 #: Points of the grid of posteriors, where rows have more different ones; fewer where no solution is found on so many.
 _N_POINTS = (400, 200, 100, 50)
@@ -31,42 +39,8 @@ _CLOSEST = 1e-6
 #: Distance in log-odds of ideal posteriors that are looked at, between few posteriors.
 _TARGET_SPACING = 0.02
 
-#: Below this part of its share a group as good as leaves the ideal distribution.
-_VANISHING = 0.01
-
 #: Half the width of a grid of one posterior.
 _HALF_WIDTH = 0.5
-
-
-@dataclass(frozen=True)
-class PosteriorCertificate:
-    """What nearness to an ideal distribution promises about the rows it was found for; no family in it.
-
-    Bounds for every classifier that is exactly fair on the ideal distribution when it is used on the rows, in total
-    variation between the rows and their ideal. They hold for the posterior that was given: where that is wrong by some
-    mean absolute error in a cell, the bounds there grow by no more than that over the share of its class.
-
-    Attributes
-    ----------
-    total_variation : ndarray of shape (2, n_groups)
-        Between the rows of a class and a group, and their ideal, in [0, 1].
-    equal_opportunity : ndarray of shape (2,)
-        For every class, a bound on the difference of prediction rates between any two groups given that class.
-    accuracy : float
-        Bound on the difference of the error rates on the rows and on their ideal.
-    """
-
-    total_variation: Doubles
-    equal_opportunity: Doubles
-    accuracy: float
-
-    def __repr__(self) -> str:
-        return f"PosteriorCertificate(equalized_odds={self.equalized_odds:.3g}, accuracy={self.accuracy:.3g})"
-
-    @property
-    def equalized_odds(self) -> float:
-        """Larger of the bounds of the two classes."""
-        return float(self.equal_opportunity.max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,14 +125,16 @@ class IdealPosterior:
         return replace(self, groups=groups.copy(), reference_group=reference)
 
     @property
-    def base_rates(self) -> Doubles:
-        """P(second class) in every group, (n_groups,)."""
-        return np.asarray(self.laws @ expit(self.logits))
+    def class_rates(self) -> Doubles:
+        """P(class) in every group, (2, n_groups)."""
+        positive = self.laws @ expit(self.logits)
+        return np.stack([1 - positive, positive])
 
     @property
-    def ideal_base_rate(self) -> float:
-        """P(second class) on the ideal distribution, the same in every group."""
-        return float(self.group_prior @ (self.ideal_laws * expit(self.ideal_logits)).sum(axis=1))
+    def ideal_class_rates(self) -> Doubles:
+        """P(class) on the ideal distribution, the same in every group, (2,)."""
+        positive = self.group_prior @ (self.ideal_laws * expit(self.ideal_logits)).sum(axis=1)
+        return np.stack([1 - positive, positive])
 
     @property
     def ideal_laws(self) -> Doubles:
@@ -175,25 +151,15 @@ class IdealPosterior:
     @property
     def certificate(self) -> PosteriorCertificate:
         """Bounds on gaps and accuracy, in total variation; none with mode="weights", which leads to no ideal one."""
-        if self.mode == "weights":
-            msg = (
-                "mode='weights' makes classes and groups independent, and no ideal distribution: nothing is certified."
-            )
-            raise AttributeError(msg)
-        ideal, own = self._cells()
-        bound = np.abs(ideal - own).sum(axis=2) / 2
-        gaps = np.sort(bound, axis=1)[:, -2:].sum(axis=1) * (bound.shape[1] > 1)
-        both = np.stack([self._joint(ideal=True), self._joint(ideal=False)])
-        accuracy = float(np.abs(both[0] - both[1]).sum() / 2)
-        return PosteriorCertificate(bound, np.minimum(gaps, 1.0), min(accuracy, 1.0))
+        return certificate_of(self.mode, self._joint(ideal=True), self._joint(ideal=False))
 
     def ideal_posterior(self, posterior: ArrayLike, group_codes: ArrayLike) -> Doubles:
         """Ideal posterior ``h_a(s)`` of rows: what P(second class) is on the ideal distribution.
 
         Parameters
         ----------
-        posterior : array-like of shape (n_samples,)
-            P(second class | row, group), in [0, 1].
+        posterior : array-like of shape (n_samples,) or (n_samples, 2)
+            P(second class | row, group), in [0, 1], or both probabilities.
         group_codes : array-like of shape (n_samples,)
             Positions in `groups`.
 
@@ -210,8 +176,8 @@ class IdealPosterior:
 
         Parameters
         ----------
-        posterior : array-like of shape (n_samples,)
-            P(second class | row, group), in [0, 1].
+        posterior : array-like of shape (n_samples,) or (n_samples, 2)
+            P(second class | row, group), in [0, 1], or both probabilities.
         group_codes : array-like of shape (n_samples,)
             Positions in `groups`.
 
@@ -279,8 +245,8 @@ def nearest_ideal_posterior(
     reference_group: Any = None,
     max_iter: int = 100,
     tol: float = 1e-9,
-) -> IdealPosterior:
-    """Nearest ideal distribution of rows of two classes, whatever their features follow.
+) -> IdealPosterior | IdealPosteriorCells:
+    """Nearest ideal distribution of rows, whatever their features follow.
 
     A distribution is ideal when every cost-sensitive Bayes classifier on it is exactly fair, which is so when its
     posterior has the same law in every group. The nearest one in KL divergence depends on a row through its own
@@ -288,8 +254,9 @@ def nearest_ideal_posterior(
 
     Parameters
     ----------
-    posterior : array-like of shape (n_samples,)
-        P(second class | row, group) of every row, in [0, 1]: calibrated, and of rows that it was not fitted to.
+    posterior : array-like of shape (n_samples,) or (n_samples, n_classes)
+        P(second class | row, group) of every row, in [0, 1], or a column for each of 2 to 10 classes: calibrated, and
+        of rows that it was not fitted to.
     sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
         Groups.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -308,13 +275,14 @@ def nearest_ideal_posterior(
 
     Returns
     -------
-    IdealPosterior
-        The ideal distribution.
+    IdealPosterior or IdealPosteriorCells
+        The ideal distribution, of two classes or of more.
 
     Raises
     ------
     ValueError
-        If a posterior is no probability, groups are no discrete labels, or no row is left.
+        If a posterior is no probability, there are more than 10 classes, groups are no discrete labels, or no row is
+        left.
 
     Notes
     -----
@@ -322,6 +290,12 @@ def nearest_ideal_posterior(
     row split among its two neighbours so that its posterior stays what it is. Everything after that costs time and
     memory by the grid, not by rows. Posteriors beyond log-odds of 16 (1e-7 from 0 or 1) are moved there. Where groups
     are so far apart that the nearest ideal distribution would leave one out, they keep their shares, with a warning.
+
+    More than two classes have no order, and the plans between posteriors and ideal ones no such form. Rows are put into
+    at most 128 cells of the simplex (k-means on square roots of probabilities; fewer for more than 4 groups), and keep
+    the mean posterior of their group in the cell. For given ideal posteriors the program is convex, and solved to the
+    gap; the ideal posteriors begin at the centres of the cells and move to the geometric mean of what leads to them, as
+    long as the divergence falls by a thousandth. Where they end is a local optimum.
 
     Examples
     --------
@@ -340,15 +314,18 @@ def nearest_ideal_posterior(
         if value not in known:
             msg = f"{name} must be one of {few(map(repr, known))}, not {brief(value)}."
             raise ValueError(msg)
-    logits = clipped_logits(posterior)
-    weight = check_sample_weight(sample_weight, logits)
-    grouped = GroupedRows.read(sensitive_features, logits, weight, purpose="there is nothing to make ideal")
+    of_classes = np.ndim(posterior) == 2 and np.shape(posterior)[1] != 2
+    values = clipped_proba(posterior) if of_classes else clipped_logits(posterior)
+    weight = check_sample_weight(sample_weight, values)
+    grouped = GroupedRows.read(sensitive_features, values, weight, purpose="there is nothing to make ideal")
     kept = grouped.kept
-    weight = np.ones(len(logits)) if weight is None else weight
-    return _nearest(
-        logits[kept], grouped.codes[kept], weight[kept], grouped.groups, intervention, mode, reference_group,
+    weight = np.ones(len(values)) if weight is None else weight
+    nearest: Any = nearest_ideal_cells if of_classes else _nearest
+    ideal: IdealPosterior | IdealPosteriorCells = nearest(
+        values[kept], grouped.codes[kept], weight[kept], grouped.groups, intervention, mode, reference_group,
         max_iter, tol,
     )  # fmt: skip
+    return ideal
 
 
 def _nearest(
@@ -369,7 +346,7 @@ def _nearest(
         laws, prior = totals / share[:, None], share / share.sum()
         laws /= laws.sum(axis=1, keepdims=True)
         prior /= prior.sum()
-        reference = _reference(reference_group, groups, prior) if intervention == "affirmative" else -1
+        reference = reference_of(reference_group, groups, prior) if intervention == "affirmative" else -1
         if mode == "labels":
             solution = _labels_alone(points, laws, prior, reference)
         elif mode == "weights":
@@ -385,10 +362,7 @@ def _nearest(
         )
         raise ValueError(msg)
     if solution.shares_kept:
-        warn_caller(
-            "The groups' posteriors are so far apart that the nearest ideal distribution would leave a group out; the "
-            f"groups keep their shares, at a divergence of {prior @ solution.group_divergence:.3g} nats."
-        )
+        warn_of_kept_shares(float(prior @ solution.group_divergence))
     divergence = solution.group_prior @ solution.group_divergence + rel_entr(solution.group_prior, prior).sum()
     return IdealPosterior(
         groups=groups.copy(),
@@ -409,28 +383,24 @@ def _nearest(
     )
 
 
-def _reference(reference_group: Any, groups: NDArray[Any], prior: Doubles) -> int:
-    if reference_group is None:
-        return int(prior.argmax())
-    labels = groups.tolist()
-    if reference_group not in labels:
-        msg = f"reference_group={brief(reference_group)} is not among the groups {few(map(repr, labels))}."
-        raise ValueError(msg)
-    return int(labels.index(reference_group))
-
-
 def clipped_logits(posterior: ArrayLike) -> Doubles:
-    """Log-odds of probabilities, those of no probability refused."""
+    """Log-odds of probabilities of the second class, (n,), or of both, (n, 2); those of no probability refused."""
+    if np.ndim(posterior) == 2:
+        proba = clipped_proba(posterior)
+        if proba.shape[1] != 2:
+            msg = f"posterior has {proba.shape[1]} columns, and there are 2 classes."
+            raise ValueError(msg)
+        return np.asarray(np.clip(np.log(proba[:, 1] / proba[:, 0]), -MOST_LOGIT, MOST_LOGIT))
     proba = check_array(posterior, ensure_2d=False, dtype=np.float64, input_name="posterior")
     if proba.ndim != 1:
-        msg = f"posterior must have one dimension, P(second class) of every row, got shape {proba.shape}."
+        msg = (
+            "posterior must have one dimension, P(second class) of every row, or two, a column a class; got shape "
+            f"{proba.shape}."
+        )
         raise ValueError(msg)
-    bad = (proba < 0) | (proba > 1)
-    if bad.any():
-        msg = f"{bad.sum()} of {len(proba)} posteriors are no probabilities, in [0, 1], such as {proba[bad][0]:g}."
-        raise ValueError(msg)
+    check_proba(proba)
     with np.errstate(divide="ignore"):
-        return np.asarray(np.clip(logit(proba), -_MOST_LOGIT, _MOST_LOGIT))
+        return np.asarray(np.clip(logit(proba), -MOST_LOGIT, MOST_LOGIT))
 
 
 def on_grid(logits: Doubles, codes: Codes, weight: Doubles, n_groups: int, n_points: int) -> tuple[Doubles, Doubles]:
@@ -496,11 +466,11 @@ def _joint(
 
     every = intervention == "all_subgroups"
     found, shares_kept = solve(every), False
-    if every and (found is None or not found["converged"] or (found["shares"] < _VANISHING * prior).any()):
+    if every and (found is None or not found["converged"] or (found["shares"] < VANISHING * prior).any()):
         found, shares_kept = solve(False), True
     if found is None:
         return None
-    ideal = logit(np.clip(found["posterior"], expit(-_MOST_LOGIT), expit(_MOST_LOGIT)))
+    ideal = logit(np.clip(found["posterior"], expit(-MOST_LOGIT), expit(MOST_LOGIT)))
     weights, divergence = found["log_ratio"], found["group_divergence"]
     if every:
         # Given the weights, the best ideal posteriors are known in closed form, and need no grid.
@@ -540,22 +510,10 @@ def _weights_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: in
     """Class and group independent, at the least divergence; rows of a class and group keep what they follow."""
     positive = laws @ expit(points)
     own = np.stack([1 - positive, positive])  # (2, G)
-    shares = prior
-    n_iter = 0
-    if reference >= 0:
-        classes = own[:, reference]
-    else:
-        moved = np.inf
-        while moved > 1e-14 and n_iter < 1000:
-            n_iter += 1
-            log_classes = np.log(own) @ shares
-            classes = np.exp(log_classes - np.logaddexp.reduce(log_classes))
-            log_shares = np.log(prior) - rel_entr(classes[:, None], own).sum(axis=0)
-            after = np.exp(log_shares - np.logaddexp.reduce(log_shares))
-            moved, shares = np.abs(after - shares).max(), after
+    classes, shares, n_iter = weights_alone(own, prior, reference)
     weight = classes[:, None] / own
     s = expit(points)
     total = weight[1][:, None] * s + weight[0][:, None] * (1 - s)
     ideal = points + np.log(weight[1] / weight[0])[:, None]
     divergence = np.asarray(xlogy(classes[:, None], weight).sum(axis=0))
-    return _Solution(np.log(total), ideal, shares, np.maximum(divergence, 0), n_iter=max(n_iter, 1))
+    return _Solution(np.log(total), ideal, shares, np.maximum(divergence, 0), n_iter=n_iter)

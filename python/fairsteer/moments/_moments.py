@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairsteer import _core
 from fairsteer._utils.arrays import check_floats, has_double, lies_elsewhere, to_numpy
+from fairsteer._utils.html import cells_svg, facts_html
 from fairsteer._utils.input import brief, few, with_whole_strides
 from fairsteer._utils.labels import check_labels, positions_within, union_of_labels
 from fairsteer._utils.threads import own_threads
@@ -1168,6 +1169,15 @@ class SubgroupMoments:
             f"SubgroupMoments({self.n_classes} classes x {self.n_groups} groups, {self.n_features} features, "
             f"covariance={self.covariance!r}, weight={self.weights.sum():.6g})"
         )
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("features", f"{self.n_features:,}"),
+            ("weight of rows", f"{self.weights.sum():.6g}"),
+            ("covariance", self.covariance),
+        ]
+        title, labels = "Weight of every class in every group", (self.classes.tolist(), self.groups.tolist())
+        return f"<p>SubgroupMoments</p>{facts_html(facts)}{cells_svg(title, *labels, self.weights, '.6g')}"
 
 
 def _writable(array: Doubles) -> Doubles:

@@ -17,13 +17,20 @@ from fairsteer._utils.estimators import asked_method
 from fairsteer._utils.fields import Fields
 from fairsteer._utils.files import write_file
 from fairsteer._utils.input import few
-from fairsteer._utils.labels import label_to_json
+from fairsteer._utils.labels import label_to_json, labels_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
-from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
+from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV, IdealPosteriorClassifier
 from fairsteer.concepts import ConceptSteering
 from fairsteer.groups import GroupEncoder
-from fairsteer.ideal import CellGaussians, Certificate, IdealDistribution
+from fairsteer.ideal import (
+    MOST_CLASSES,
+    CellGaussians,
+    Certificate,
+    IdealDistribution,
+    IdealPosterior,
+    IdealPosteriorCells,
+)
 from fairsteer.metrics._intervals import Measured, MeasuredGaps
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._coordinates import Coordinates
@@ -33,7 +40,7 @@ from fairsteer.persistence._alignment import (
     unpack_alignment,
     unpack_score_maps,
 )
-from fairsteer.persistence._checks import check_finite_number, listed_names
+from fairsteer.persistence._checks import check_finite_number, listed_names, shares
 from fairsteer.persistence._coordinates import pack_coordinates, unfitted, unpack_coordinates
 from fairsteer.persistence._distributions import (
     pack_encoder,
@@ -53,6 +60,7 @@ from fairsteer.persistence._file import (
     read_container,
     write_header,
 )
+from fairsteer.persistence._posteriors import pack_posterior, unpack_cells, unpack_two_classes
 from fairsteer.score_alignment import Alignment, ScoreAligner
 from fairsteer.score_alignment._monotone import Calibration, MonotoneAlignment, ScoreDistribution
 from fairsteer.score_alignment._offsets import GroupScalings, OffsetAlignment
@@ -73,6 +81,7 @@ SKOPS_TYPES = [
         LeaceTransformer,
         IdealDistributionClassifier,
         IdealDistributionClassifierCV,
+        IdealPosteriorClassifier,
         ScoreAligner,
         ConceptSteering,
         GroupEncoder,
@@ -81,6 +90,8 @@ SKOPS_TYPES = [
         IdealDistribution,
         Certificate,
         CellGaussians,
+        IdealPosterior,
+        IdealPosteriorCells,
         GroupMaps,
         Solution,
         FoldedMaps,
@@ -107,11 +118,14 @@ _OTHER_WAYS = (
 Savable = (
     GroupMapTransformer
     | IdealDistributionClassifier
+    | IdealPosteriorClassifier
     | ScoreAligner
     | Alignment
     | ConceptSteering
     | SubgroupMoments
     | IdealDistribution
+    | IdealPosterior
+    | IdealPosteriorCells
 )
 
 
@@ -122,12 +136,12 @@ def save(estimator: Savable, path: PathLike, *, extra: Mapping[str, Any] | None 
     ----------
     estimator : estimator or result of fairsteer
         A fitted FairSteeringTransformer, transformer of :mod:`fairsteer.baselines`, IdealDistributionClassifier,
-        ScoreAligner or :class:`~fairsteer.concepts.ConceptSteering`; or SubgroupMoments, an IdealDistribution or an
+        IdealPosteriorClassifier, ScoreAligner or :class:`~fairsteer.concepts.ConceptSteering`; or SubgroupMoments, an
+        IdealDistribution, an IdealPosterior (of two classes, or of more the IdealPosteriorCells) or an
         :class:`~fairsteer.score_alignment.Alignment`. A function, slice or mask as `sensitive_columns` is kept as the
         columns that it selected; the `steering` of a classifier as a clone of its ``steering_``. A classifier that is
-        not fairsteer's, the `estimator` of a ScoreAligner or an IdealDistributionClassifier, is *not* in the file, only
-        what maps its scores: keep it beside, by :func:`skops.io.dump` or as you keep your others, and hand it to
-        `load`.
+        not fairsteer's, the `estimator` of one that wraps it, is *not* in the file, only what maps its scores: keep it
+        beside, by :func:`skops.io.dump` or as you keep your others, and hand it to `load`.
     path : path-like
         File to create or replace, usually ``*.safetensors``, or a pipe or device to write to. A file is replaced only
         when the new one is complete.
@@ -194,9 +208,9 @@ def load(path: PathLike, *, estimator: Any = None) -> Any:
     path : path-like
         The file.
     estimator : classifier, default=None
-        The fitted classifier that is not in the file: the ``estimator_`` of a ScoreAligner or an
-        IdealDistributionClassifier. None: what is loaded can do all that needs no such classifier, and says what it
-        lacks when it is to predict.
+        The fitted classifier that is not in the file: the ``estimator_`` of what was saved. Of an
+        IdealPosteriorClassifier with ``group_estimators_`` the pair of both. None: what is loaded can do all that needs
+        no such classifier, and says what it lacks when it is to predict.
 
     Returns
     -------
@@ -310,11 +324,31 @@ class AbsentClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _complete(loaded: Any, estimator: Any) -> None:
-    """Put a classifier where one is missing."""
+    """Put classifiers where they are missing."""
     absent = getattr(loaded, "estimator_", None)
     if not isinstance(absent, AbsentClassifier):
         msg = f"estimator={estimator!r} is given, but a {type(loaded).__name__} was saved whole; leave it out."
         raise ValueError(msg)
+    groups = list(getattr(loaded, "group_estimators_", {}))
+    if groups:
+        pair = isinstance(estimator, tuple) and len(estimator) == 2 and isinstance(estimator[1], Mapping)
+        if not pair or list(estimator[1]) != groups:
+            msg = (
+                f"What was saved has classifiers of the groups {few(map(repr, groups))} besides the one of all: give "
+                "estimator=(classifier.estimator_, classifier.group_estimators_)."
+            )
+            raise ValueError(msg)
+        estimator, of_groups = estimator
+        for group in groups:
+            _check_present(loaded, absent, of_groups[group])
+            loaded.group_estimators_[group] = of_groups[group]
+    _check_present(loaded, absent, estimator)
+    loaded.estimator_ = estimator
+    loaded.estimator = clone(estimator)
+
+
+def _check_present(loaded: Any, absent: AbsentClassifier, estimator: Any) -> None:
+    """Refuse a classifier that is not the one that is missing."""
     check_is_fitted(estimator)
     classes = np.asarray(getattr(estimator, "classes_", absent.classes_))
     if classes.tolist() != absent.classes_.tolist():
@@ -332,8 +366,6 @@ def _complete(loaded: Any, estimator: Any) -> None:
     if getattr(estimator, "n_features_in_", n_features) != n_features:
         msg = f"estimator={estimator!r} takes {estimator.n_features_in_} features; what is missing takes {n_features}."
         raise ValueError(msg)
-    loaded.estimator_ = estimator
-    loaded.estimator = clone(estimator)
 
 
 def _absent(block: Fields, classes: NDArray[Any]) -> AbsentClassifier:
@@ -428,6 +460,86 @@ def _unpack_aligner(block: Fields, tensors: Tensors) -> ScoreAligner:
     _check_sensitive(aligner)
     aligner.max_gap_, aligner.alignment_ = block.number("max_gap", 0, 1), alignment
     return aligner
+
+
+def _pack_posterior_classifier(
+    classifier: IdealPosteriorClassifier, tensors: dict[str, NDArray[Any]]
+) -> dict[str, Any]:
+    check_is_fitted(classifier, "estimator_")
+    classifier._validate_params()
+    _check_number("cv", classifier.cv, 5)
+    params = classifier.get_params(deep=False)
+    del params["estimator"], params["cost_matrix"]
+    positions = _pack_columns(classifier, params)
+    if classifier.cost_matrix_ is not None:
+        tensors["cost_matrix"] = classifier.cost_matrix_
+    tensors["shares"] = classifier._shares
+    groups, encoder = classifier.groups_.tolist(), classifier._encoder
+    ideal = classifier.ideal_
+    if ideal is not None:
+        scalings = classifier._scalings
+        tensors["calibration.slopes"] = np.array([scaling.slope for scaling in scalings])
+        tensors["calibration.offsets"] = np.stack([scaling.offsets for scaling in scalings])
+        tensors["calibration.errors"] = classifier.calibration_error_
+    return {
+        "params": {name: label_to_json(value) for name, value in params.items()},
+        **_pack_input(classifier),
+        "sensitive_positions": positions,
+        "classes": labels_to_json(classifier.classes_),
+        "groups": labels_to_json(classifier.groups_),
+        "encoder": pack_encoder(encoder),
+        "labels": None if encoder is None else labels_to_json(encoder.groups_),
+        "group_of_label": classifier._group_of_label.tolist(),
+        "own": [groups.index(group) for group in classifier.group_estimators_],
+        "costs": classifier.cost_matrix_ is not None,
+        "asked": asked_method(classifier.estimator_),
+        "ideal": None if ideal is None else pack_posterior(ideal, tensors),
+    }
+
+
+def _unpack_posterior_classifier(block: Fields, tensors: Tensors) -> IdealPosteriorClassifier:
+    classes, groups = block.labels("classes"), block.labels("groups")
+    K, G = len(classes), len(groups)
+    if K > MOST_CLASSES:
+        msg = f"its ideal posterior has {K} classes"
+        raise ValueError(msg)
+    absent = _absent(block, classes)
+    costs = tensors.take("cost_matrix", (K, K)) if block.flag("costs") else None
+    classifier = IdealPosteriorClassifier(
+        absent, cost_matrix=None if costs is None else costs.copy(), **_listed_columns(block.params("params"))
+    )
+    classifier._validate_params()
+    classifier.estimator_, classifier.cost_matrix_ = absent, costs
+    classifier.classes_, classifier.groups_ = classes, groups
+    _unpack_input(block, classifier)
+    classifier._sensitive_positions = block.positions("sensitive_positions", classifier.n_features_in_)
+    labels = block.labels("labels") if "labels" in block else groups
+    classifier._encoder = unpack_encoder(block.fields("encoder"), labels) if "encoder" in block else None
+    _check_sensitive(classifier)
+    group_of_label = block.positions("group_of_label", G, distinct=False)
+    if len(group_of_label) != len(labels) or set(group_of_label) != set(range(G)):
+        raise ValueError("its labels do not lead to its groups")
+    classifier._group_of_label = np.array(group_of_label, dtype=np.intp)
+    classifier._shares = shares("shares", tensors.take("shares", (G,)))
+    own = block.positions("own", G)
+    classifier.group_estimators_ = dict.fromkeys((groups.tolist()[a] for a in own), absent)
+    classifier.ideal_ = None
+    if (K > 1) != ("ideal" in block):
+        raise ValueError("its classes and its ideal posterior do not belong together")
+    if K == 1:
+        return classifier
+    slopes, offsets = tensors.take("calibration.slopes", (G,)), tensors.take("calibration.offsets", (G, K))
+    if (slopes < 0).any():
+        raise ValueError("a slope of its calibration is negative")
+    classifier._scalings = [VectorScaling(float(slope), offset) for slope, offset in zip(slopes, offsets, strict=True)]
+    classifier.calibration_ = dict(zip(groups.tolist(), classifier._scalings, strict=True))
+    classifier.calibration_error_ = tensors.take("calibration.errors", (G,))
+    unpack: Any = unpack_two_classes if K == 2 else unpack_cells
+    classifier.ideal_ = unpack(block.fields("ideal"), tensors)
+    rates = classifier.ideal_.class_rates
+    if classifier.ideal_.groups.tolist() != groups.tolist() or len(rates) != K:
+        raise ValueError("its ideal posterior has other classes or groups")
+    return classifier
 
 
 # ---- concepts
@@ -666,10 +778,13 @@ _KINDS = {
             )
         ),
         _Kind(IdealDistributionClassifier, _pack_classifier, _unpack_classifier),
+        _Kind(IdealPosteriorClassifier, _pack_posterior_classifier, _unpack_posterior_classifier),
         _Kind(ScoreAligner, _pack_aligner, _unpack_aligner),
         _Kind(Alignment, pack_alignment, unpack_alignment),
         _Kind(ConceptSteering, _pack_concept, _unpack_concept),
         _Kind(SubgroupMoments, pack_moments, unpack_moments),
         _Kind(IdealDistribution, pack_ideal, unpack_ideal),
+        _Kind(IdealPosterior, pack_posterior, unpack_two_classes),
+        _Kind(IdealPosteriorCells, pack_posterior, unpack_cells),
     )
 }

@@ -120,8 +120,8 @@ def as_scores(
     """Check what a classifier answered for n rows to the method `asked`, and make scores of it."""
     if asked == "decision_function" and len(classes) > 2:
         msg = (
-            f"{brief(estimator)} has no predict_proba, which the alignment of {len(classes)} classes needs. Wrap it in "
-            "sklearn.calibration.CalibratedClassifierCV."
+            f"{brief(estimator)} has no predict_proba, which more than two classes need ({len(classes)} here). Wrap it "
+            "in sklearn.calibration.CalibratedClassifierCV."
         )
         raise ValueError(msg)
 

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fairsteer._utils.input import few
 
@@ -74,8 +74,8 @@ class _Call(NamedTuple):
 
     has_mask: bool
     mask: Any
-    past: int | None
-    """Tokens in the cache before the call; None without a cache."""
+    past: int | Tensor | None
+    """Tokens in the cache before the call, of caches of fixed size as a tensor; None without a cache."""
 
 
 class Calls:
@@ -110,7 +110,8 @@ class Calls:
             past = None
             if self.token_mask is not None:
                 caches = [value for value in (*args, *kwargs.values()) if hasattr(value, "get_seq_length")]
-                past = int(caches[0].get_seq_length()) if caches else None
+                past = caches[0].get_seq_length() if caches else None
+                past = past.clone() if isinstance(past, Tensor) else past  # the cache counts on during the call
             self._running[name] = _Call(has_mask, mask, past)
 
         return before
@@ -166,7 +167,7 @@ class Calls:
     def _given(token_mask: Tensor, calls: list[_Call], n_tokens: int) -> Tensor:
         """Columns of a token mask that belong to the tokens of this pass; later tokens count."""
         n_given = token_mask.shape[1]
-        starts = [call.past for call in calls if call.past is not None]
+        starts: list[int | Tensor] = [call.past for call in calls if call.past is not None]
         starts += [
             call.mask.shape[1] - n_tokens for call in calls if isinstance(call.mask, Tensor) and call.mask.ndim == 2
         ]
@@ -177,9 +178,9 @@ class Calls:
                 "mask says which of them these are. Pass an attention_mask of all tokens so far to the model."
             )
             raise ValueError(msg)
-        start = starts[0] if starts else 0
-        own = token_mask[:, start : start + n_tokens]
-        return functional.pad(own, (0, n_tokens - own.shape[1]), value=True)
+        # By positions instead of a slice: those of a cache of fixed size are known to the device alone.
+        columns = (starts[0] if starts else 0) + torch.arange(n_tokens, device=token_mask.device)
+        return token_mask[:, columns.clamp(max=n_given - 1)] | (columns >= n_given)
 
 
 def _ancestors(name: str) -> list[str]:

@@ -14,7 +14,8 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.arrays import lies_elsewhere, to_numpy
-from fairsteer._utils.estimators import HasMethods, Interval, StrOptions, available_if, fit_context
+from fairsteer._utils.estimators import FoundHTMLMixin, HasMethods, Interval, StrOptions, available_if, fit_context
+from fairsteer._utils.html import cells_svg, facts_html
 from fairsteer._utils.input import (
     as_given,
     brief,
@@ -25,7 +26,7 @@ from fairsteer._utils.input import (
     warn_caller,
 )
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
-from fairsteer.groups import GroupEncoder
+from fairsteer.groups import GroupEncoder, joint_label
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
 from fairsteer.streams import DeviceRows, Stream, block_rows, open_stream
@@ -92,7 +93,7 @@ class Solution(NamedTuple):
         return cls(model, maps, FoldedMaps(maps.linear, maps.offset, centre))
 
 
-class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
+class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin, BaseEstimator, metaclass=ABCMeta):
     """Transformer that models the subgroups of its rows as Gaussians and moves rows by their groups.
 
     `_fit_maps` says by what maps. A subclass takes as parameters those of the attributes below that it wants; the
@@ -612,21 +613,13 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
         self._small_groups = moments.small_groups(self.min_subgroup_size) if merging else []
         self.groups_ = self._merged(moments).groups
         table = {label: code for code, label in enumerate(self.groups_.tolist())}
-        joint = table.get(self._joint_label(moments.groups.tolist()))
+        joint = table.get(joint_label(moments.groups.tolist()))
         self._group_of_label = np.array([table.get(label, joint) for label in moments.groups.tolist()], dtype=np.intp)
 
     def _merged(self, moments: SubgroupMoments) -> SubgroupMoments:
         if not self._small_groups:
             return moments
-        return moments.merge_groups(self._small_groups, self._joint_label(moments.groups.tolist()))
-
-    @staticmethod
-    def _joint_label(labels: list[Any]) -> Any:
-        name = "(small groups)"
-        joint: Any = name
-        while (joint := (name,) * len(labels[0]) if isinstance(labels[0], tuple) else name) in labels:
-            name += "'"
-        return joint
+        return moments.merge_groups(self._small_groups, joint_label(moments.groups.tolist()))
 
     def _shrunk(self, moments: SubgroupMoments, rows: Any = None, y_codes: Any = None, codes: Any = None) -> Any:
         """Merge, pool and shrink moments; an estimator as `shrinkage` needs the rows and their codes."""
@@ -734,6 +727,24 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator,
             self._set_solution(solution)
             return solution
         return self._solution
+
+    def _found_html(self) -> str:
+        """Show the rows behind the maps, and what is known of these; maps that are not found yet stay so."""
+        if "moments_" not in vars(self):
+            return ""
+        moments = self.moments_
+        labels = moments.classes.tolist(), moments.groups.tolist()
+        facts = [
+            ("fitted to", f"rows of weight {moments.weights.sum():.6g} with {moments.n_features:,} features"),
+            *self._found_facts(),
+        ]
+        if self._solution is None:
+            facts.append(("maps", "not found yet: rows have come by partial_fit"))
+        return facts_html(facts) + cells_svg("Weight of every class in every group", *labels, moments.weights, ".6g")
+
+    def _found_facts(self) -> list[tuple[str, str]]:
+        """Say what is known of the maps besides."""
+        return []
 
     def _set_solution(self, solution: Solution | None) -> None:
         self._solution = solution

@@ -515,6 +515,17 @@ class FairSteeringTransformer(GroupMapTransformer):
             max_time=self.max_time,
         )
 
+    def _found_facts(self) -> list[tuple[str, str]]:
+        known = vars(self)
+        if "map_type_" not in known:
+            return []
+        facts = [
+            ("maps", f"{known['map_type_']}, at strength {self.strength:g}"),
+            ("nearest ideal distribution", f"{known['kl_divergence_']:.4g} nats away"),
+        ]
+        ideal: IdealDistribution = known["ideal_"]
+        return facts + ideal._certificate_facts()
+
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
         ideal: IdealDistribution = solution.maps
         monotone = isinstance(solution.folded, MonotoneMaps)
@@ -656,12 +667,21 @@ class FairSteeringTransformer(GroupMapTransformer):
             raise ValueError(msg)
 
 
+# Rows that are looked at before all are.
+_A_FEW = 64
+
+
 def _ends_repeat(rows: Floats) -> npt.NDArray[np.bool_]:
     """Whether the smallest or the largest value of each feature occurs in several different rows."""
-    hashes = row_hashes(rows)
+
+    def differ(places: npt.NDArray[np.intp]) -> bool:
+        hashes = row_hashes(rows[places])
+        return bool((hashes != hashes[0]).any())
+
     found = np.zeros(rows.shape[1], dtype=bool)
-    for j, column in enumerate(rows.T):
-        for end in (column.min(), column.max()):
-            there = hashes[column == end]
-            found[j] |= bool((there != there[0]).any())
+    for ends in (rows.min(axis=0), rows.max(axis=0)):
+        at_end = rows == ends
+        for j in np.flatnonzero(~found & (at_end.sum(axis=0) > 1)):
+            places = np.flatnonzero(at_end[:, j])
+            found[j] = differ(places[:_A_FEW]) or differ(places)  # mostly the first few tell
     return found

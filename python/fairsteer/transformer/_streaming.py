@@ -445,6 +445,30 @@ def _n_coordinates(fitted: Any, n_features: int) -> int:
     return int(np.shape(fitted.transform(np.ones((1, n_features))))[1])
 
 
+def sample_rows(transformer: GroupMapTransformer, stream: Stream) -> Batch:
+    """Give rows that stand for all of a stream to which a transformer has been fitted.
+
+    Parameters
+    ----------
+    transformer : GroupMapTransformer
+        Fitted.
+    stream : Stream
+        Rows.
+
+    Returns
+    -------
+    Batch
+        At most 131,072 rows, evenly spaced within every subgroup, weighted by how many each stands for.
+    """
+    counts = stream.reduce(Counting(True, stream.has_groups))
+    classes, groups, table = _cells(counts)
+    encoder = transformer._encoder
+    names = transformer._feature_names()
+    codes = np.zeros(0, dtype=np.intp)
+    empty = Batch(np.empty((0, len(names))), codes, codes, None, classes, groups, encoder, False)
+    return _sample(stream, RowReader(names, classes, encoder, False), table[0], empty)
+
+
 def _sample(stream: Stream, reader: RowReader, sizes: Doubles, empty: Batch) -> Batch:
     """Rows that stand for all of them, weighted by how many they stand for."""
     most = max(1, min(MOST_SAMPLED, _MOST_SAMPLED_BYTES // (8 * max(1, len(reader.names)))))

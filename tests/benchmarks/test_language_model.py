@@ -1,0 +1,232 @@
+"""Benchmarks of a language model: the prompts, the measures, and a small model through every step."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+else:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+prompts: Any = importlib.import_module("benchmarks.prompts")
+generation = importlib.import_module("benchmarks.generation")
+pronouns = importlib.import_module("benchmarks.pronouns")
+
+GENDERED = (
+    r"\b(woman|man|girl|boy|mother|father|sister|brother|aunt|uncle|grandmother|grandfather|daughter|son|wife|husband"
+    r"|she|he)\b"
+)
+
+
+def neutral(text: str) -> str:
+    return re.sub(GENDERED, "_", text, flags=re.IGNORECASE)
+
+
+@pytest.mark.parametrize("concept", prompts.CONCEPTS, ids=["sentiment", "formality"])
+def test_prompts_differ_in_the_group_alone(concept: Any) -> None:
+    pairs = prompts.prompts(concept)
+    assert len({women for women, _ in pairs}) == len(pairs) >= 400
+    for women, men in pairs:
+        assert women != men
+        assert neutral(women) == neutral(men)
+    told = prompts.told(concept)
+    assert {(k, a) for _, k, a in told} == {(k, a) for k in (0, 1) for a in (0, 1)}
+    by_group = [[neutral(text) for text, _, a in told if a == group] for group in (0, 1)]
+    assert by_group[0] == by_group[1]
+    for _, k, _ in told:
+        assert k in (0, 1)
+    ends = {text for text, *_ in told}
+    assert not any(prompt in text for prompt in pairs[0] for text in ends)
+
+
+def test_a_push_is_scaled_until_the_output_moves_alike() -> None:
+    push = generation.Push(np.array([[1.0, 0.0], [2.0, 0.0]]))
+
+    def shift(now: Any) -> Any:
+        length = now.directions[:, 0].numpy().astype(float)
+        return np.tanh(length * [0.3, 0.4])  # curved, as the output is
+
+    before = shift(push)
+    assert before[1] / before[0] > 1.5
+    after = shift(generation.equalised(push, shift, steps=4))
+    assert abs(after[1] / after[0] - 1) < 0.02
+    assert abs(after.mean() / before.mean() - 1) < 0.02
+
+
+def test_measures() -> None:
+    pairs = np.array([[1.0, 2.0], [3.0, 2.0], [2.0, 4.0]])
+    value, low, high = generation.interval(pairs, generation.ratio)
+    assert value == pytest.approx(6 / 8)
+    assert low < value < high
+    assert generation.distinct(["a b a b", "a b c"]) == pytest.approx(3 / 5)
+    ratios = np.array([[1.0, -1.0], [3.0, 1.0]])
+    found = pronouns.measured(ratios)
+    assert found["log-ratio"] == pytest.approx(1.5)
+    assert found["spread"] == pytest.approx(1.0)
+    assert found["she"] == pytest.approx(0.75)
+    text = pronouns.change_of_text(np.array([2.0, 4.0]), np.array([2.0, 3.0]))
+    assert text["neutral text"] == pytest.approx(0.2)
+
+
+class Words:
+    """A tokenizer that numbers words as they come."""
+
+    pad_token_id = 0
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def __call__(self, texts: Any, *, return_tensors: str | None = None, **_: Any) -> Any:
+        rows = [texts] if isinstance(texts, str) else texts
+        ids = [[1 + self.known.setdefault(word, len(self.known)) for word in text.split()] for text in rows]
+        if return_tensors is None:
+            return transformers.BatchEncoding({"input_ids": ids[0] if isinstance(texts, str) else ids})
+        length = max(map(len, ids))
+        tokens = torch.tensor([[0] * (length - len(own)) + own for own in ids])
+        return transformers.BatchEncoding({"input_ids": tokens, "attention_mask": (tokens > 0).long()})
+
+    def batch_decode(self, tokens: Any, **_: Any) -> list[str]:
+        return [" ".join(map(str, row.tolist())) for row in tokens]
+
+
+def tokens(speaker: Any, text: str) -> Any:
+    return torch.tensor([speaker.tokenizer(text)["input_ids"]])
+
+
+@pytest.fixture(scope="module")
+def speaker() -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=400, hidden_size=12, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        initializer_range=0.4, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return generation.Speaker(transformers.LlamaForCausalLM(config).eval(), Words())
+
+
+def test_the_model_is_asked_under_the_push(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "LAYER", 1)
+    texts, groups, words = ["a b c d", "e f", "g h i"], [0, 1, 1], ([3, 4], [5])
+    push = generation.Push(np.stack([np.full(12, 0.7), np.full(12, -0.4)]))
+    found = speaker.log_odds(texts, groups, words, push, 2.0)
+    for i, text in enumerate(texts):
+        ids = tokens(speaker, text)
+
+        def steer(_m: Any, _a: Any, out: Any, a: int = groups[i]) -> Any:
+            return out + 2.0 * push.directions[a]
+
+        hook = speaker.model.model.layers[0].register_forward_hook(steer)
+        with torch.no_grad():
+            scores = speaker.model(ids).logits[0, -1].double()
+        hook.remove()
+        expected = scores[5] - torch.logsumexp(scores[[3, 4]], 0)
+        assert found[i] == pytest.approx(float(expected), abs=1e-5)
+    plain = speaker.log_odds(texts, groups, words, None, 0.0)
+    np.testing.assert_allclose(speaker.log_odds(texts, groups, words, push, 0.0), plain, atol=1e-6)
+    assert np.abs(found - plain).min() > 0.01
+
+
+def test_perplexity_is_that_of_the_model_without_steering(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "LAYER", 1)
+    push = generation.Push(np.ones((2, 12)))
+    said, loss = speaker.sampled(["a b c", "d e"], [0, 1], push, 3.0)
+    for text, start, own in zip(said, ["a b c", "d e"], loss, strict=True):
+        new = torch.tensor([int(word) for word in text.split()])
+        assert len(new) == generation.NEW_TOKENS
+        ids = torch.cat([tokens(speaker, start)[0], new])
+        with torch.no_grad():
+            scores = speaker.model(ids[None]).logits[0].log_softmax(-1)
+        expected = -scores[len(ids) - len(new) - 1 : -1].gather(1, new[:, None]).mean()
+        assert own == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_neutral_text_is_weighed_token_by_token(speaker: Any) -> None:
+    texts = ["a b c d", "e f"]
+    found = pronouns.losses(speaker.model, speaker.tokenizer, texts)
+    for text, own in zip(texts, found, strict=True):
+        ids = tokens(speaker, text)[0]
+        with torch.no_grad():
+            scores = speaker.model(ids[None]).logits[0].log_softmax(-1)
+        assert own == pytest.approx(float(-scores[:-1].gather(1, ids[1:, None]).sum()), abs=1e-4)
+
+
+# ---- biographies
+
+
+@pytest.fixture
+def biographies(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Rows of two occupations, and the small model in the place of the large one."""
+    states = importlib.import_module("benchmarks.biographies.states")
+    monkeypatch.setattr(states, "LAYERS", (1, 2))
+    monkeypatch.setattr(states, "QUESTION", " known as")
+    monkeypatch.setattr(states, "PIECE", 7)
+    monkeypatch.setattr(states, "BATCH", 3)
+    monkeypatch.setattr(states.smollm, "load", lambda _dtype: speaker)
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{j}" for j in rng.integers(40, size=rng.integers(3, 9))) for _ in range(20)]
+    return pd.DataFrame(
+        {"text": texts, "label": ["nurse", "pilot"] * 10, "group": np.repeat(["female", "male"], 10)}
+    ), states
+
+
+def test_states_are_kept_piece_by_piece(biographies: Any, speaker: Any, tmp_path: Path) -> None:
+    rows, states = biographies
+    assert states.extract(rows, tmp_path, dtype=torch.float32, minutes=0) == 3
+    assert not list(tmp_path.glob("*"))
+    assert states.extract(rows, tmp_path, dtype=torch.float32) == 0
+    assert len(list(tmp_path.glob("*.npy"))) == 3
+    found = states.read(rows, tmp_path)
+    assert found.shape == (20, 2, 2, 12)
+    for i, text in enumerate(rows["text"]):
+        ids = tokens(speaker, text + " known as")
+        with torch.no_grad():
+            hidden: list[Any] = []
+            hook = speaker.model.model.layers[1].register_forward_hook(
+                lambda _m, _a, out, into=hidden: into.append(out if isinstance(out, torch.Tensor) else out[0])
+            )
+            speaker.model(ids)
+            hook.remove()
+        np.testing.assert_allclose(found[i, 1, 0], hidden[0][0, 1:-2].mean(0), atol=1e-4)
+        np.testing.assert_allclose(found[i, 1, 1], hidden[0][0, -1], atol=1e-4)
+
+
+def test_the_model_answers_itself_as_if_every_way_were_run_alone(biographies: Any, speaker: Any) -> None:
+    rows, _ = biographies
+    model = importlib.import_module("benchmarks.biographies.model")
+    steered = importlib.import_module("fairsteer.torch").SteeringModule(
+        {"female": (0.5 * np.eye(12), np.ones(12)), "male": (np.eye(12), np.full(12, -1.0))}
+    )
+    groups = rows["group"].tolist()
+    ways = {
+        model.UNSTEERED: ("", None, None),
+        model.Way("ours", 1, "known"): ("model.layers.0", steered, groups),
+    }
+    chosen = [3, 15, 8, 0, 12]
+    zero_shot = model.ZeroShot(rows, ["nurse", "pilot"], torch.float32)
+    found = zero_shot.scores(chosen, ways)
+    words = [speaker.tokenizer(name)["input_ids"][0] for name in ("nurse", "pilot")]
+    for at, i in enumerate(chosen):
+        ids = tokens(speaker, rows["text"][i] + " known as")
+        for way, (_, module, _) in ways.items():
+
+            def steer(_m: Any, _a: Any, out: Any, module: Any = module, group: str = groups[i]) -> Any:
+                moved = out.clone()
+                moved[:, -1] = module(out[:, -1], sensitive_features=[group])
+                return moved
+
+            hook = speaker.model.model.layers[0].register_forward_hook(steer) if module is not None else None
+            with torch.no_grad():
+                scores = speaker.model(ids).logits[0, -1].double().log_softmax(-1)
+            if hook is not None:
+                hook.remove()
+            np.testing.assert_allclose(found[way][at], scores[words], atol=1e-4)
+    first, second = found.values()
+    assert np.abs(first - second).max() > 0.1
