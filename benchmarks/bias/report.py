@@ -242,7 +242,9 @@ def write(folder: Path, lines: pd.DataFrame) -> None:
         "Groups are drawn at random; a bias is put into the rows of group 1; all methods learn from the same biased",
         "rows, and are judged on true labels of other rows, whose features are as the group delivers them.",
         "*Recovered*: share of the accuracy lost to the bias, in percent ± standard error (–: no loss that is clear).",
-        "EO: equal opportunity; DP: demographic parity; affirmative: told that group 0 is not biased.",
+        "EO: equal opportunity; DP: demographic parity; affirmative: told that group 0 is not biased. Ideal posteriors",
+        "are those of one classifier for all, which sees the group; *of each group's own*: and its products with all",
+        'features, which is about what `posterior="by_group"` is for a linear model.',
         "[results.csv](results.csv) has all levels, classifiers and methods. "
         + (f"{len(refused)} of {len(lines)} fits were refused by the method." if len(refused) else ""),
         "",
