@@ -202,6 +202,7 @@ def test_one_group_is_left_as_it_is(name: str) -> None:
         np.testing.assert_allclose(found.sum(axis=1), 1)
 
 
+@pytest.mark.filterwarnings("ignore:There are fewer rows than the 200 features")
 @every_estimator
 def test_more_features_than_rows(name: str) -> None:
     wide = np.random.default_rng(1).normal(size=(N, 200))
