@@ -16,6 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import fairness_methods as fm
+from benchmarks.bias.biases import BIASES
 from benchmarks.fairness_methods import Floats, Table
 from benchmarks.quality.methods import folds_of
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, IdealPosteriorClassifier
@@ -278,3 +279,11 @@ NAMED = (
     "repaired rows, weights alone, affirmative",
     "affine affirmative, then ideal posterior",
 )
+
+
+def is_tried(method: str, bias: str, level: float, classifier: str) -> bool:
+    """Boosting, costly methods, and those that are not named: at the shown level alone."""
+    how = METHODS[method]
+    if level != BIASES[bias].shown:
+        return classifier == LOGISTIC and method in NAMED and not how.costly
+    return classifier == LOGISTIC or how.trees

@@ -18,7 +18,7 @@ namespace {
 
 constexpr Index kSmall = 24;          // grids of which every pair is looked at
 constexpr double kSlack = 0.1;        // of the dual constraints at the start
-constexpr double kDenseSpeed = 8.0;   // of BLAS, against loops over a band
+constexpr double kDenseSpeed = 4.0;   // of BLAS, against loops over a band
 constexpr double kToBoundary = 0.99;  // how much of the way to the boundary a step may go
 constexpr double kStop = 0.01;        // of the tolerance, so that small masses are settled too
 constexpr double kRidge = 1e-14;      // relative, of a dense matrix
@@ -30,9 +30,9 @@ constexpr double kSum = 1e-9;        // how far sums of probabilities may be fro
 constexpr double kNever = 1e-12;     // probability of a posterior that does not occur
 constexpr double kFew = 1e-7;        // part of its law below which a row has no plan to speak of
 constexpr Index kMostStarts = 3;     // of the shares, besides themselves
-constexpr double kCoarseTol = 1e-5;  // duality gap on the way to the finest grid
+constexpr double kCoarseTol = 1e-6;  // duality gap on the way to the finest grid
 constexpr double kOff = 0.1;         // of the tolerance: what a target off the band must gain
-constexpr Index kMargin = 2;         // of a band, in points of the coarser grid
+constexpr Index kMargin = 1;         // of a band, in points of the coarser grid
 constexpr Index kWidest = 512;       // margin after which a band is not widened any more
 
 double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
@@ -385,7 +385,7 @@ class Program {
   };
 
   // One step.
-  std::vector<Vector> d_, den_, row_residual_, df_, dz_, dplan_;
+  std::vector<Vector> d_, den_, row_residual_, df_, dz_, dplan_, one_over_z_, one_over_plan_;
   Matrix column_residual_, dg_, k1_;
   std::vector<ScaledMatrix> scaled_;
   ScaledMatrix central_;
@@ -398,7 +398,8 @@ class Program {
 
 void Program::start() {
   f_.assign(G_, Vector());
-  mass_ = z_ = plan_ = d_ = den_ = row_residual_ = df_ = dz_ = dplan_ = f_;
+  mass_ = z_ = plan_ = d_ = den_ = row_residual_ = df_ = dz_ = dplan_ = one_over_z_ =
+      one_over_plan_ = f_;
   g_ = dg_ = column_residual_ = k1_ = Matrix::Zero(T_, G_);
   rho_ = drho_ = Vector::Zero(T_);
   level_ = dlevel_ = 0;
@@ -478,7 +479,9 @@ void Program::assemble() {
   k1_.setZero();
   for (Index a = 0; a < G_; ++a) {
     const Band& band = bands_[a];
-    d_[a] = plan_[a].cwiseQuotient(z_[a]);
+    one_over_z_[a] = z_[a].cwiseInverse();
+    one_over_plan_[a] = plan_[a].cwiseInverse();
+    d_[a] = plan_[a].cwiseProduct(one_over_z_[a]);
     for (Index i = 0; i < band.n_rows(); ++i) {
       const auto d = d_[a].segment(band.start[i], band.width(i));
       den_[a][i] = d.sum() + mass_[a][i];
@@ -664,8 +667,8 @@ void Program::direct(const std::vector<Vector>& push) {
 double Program::longest_step() const {
   double worst = 0;
   for (Index a = 0; a < G_; ++a) {
-    worst = std::max(worst, (-dplan_[a].array() / plan_[a].array()).maxCoeff());
-    worst = std::max(worst, (-dz_[a].array() / z_[a].array()).maxCoeff());
+    worst = std::max(worst, -dplan_[a].cwiseProduct(one_over_plan_[a]).minCoeff());
+    worst = std::max(worst, -dz_[a].cwiseProduct(one_over_z_[a]).minCoeff());
   }
   return worst > 0 ? 1 / worst : std::numeric_limits<double>::infinity();
 }
@@ -711,7 +714,8 @@ bool Program::solve(bool move_shares) {
     const double ratio = std::max(0.0, after / mu);
     const double centre = ratio * ratio * ratio * mu / static_cast<double>(n_pairs);
     for (Index a = 0; a < G_; ++a)
-      push[a] = ((centre - dplan_[a].array() * dz_[a].array()) / z_[a].array()).matrix() - plan_[a];
+      push[a] = ((centre - dplan_[a].array() * dz_[a].array()) * one_over_z_[a].array()).matrix() -
+                plan_[a];
     direct(push);
     const double length = std::min(1.0, kToBoundary * longest_step());
     for (Index a = 0; a < G_; ++a) {

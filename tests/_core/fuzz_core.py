@@ -276,6 +276,28 @@ class Arguments:
         assert abs(found["target_law"].sum() - 1) < 1e-6, "target_law"
         assert ((found["posterior"] >= 0) & (found["posterior"] <= 1)).all(), "posterior"
 
+    def nearest_ideal_cells(self) -> None:
+        G, S, T = self.size(1, 2, 3), self.size(1, 2, 5, 20), self.size(1, 2, 5, 20)
+        laws = self.rng.random((G, S)) * (self.rng.random((G, S)) < self.pick([1.0, 1.0, 0.6]))
+        shares, common = self.rng.random(G) + 0.01, self.rng.random(T)
+        with np.errstate(all="ignore"):
+            laws, shares, common = (part / part.sum(axis=-1, keepdims=True) for part in (laws, shares, common))
+        cost = self.rng.random((G, S, T)) * self.pick([0.1, 1.0, 10.0])
+        if self.spoilt and self.chance(0.3):
+            cost, laws = self.values((G, S, T), positive=self.chance(0.5)), self.values((G, S), positive=True)
+        found = _core.nearest_ideal_cells(
+            self.wrong(cost),
+            self.wrong(laws),
+            self.wrong(shares),
+            self.wrong(common) if self.chance(0.3) else None,
+            self.chance(0.5),
+            int(self.pick([1, 5, 50, 0 if self.spoilt else 20])),
+            float(self.pick([1e-8, 1e-6, 1e-2, np.nan if self.spoilt else 1e-3])),
+        )
+        assert np.isfinite(found["kl_divergence"]), "kl_divergence"
+        assert np.isfinite(found["plan"]).all(), "plan"
+        assert abs(found["target_law"].sum() - 1) < 1e-6, "target_law"
+
     def floor_spectra(self) -> None:
         n, d = self.size(0, 1, 3), self.size(0, 1, 2, 5, 40)
         matrices = self.wrong(self.covariances((n, d, d)))
@@ -332,6 +354,7 @@ FUNCTIONS = [
     "merge_moments",
     "nearest_ideal",
     "nearest_ideal_posterior",
+    "nearest_ideal_cells",
     "floor_spectra",
     "transport_map",
     "apply_maps",

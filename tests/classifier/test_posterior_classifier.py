@@ -308,13 +308,13 @@ def test_small_groups_are_an_error_or_one() -> None:
     X, y, group = data(900)
     labels = np.where(group == 1, "b", "a").astype(object)
     labels[:12], labels[12:30] = "c", "d"
-    options: dict[str, Any] = {"min_cell_size": 11, "cv": 2}
+    options: dict[str, Any] = {"min_subgroup_size": 11, "cv": 2}
     model = IdealPosteriorClassifier(LogisticRegression(), **options)
     with pytest.raises(
-        ValueError, match=r"4 of 8 subgroups have fewer than min_cell_size=11 rows \(.*group 'c' has . of"
+        ValueError, match=r"4 of 8 subgroups have fewer than min_subgroup_size=11 rows \(.*group 'c' has . of"
     ):
         model.fit(X, y, sensitive_features=labels)
-    model.set_params(small_cells="merge", min_cell_size=8).fit(X, y, sensitive_features=labels)
+    model.set_params(small_subgroups="merge", min_subgroup_size=8).fit(X, y, sensitive_features=labels)
     assert model.groups_.tolist() == ["a", "b", "(small groups)"]
     joined = np.where(np.isin(labels, ["c", "d"]), "e", labels)
     same = IdealPosteriorClassifier(LogisticRegression(), cv=2).fit(X, y, sensitive_features=joined)
@@ -329,14 +329,14 @@ def test_small_groups_are_an_error_or_one() -> None:
     with pytest.raises(ValueError, match="reference_group='c' is too small to stay"):
         model.set_params(intervention="affirmative", reference_group="c").fit(X, y, sensitive_features=labels)
     with pytest.raises(ValueError, match="all groups would have to merge into one"):
-        model.set_params(min_cell_size=800, reference_group=None).fit(X, y, sensitive_features=labels)
+        model.set_params(min_subgroup_size=800, reference_group=None).fit(X, y, sensitive_features=labels)
 
 
 def test_small_intersections_merge_into_one() -> None:
     X, y, group = data(900)
     other = np.arange(900) % 30 == 0
     both = np.column_stack([group, other.astype(int)])
-    model = IdealPosteriorClassifier(LogisticRegression(), min_cell_size=9, small_cells="merge", cv=2)
+    model = IdealPosteriorClassifier(LogisticRegression(), min_subgroup_size=9, small_subgroups="merge", cv=2)
     model.fit(X, y, sensitive_features=both)
     assert model.groups_.tolist() == [(0, 0), (1, 0), ("(small groups)", "(small groups)")]
     assert np.isfinite(model.predict_proba(X, sensitive_features=both)).all()

@@ -1,6 +1,7 @@
 // The nearest ideal distribution without a family: what is known of the solution in every case.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "fairsteer/posterior.hpp"
@@ -65,6 +66,35 @@ TEST_CASE("the reference is left alone, and costs more than a common law") {
   CHECK(result.target_law == given.law.col(1));
   CHECK(result.log_ratio.col(1).isZero(0));
   CHECK(result.divergence > nearest_ideal_posterior(given, {}).divergence);
+}
+
+TEST_CASE("plans from cells lead every group to one law, or to a given one") {
+  const PosteriorLaws grid = laws(30, 3);
+  CellLaws given;
+  Matrix cost(30, 30);
+  for (Index i = 0; i < 30; ++i)
+    for (Index j = 0; j < 30; ++j) {
+      const double s = 1 / (1 + std::exp(-grid.source[i])), t = 1 / (1 + std::exp(-grid.source[j]));
+      cost(j, i) = std::max(0.0, t * std::log(t / s) + (1 - t) * std::log((1 - t) / (1 - s)));
+    }
+  given.cost = {cost};
+  given.law = grid.law;
+  given.weight = grid.weight;
+  PosteriorOptions options;
+  options.free_shares = false;
+  const PosteriorResult found = nearest_ideal_cells(given, options);
+  CHECK(found.converged);
+  CHECK(std::abs(found.divergence - nearest_ideal_posterior(grid, options).divergence) < 1e-8);
+  for (const Matrix& plan : found.plan)
+    CHECK((plan.rowwise().sum() - found.target_law).cwiseAbs().maxCoeff() < 1e-9);
+  given.common = grid.law.col(1);
+  const PosteriorResult towards = nearest_ideal_cells(given, options);
+  CHECK(towards.converged);
+  CHECK(towards.divergence > found.divergence);
+  for (const Matrix& plan : towards.plan)
+    CHECK((plan.rowwise().sum() - given.common).cwiseAbs().maxCoeff() < 1e-9);
+  given.cost.push_back(cost);
+  CHECK_THROWS_AS(nearest_ideal_cells(given, options), std::invalid_argument);
 }
 
 TEST_CASE("what is no law is refused") {

@@ -181,7 +181,7 @@ def test_labels_alone_are_the_quantile_average_of_log_odds() -> None:
 
 def test_weights_alone_make_class_and_group_independent() -> None:
     s, group = beta_rows()
-    ideal = nearest_ideal_posterior(s, group, mode="weights")
+    ideal: Any = nearest_ideal_posterior(s, group, mode="weights")
     rates = (ideal.ideal_laws * expit(ideal.ideal_logits)).sum(axis=1)
     assert np.ptp(rates) < 1e-12
     base = ideal.class_rates[1]

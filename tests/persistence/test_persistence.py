@@ -944,7 +944,7 @@ def test_ideal_posteriors_come_back_as_they_were(n_classes: int, intervention: A
 @pytest.mark.parametrize("n_classes", [1, 2, 3])
 def test_classifier_of_the_ideal_posterior_comes_back_without_what_it_wraps(n_classes: int, path: Any) -> None:
     costs = np.arange(n_classes**2).reshape(n_classes, -1) % 5 * (1.0 - np.eye(n_classes))
-    params: dict[str, Any] = {"small_cells": "merge", "min_cell_size": 5, "cost_matrix": costs}
+    params: dict[str, Any] = {"small_subgroups": "merge", "min_subgroup_size": 5, "cost_matrix": costs}
     if n_classes == 1:
         classifier = IdealPosteriorClassifier(DummyClassifier()).fit(
             np.eye(4), [7] * 4, sensitive_features=list("abab")
@@ -996,7 +996,7 @@ _THREE = {"dtype": "<U1", "labels": [{"str": "a"}, {"str": "b"}, {"str": "x"}]}
         (2, _set("saved", "ideal", "n_iter", 1.5), None, "not an integer"),
         (2, _set("saved", "ideal", "converged", 1), None, "not true or false"),
         (2, _set("saved", "params", "posterior", {"str": "mine"}), None, "'posterior' parameter"),
-        (2, _set("saved", "params", "small_cells", {"str": "pool"}), None, "'small_cells' parameter"),
+        (2, _set("saved", "params", "small_subgroups", {"str": "pool"}), None, "'small_subgroups' parameter"),
         (2, _set("saved", "asked", "predict"), None, "not one of predict_proba"),
         (2, _set("saved", "classes", {"dtype": "<i8", "labels": [{"int": k} for k in range(11)]}), None, "11 classes"),
         (2, None, lambda t: t.update({"posterior.logits": t["posterior.logits"][::-1].copy()}), "do not ascend"),

@@ -40,6 +40,24 @@ def test_maps_and_laws_are_those_that_were_found() -> None:
     plt.close("all")
 
 
+def test_many_classes_are_drawn_class_by_class() -> None:
+    model = fitted(3)
+    display = IdealPosteriorDisplay.from_estimator(model)
+    assert display.axes_.shape == (3, 2)
+    groups = model.groups_.tolist()
+    assert set(display.lines_) == {
+        (what, g, k) for what in ("before", "after", "map") for g in groups for k in range(3)
+    }
+    for k in range(3):
+        for group in groups:
+            own, ideal = model.h_[group]
+            np.testing.assert_allclose(display.lines_["map", group, k].get_data(), (own[:, k], ideal[:, k]))
+        after = [display.lines_["after", group, k].get_data() for group in groups]
+        for line in after[1:]:  # one law, but for the last digits
+            np.testing.assert_allclose(line, after[0], atol=1e-7)
+    plt.close("all")
+
+
 def test_given_axes_are_drawn_on() -> None:
     figure, axes = plt.subplots(2)
     display = IdealPosteriorDisplay.from_estimator(fitted(), axes=axes)

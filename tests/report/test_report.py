@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks import problems
-from fairsteer import FairSteeringTransformer, SubgroupMoments, metrics, nearest_ideal
+from fairsteer import FairSteeringTransformer, IdealPosteriorClassifier, SubgroupMoments, metrics, nearest_ideal
 from fairsteer.report import _likeness, measured_gaps, steering_report
 
 QUICK: dict[str, Any] = {"n_resamples": 50}
@@ -474,3 +474,20 @@ def test_refusals(fitted: Any, reported: Any) -> None:
         steering_report(steer, X, sensitive_features=group)
     with pytest.warns(UserWarning, match="unknown"), pytest.raises(ValueError, match="No row is left"):
         steering_report(steer, X, y, sensitive_features=np.full(len(y), "z"))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_posterior_and_what_it_becomes(n_classes: int) -> None:
+    rng = np.random.default_rng(0)
+    y, group = rng.integers(0, n_classes, 900), rng.integers(0, 2, 900)
+    X = rng.normal(size=(900, 3)) + np.eye(3)[y] + np.outer(group, [0.8, 0, 0])
+    model = IdealPosteriorClassifier(LogisticRegression(), cv=2).fit(X, y, sensitive_features=group)
+    report = steering_report(model, X, y, sensitive_features=group, cv=2, n_resamples=20)
+    table = report.tables["posterior"]
+    assert table["class"] == ([1, 1] if n_classes == 2 else [0, 0, 1, 1, 2, 2])
+    for i in range(0, len(table["class"]), 2):
+        for end in ("", "_lower", "_upper"):
+            assert abs(table[f"after{end}"][i] - table[f"after{end}"][i + 1]) < 0.02
+    assert abs(table["before"][0] - table["before"][1]) > 0.03
+    assert "The posterior, and what it becomes" in report.to_text()
+    assert "Probability of the class: median" in report.to_html()

@@ -121,9 +121,9 @@ class IdealPosteriorClassifier(WrappingClassifier):
         Every row must be tested at most once.
     sensitive_columns : str, int, list of these, slice, mask, callable or None, default=None
         Columns of `X` that hold the groups. The `estimator` gets them too. None: groups come as `sensitive_features`.
-    min_cell_size : int, default=0
+    min_subgroup_size : int, default=0
         Rows that every class should have in every group; weights count as the rows they are worth.
-    small_cells : {"error", "merge"}, default="error"
+    small_subgroups : {"error", "merge"}, default="error"
         What happens to groups with fewer: a ValueError that lists them; or they are one group, joined by the next
         smallest ones until it has enough.
     unknown_group : {"error", "average"}, default="error"
@@ -202,8 +202,8 @@ class IdealPosteriorClassifier(WrappingClassifier):
         "cost_matrix": ["array-like", None],
         "cv": ["cv_object"],
         "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
-        "min_cell_size": [Interval(Integral, 0, None, closed="left")],
-        "small_cells": [StrOptions({"error", "merge"})],
+        "min_subgroup_size": [Interval(Integral, 0, None, closed="left")],
+        "small_subgroups": [StrOptions({"error", "merge"})],
         "unknown_group": [StrOptions({"error", "average"})],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
@@ -220,8 +220,8 @@ class IdealPosteriorClassifier(WrappingClassifier):
         cost_matrix: Any = None,
         cv: Any = 5,
         sensitive_columns: Any = None,
-        min_cell_size: int = 0,
-        small_cells: Literal["error", "merge"] = "error",
+        min_subgroup_size: int = 0,
+        small_subgroups: Literal["error", "merge"] = "error",
         unknown_group: str = "error",
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -234,8 +234,8 @@ class IdealPosteriorClassifier(WrappingClassifier):
         self.cost_matrix = cost_matrix
         self.cv = cv
         self.sensitive_columns = sensitive_columns
-        self.min_cell_size = min_cell_size
-        self.small_cells = small_cells
+        self.min_subgroup_size = min_subgroup_size
+        self.small_subgroups = small_subgroups
         self.unknown_group = unknown_group
         self.n_jobs = n_jobs
         self.verbose = verbose
@@ -267,7 +267,7 @@ class IdealPosteriorClassifier(WrappingClassifier):
         ------
         ValueError
             If there are more than ten classes; if groups are given twice or are no discrete labels, a class has too few
-            rows in a group and ``small_cells="error"``, no rows are left, a training fold lacks a class, a row is
+            rows in a group and ``small_subgroups="error"``, no rows are left, a training fold lacks a class, a row is
             tested twice, or `cost_matrix` has the wrong shape.
         """
         validate_data(self, X, y, skip_check_array=True)
@@ -514,16 +514,16 @@ class IdealPosteriorClassifier(WrappingClassifier):
         self._group_of_label = np.arange(len(labels))
         self.groups_ = grouped.groups
         sizes = rows_behind(counts, squares)
-        if self.min_cell_size and (sizes < self.min_cell_size).any():
-            if self.small_cells == "error":
-                raise ValueError(self._too_small(sizes, labels, "make small groups one by small_cells='merge', or"))
-            small = small_columns(counts, squares, self.min_cell_size)
+        if self.min_subgroup_size and (sizes < self.min_subgroup_size).any():
+            if self.small_subgroups == "error":
+                raise ValueError(self._too_small(sizes, labels, "make small groups one by small_subgroups='merge', or"))
+            small = small_columns(counts, squares, self.min_subgroup_size)
             if len(small) == len(labels) > 1:
                 raise ValueError(self._too_small(sizes, labels, "all groups would have to merge into one:"))
             if self.reference_group in [labels[a] for a in small]:
                 msg = (
                     f"reference_group={brief(self.reference_group)} is too small to stay: it is merged with others, as "
-                    f"a class has fewer than min_cell_size={self.min_cell_size} rows in it. Name another."
+                    f"a class has fewer than min_subgroup_size={self.min_subgroup_size} rows in it. Name another."
                 )
                 raise ValueError(msg)
             left = [a for a in range(len(labels)) if a not in small]
@@ -535,11 +535,11 @@ class IdealPosteriorClassifier(WrappingClassifier):
     def _too_small(self, sizes: Doubles, labels: list[Any], way_out: str) -> str:
         cells = [
             f"group {labels[a]!r} has {sizes[k, a]:.4g} of class {self.classes_.tolist()[k]!r}"
-            for k, a in np.argwhere(sizes < self.min_cell_size)
+            for k, a in np.argwhere(sizes < self.min_subgroup_size)
         ]
         return (
-            f"{len(cells)} of {sizes.size} subgroups have fewer than min_cell_size={self.min_cell_size} rows "
-            f"({few(cells)}); {way_out} lower min_cell_size."
+            f"{len(cells)} of {sizes.size} subgroups have fewer than min_subgroup_size={self.min_subgroup_size} rows "
+            f"({few(cells)}); {way_out} lower min_subgroup_size."
         )
 
     def _codes(self, labels: Any, X: Any) -> Codes:

@@ -18,6 +18,7 @@ from fairsteer._utils.types import Codes, Doubles
 from fairsteer.ideal._ideal import Intervention
 from fairsteer.ideal._posterior_parts import (
     VANISHING,
+    ClassLaws,
     Mode,
     PosteriorCertificate,
     certificate_of,
@@ -139,7 +140,7 @@ class IdealPosteriorCells:
     @property
     def n_classes(self) -> int:
         """Number of classes."""
-        return self.centers.shape[1]
+        return int(self.centers.shape[1])
 
     @property
     def h(self) -> dict[Any, tuple[Doubles, Doubles]]:
@@ -160,12 +161,12 @@ class IdealPosteriorCells:
     @property
     def class_rates(self) -> Doubles:
         """P(class) in every group, (n_classes, n_groups)."""
-        return np.einsum("ac,ack->ka", self.laws, self.cell_posteriors)
+        return np.asarray(np.einsum("ac,ack->ka", self.laws, self.cell_posteriors))
 
     @property
     def ideal_class_rates(self) -> Doubles:
         """P(class) on the ideal distribution, the same in every group, (n_classes,)."""
-        return np.einsum("a,ac,ack->k", self.group_prior, self.ideal_laws, self.ideal_posteriors)
+        return np.asarray(np.einsum("a,ac,ack->k", self.group_prior, self.ideal_laws, self.ideal_posteriors))
 
     @property
     def ideal_laws(self) -> Doubles:
@@ -220,6 +221,17 @@ class IdealPosteriorCells:
         """
         _, codes, cell = self._placed(posterior, group_codes)
         return np.asarray(np.exp(self.log_weights[codes, cell]) * (self.group_prior / self.source_group_prior)[codes])
+
+    def class_laws(self, k: int) -> dict[Any, ClassLaws]:
+        """Group label to the laws of P(class `k`) in the group, as they are and on the ideal distribution."""
+        laws, ideal = {}, self.ideal_laws
+        for a, group in enumerate(self.groups.tolist()):
+            own = self.laws[a] > 0
+            t, mass = self.ideal_posteriors[a, own, k], ideal[a, own]
+            if len(self.targets):
+                t, mass = self.targets[:, k], self.plans[a].sum(axis=0)
+            laws[group] = ClassLaws(self.cell_posteriors[a, own, k], self.laws[a, own], t, mass)
+        return laws
 
     def _placed(self, posterior: ArrayLike, group_codes: ArrayLike) -> tuple[Doubles, Codes, Codes]:
         """Posteriors, groups and cells of rows; only cells that occur in the group of a row."""
@@ -307,7 +319,7 @@ def _cells(proba: Doubles, codes: Codes, weight: Doubles, n_groups: int) -> tupl
     centers = _centers(proba, codes, weight, n_groups, most)
     n_cells, K = centers.shape
     cell = codes * n_cells + _nearest(proba, centers)
-    totals = np.bincount(cell, weight, n_groups * n_cells).reshape(n_groups, n_cells)
+    totals: Doubles = np.bincount(cell, weight, n_groups * n_cells).astype(np.float64).reshape(n_groups, n_cells)
     sums = np.stack([np.bincount(cell, weight * proba[:, k], n_groups * n_cells) for k in range(K)], axis=1)
     occurs = totals.any(axis=0)
     totals, centers = totals[:, occurs], centers[occurs]
@@ -324,7 +336,7 @@ def _centers(proba: Doubles, codes: Codes, weight: Doubles, n_groups: int, most:
     order = np.lexsort(rounded.T)  # so that the order of rows does not matter
     first = np.append(True, (np.diff(rounded[order], axis=0) != 0).any(axis=1))
     if first.sum() <= most:
-        return proba[order[first]]
+        return np.asarray(proba[order[first]])
     n_cells = int(np.clip(len(proba) // (_ROWS_OF_A_CELL * n_groups), proba.shape[1], most))
     rows = order[np.linspace(0, len(order) - 1, min(len(order), _SAMPLE)).astype(np.intp)]
     of_group = np.bincount(codes[rows], weight[rows], n_groups)

@@ -20,6 +20,7 @@ from fairsteer.ideal._ideal import Intervention
 from fairsteer.ideal._posterior_parts import (
     MOST_LOGIT,
     VANISHING,
+    ClassLaws,
     Mode,
     PosteriorCertificate,
     certificate_of,
@@ -189,6 +190,15 @@ class IdealPosterior:
         codes = np.asarray(group_codes, dtype=np.intp)
         within = np.exp(self._interpolated(posterior, codes, self.log_weights, slope=0.0))
         return np.asarray(within * (self.group_prior / self.source_group_prior)[codes])
+
+    def class_laws(self, k: int) -> dict[Any, ClassLaws]:
+        """Group label to the laws of P(class `k`) in the group, as they are and on the ideal distribution."""
+        laws, ideal = {}, self.ideal_laws
+        for a, group in enumerate(self.groups.tolist()):
+            own = self._own(a)
+            s, t = expit(self.logits[own]), expit(self.ideal_logits[a, own])
+            laws[group] = ClassLaws(s if k else 1 - s, self.laws[a, own], t if k else 1 - t, ideal[a, own])
+        return laws
 
     def _own(self, a: int) -> NDArray[np.bool_]:
         """Points that occur in a group."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,6 +57,15 @@ class PosteriorCertificate:
     def equalized_odds(self) -> float:
         """Largest of the bounds of the classes."""
         return float(self.equal_opportunity.max())
+
+
+class ClassLaws(NamedTuple):
+    """Probabilities of a class that occur in a group, and how often, before and on the ideal distribution."""
+
+    posterior: Doubles
+    probability: Doubles
+    ideal_posterior: Doubles
+    ideal_probability: Doubles
 
 
 def certificate_of(mode: str, ideal: Doubles, own: Doubles) -> PosteriorCertificate:

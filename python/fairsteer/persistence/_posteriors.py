@@ -68,7 +68,7 @@ def unpack_cells(block: Fields, tensors: Tensors) -> IdealPosteriorCells:
         _distributions("posterior.targets", targets)
         shares("posterior.target_law", target_law)
         _laws("posterior.plans", plans.reshape(G, -1))
-    of_cells = {
+    of_cells: dict[str, Any] = {
         name: _distributions(f"posterior.{name}", tensors.take(f"posterior.{name}", (G, C, K)))
         for name in ("cell_posteriors", "ideal_posteriors")
     }
@@ -104,7 +104,7 @@ def _values(block: Fields) -> tuple[NDArray[Any], dict[str, Any]]:
     }
 
 
-def _of_groups(G: int, tensors: Tensors) -> dict[str, NDArray[Any]]:
+def _of_groups(G: int, tensors: Tensors) -> dict[str, Any]:
     found = {name: tensors.take(f"posterior.{name}", (G,)) for name in ("source_group_prior", "group_prior")}
     for name, array in found.items():
         if not (shares(name, array) > 0).all():

@@ -21,7 +21,7 @@ from fairsteer._utils.files import write_file
 from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_array, label_text
 from fairsteer._utils.types import Codes
-from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV
+from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV, IdealPosteriorClassifier
 from fairsteer.ideal import Certificate
 from fairsteer.metrics._intervals import MeasuredGaps, PredictedRows
 from fairsteer.moments import SubgroupMoments
@@ -54,6 +54,7 @@ from fairsteer.report._tables import (
     group_table,
     movement_columns,
     movement_table,
+    posterior_table,
 )
 from fairsteer.report._text import as_rich, as_text
 from fairsteer.report._thresholds import decides_at_half, threshold_table
@@ -99,6 +100,8 @@ class SteeringReport:
           often its rows are recognised before and after, with exact intervals;
         * ``"choice"``, of an :class:`~fairsteer.IdealDistributionClassifierCV`: accuracy and gaps of its candidates,
           out of fold, with intervals from their standard errors, and which was ``taken``;
+        * ``"posterior"``, of an :class:`~fairsteer.IdealPosteriorClassifier`: median and tenths of the posterior of
+          every class in every group (of two classes the second), as it is and on the ideal distribution;
         * ``"thresholds"``, of two classes whose probabilities both classifiers give: at every hundredth, for each of
           the twelve largest groups, the share of held-out rows whose probability of the positive class is above it
           (``selected``), among the rows of that class (``true_positive``) and of the other (``false_positive``), each
@@ -553,6 +556,9 @@ def report_beside(
         displacement, tables["features"] = movement_table(steering, rows.values, moved, codes, rows.weight)
         nearly_identity = bool(np.nanmax(displacement, initial=0.0) < STILL)
         tables["groups"] |= movement_columns(steering, displacement)
+    last = subject.estimator[-1] if isinstance(subject.estimator, Pipeline) else subject.estimator
+    if isinstance(last, IdealPosteriorClassifier) and last.ideal_ is not None:
+        tables["posterior"] = posterior_table(last.ideal_, last.classes_.tolist())
     findings = find_sentences(tables, steering)
     if "leakage" in tables:
         findings += leakage_findings(tables["leakage"])

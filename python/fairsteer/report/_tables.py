@@ -11,7 +11,7 @@ import numpy as np
 from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Codes, Doubles, Floats
-from fairsteer.ideal import IdealDistribution
+from fairsteer.ideal import IdealDistribution, IdealPosterior, IdealPosteriorCells
 from fairsteer.metrics._intervals import Measured, MeasuredGaps, PredictedRows
 from fairsteer.metrics._rates import CRITERIA
 from fairsteer.transformer import FairSteeringTransformer
@@ -107,6 +107,25 @@ def as_columns(name: str, measured: list[Measured]) -> Table:
         f"{name}_lower": [m.lower for m in measured],
         f"{name}_upper": [m.upper for m in measured],
     }
+
+
+def posterior_table(ideal: IdealPosterior | IdealPosteriorCells, classes: list[Any]) -> Table:
+    """Median and tenths of the posterior of every class in every group, and of the ideal one: of two classes one."""
+    columns: Table = {"class": [], "group": []}
+    columns |= {f"{when}{end}": [] for when in ("before", "after") for end in ("", "_lower", "_upper")}
+    for k, label in enumerate(classes):
+        if len(classes) == 2 and k == 0:
+            continue
+        for group, laws in ideal.class_laws(k).items():
+            columns["class"].append(label)
+            columns["group"].append(group)
+            for when, values, mass in (("before", *laws[:2]), ("after", *laws[2:])):
+                order = np.argsort(values, kind="stable")
+                level = np.cumsum(mass[order]) / mass.sum()
+                for end, at in (("", 0.5), ("_lower", 0.1), ("_upper", 0.9)):
+                    place = min(int(np.searchsorted(level, at)), len(order) - 1)
+                    columns[f"{when}{end}"].append(float(values[order][place]))
+    return columns
 
 
 def certificate_table(transformer: FairSteeringTransformer, after: MeasuredGaps | None) -> Table:

@@ -79,6 +79,7 @@ def make_views(tables: Mapping[str, Table], setting: Setting, most: int) -> list
         "gaps": _gaps,
         "choice": _choice,
         "certificate": _certificate,
+        "posterior": _posterior,
         "leakage": _leakage,
         "divergence": _divergence,
         "groups": _groups,
@@ -331,6 +332,27 @@ def _cells(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
     hidden = len(table["rows"]) - len(rows)
     note += ". The smallest are shown." if hidden else "."
     return View("Classes in groups", note, header, [False, False, *[True] * (len(header) - 2)], rows, hidden)
+
+
+def _posterior(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["posterior"]
+    keys = [(label_text(label), label_text(group)) for label, group in zip(table["class"], table["group"], strict=True)]
+    rows = [[*key, *(_with_interval(table, when, i) for when in ("before", "after"))] for i, key in enumerate(keys)]
+    note = (
+        "Probability of the class, out of fold and calibrated by group: median, and below it the range of the middle "
+        "80 % of the group's rows. After: on the nearest ideal distribution, where it is the same in every group."
+    )
+    drawn = range(min(len(rows), _MOST_BARS))
+    figure = Figure(
+        "gaps",
+        "Probability of the class: median and middle 80 % of rows",
+        [f"class {keys[i][0]}, group {keys[i][1]}" for i in drawn],
+        {when: [_triple(table, when, i) for i in drawn] for when in ("before", "after")},
+    )
+    header, hidden = ["class", "group", "before", "after"], max(0, len(rows) - most)
+    return View(
+        "The posterior, and what it becomes", note, header, [False, False, True, True], rows[:most], hidden, figure
+    )
 
 
 def _features(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
