@@ -125,7 +125,8 @@ def with_products(*tables: Table) -> list[Table]:
 def _posterior(problem: Problem, features: fm.Preprocessing, mode: Mode, told: Told) -> tuple[Any, Table, Table]:
     train, test = features(problem.train, problem.test)
     affirmative: Any = {"intervention": "affirmative", "reference_group": 0} if told == "reference" else {}
-    model = IdealPosteriorClassifier(clone(problem.classifier), mode=mode, **affirmative)
+    # One posterior for all groups, of a classifier that sees them: what it knows of each is said by the features.
+    model = IdealPosteriorClassifier(clone(problem.classifier), mode=mode, posterior="pooled", **affirmative)
     return model.fit(train.X, train.y, sensitive_features=train.group), train, test
 
 

@@ -173,7 +173,7 @@ def _by_level(found: Any, bias: str) -> list[str]:
         for level in levels:
             key = (bias, level, LOGISTIC, method)
             line = found.loc[key] if key in found.index else None
-            cells.append("" if line is None else f"{_share(line)}; gap {line['tpr_gap']:.3f}")
+            cells.append("" if line is None else f"{100 * line['gain']:+.2f}; {line['tpr_gap']:.3f}")
         rows.append(cells)
     return text + _table(head, rows)
 
@@ -242,7 +242,9 @@ def write(folder: Path, lines: pd.DataFrame) -> None:
         "Groups are drawn at random; a bias is put into the rows of group 1; all methods learn from the same biased",
         "rows, and are judged on true labels of other rows, whose features are as the group delivers them.",
         "*Recovered*: share of the accuracy lost to the bias, in percent ± standard error (–: no loss that is clear).",
-        "EO: equal opportunity; DP: demographic parity; affirmative: told that group 0 is not biased.",
+        "EO: equal opportunity; DP: demographic parity; affirmative: told that group 0 is not biased. Ideal posteriors",
+        "are those of one classifier for all, which sees the group; *of each group's own*: and its products with all",
+        'features, which is about what `posterior="by_group"` is for a linear model.',
         "[results.csv](results.csv) has all levels, classifiers and methods. "
         + (f"{len(refused)} of {len(lines)} fits were refused by the method." if len(refused) else ""),
         "",
@@ -276,13 +278,13 @@ def write(folder: Path, lines: pd.DataFrame) -> None:
             ],
         ),
         "",
-        "## Recovered, gradient boosting",
+        "## Points of accuracy gained over nothing, gradient boosting",
         "",
-        "Points lost: "
+        "Fewer draws, and no errors where a data set has one alone. Points lost: "
         + "; ".join(f"{b} {_points(found.loc[(b, BIASES[b].shown, BOOSTING, NOTHING)], 'lost')}" for b in BIASED)
         + ".",
         "",
-        *_matrix(found, BOOSTING, _share, BIASED),
+        *_matrix(found, BOOSTING, lambda line: _points(line, "gain", "+"), BIASED),
         "",
         "## True-positive gaps, gradient boosting",
         "",
@@ -302,7 +304,8 @@ def write(folder: Path, lines: pd.DataFrame) -> None:
         "",
         "## By level",
         "",
-        "Logistic regression: recovered, and true-positive gap.",
+        "Logistic regression: points of accuracy gained over nothing, and true-positive gap. Of weak and strong levels",
+        "there are fewer draws (`draws` in the csv file), and no errors where a data set has one alone.",
     ]
     for bias in BIASED:
         text += _by_level(found, bias)
