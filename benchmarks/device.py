@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,12 @@ def seconds(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
     for _ in range(rounds + 1):
         start = time.perf_counter()
         run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         taken.append(time.perf_counter() - start)
     return float(np.median(taken[1:]))
 
 
-def batches(n_rows: int, d: int, step: int, dtype: torch.dtype, device: torch.device) -> Any:
+def batches(n_rows: int, d: int, step: int, dtype: torch.dtype, device: torch.device) -> Iterator[Any]:
     """Yield rows of 56 cells of uneven sizes, drawn where they are needed."""
     rng = np.random.default_rng(0)
     random = torch.Generator(device).manual_seed(0)
@@ -48,18 +47,51 @@ def batches(n_rows: int, d: int, step: int, dtype: torch.dtype, device: torch.de
         yield rows, cell // N_GROUPS, cell % N_GROUPS
 
 
-def moments_there(parts: list[Any], d: int) -> DeviceSums:
-    sums = DeviceSums(parts[0][0], "tied", N_CLASSES, N_GROUPS)
-    for rows, y, group in parts:
-        sums.add(rows, y * N_GROUPS + group, None)
-    return sums
+class There:
+    """Moments where the rows lie."""
+
+    def __init__(self, d: int) -> None:
+        self._sums: DeviceSums | None = None
+
+    def add(self, rows: torch.Tensor, y: Any, group: Any) -> None:
+        if self._sums is None:
+            self._sums = DeviceSums(rows, "tied", N_CLASSES, N_GROUPS)
+        self._sums.add(rows, y * N_GROUPS + group, None)
+
+    def scatters(self) -> Any:
+        assert self._sums is not None
+        return self._sums.home()[3]
 
 
-def moments_here(parts: list[Any], d: int) -> SubgroupMoments:
-    moments = SubgroupMoments(d, classes=range(N_CLASSES), groups=range(N_GROUPS))
-    for rows, y, group in parts:
-        moments.update(rows, y, group)
-    return moments
+class Here:
+    """Moments by the processor, to which rows are brought."""
+
+    def __init__(self, d: int) -> None:
+        self._moments = SubgroupMoments(d, classes=range(N_CLASSES), groups=range(N_GROUPS))
+
+    def add(self, rows: torch.Tensor, y: Any, group: Any) -> None:
+        self._moments.update(rows.float().cpu().numpy(), y, group)
+
+    def scatters(self) -> Any:
+        return self._moments._scatters
+
+
+def added(moments: There | Here, parts: Iterator[Any], device: torch.device) -> float:
+    """Seconds of adding rows up, a batch at a time, so that rows that fit into no memory can be measured."""
+    taken = 0.0
+    for part in parts:
+        wait(device)
+        start = time.perf_counter()
+        moments.add(*part)
+        wait(device)
+        taken += time.perf_counter() - start
+    return taken
+
+
+def wait(device: torch.device) -> None:
+    """Let the device end what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def main() -> None:
@@ -69,7 +101,8 @@ def main() -> None:
     parser.add_argument("--batch-rows", type=int, default=65_536)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processor-rows", type=int, default=65_536, help="rows that the processor adds up too")
+    parser.add_argument("--rounds", type=int, default=3, help="tens of products, of which the median counts")
     arguments = parser.parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     n, d = arguments.rows, arguments.features
@@ -84,54 +117,33 @@ def main() -> None:
     rate = 2 * 1024 * d * d / product
     print(f"{'product of a block, (d, 1024) x (1024, d), float32':<60} {rate / 1e12:>8.3f} TFlop/s")
 
-    def whole(of: Callable[[list[Any], int], Any]) -> tuple[float, Any]:
-        # A batch at a time, so that rows that fit into no memory can be measured.
-        taken, found = 0.0, None
-        for part in batches(n, d, arguments.batch_rows, dtype, device):
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            if found is None:
-                found = of([part], d)
-            elif isinstance(found, DeviceSums):
-                found.add(part[0], part[1] * N_GROUPS + part[2], None)
-            else:
-                found.update(*part)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken += time.perf_counter() - start
-        return taken, found
+    def rows(most: int) -> Iterator[Any]:
+        return batches(min(most, n), d, arguments.batch_rows, dtype, device)
 
-    whole(moments_there) if device.type == "cuda" else None  # what is compiled and allocated on first use
-    there, sums = whole(moments_there)
+    added(There(d), rows(arguments.batch_rows), device)  # what is compiled and allocated on first use
+    there, here = There(d), Here(d)
+    taken = added(there, rows(n), device)
     start = time.perf_counter()
-    home = sums.home()
+    there.scatters()
     back = time.perf_counter() - start
     flops = 2 * n * d * d
     print(
-        f"{'moments where the rows lie':<60} {flops / there / 1e12:>8.3f} TFlop/s, {timing.duration(there)}, "
-        f"{n / there:,.0f} rows/s: {flops / there / rate:.0%} of the product's rate"
+        f"{'moments where the rows lie':<60} {flops / taken / 1e12:>8.3f} TFlop/s, {timing.duration(taken)}, "
+        f"{n / taken:,.0f} rows/s: {flops / taken / rate:.0%} of the product's rate"
     )
     print(f"{'their way back, once':<60} {timing.duration(back):>8}")
-    here, moments = whole(moments_here) if device.type == "cpu" else _by_the_processor(arguments, dtype, device)
+    # Of many rows, some stand for all: the processor takes its time.
+    some = min(n, arguments.processor_rows)
+    by_processor = added(here, rows(some), device)
+    name = f"{some:,} rows by the processor, brought to it"
     print(
-        f"{'moments by the processor' + (' (rows brought to it)' if device.type != 'cpu' else ''):<60} "
-        f"{flops / here / 1e12:>8.3f} TFlop/s, {timing.duration(here)}: {here / there:.2f} times as long"
+        f"{name:<60} {2 * some * d * d / by_processor / 1e12:>8.3f} TFlop/s, {timing.duration(by_processor)}: "
+        f"{by_processor / some / (taken / n):.2f} times as long a row"
     )
-    if moments is not None:
-        scatters = moments._scatters
-        apart = np.abs(home[3] - scatters).max() / np.abs(scatters).max()
-        print(f"{'largest difference of the scatters, relative':<60} {apart:>8.1e}")
-
-
-def _by_the_processor(arguments: Any, dtype: torch.dtype, device: torch.device) -> tuple[float, None]:
-    """Time of a few batches, brought to the processor, as that of all of them."""
-    step = min(arguments.batch_rows, arguments.rows)
-    part = next(batches(step, arguments.features, step, dtype, device))
-    moments = SubgroupMoments(arguments.features, classes=range(N_CLASSES), groups=range(N_GROUPS))
-    start = time.perf_counter()
-    moments.update(part[0].float().cpu().numpy(), part[1], part[2])
-    return (time.perf_counter() - start) * arguments.rows / step, None
+    again = There(d)
+    added(again, rows(some), device)
+    apart = np.abs(again.scatters() - here.scatters()).max() / np.abs(here.scatters()).max()
+    print(f"{'largest difference of the scatters of these, relative':<60} {apart:>8.1e}")
 
 
 if __name__ == "__main__":

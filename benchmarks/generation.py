@@ -42,7 +42,7 @@ Doubles = NDArray[np.float64]
 OUTPUT = Path(__file__).parent / "results" / "generation"
 #: Blocks that come before the hook, and the strengths, in deviations of the probes' scores.
 LAYER = 15
-STRENGTHS = (1.0, 2.0, 3.0)
+STRENGTHS = (4.0, 8.0, 16.0)
 BATCH = 40
 NEW_TOKENS, TEMPERATURE = 20, 0.8
 NONE, ONE, OURS, EQUALISED = "nothing", "one direction", "ConceptSteering", "ConceptSteering, equalised by the output"
@@ -256,7 +256,7 @@ def run_concept(
     order = rng.permutation(len(pairs))
     measured, tuned = ([pairs[i] for i in order[at]] for at in (slice(n_pairs), slice(-n_pairs // 2, None)))
     words = words_of(speaker.tokenizer, concept)
-    judge = Judge(concept, embed) if embed is not None else None
+    judge = Judge(concept, embed)
 
     def odds(of: Sequence[tuple[str, str]], push: Push | None = None, s: float = 0.0) -> Doubles:
         flat = [text for pair in of for text in pair]
@@ -269,33 +269,28 @@ def run_concept(
         flat = [text for pair in few for text in pair]
         said, loss = speaker.sampled(flat, [0, 1] * len(few), push, s)
         out = {"perplexity": float(np.exp(loss.mean())), "distinct": distinct(said), "example": said[0].strip()}
-        if judge is not None:
-            scores = judge(said).reshape(-1, 2)
-            out |= {"judge": scores, "judge accuracy": judge.accuracy}
-        return out
+        return out | {"judge": judge(said).reshape(-1, 2), "judge accuracy": judge.accuracy}
 
     before = sampled(None, 0.0)
-    base = before.pop("judge", None)
+    base = before.pop("judge")
     head = {"concept": concept.name, "pairs": len(measured)}
     yield {**head, "method": NONE, "strength": 0.0, **before, "log-odds, women": plain[:, 0].mean(),
            "log-odds, men": plain[:, 1].mean()}  # fmt: skip
     for s in strengths:
         found[EQUALISED] = equalised(found[OURS], lambda push, s=s: (odds(tuned, push, s) - plain_tuned).mean(axis=0))
-        for name, push in found.items():
+        first = (ONE, OURS, EQUALISED)
+        for name in (*first, *(name for name in found if name not in first)):
+            push = found[name]
             shift = odds(measured, push, s) - plain
             row = {**head, "method": name, "strength": s}
             row["shift, women"], row["shift, men"] = shift.mean(axis=0)
             row["ratio"], row["ratio, low"], row["ratio, high"] = interval(shift, ratio)
             if name in SAMPLED:
                 extra = sampled(push, s)
-                scores = extra.pop("judge", None)
-                if scores is not None:
-                    moved = scores - base
-                    for a, who in enumerate(prompts.GROUPS):
-                        key = f"judge, {who}"
-                        row[key], row[f"{key}, low"], row[f"{key}, high"] = interval(
-                            moved[:, a], lambda v: float(v.mean())
-                        )
+                moved = extra.pop("judge") - base
+                for a, who in enumerate(prompts.GROUPS):
+                    key = f"judge, {who}"
+                    row[key], row[f"{key}, low"], row[f"{key}, high"] = interval(moved[:, a], lambda v: float(v.mean()))
                 row |= extra
             yield row
 
@@ -333,9 +328,7 @@ def write(folder: Path, table: pd.DataFrame, command: str) -> None:
     ]
     for concept, own in table.groupby("concept", sort=False):
         text += [f"## {concept}", ""]
-        accuracy = own["judge accuracy"].dropna() if "judge accuracy" in own else []
-        if len(accuracy):
-            text += [f"Accuracy of the judge on ends that it was not fitted to: {accuracy.iloc[0]:.2f}.", ""]
+        text += [f"Accuracy of the judge on ends that it was not fitted to: {own['judge accuracy'].max():.2f}.", ""]
         text += [
             "| strength | method | shift, women | men | ratio | judge, women | men | perplexity | distinct |",
             "|---|---|---|---|---|---|---|---|---|",
@@ -398,7 +391,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=120, metavar="N", help="pairs of prompts (default: 120)")
     parser.add_argument("--sampled", type=int, default=40, metavar="N", help="of them are continued (default: 40)")
     parser.add_argument("--concept", choices=[concept.name for concept in prompts.CONCEPTS], help="only this one")
-    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 1 2 3)")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 4 8 16)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the states of told sentences here")
     parser.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")

@@ -1,15 +1,17 @@
 """``python -m benchmarks.hooks``: steering inside torch models, what it costs and whether it does the same.
 
-``overhead``: time of a forward pass with hooks, relative to the same model without. ``memory``: peak of
-`collect_activations` for 2, 8 and 32 batches. ``text``: biographies as text through the sentence encoder with a hook,
-compared with steering the stored embeddings and hidden states in NumPy; exits with status 1 where they differ by more
-than rounding.
+``overhead``: time of a forward pass with hooks, relative to the same model without. ``tokens``: time per generated
+token of SmolLM2 with a cache: plain, hooked, folded into weights, eager and compiled, and whether folding gives the
+same. ``memory``: peak of `collect_activations` for 2, 8 and 32 batches. ``text``: biographies as text through the
+sentence encoder with a hook, compared with steering the stored embeddings and hidden states in NumPy; exits with status
+1 where they differ by more than rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import json
 import os
 import statistics
@@ -18,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,15 @@ import threadpoolctl
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import fairsteer
-from benchmarks import encoder, timing
+from benchmarks import encoder, smollm, timing
 from benchmarks.datasets import add_data_option
 from fairsteer import FairSteeringTransformer
+from fairsteer.concepts import ConceptSteering
 from fairsteer.metrics import tpr_gap_rms
-from fairsteer.torch import SteeringModule, collect_activations, steering_hooks
+from fairsteer.torch import ConceptSteeringModule, SteeringModule, collect_activations, fold_into, steering_hooks
 
 BATCHES = (2, 8, 32)
 #: Largest relative error of rounding to float16, and half the distance of its numbers next to zero.
@@ -136,6 +139,95 @@ class Side:
 
     def median(self) -> float:
         return statistics.median(self._seconds[1:])  # the first is no round
+
+
+# ---- tokens
+
+N_PROMPT = 24
+
+
+def _steps(network: Any, ids: Tensor, n_new: int) -> tuple[float, Tensor]:
+    """Seconds of the processor for a token, greedily and with a cache, after the prompt; and the last logits."""
+    name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
+    cache = {name: DynamicCache(config=network.config)}
+    mask = torch.ones(len(ids), ids.shape[1] + n_new, dtype=torch.long)
+    logits = network(input_ids=ids, attention_mask=mask[:, : ids.shape[1]], **cache).logits
+    start = time.process_time()
+    for t in range(n_new):
+        token = logits[:, -1:].argmax(-1)
+        logits = network(input_ids=token, attention_mask=mask[:, : ids.shape[1] + t + 1], **cache).logits
+    return (time.process_time() - start) / n_new, logits[:, -1]
+
+
+def tokens(sequences: list[int], n_new: int, n_rounds: int, compiled: bool) -> None:
+    """One block or all of them; one sequence, or several of two groups."""
+    network, _ = smollm.load()
+    network.generation_config.pad_token_id = 0
+    d, n_layers = network.config.hidden_size, network.config.num_hidden_layers
+    middle = n_layers // 2
+    rng = np.random.default_rng(0)
+    shown, group = rng.integers(0, 2, (2, 400))
+    hidden = rng.normal(size=(400, d)) + np.outer(shown, rng.normal(size=d)) / 3
+    concept = ConceptSteeringModule(
+        ConceptSteering(n_probes=8).fit(hidden, shown, sensitive_features=np.array(["a", "b"])[group])
+    )
+    affine = SteeringModule(_maps(d, 2))
+    part = network.get_submodule(f"model.layers.{middle}.mlp.down_proj")
+    none: AbstractContextManager[Any] = nullcontext()
+
+    def hooked(source: nn.Module, where: str, groups: Any) -> AbstractContextManager[Any]:
+        return steering_hooks(network, {f"model.layers.{where}": source}, sensitive_features=groups)
+
+    print(f"SmolLM2-135M, float32, {n_layers} blocks of {d} features; {N_PROMPT} tokens of prompt, {n_new} new ones")
+    for n in sequences:
+        ids = torch.tensor(rng.integers(100, 40000, (n, N_PROMPT)))
+        groups = (["a", "b"] * n)[:n]
+        sides: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            "plain": lambda: none,
+            "concept, hook on one block": partial(hooked, concept, str(middle), groups),
+            "concept, folded into one bias": lambda: fold_into(part, concept, sensitive_features="a"),
+            "affine maps, hook on one block": partial(hooked, affine, str(middle), groups),
+            "affine maps, hooks on all blocks": partial(hooked, affine, "*", groups),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(n_rounds):
+            for name, context in sides.items():
+                with torch.no_grad(), context():
+                    seconds[name].append(_steps(network, ids, n_new)[0])
+        _tell(f"eager, sequences: {n}, groups: {len(set(groups))}", seconds)
+        if compiled:
+            seconds = {}
+            for name, context in list(sides.items())[:4]:
+                torch._dynamo.reset()
+                with torch.no_grad(), context():
+                    run = torch.compile(network, dynamic=None)
+                    _steps(run, ids, 4)
+                    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+                    seconds[name] = [_steps(run, ids, n_new)[0] for _ in range(n_rounds)]
+                    again = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+                    print(f"  {name}: {again} graphs compiled during {n_rounds * n_new} steps", flush=True)
+            _tell(f"compiled, sequences: {n}, groups: {len(set(groups))}", seconds)
+    with torch.no_grad(), hooked(concept, str(middle), "a"):
+        expected = _steps(network, ids, 8)[1]
+    with torch.no_grad(), fold_into(part, concept, sensitive_features="a"):
+        found = _steps(network, ids, 8)[1]
+    print(
+        f"\nlogits after 8 tokens, folded against hooked: {float((found - expected).abs().max()):.1e} apart at most, "
+        f"of {float(expected.abs().max()):.1f}"
+    )
+
+
+def _tell(what: str, seconds: dict[str, list[float]]) -> None:
+    print(f"\n{what}")
+    for name, taken in seconds.items():
+        # Each round against the plain run beside it: a busy machine slows both.
+        ratio = statistics.median(one / other for one, other in zip(taken, seconds["plain"], strict=True))
+        print(
+            f"  {name:<34} {timing.duration(statistics.median(taken)):>10} a token "
+            f"{'' if name == 'plain' else f'{ratio - 1:>+7.1%}'}  (least {timing.duration(min(taken))}, "
+            f"{min(taken) / min(seconds['plain']) - 1:+.1%})",
+            flush=True,
+        )
 
 
 # ---- memory
@@ -312,21 +404,28 @@ def _compare(
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hooks", description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="*", help="overhead, memory, text (default: all)")
+    parser.add_argument("part", nargs="*", help="overhead, tokens, memory, text (default: all)")
     parser.add_argument("--budget", type=float, default=8, help="seconds for the rounds of an overhead")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8], help="how many are generated at a time")
+    parser.add_argument("--new-tokens", type=int, default=16, help="tokens that are generated and timed")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of generated tokens")
+    parser.add_argument("--compiled", action="store_true", help="measure compiled steps too, which takes minutes")
     parser.add_argument("--texts", type=int, default=1392, help="how many test biographies (all of them)")
     parser.add_argument("--batch-size", type=int, default=32)
     add_data_option(parser)
     arguments = parser.parse_args()
-    chosen = arguments.part or ["overhead", "memory", "text"]
+    chosen = arguments.part or ["overhead", "tokens", "memory", "text"]
     if chosen == ["peaks"]:
         peaks()
         return 0
-    if unknown := set(chosen) - {"overhead", "memory", "text"}:
+    if unknown := set(chosen) - {"overhead", "tokens", "memory", "text"}:
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
     environment()
     if "overhead" in chosen:
         overhead(arguments.budget)
+        print()
+    if "tokens" in chosen:
+        tokens(arguments.sequences, arguments.new_tokens, arguments.rounds, arguments.compiled)
         print()
     if "memory" in chosen:
         memory()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.interruption``: kill ``steer``, ``apply`` and ``moments`` at random moments.
+"""``python -m benchmarks.interruption``: kill ``steer``, ``moments``, ``apply`` and ``merge`` at random moments.
 
 After every kill the output must be the old one or the whole new one; the next run must end with the bytes of a run that
 nobody disturbed (``steer`` and ``moments`` with ``--resume``, from the last checkpoint), and leave nothing else in the
@@ -71,9 +71,12 @@ def main() -> int:
         os.chdir(folder)
         write_table(Path("rows.csv"), arguments.rows)
         run("steer", "rows.csv", *_TABLE, "--model", "map.safetensors")
+        for name in ("one", "two"):
+            run("moments", "rows.csv", *_TABLE, "--out", f"{name}.safetensors")
         jobs = {
             "steer": (["steer", "rows.csv", *_TABLE, "--checkpoint-every", "0", "--model", "out.safetensors"], True),
             "moments": (["moments", "rows.csv", *_TABLE, "--checkpoint-every", "0", "--out", "out.safetensors"], True),
+            "merge": (["merge", "one.safetensors", "two.safetensors", "--out", "out.safetensors"], False),
             "apply": (["apply", "map.safetensors", "rows.csv", "--memory", "1M", "--out", "out.csv"], False),
         }
         inputs = set(folder.iterdir())

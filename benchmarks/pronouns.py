@@ -120,7 +120,7 @@ def measured(ratios: Doubles, draws: int = 1000) -> dict[str, float]:
 
     values = of(ratios)
     low, high = np.percentile([of(ratios[rng.integers(n, size=n)]) for _ in range(draws)], [2.5, 97.5], axis=0)
-    out = {}
+    out: dict[str, float] = {}
     for i, name in enumerate(COLUMNS[:3]):
         out |= {name: values[i], f"{name}, low": float(low[i]), f"{name}, high": float(high[i])}
     return out
@@ -145,8 +145,8 @@ def run(folder: Path, n_texts: int, dtype: torch.dtype, layers: Sequence[int]) -
     occupation = np.tile(np.repeat(np.arange(len(OCCUPATIONS)), len(fitted_to)), 2)
     pronoun = np.repeat(PRONOUNS, len(told[0]))
     new = beginnings(tested)
-    texts = pd.read_parquet(folder / "biographies" / "texts.parquet", columns=["text"])["text"]
-    texts = texts.sample(n_texts, random_state=1).tolist()
+    table = pd.read_parquet(folder / "biographies" / "texts.parquet", columns=["text"])
+    texts = table["text"].sample(n_texts, random_state=1).tolist()
     plain = losses(model, tokenizer, texts)
     shape = (len(OCCUPATIONS), len(tested))
     yield {"layer": 0, "method": "nothing", **measured(log_ratios(model, tokenizer, new).reshape(shape))}

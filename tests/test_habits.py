@@ -202,6 +202,7 @@ def test_one_group_is_left_as_it_is(name: str) -> None:
         np.testing.assert_allclose(found.sum(axis=1), 1)
 
 
+@pytest.mark.filterwarnings("ignore:There are fewer rows than the 200 features")
 @every_estimator
 def test_more_features_than_rows(name: str) -> None:
     wide = np.random.default_rng(1).normal(size=(N, 200))
@@ -281,7 +282,7 @@ def test_groups_are_a_keyword(name: str) -> None:
 def test_classes_are_needed(name: str) -> None:
     with pytest.raises(ValueError, match="requires y to be passed"):
         ESTIMATORS[name]().fit(X, None, sensitive_features=GROUP)
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, ValueError), match="'y'|requires y to be passed"):  # streams may bring classes along
         ESTIMATORS[name]().fit(X, sensitive_features=GROUP)
 
 

@@ -29,7 +29,7 @@ from benchmarks import datasets
 from benchmarks.bias import report, rounds
 from benchmarks.bias.biases import BIASES, Codes, Floats, Sample, data_sets, drawn, features_of
 from benchmarks.bias.measures import MEASURES, measured
-from benchmarks.bias.methods import CLASSIFIERS, LOGISTIC, METHODS, NAMED, Problem
+from benchmarks.bias.methods import CLASSIFIERS, METHODS, Problem, is_tried
 from benchmarks.fairness_methods import Table
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -46,14 +46,6 @@ def problem_of(train: Sample, test: Sample, classifier: Any) -> Problem:
         Table(test.X, hidden, test.group, test.n_numeric),
         classifier,
     )
-
-
-def is_tried(method: str, bias: str, level: float, classifier: str) -> bool:
-    """Boosting, costly methods, and those that are not named: at the shown level alone."""
-    how = METHODS[method]
-    if level != BIASES[bias].shown:
-        return classifier == LOGISTIC and method in NAMED and not how.costly
-    return classifier == LOGISTIC or how.trees
 
 
 def lines(sample: Sample, n_train: int, repeat: int, missing: list[tuple[str, ...]]) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import fairness_methods as fm
+from benchmarks.bias.biases import BIASES
 from benchmarks.fairness_methods import Floats, Table
 from benchmarks.quality.methods import folds_of
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, IdealPosteriorClassifier
@@ -124,7 +125,8 @@ def with_products(*tables: Table) -> list[Table]:
 def _posterior(problem: Problem, features: fm.Preprocessing, mode: Mode, told: Told) -> tuple[Any, Table, Table]:
     train, test = features(problem.train, problem.test)
     affirmative: Any = {"intervention": "affirmative", "reference_group": 0} if told == "reference" else {}
-    model = IdealPosteriorClassifier(clone(problem.classifier), mode=mode, **affirmative)
+    # One posterior for all groups, of a classifier that sees them: what it knows of each is said by the features.
+    model = IdealPosteriorClassifier(clone(problem.classifier), mode=mode, posterior="pooled", **affirmative)
     return model.fit(train.X, train.y, sensitive_features=train.group), train, test
 
 
@@ -278,3 +280,11 @@ NAMED = (
     "repaired rows, weights alone, affirmative",
     "affine affirmative, then ideal posterior",
 )
+
+
+def is_tried(method: str, bias: str, level: float, classifier: str) -> bool:
+    """Boosting, costly methods, and those that are not named: at the shown level alone."""
+    how = METHODS[method]
+    if level != BIASES[bias].shown:
+        return classifier == LOGISTIC and method in NAMED and not how.costly
+    return classifier == LOGISTIC or how.trees

@@ -128,7 +128,9 @@ class Repaired:
     def fit(self, arrived: Arrived) -> Decide:
         seen = arrived.seen
         X, weight = _with_group(seen.X, seen.group), seen.weight(forget=self.forget)
-        posterior = IdealPosteriorClassifier(_classifier(), intervention="affirmative", reference_group=0)
+        posterior = IdealPosteriorClassifier(
+            _classifier(), intervention="affirmative", reference_group=0, posterior="pooled"
+        )
         posterior.fit(X, seen.label, sensitive_features=seen.group, sample_weight=weight)
         repaired = posterior.repair(X, seen.label, sensitive_features=seen.group, sample_weight=weight)
         rows, labels, weight = repaired.expanded()

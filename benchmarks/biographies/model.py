@@ -5,8 +5,8 @@ withheld. The best layer, by the accuracy of the original alone, is then measure
 
 *By the model itself*: the likelihood of every occupation's name after the text and a question, by the name's first
 token, with the states of one layer steered by a hook where the model is about to answer. Nothing is trained after
-steering. The maps are fitted to other folds' states. Likelihoods of a name are relative to its mean over the texts of
-the other folds, since some names are likelier than others after any text; labels take no part in it.
+steering. The maps are fitted to other folds' states. Likelihoods of a name are relative to its mean over the texts,
+since some names are likelier than others after any text; labels take no part in it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer,
 from fairsteer.torch import SteeringModule, steering_hooks
 from fairsteer.transformer import FairSteeringTransformer
 
-#: Methods of the curve over layers, and of the table of the best one.
+#: Methods of the curve over layers.
 CURVE = (bios.ORIGINAL, "mean matching", "covariance matching, barycentre", "LEACE", "tied")
+#: Those that are measured with alignment, in the layer that is best before.
+ALIGNED = (bios.ORIGINAL, "mean matching", "LEACE", "tied", "tied, translations")
 #: Layers that are steered where the model answers itself.
 ITSELF = (15, 25)
 BATCH = 32
@@ -52,8 +54,6 @@ HEAD = (
     f"Occupations with {states.MIN_ROWS} biographies of either gender or more, at most {states.MAX_ROWS} of each",
     f"drawn at random, cut to {states.MAX_TOKENS} tokens; five folds. *Mean*: over the tokens; *last*: where the",
     "model is about to name the occupation. *By itself*: likelihood of the names, no classifier is trained.",
-    "",
-    "![RMS gap by layer](layers.png)",
     "",
 )
 
@@ -77,6 +77,12 @@ def layer_data(rows: pd.DataFrame, all_states: NDArray[np.float32]) -> dict[tupl
             name = f"SmolLM2, layer {layer}, {pool}"
             found[layer, pool] = Biographies(name, X, y, group, fold, tuple(range(FOLDS)), names, ["female", "male"])
     return found
+
+
+def scaled(X: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Columns of mean 0 and deviation 1: as they are, a few are hundreds of times as large as the others."""
+    wide = X.astype(np.float64)
+    return np.asarray((wide - wide.mean(axis=0)) / wide.std(axis=0), dtype=np.float32)
 
 
 def unaligned(data: Biographies, chosen: list[Method]) -> Iterator[Line]:
@@ -184,31 +190,32 @@ def zero_shot(rows: pd.DataFrame, data: dict[int, Biographies], cache: Path, dty
                 if name.startswith("tied"):
                     ways[Way(name, layer, "inferred")] = at, module, None
         found = model.scores(test.tolist(), ways)
-        np.savez(file, **{"|".join(map(str, way)): scores for way, scores in found.items()})
+        of_way: dict[str, Any] = {"|".join(map(str, way)): scores for way, scores in found.items()}
+        np.savez(file, **of_way)
         for way, scores in found.items():
             raw.setdefault(way, np.full(shape, np.nan))[test] = scores
         seconds = time.perf_counter() - start
         print(f"zero-shot: fold {j + 1} of {FOLDS}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    asked = np.isin(first.fold, first.measured)
+    # Without steering, so that what steering does to the mean is not taken back.
+    usual = np.log(np.exp(log_softmax(raw[UNSTEERED][asked], axis=1)).mean(axis=0))
     for way, scores in raw.items():
         shares = log_softmax(scores, axis=1)
         predicted = np.full(len(first.y), -1)
-        for j in first.measured:
-            others, test = first.fold != j, first.fold == j
-            # Of the scores without steering, so that what steering does to the mean is not taken back.
-            usual = np.log(np.exp(log_softmax(raw[UNSTEERED][others], axis=1)).mean(axis=0))
-            predicted[test] = (shares[test] - usual).argmax(axis=1)
+        predicted[asked] = (shares[asked] - usual).argmax(axis=1)
         label = f"{way.name}, layer {way.layer}" if way.layer else way.name
         ours = way.name.startswith("tied")
         yield Line(label, "by the model itself", way.gender, False, ours, predicted, float("nan"))
 
 
 def run(
-    folder: Path, cache: Path, dtype: torch.dtype, only: str | None = None
+    folder: Path, cache: Path, dtype: torch.dtype, only: str | None = None, folds: int = FOLDS
 ) -> Iterator[tuple[Biographies, list[Line]]]:
-    """All tables, one at a time; `only` one of them by its name, or `aligned`."""
+    """All tables, one at a time; `only` one of them by its name, or `aligned`; its own answers in so many folds."""
     rows = states.table(folder)
     states.extract(rows, cache, dtype=dtype)
-    data = layer_data(rows, states.read(rows, cache))
+    raw = layer_data(rows, states.read(rows, cache))
+    data = {key: replace(own, X=scaled(own.X)) for key, own in raw.items()}
     named = transformers()
     chosen = [named[name] for name in (*CURVE, "tied, translations")]
     for own in data.values():
@@ -218,10 +225,11 @@ def run(
             print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if only in (None, "aligned"):
         best = data[best_layer(data)]
+        chosen = [named[name] for name in ALIGNED]
         yield replace(best, name=f"{best.name}, aligned"), list(bios.predictions(best, chosen))
     if only in (None, BY_ITSELF):
-        steered = {layer: data[layer, "last"] for layer in ITSELF}
-        yield replace(data[ITSELF[0], "last"], name=BY_ITSELF), list(zero_shot(rows, steered, cache, dtype))
+        steered = {layer: replace(raw[layer, "last"], measured=tuple(range(folds))) for layer in ITSELF}
+        yield replace(steered[ITSELF[0]], name=BY_ITSELF), list(zero_shot(rows, steered, cache, dtype))
 
 
 def best_layer(data: dict[tuple[int, str], Biographies]) -> tuple[int, str]:
@@ -240,8 +248,12 @@ def best_layer(data: dict[tuple[int, str], Biographies]) -> tuple[int, str]:
 def write(folder: Path) -> None:
     """The page and its picture, from the table of the folder."""
     table = pd.read_csv(folder / "results.csv")
-    picture(table, folder / "layers.png")
-    report.write(folder, HEAD)
+    names = [f"SmolLM2, layer {layer}, {pool}" for layer in states.LAYERS for pool in states.POOLS]
+    head = list(HEAD)
+    if table["data"].isin(names).any() and table["data"].nunique() > len(states.POOLS):
+        picture(table, folder / "layers.png")
+        head += ["![RMS gap by layer](layers.png)", ""]
+    report.write(folder, head)
 
 
 def picture(table: pd.DataFrame, path: Path) -> None:

@@ -296,9 +296,8 @@ class LeaceTransformer(_ClassBlindTransformer):
     --------
     >>> import numpy as np
     >>> from fairsteer.baselines import LeaceTransformer
-    >>> rng = np.random.default_rng(0)
-    >>> group = rng.integers(0, 2, 200)
-    >>> X = rng.normal(size=(200, 3)) + np.outer(group, [2, 1, 0])
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> X, _, group = make_biased_groups(200, random_state=0)
     >>> U = LeaceTransformer().fit(X, sensitive_features=group).transform(X)
     >>> bool(np.allclose(U[group == 0].mean(axis=0), U[group == 1].mean(axis=0)))
     True

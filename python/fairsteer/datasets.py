@@ -218,7 +218,7 @@ def _shares(given: npt.ArrayLike | None, n_groups: int) -> Doubles:
     if shares.shape != (n_groups,) or not (np.isfinite(shares) & (shares >= 0)).all() or shares.sum() <= 0:
         msg = f"group_shares must be {n_groups} numbers of at least 0, not all 0, not {given!r}."
         raise ValueError(msg)
-    return shares / shares.sum()
+    return shares / float(shares.sum())
 
 
 def _base_rates(given: npt.ArrayLike | None, n_groups: int, n_classes: int) -> Doubles:

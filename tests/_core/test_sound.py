@@ -156,7 +156,7 @@ def test_what_a_cell_without_rows_holds_is_not_read(kind: Any, dtype: Any, d: An
     y, g = rng.integers(0, 2, size=900), rng.integers(0, 3, size=900)
     first = g < 2  # the third group comes later, the third class never
     clean, used = sums(kind, 3, 3, d), sums(kind, 3, 3, d)
-    for array in used[1:]:
+    for array in used[2:]:
         array[...] = np.nan
     for rows in (first, ~first):
         for into in (clean, used):
@@ -420,8 +420,8 @@ def test_time_ends_a_solve_with_the_nearest_so_far(kind: Any) -> None:
 
 def test_rounds_end_the_search_for_the_maps_that_move_points_least() -> None:
     rng = np.random.default_rng(0)
-    K, G, d = 3, 6, 12
-    roots = rng.normal(size=(G, d, 2 * d)) * np.geomspace(0.05, 2, d)[:, None]
+    K, G, d = 2, 20, 6
+    roots = rng.normal(size=(G, d, 2 * d)) * np.geomspace(1, 2, d)[:, None]
     moments = SubgroupMoments.from_statistics(
         rng.uniform(1, 2, (K, G)), rng.normal(size=(K, G, d)), roots @ roots.mT / d, covariance="tied"
     )
@@ -429,7 +429,7 @@ def test_rounds_end_the_search_for_the_maps_that_move_points_least() -> None:
         warnings.simplefilter("error")
         ideal = nearest_ideal(moments, covariance="tied", max_iter=1000)
     assert ideal.converged
-    enough = max(ideal.n_iter, 2) + 1  # for the divergence; isometries and frame take more rounds
+    enough = ideal.n_iter + 1  # for the divergence; isometries and frame take more rounds
     with pytest.warns(ConvergenceWarning, match=r"some that move points less \(max_iter"):
         cut = nearest_ideal(moments, covariance="tied", max_iter=enough)
     assert not cut.converged

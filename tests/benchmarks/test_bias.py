@@ -11,10 +11,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.bias import report, rounds
-from benchmarks.bias.__main__ import is_tried, problem_of
+from benchmarks.bias.__main__ import problem_of
 from benchmarks.bias.biases import BIASES, NO_BIAS, Codes, Distortion, Floats, Sample, drawn
 from benchmarks.bias.measures import MEASURES, measured
-from benchmarks.bias.methods import BOOSTING, CLASSIFIERS, LOGISTIC, METHODS, NOTHING, with_products
+from benchmarks.bias.methods import BOOSTING, CLASSIFIERS, LOGISTIC, METHODS, NOTHING, is_tried, with_products
 from benchmarks.fairness_methods import Table
 from fairsteer import metrics
 
@@ -290,10 +290,10 @@ def lines() -> pd.DataFrame:
 
 def test_the_rule_names_the_best_its_equals_and_when_to_do_nothing(lines: pd.DataFrame) -> None:
     found = report.summary(lines)
-    first, equals = report.best(lines, found, "selection", ("", "group")) or ("", [])
+    first, equals = report.best(lines, "selection", ("", "group")) or ("", [])
     assert (first, equals) == ("steering, affine", ["score alignment, EO"])
-    assert report.best(lines, found, "selection", ("", "group", "reference")) == ("repaired rows, affirmative", [])
-    assert report.best(lines, found, "selection", ("",)) is None
+    assert report.best(lines, "selection", ("", "group", "reference")) == ("repaired rows, affirmative", [])
+    assert report.best(lines, "selection", ("",)) is None
     line = found.loc[("selection", BIASES["selection"].shown, LOGISTIC, "score alignment, EO")]
     assert line["recovered"] == pytest.approx(0.5)
     assert line["recovered_error"] == pytest.approx(0)

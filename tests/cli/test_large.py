@@ -140,7 +140,7 @@ def test_aligned_scores_of_a_large_table(table: pd.DataFrame, run: Run, monkeypa
     code, _, err = run("steer", file, *options, "--model", "e.safetensors", "--memory", "1M")
     assert code == 0, err
     some = persistence.load("e.safetensors").predict_proba(rows, sensitive_features=sex)
-    assert np.abs(some - expected).mean() < 0.02  # of three quarters fewer rows
+    assert np.abs(some - expected).mean() < 0.03  # what a rate of 250 rows is uncertain by
     assert np.abs(some - expected).max() > 1e-6
 
 

@@ -153,3 +153,56 @@ def test_no_colour_where_none_is_wanted(run: Callable[..., tuple[int, str, str]]
     _, out, err = run(*[file if part == "FILE" else part for part in COMMANDS["explain"]])
     for text in (out, err):
         assert not any(f"\x1b[{code}" in text for code in ("3", "4", "9"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["steer", "audit", "explain"])
+def test_tables_fit_terminals(
+    run: Callable[..., tuple[int, str, str]], file: Any, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [file if part == "FILE" else part for part in COMMANDS[command]]
+    for width in (60, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        code, out, _ = run(*arguments)
+        assert code == 0
+        assert max(len(line.rstrip()) for line in out.splitlines()) <= width
+
+
+def test_a_terminal_shows_how_far_a_long_job_is(
+    run: Callable[..., tuple[int, str, str]], file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    err = run(*[file if part == "FILE" else part for part in COMMANDS["steer"]])[2]
+    for words in ("reading rows.csv", "fitting", "cross-validation", " left"):
+        assert words in err
+
+
+@pytest.mark.slow
+def test_maps_and_moments_come_through_pipes(file: Any) -> None:
+    def fairsteer(*arguments: Any, given: bytes = b"") -> bytes:
+        return subprocess.run(
+            [sys.executable, "-m", "fairsteer.cli", *map(str, arguments)],
+            input=given,
+            capture_output=True,
+            timeout=120,
+            check=True,
+        ).stdout
+
+    rows = ("--target", "ill", "--sensitive", "sex")
+    model, out = (file.with_name(name) for name in ("map.safetensors", "out.csv"))
+    moments = fairsteer("moments", "-", *rows, "--out", "-", given=file.read_bytes())
+    piped = fairsteer("merge", "-", "--out", "-", given=moments)
+    model.write_bytes(piped)
+    fairsteer("apply", model, file, "--out", out)
+    assert fairsteer("apply", "-", file, "--out", "-", given=piped) == out.read_bytes()
+    assert fairsteer("apply", model, "-", "--out", "-", given=file.read_bytes()) == out.read_bytes()
+    found = json.loads(fairsteer("explain", file, "--model", "-", "--row", 2, "--json", given=piped))
+    assert found["row"] == 2
+
+
+def test_two_inputs_cannot_be_standard_input(run: Callable[..., tuple[int, str, str]], file: Any) -> None:
+    code, _, err = run("apply", "-", "-", "--out", file.with_name("out.csv"))
+    assert (code, "both standard input" in err) == (2, True)
+    code, _, err = run("explain", "-", "--model", "-", "--row", 1)
+    assert (code, "both standard input" in err) == (2, True)

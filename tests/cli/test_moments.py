@@ -185,7 +185,7 @@ def test_sites_with_noise_make_a_map_near_that_without(table: pd.DataFrame, run:
         assert found.privacy == (20.0, 1e-6, 6.0)
         np.testing.assert_array_equal(found.classes, public.classes)
         # What the file says of the columns is what the public one says, gaps and all.
-        described = [persistence.read_extra(path) for path in (files[-1], "public.safetensors")]
+        described = [persistence.read_extra(path) or {} for path in (files[-1], "public.safetensors")]
         assert described[0]["columns"] == described[1]["columns"]
         assert described[0]["filled"] == {}
     code, _, err = run("merge", *files, "--out", "private.safetensors", "--map-type", "translation")

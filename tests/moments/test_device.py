@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
-from fairsteer import FairSteeringTransformer, SubgroupMoments
+from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, SubgroupMoments
 from fairsteer._utils import arrays
 
 strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
@@ -249,6 +250,19 @@ def test_other_coordinates_and_maps_have_the_same_result(name: str) -> None:
     if back is not None:
         assert back.device == DEVICE
         np.testing.assert_allclose(arrays.to_numpy(back), X, rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [None, LogisticRegression()])
+def test_a_classifier_reads_rows_on_a_device(estimator: Any) -> None:
+    X, y, group, _ = _labelled()
+    steering = FairSteeringTransformer(map_type="affine")
+    expected = IdealDistributionClassifier(estimator, steering).fit(X, y, sensitive_features=group)
+    found = IdealDistributionClassifier(estimator, steering).fit(_there(X), y, sensitive_features=group)
+    np.testing.assert_allclose(
+        found.predict_proba(_there(X), sensitive_features=group),
+        expected.predict_proba(X, sensitive_features=group),
+        atol=1e-9,
+    )
 
 
 def test_batches_on_the_device_are_fitted_as_they_come() -> None:

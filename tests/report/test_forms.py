@@ -216,7 +216,8 @@ def test_a_gap_that_grows_is_said_to_grow(make_data: Any) -> None:
 
 def test_bounds_from_fewer_rows_than_features_are_said_to_be_worth_little(make_data: Any) -> None:
     X, y, group = make_data(n=60, n_features=50)
-    steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
+    with pytest.warns(UserWarning, match="fewer rows than the 50 features"):
+        steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     report = steering_report(steer, X, y, sensitive_features=group, **QUICK)
     assert any(re.search(r"of 50 features comes from \d+ rows: .* say next to nothing", x) for x in report.findings)
 

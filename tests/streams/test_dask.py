@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fairsteer import FairSteeringTransformer
-from fairsteer.streams import DaskRows, Reduction, RowBatch
+from fairsteer import FairSteeringTransformer, ScoreAligner
 
 dask = pytest.importorskip("dask", reason="needs dask")
 array = pytest.importorskip("dask.array", reason="needs dask[array]")
@@ -133,30 +136,20 @@ def test_weights(rows: Any) -> None:
     assert distance(alone, _new().fit(frame, "y", sensitive_features="sex", sample_weight="w")) < 1e-10
 
 
-class _KillsItsWorkerOnce(Reduction[float]):
-    """Adds up a column, and kills the worker in the middle of it, unless that has happened already."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def start(self) -> float:
-        return 0.0
-
-    def add(self, state: float, batch: RowBatch) -> float:
-        try:
-            self.mark.touch(exist_ok=False)
-        except FileExistsError:
-            return state + float(batch.X["a"].sum())
-        os.kill(os.getpid(), signal.SIGKILL)
-        return state
-
-    def merge(self, first: float, second: float) -> float:
-        return first + second
+def _rows_or_death(rows: pd.DataFrame, folder: Path, number: int) -> pd.DataFrame:
+    """Give rows; the worker that asks for them when so many blocks have been read is killed, once."""
+    n_read = len(list(folder.iterdir()))
+    (folder / f"{n_read}-{os.getpid()}").touch()
+    if n_read >= number:
+        with suppress(FileExistsError):
+            (folder / "killed").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return rows
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what distributed says of a worker that is gone
-def test_cluster_and_a_worker_that_is_killed(rows: Any, expected: Any, tmp_path: Path) -> None:
+def test_cluster_whose_worker_is_killed_while_moments_are_added_up(rows: Any, expected: Any, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="needs distributed")
     X, y, group = rows
     frame = dataframe.from_pandas(X.assign(y=y, sex=group), npartitions=6)
@@ -168,7 +161,78 @@ def test_cluster_and_a_worker_that_is_killed(rows: Any, expected: Any, tmp_path:
         distributed.Client(cluster),
     ):
         assert distance(expected, _new().fit(frame, "y", sensitive_features="sex")) < 1e-10
-        total = DaskRows(frame[NAMES]).reduce(_KillsItsWorkerOnce(tmp_path / "killed"))
-        assert (tmp_path / "killed").exists()
-        assert total == pytest.approx(X["a"].sum(), rel=1e-12)
-        assert distance(expected, _new().fit(frame, "y", sensitive_features="sex")) < 1e-10
+        # A fit reads four blocks in three passes: for the counts, the scaler and, from the ninth block, the moments.
+        folder = tmp_path / "read"
+        folder.mkdir()
+        parts = [
+            dask.delayed(_rows_or_death, pure=False)(X.assign(y=y, sex=group)[i : i + 300], folder, 9)
+            for i in range(0, N, 300)
+        ]
+        mortal = dataframe.from_delayed(parts, meta=frame._meta, verify_meta=False)
+        steer = _new().fit(mortal, "y", sensitive_features="sex")
+        assert (folder / "killed").exists()
+        assert len(list(folder.iterdir())) > 13
+        assert distance(expected, steer) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_folds_on_workers_of_joblib(rows: Any, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="needs distributed")
+    X, y, group = rows
+    aligner = ScoreAligner(LogisticRegression(), n_jobs=2)
+    alone = aligner.fit(X, y, sensitive_features=group).predict_proba(X, sensitive_features=group)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, local_directory=tmp_path
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config("dask"),
+    ):
+        aligner.fit(X, y, sensitive_features=group)
+    np.testing.assert_allclose(aligner.predict_proba(X, sensitive_features=group), alone, rtol=1e-12)
+
+
+def test_pipeline_of_a_blockwise_transformer_and_classifier(rows: Any, expected: Any) -> None:
+    """What dask-ml's estimators do: fit to collections and hand lazy ones on; `Incremental` takes their blocks."""
+    X, y, group = rows
+    frame = dataframe.from_pandas(X.assign(sex=(group == "m").astype(float)), npartitions=5)
+    labels = dataframe.from_pandas(pd.Series(y, index=X.index), npartitions=5)
+    steer = _new(sensitive_columns=["sex"])
+    model = make_pipeline(_Halved(), steer, _Incremental(SGDClassifier(random_state=0))).fit(frame, labels)
+    halved = X / 2
+    own = _new().fit(halved, y, sensitive_features=(group == "m").astype(float))
+    assert distance(own, model[1]) < 1e-10
+    predicted = model.predict(frame)
+    assert isinstance(predicted, dataframe.Series)
+    assert (predicted.compute() == y).mean() > 0.6
+
+
+class _Halved(TransformerMixin, BaseEstimator):
+    """A transformer of blocks."""
+
+    def fit(self, X: Any, y: Any = None) -> _Halved:
+        del X, y
+        return self
+
+    def transform(self, X: Any) -> Any:
+        return X.assign(**{name: X[name] / 2 for name in NAMES})
+
+
+class _Incremental(ClassifierMixin, BaseEstimator):
+    """A classifier that is trained block by block, as `dask_ml.wrappers.Incremental`."""
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+
+    def fit(self, X: Any, y: Any) -> _Incremental:
+        for rows, labels in zip(X.to_delayed(), y.to_delayed(), strict=True):
+            self.estimator.partial_fit(*dask.compute(rows, labels), classes=[0, 1])
+        self.classes_ = self.estimator.classes_
+        return self
+
+    def predict(self, X: Any) -> Any:
+        return X.map_partitions(self._predicted, meta=("y", int))
+
+    def _predicted(self, rows: pd.DataFrame) -> pd.Series[int]:
+        return pd.Series(self.estimator.predict(rows), index=rows.index)

@@ -39,8 +39,10 @@ def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     table = pd.DataFrame(rng.normal(size=(900, 2)) + hired[:, None] + 2 * sex[:, None], columns=["a", "b"])
     table = table.assign(hired=hired, sex=sex)
     Path("people").mkdir()
-    for i, rows in enumerate((slice(0, 100), slice(100, 101), slice(101, 900))):
-        table[rows].to_parquet(f"people/{i}.parquet", index=False)
+    for i, rows in enumerate(
+        (slice(0, 100), slice(100, 101), slice(101, 900))
+    ):  # gzip is read without a native library
+        table[rows].to_parquet(f"people/{i}.parquet", index=False, compression="gzip")
     return table
 
 
@@ -76,7 +78,7 @@ def ray_engine() -> Iterator[Any]:
     ray.shutdown()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_ray(people: pd.DataFrame, ray_engine: Any) -> None:
     del ray_engine
     check(run("ray.data"), people)
@@ -98,6 +100,6 @@ def spark_engine() -> Iterator[Any]:
         session.stop()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_spark(people: pd.DataFrame, spark_engine: Any) -> None:
     check(run("spark", spark=spark_engine), people)

@@ -279,3 +279,31 @@ def test_sites_that_share_moments(rows: Any) -> None:
         FairSteeringTransformer(map_type="monotone").fit_moments(total)
     with pytest.raises(ValueError, match="covariance='full'"):
         FairSteeringTransformer(map_type="affine", covariance="full").fit_moments(total.tie())
+
+
+def test_single_precision_rows_give_the_same_bits_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairsteer.streams._stream.BLOCK_BYTES", 4096)
+    monkeypatch.setattr("fairsteer.streams._stream.block_rows.__defaults__", (4096,))
+    rng = np.random.default_rng(0)
+    y, sex = rng.integers(0, 2, (2, 3000))
+    X = (rng.normal(size=(3000, 4)) + y[:, None] + 2 * sex[:, None]).astype(np.float32)
+    table = pa.table({**{name: X[:, j] for j, name in enumerate("abcd")}, "y": y, "sex": sex})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=700)
+    rows = ArrowRows(dataset.dataset(tmp_path / "rows.parquet"), y="y", sensitive_features="sex")
+    assert len(list(rows.batches())) > 5
+    streamed = FairSteeringTransformer(map_type="affine").fit(rows)
+    memory = FairSteeringTransformer(map_type="affine").fit(X, y, sensitive_features=sex)
+    for label, (A, b) in memory.maps_.items():
+        np.testing.assert_array_equal(streamed.maps_[label][0], A)
+        np.testing.assert_array_equal(streamed.maps_[label][1], b)
+
+
+def test_large_row_groups_are_decoded_piece_by_piece(tmp_path: Path) -> None:
+    n = 2_000_000
+    table = pa.table({name: np.random.default_rng(0).random(n) for name in "ab"})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=n, use_dictionary=False, compression="none")
+    pieces = ArrowRows(dataset.dataset(tmp_path / "rows.parquet"))._record_batches(["a", "b"], 1000)
+    del table
+    before = pa.total_allocated_bytes()
+    next(pieces)
+    assert pa.total_allocated_bytes() - before < 8 * n  # one column of the row group

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -315,3 +316,46 @@ def test_what_cannot_be_folded_is_refused(make_data: Any) -> None:
         fold_into(nn.Linear(D, D), maps, sensitive_features="f", side="both")
     with pytest.raises(ValueError, match=r"strength must be in \[0, 1\]"):
         fold_into(nn.Linear(5, D), maps, sensitive_features="f", strength=2.0)
+
+
+@torch.no_grad()
+def test_a_folded_model_is_saved_and_loaded_like_any_other(transformers: Any, concept: Any, tmp_path: Path) -> None:
+    """Where the configuration has the bias: servers build their layers from it."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=D, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, mlp_bias=True,
+    )  # fmt: skip
+    network = transformers.LlamaForCausalLM(config).eval()
+    source = ConceptSteeringModule(concept, strength=2.0)
+    with steering_hooks(network, {"model.layers.1": source}, sensitive_features="f"):
+        hooked = network(input_ids=IDS).logits
+    fold_into(network.model.layers[1].mlp.down_proj, source, sensitive_features="f")
+    network.save_pretrained(tmp_path)
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(input_ids=IDS).logits, hooked, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_control_vector_is_what_the_hook_adds(concept: Any, model: Any, tmp_path: Path) -> None:
+    """Added to the output of the block with its number, as llama.cpp does."""
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    export = importlib.import_module("fairsteer.export")
+    network, name, _ = model
+    with steering_hooks(network, {name: ConceptSteeringModule(concept, strength=1.5)}, sensitive_features="m"):
+        hooked = network(input_ids=IDS).logits
+    block = int(name.rpartition(".")[2])
+    export.export_control_vector({block: concept}, tmp_path / "m.gguf", sensitive_features="m", strength=1.5)
+    vectors = export.read_control_vector(tmp_path / "m.gguf")
+
+    def adding(shift: Any) -> Any:
+        def hook(layer: Any, args: Any, output: Any) -> Any:
+            return (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
+
+        return hook
+
+    blocks = network.get_submodule(name.rpartition(".")[0])
+    handles = [blocks[n].register_forward_hook(adding(torch.tensor(vector))) for n, vector in vectors.items()]
+    found = network(input_ids=IDS).logits
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(found, hooked, rtol=1e-5, atol=1e-5)

@@ -180,6 +180,7 @@ def test_only_inference_is_calibrated_and_batches_are_not(data: Any) -> None:
         assert FairSteeringTransformer(unknown_group="infer").fit(data.X, data.y).group_calibration_ is None
 
 
+@pytest.mark.filterwarnings("ignore:There are fewer rows than the 3 features")
 def test_a_group_of_one_row_can_be_inferred(data: Any) -> None:
     X, y, group = np.vstack([data.X, [[9.0, 9, 9]]]), np.append(data.y, 1), np.append(data.group, 2)
     with pytest.warns(UserWarning, match="No row of the subgroups"):

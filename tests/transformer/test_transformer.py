@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
@@ -811,3 +812,24 @@ def test_clone_and_pickle(data: Any) -> None:
     for other in (again, thawed):
         assert other.transform(data.X, sensitive_features=data.group).tobytes() == expected.tobytes()
     assert re.search("reference_group=1", repr(again))
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({}, "the 30 features in the group 'a' (20): "),
+        ({"covariance": "full"}, "the 30 features in a class of the group 'a' (8), 'b' (28): "),
+        ({"covariance": "diagonal"}, None),
+        ({"small_subgroups": "pool", "min_subgroup_size": 1}, None),
+    ],
+)
+def test_fewer_rows_than_features_are_worth_a_word(params: Any, named: Any) -> None:
+    rng = np.random.default_rng(0)
+    y, group = np.repeat([0, 1, 0, 1], [8, 12, 28, 52]), np.repeat(["a", "b"], [20, 80])
+    X = rng.normal(size=(100, 30))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        FairSteeringTransformer(**params).fit(X, y, sensitive_features=group)
+    texts = [str(one.message) for one in caught if "fewer rows than" in str(one.message)]
+    assert len(texts) == (named is not None)
+    assert all(named in text for text in texts)

@@ -41,8 +41,8 @@ struct MomentShape {
 };
 
 /// Views of the sums over the rows of every cell. All are about the cell's own mean, so that a
-/// large offset costs no digits. Weight 0: the cell holds no rows, and its other sums (tied: the
-/// scatter of a group of such cells) are not read; they are written with the first rows.
+/// large offset costs no digits. A cell of weight 0 holds no rows: its mean and its sums about it,
+/// and the scatter of a group of such cells, are not read; the first rows overwrite them.
 ///
 /// With `i` over the rows of a cell, s_i their weights and y_i = x_i - mean:
 struct MomentSums : MomentShape {
@@ -88,7 +88,7 @@ void check_sums(const char* function, const char* argument, const MomentSums& su
 /// and groups, and weights that are finite and not negative; throws std::invalid_argument
 /// otherwise. Throws NumericalError, with the cell, when a row is not finite or too large to be
 /// squared, and what `watch` throws. Whatever is thrown, the sums are what they were (strong
-/// guarantee).
+/// guarantee), where not read perhaps zero.
 ///
 /// Cost: O(n d^2), diagonal O(n d); memory O(n) and, while sums that hold rows are added to, as
 /// much as these. Safe for different sums from several threads at a time.

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.utils import check_array, get_tags, indexable
 from sklearn.utils.validation import check_is_fitted
 
+from fairsteer._utils.arrays import to_numpy
 from fairsteer._utils.estimators import (
     FoundHTMLMixin,
     GroupAwareClassifierMixin,
@@ -276,6 +277,7 @@ class IdealDistributionClassifier(SteeredClassifier):
             more than two classes, a `cost_matrix` and a `score_alignment`; as
             :class:`~fairsteer.ScoreAligner` raises.
         """
+        X = X if self.estimator is None else to_numpy(X)  # which the estimator reads
         stream = open_stream(X, y, sensitive_features, sample_weight, mapped=self.estimator is None)
         if y is None if stream is None else not stream.has_classes:
             msg = f"{type(self).__name__} requires y to be passed, but the target y is None."

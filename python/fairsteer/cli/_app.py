@@ -194,7 +194,7 @@ def explain(
 @expand(Reads)
 def apply(
     reads: Reads,
-    model: Annotated[Path, typer.Argument(metavar="MAP", help="A map written by steer --model.")],
+    model: Annotated[Path, typer.Argument(metavar="MAP", help="A map written by steer --model; - is standard input.")],
     file: Annotated[Path, typer.Argument(help=FILE_HELP, metavar="FILE")],
     out: Annotated[
         Path,

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from fairsteer import persistence
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.groups import GroupEncoder
 from fairsteer.transformer import FairSteeringTransformer
@@ -20,6 +19,7 @@ from ._options import Reads, parse_memory
 from ._printing import Reporter
 from ._question import check_columns, quoted
 from ._reading import Table
+from ._saved import load_saved, name_of
 from ._steer import check_table_path, write_files
 from ._table import TableDescription
 from ._writing import as_path, check_outputs, is_standard_output
@@ -69,9 +69,12 @@ def apply_map(
     report = Reporter(to_stderr=is_standard_output(out), as_json=as_json)
     check_table_path(out)
     check_outputs([("--out", out)], sources=[file, map_file], force=force)
+    if str(map_file) == str(file) == "-":
+        raise UsageError("MAP and FILE are both standard input; name a file for one.")
     fitted, description = load_map(map_file)
     steering: Any = getattr(fitted, "steering_", fitted)
-    table = open_table(file, description.reading(reading_of(reads)), report.note, parse_memory(reads.memory))
+    with report.busy(f"reading {file.name}"):
+        table = open_table(file, description.reading(reading_of(reads)), report.note, parse_memory(reads.memory))
     check_has(table, [*(column.name for column in description.encoder.columns), *description.sensitive])
     more = listed(keep)
     check_columns(table, {"--keep": more})
@@ -90,7 +93,7 @@ def load_map(path: Path) -> tuple[FairSteeringTransformer | IdealDistributionCla
     Parameters
     ----------
     path : Path
-        What ``fairsteer steer --model`` wrote.
+        What ``fairsteer steer --model`` wrote; ``-`` is standard input.
 
     Returns
     -------
@@ -99,13 +102,8 @@ def load_map(path: Path) -> tuple[FairSteeringTransformer | IdealDistributionCla
     description : TableDescription
         The preprocessing.
     """
-    try:
-        fitted = persistence.load(path)
-        description = TableDescription.from_json(persistence.read_extra(path), path)
-    except FileNotFoundError:
-        raise UsageError(f"there is no map {path}.") from None
-    except (ImportError, ValueError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+    fitted, extra = load_saved(path, "map")
+    description = TableDescription.from_json(extra or None, name_of(path))
     if not isinstance(fitted, (FairSteeringTransformer, IdealDistributionClassifier)):
         raise UsageError(f"{path} holds a {type(fitted).__name__}, not a map that fairsteer steer wrote.")
     return fitted, description

@@ -66,7 +66,7 @@ def audit_file(
     with (
         library_problems(),
         quoting_warnings(lambda _: None),
-        report.progress("cross-validation", settings.folds) as advance,
+        report.progress("cross-validation", settings.folds + 2) as advance,  # and what is made of it
     ):
         result, held_out = report_beside(
             contest.methods,
@@ -97,6 +97,7 @@ def audit_file(
             min_rows=settings.min_rows,
             confidence_level=confidence,
         )
+        advance(2)
     table, choice = choice_of(comparison)
     result = replace(result, tables={**result.tables, "choice": table}, choice=choice)
     report.say(result)

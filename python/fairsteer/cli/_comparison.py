@@ -268,6 +268,7 @@ def compare(
         prepare=prepare,
         advance=advance,
         optional=contest.optional,
+        keep=False,
     )
     return contest.result(held_out, X, y, groups, positive=positive, min_rows=min_rows)
 

@@ -63,6 +63,8 @@ def explain_file(
     report = Reporter(as_json=as_json)
     fitted: Any
     if model is not None:
+        if str(model) == str(settings.file) == "-":
+            raise UsageError("--model and FILE are both standard input; name a file for one.")
         own = [name for name in given if name not in ("separator", "decimal", "encoding", "na_values", "memory")]
         if own or align is not None:
             option = "align" if not own else own[0].replace("_", "-")

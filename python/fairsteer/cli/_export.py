@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fairsteer import persistence
 from fairsteer.export import export_affine, export_onnx
 
 from . import UsageError, count
@@ -14,6 +13,7 @@ from ._fitting import library_problems, read_problem
 from ._options import Settings
 from ._printing import Reporter
 from ._reading import format_of
+from ._saved import load_saved
 from ._writing import as_path, check_output, is_standard_output, is_stream
 
 __all__ = ["export_map"]
@@ -65,7 +65,8 @@ def export_map(settings: Settings, given: list[str], *, to: str, out: Path, forc
 
 
 def _steering(settings: Settings, given: list[str], report: Reporter) -> Any:
-    if format_of(settings.file) is not None or str(settings.file) == "-":
+    piped_table = str(settings.file) == "-" and not {"target", "sensitive"}.isdisjoint(given)
+    if format_of(settings.file) is not None or piped_table:
         for option in ("target", "sensitive"):
             if option not in given:
                 raise UsageError(
@@ -73,12 +74,7 @@ def _steering(settings: Settings, given: list[str], report: Reporter) -> Any:
                 )
         problem = read_problem(settings, report, steers_all=settings.unknown_group not in (None, "error"))
         return problem.fit(report)
-    try:
-        saved = persistence.load(settings.file)
-    except FileNotFoundError:
-        raise UsageError(f"there is no map {settings.file}.") from None
-    except (ImportError, ValueError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+    saved, _ = load_saved(settings.file, "map")
     steering = getattr(saved, "steering_", saved)  # a classifier moves rows by its steering; its rule is no map
     changed = {"unknown_group": settings.unknown_group, "strength": settings.strength}
     changed = {name: value for name, value in changed.items() if name in given}

@@ -117,7 +117,9 @@ class Problem:
 
     def prepare(self, may_learn: NDArray[np.bool_]) -> pd.DataFrame:
         """Features of the usable rows, gaps filled with the medians of some of them, as a fold needs them."""
-        return self.encoder.refitted(self.usable, may_learn).encode(self.usable)
+        encoder = self.encoder.refitted(self.usable, may_learn)
+        # Without gaps there is nothing to learn: all folds have the same features, in the same memory.
+        return self.features if encoder is self.encoder else encoder.encode(self.usable)
 
     def fit(
         self, report: Reporter, align: Alignment | None = None, checkpoint: Checkpoint | None = None
@@ -196,7 +198,8 @@ def read_problem(
     """
     memory = parse_memory(settings.memory) if memory is None else memory
     reading = reading_of(settings) if like is None else like.reading(reading_of(settings))
-    source = open_table(settings.file, reading, report.note, memory)
+    with report.busy(f"reading {settings.file.name}"):
+        source = open_table(settings.file, reading, report.note, memory)
     settings = replace(
         settings,
         sensitive=_columns(settings.sensitive, source.names),
@@ -237,20 +240,19 @@ def read_problem(
     if like is not None:
         encoder = like.encoder
     else:
-        encoder = TableEncoder.fit(
-            usable,
-            exclude=[settings.target, *settings.sensitive, *settings.drop, *settings.keep],
-            categorical=settings.categorical,
-            max_categories=settings.max_categories,
-            tell=report.note,
-        )
+        with report.busy("looking at columns"):
+            encoder = TableEncoder.fit(
+                usable,
+                exclude=[settings.target, *settings.sensitive, *settings.drop, *settings.keep],
+                categorical=settings.categorical,
+                max_categories=settings.max_categories,
+                tell=report.note,
+            )
         if isinstance(source, LargeTable) and len(table) < n_rows:
             encoder = _of_all_rows(source, encoder, usable, question, settings, report)
     encoder.tell_gaps(encoder.gaps(table), report.note, unseen=like is not None)
     encoder.tell_leaks(usable, question.y, report.note)
     features = encoder.encode(usable)
-    if not part:
-        _tell_few_rows(settings, question, features.shape[1], report.note)
     return Problem(settings, source, n_rows, table, usable, question, encoder, features, steering)
 
 
@@ -500,17 +502,3 @@ def steering_of(
         strength=settings.strength,
         max_time=settings.max_time,
     )
-
-
-def _tell_few_rows(settings: Settings, question: Question, n_features: int, tell: Callable[[str], None]) -> None:
-    if settings.covariance == "diagonal":
-        return
-    full = settings.covariance == "full"
-    rows = question.counts.min(axis=1) if full else question.counts.sum(axis=1)
-    few = [f"{label_text(label)} {n:,}" for label, n in zip(question.labels, rows, strict=True) if n < n_features]
-    if few:
-        tell(
-            f"there are fewer rows than features ({n_features:,}) in {'a class of ' if full else ''}"
-            f"{'; '.join(few[:5])}{'; …' if len(few) > 5 else ''}: their covariances are mostly shrinkage, and the "
-            "certificate says little; --drop features, or --covariance diagonal."
-        )

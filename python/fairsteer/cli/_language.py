@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from . import UsageError, count
 
@@ -111,7 +111,7 @@ def load_model(path: Path, *, dtype: str, device: str, generates: bool, command:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder, where = path, {"local_files_only": True}
+    folder, where = path, cast("dict[str, Any]", {"local_files_only": True})
     if path.is_file():
         folder, where = path.parent, {**where, "gguf_file": path.name}
     try:

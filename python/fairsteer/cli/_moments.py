@@ -23,6 +23,7 @@ from ._large import LargeTable
 from ._options import Maps, Rows, Settings
 from ._printing import Reporter, fit_values
 from ._question import group_named
+from ._saved import load_saved
 from ._steer import map_file
 from ._streams import Checkpoint
 from ._table import NumericColumn, TableDescription
@@ -183,7 +184,7 @@ def _noise(noise: tuple[float | None, float | None, float | None], like: Path | 
             f"--epsilon and --clip must be positive and --delta between 0 and 1, not {epsilon:g}, {clip:g} and "
             f"{delta:g}."
         )
-    value = _load(like)[0]
+    value = load_saved(like, "file")[0]
     moments = getattr(value, "moments_", value)
     if isinstance(moments.coordinates, Coordinates):  # those of a map that was standardised, or have noise themselves
         moments = _in_units(moments, moments.coordinates)
@@ -261,17 +262,8 @@ def _saved(value: Any, extra: dict[str, Any]) -> bytes:
         return path.read_bytes()
 
 
-def _load(path: Path) -> tuple[Any, dict[str, Any]]:
-    try:
-        return persistence.load(path), persistence.read_extra(path) or {}
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {path}.") from None
-    except (ImportError, ValueError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
-
-
 def _description(path: Path) -> TableDescription:
-    return TableDescription.from_json(_load(path)[1] or None, path)
+    return TableDescription.from_json(load_saved(path, "file")[1] or None, path)
 
 
 # ---- merging
@@ -303,7 +295,7 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool, as
     if out.suffix != ".safetensors" and not is_stream(out):
         raise UsageError(f"the map {out} must end in .safetensors, which is its format.")
     check_outputs([("--out", out)], sources=files, force=force)
-    loaded = [(path, *_load(path)) for path in files]
+    loaded = [(path, *load_saved(path, "file")) for path in files]
     descriptions = []
     for path, moments, extra in loaded:
         if not isinstance(moments, SubgroupMoments):

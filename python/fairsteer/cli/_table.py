@@ -204,16 +204,18 @@ class TableEncoder:
         Returns
         -------
         TableEncoder
+            This very one, if the table has no gap to fill.
         """
         columns: list[FeatureColumn] = []
         for described in self.columns:
+            columns.append(described)
             if isinstance(described, NumericColumn):
-                values = table.column(described.name).numbers()[rows]
-                present = values[~np.isnan(values)]
-                columns.append(NumericColumn(described.name, float(np.median(present)) if len(present) else 0.0))
-            else:
-                columns.append(described)
-        return TableEncoder(tuple(columns), self.identifiers)
+                values = table.column(described.name).numbers()
+                if (missing := np.isnan(values)).any():
+                    present = values[rows & ~missing]
+                    columns[-1] = NumericColumn(described.name, float(np.median(present)) if len(present) else 0.0)
+        unchanged = all(new is old for new, old in zip(columns, self.columns, strict=True))
+        return self if unchanged else TableEncoder(tuple(columns), self.identifiers)
 
     @property
     def encoded_names(self) -> list[str]:

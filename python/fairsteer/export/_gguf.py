@@ -81,6 +81,7 @@ def export_control_vector(
         msg = "There are no layers to write: pass {block: what shifts it}."
         raise ValueError(msg)
     shifts = {}
+    block: Any
     for block, source in sorted(layers.items()):
         if isinstance(block, bool) or not isinstance(block, (int, np.integer)) or block < 1:
             msg = (

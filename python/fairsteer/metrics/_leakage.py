@@ -163,12 +163,10 @@ def group_leakage(
 
     Examples
     --------
-    >>> import numpy as np
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.metrics import group_leakage
-    >>> rng = np.random.default_rng(0)
-    >>> group = rng.choice(["a", "b"], 2000)
-    >>> X = rng.normal(size=(2000, 3)) + 2.0 * (group == "b")[:, None]
-    >>> found = group_leakage(X, np.repeat([0, 1], 1000), sensitive_features=group)
+    >>> X, y, group = make_biased_groups(2000, groups=["a", "b"], shift=3.5, random_state=0)
+    >>> found = group_leakage(X, y, sensitive_features=group)
     >>> bool(found.largest.lower > 0.8), found.pairs
     (True, [(0, 'a', 'b'), (1, 'a', 'b')])
     """

@@ -388,23 +388,23 @@ class SubgroupMoments:
             raise ValueError(msg)
         if lies_elsewhere(X) and self._mixed is None and has_double(X):
             return self._update_there(X, to_numpy(y_codes), to_numpy(group_codes), to_numpy(sample_weight))
-        X = np.asarray(to_numpy(X))
-        if X.dtype not in (np.float16, np.float32, np.float64) or not X.dtype.isnative:
-            X = X.astype(np.float64)
-        X = with_whole_strides(X)
+        rows: NDArray[Any] = np.asarray(to_numpy(X))
+        if rows.dtype not in (np.float16, np.float32, np.float64) or not rows.dtype.isnative:
+            rows = rows.astype(np.float64)
+        rows = with_whole_strides(rows)
         y, a, weights = self._codes_and_weights(
-            len(X), to_numpy(y_codes), to_numpy(group_codes), to_numpy(sample_weight)
+            len(rows), to_numpy(y_codes), to_numpy(group_codes), to_numpy(sample_weight)
         )
-        if self.clip is not None and X.ndim == 2:
-            X = clipped(X, self.clip)
+        if self.clip is not None and rows.ndim == 2:
+            rows = clipped(rows, self.clip)
         self._make_writable()
         if self._mixed is not None:
             mixed = tuple(np.array(sums) for sums in self._mixed)
-            add_rows((mixed[0], mixed[1]), (self.weights, self.means, self._scatters), X, y, a, weights)
+            add_rows((mixed[0], mixed[1]), (self.weights, self.means, self._scatters), rows, y, a, weights)
         of_cells, weights = self._weighted(y, a, weights)
         try:
             with own_threads() as n_threads:
-                _core.update_moments(self.covariance, self._sums(), X, y, a, weights, n_threads)
+                _core.update_moments(self.covariance, self._sums(), rows, y, a, weights, n_threads)
         except _core.NumericalError as error:
             what, k, g = error.args
             where = f"group {self.groups.tolist()[g]!r}"

@@ -75,6 +75,7 @@ def predict_held_out(
     prepare: Prepare | None = None,
     advance: Callable[[int], None] = lambda _: None,
     optional: Collection[Any] = (),
+    keep: bool = True,
 ) -> HeldOut:
     """Predict every row by fits on the other folds, by several methods on the same folds.
 
@@ -99,6 +100,8 @@ def predict_held_out(
         Called with 1 after every fold.
     optional : collection
         Names of methods that are left out if some fold has too few rows for them.
+    keep : bool, default=True
+        Whether `HeldOut.trials` have what was fitted, and the features of every fold.
 
     Returns
     -------
@@ -112,7 +115,7 @@ def predict_held_out(
     """
     methods = {name: _as_method(method) for name, method in methods.items()}
     rows = read_rows(methods, X, y, sensitive_features, sample_weight)
-    return run_methods(methods, rows, cv, prepare, advance, optional=optional)
+    return run_methods(methods, rows, cv, prepare, advance, optional=optional, keep=keep)
 
 
 def _as_method(method: Any) -> Any:
@@ -159,9 +162,9 @@ class Trial(NamedTuple):
     test: npt.NDArray[np.intp]
     """Positions among the rows that take part."""
     fitted: dict[Any, Any]
-    """What was fitted without them: the steering of a method, or a classifier."""
+    """What was fitted without them: the steering of a method, or a classifier; nothing where it was not kept."""
     values: Floats | None
-    """Features of all rows, as a steering sees them."""
+    """Features of all rows, as a steering sees them; None where they were not kept."""
 
 
 def measure_strengths(
@@ -319,10 +322,12 @@ def run_methods(
     predict: bool = True,
     optional: Collection[Any] = (),
     probable: Collection[Any] = (),
+    keep: bool = True,
 ) -> HeldOut:
     """Fit and predict, fold by fold; without anything to predict only steerings are fitted.
 
-    Methods named in `optional` are left out if a fold refuses them; those in `probable` give probabilities too.
+    Methods named in `optional` are left out if a fold refuses them; those in `probable` give probabilities too. What
+    was fitted, and the features of every fold, is kept for who asks afterwards, unless `keep` is False.
     """
     methods = dict(methods)
     y_codes = np.zeros(len(rows.codes), dtype=np.intp)
@@ -353,9 +358,12 @@ def run_methods(
                         proba[name].append(fold.proba(method))
                 elif isinstance(method, Method) and method.steering is not None:
                     fold.fitted_steering(method)
-            fitted = {name: fold.fitted(method) for name, method in methods.items()}
-            steering = next((s for s in map(fitted_steering, fitted.values()) if s is not None), None)
-            values = rows.values if steering is None else fold.read_values(steering)
+            fitted: dict[Any, Any] = {}
+            values = None
+            if keep:
+                fitted = {name: fold.fitted(method) for name, method in methods.items()}
+                steering = next((s for s in map(fitted_steering, fitted.values()) if s is not None), None)
+                values = rows.values if steering is None else fold.read_values(steering)
         trials.append(Trial(fold.test, fitted, values))
         advance(1)
     if not trials:

@@ -205,7 +205,9 @@ class ArrowRows(Stream):
         constants = arrow.get_partition_keys(fragment.partition_expression)
         groups = [group.id for group in fragment.row_groups]
         # A buffer a column instead of all bytes of the row group.
-        with parquet.ParquetFile(fragment.open(), metadata=fragment.metadata, buffer_size=2**13) as file:
+        with parquet.ParquetFile(
+            fragment.open(), metadata=fragment.metadata, buffer_size=2**13, pre_buffer=False
+        ) as file:
             stored = [name for name in columns if name in file.schema_arrow.names and name not in constants]
             # Some column has to be read, to know how many rows there are.
             read = stored or file.schema_arrow.names[:1]

@@ -23,7 +23,8 @@ class _Map(NamedTuple):
     def is_shift(self) -> bool:
         """Whether features are only shifted."""
         one = torch.eye(len(self.A), dtype=self.A.dtype) if self.A.ndim == 2 else torch.ones_like(self.A)
-        return torch.equal(self.A, one)
+        same: bool = torch.equal(self.A, one)
+        return same
 
 
 class FoldedSteering:
@@ -148,11 +149,11 @@ def fold_into(
 
 
 def _kind(module: nn.Module) -> str:
-    for known in (nn.Linear, nn.Embedding, nn.LayerNorm):
+    for name, known in (("Linear", nn.Linear), ("Embedding", nn.Embedding), ("LayerNorm", nn.LayerNorm)):
         # Quantised layers are subclasses whose weights are no numbers.
         weight = module.weight if isinstance(module, known) else None
         if isinstance(weight, Tensor) and weight.is_floating_point():
-            return known.__name__
+            return name
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return "Conv1D"
     msg = (

@@ -580,7 +580,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin
             for start in range(0, num_rows(rows), max(1, n_rows)):
                 some = slice(start, start + n_rows)
                 weight = None if batch.sample_weight is None else batch.sample_weight[some]
-                moments.update(rows[some], batch.y_codes[some], batch.group_codes[some], weight)
+                moments.update(rows[some, :], batch.y_codes[some], batch.group_codes[some], weight)
             return moments
         except ValueError as error:  # that names the subgroup
             sizes, names = np.abs(to_numpy(rows)).max(axis=0), self._feature_names()

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fairsteer._utils.arrays import to_numpy
 from fairsteer._utils.estimators import Interval, StrOptions
-from fairsteer._utils.input import as_given, few, num_rows
+from fairsteer._utils.input import as_given, few, num_rows, warn_caller
 from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
@@ -348,6 +348,8 @@ class FairSteeringTransformer(GroupMapTransformer):
             cells = self.moments_
         if len(self.groups_) == 1:
             return solution
+        if final:
+            self._warn_of_few_rows()
         quantiles = batch if sample is None else sample
         if self._map_type != "monotone" or quantiles is None:
             ideal = solution.maps
@@ -407,6 +409,21 @@ class FairSteeringTransformer(GroupMapTransformer):
         if intensity is not None:
             intensity = np.broadcast_to(intensity, own.weights.shape)
         return replace(ideal, cells=CellGaussians(own, intensity, chance=1.0))
+
+    def _warn_of_few_rows(self) -> None:
+        """Warn of groups, or with full covariances of classes in them, that have fewer rows than there are features."""
+        moments = self._merged(self.moments_)
+        if self.covariance == "diagonal" or self.small_subgroups == "pool":
+            return
+        full, d = self.covariance == "full", moments.n_features
+        rows = np.where(moments.weights > 0, moments.sizes, np.inf).min(axis=0) if full else moments.sizes.sum(axis=0)
+        small = [f"{label!r} ({n:,.0f})" for label, n in zip(moments.groups.tolist(), rows, strict=True) if n < d]
+        if small:
+            warn_caller(
+                f"There are fewer rows than the {d} features in {'a class of ' if full else ''}the group "
+                f"{few(small, 5)}: covariances are mostly shrinkage, and the certificate says little. Use fewer "
+                "features, or covariance='diagonal', and trust gaps measured on held-out rows only."
+            )
 
     def _warn_of_misfit(self, ideal: IdealDistribution, rows: Any, batch: Batch | None) -> None:
         """Compare the certificate of the model with that of the subgroups' own Gaussians."""
