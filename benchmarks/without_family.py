@@ -13,6 +13,7 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def against_the_conic_solver(n_problems: int) -> list[str]:
         n_groups = 2 + seed % 3
         logits, laws, shares = problem(seed, n_groups)
         optimum, seconds = conic(laws, expit(logits), shares)
-        found, fast = fastest(lambda given=(logits, laws, shares): ours(*given), 5)
+        found, fast = fastest(partial(ours, logits, laws, shares), 5)
         difference = found["kl_divergence"] - optimum
         worst = max(worst, abs(difference))
         ratios[n_groups].append(seconds / fast)
@@ -153,7 +154,7 @@ def time_and_memory() -> list[str]:
         x[:, 0] += 0.5 * (group % 4)
         s = softmax(x, axis=1)
         given = s[:, 1].copy() if n_classes == 2 else s
-        _, seconds = fastest(lambda given=given, group=group: nearest_ideal_posterior(given, group), 2)
+        _, seconds = fastest(partial(nearest_ideal_posterior, given, group), 2)
         tracemalloc.start()
         nearest_ideal_posterior(given, group)
         peak = tracemalloc.get_traced_memory()[1]
@@ -161,7 +162,7 @@ def time_and_memory() -> list[str]:
         lines.append(f"| {n:,} | {n_groups} | {n_classes} | {seconds:.2f} | {max(0, peak - 2**20) / n:.0f} |")
     lines += ["", "| points of a rough grid | groups | CPU, ms |", "|---|---|---|"]
     for n, n_groups in ((150, 2), (150, 4), (400, 2), (400, 3), (400, 4)):
-        slowest = max(fastest(lambda k=k, n=n, G=n_groups: ours(*problem(k, G, n)), 1)[1] for k in range(4))
+        slowest = max(fastest(partial(ours, *problem(k, n_groups, n)), 1)[1] for k in range(4))
         lines.append(f"| {n} | {n_groups} | {1e3 * slowest:.0f} |")
     return lines
 
