@@ -521,8 +521,9 @@ def test_pipelines_are_kept_by_skops(rows: Any) -> None:
         IdealDistributionClassifierCV(logistic, steer, candidates={"steering__strength": [0, 1]}, cv=2),
         ScoreAligner(make_pipeline(steer, logistic), sensitive_columns=["sex"]),
         ScoreAligner(make_pipeline(steer, logistic), sensitive_columns=["sex"], calibrate=True),
+        IdealPosteriorClassifier(make_pipeline(steer, logistic), sensitive_columns=["sex"], posterior="pooled", cv=2),
     ):
-        target = y if "calibrate=True" in str(saved) else y > 0
+        target = y if "calibrate=True" in str(saved) or "pooled" in str(saved) else y > 0
         content = skops.dumps(saved.fit(frame, target))
         assert set(skops.get_untrusted_types(data=content)) <= set(persistence.SKOPS_TYPES)
         loaded = skops.loads(content, trusted=persistence.SKOPS_TYPES)
