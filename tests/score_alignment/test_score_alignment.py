@@ -579,6 +579,7 @@ def test_small_strata_need_no_row_in_every_fold() -> None:
     assert np.isfinite(aligner.predict_proba(X, sensitive_features=group)).all()
 
 
+@pytest.mark.filterwarnings("ignore:There are fewer rows than the .* features in the group 5")
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_a_group_of_one_row_is_treated_as_the_others_together(n_classes: int, constraint: Any) -> None:

@@ -1008,11 +1008,17 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin
         return list(self.get_feature_names_out())
 
 
+def is_identifier(moments: SubgroupMoments) -> bool:
+    """Tell groups that are no groups, for most of them have a row or a few."""
+    rows = moments.group_sizes
+    return len(rows) > 2 and bool((rows <= 1).mean() > 0.5 or (len(rows) >= 20 and rows.mean() < 5))
+
+
 def _warn_of_identifier(moments: SubgroupMoments, *, can_join: bool) -> None:
     """Warn of groups that are no groups: with a row each, all rows would move to one point."""
     rows = moments.group_sizes
     alone = int((rows <= 1).sum())
-    if len(rows) > 2 and (alone > len(rows) / 2 or (len(rows) >= 20 and rows.mean() < 5)):
+    if is_identifier(moments):
         join = ", or join small ones by small_subgroups='merge' and min_subgroup_size=…" if can_join else ""
         warn_caller(
             f"There are {len(rows)} groups with {rows.mean():.3g} rows each on average, {alone} with a single row "

@@ -21,7 +21,7 @@ from fairsteer.ideal import MapType as GaussianMapType
 from fairsteer.ideal._certificate import CellGaussians, moved_certificate
 from fairsteer.moments import SubgroupMoments
 from fairsteer.streams import Stream
-from fairsteer.transformer._base import GroupMapTransformer, Solution
+from fairsteer.transformer._base import GroupMapTransformer, Solution, is_identifier
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
 from fairsteer.transformer._misfit import ModelRows, warn_of_misfit
@@ -413,7 +413,7 @@ class FairSteeringTransformer(GroupMapTransformer):
     def _warn_of_few_rows(self) -> None:
         """Warn of groups, or with full covariances of classes in them, that have fewer rows than there are features."""
         moments = self._merged(self.moments_)
-        if self.covariance == "diagonal" or self.small_subgroups == "pool":
+        if self.covariance == "diagonal" or self.small_subgroups == "pool" or is_identifier(self.moments_):
             return
         full, d = self.covariance == "full", moments.n_features
         rows = np.where(moments.weights > 0, moments.sizes, np.inf).min(axis=0) if full else moments.sizes.sum(axis=0)
