@@ -282,7 +282,8 @@ def test_groups_are_a_keyword(name: str) -> None:
 def test_classes_are_needed(name: str) -> None:
     with pytest.raises(ValueError, match="requires y to be passed"):
         ESTIMATORS[name]().fit(X, None, sensitive_features=GROUP)
-    with pytest.raises((TypeError, ValueError), match="'y'|requires y to be passed"):  # streams may bring classes along
+    # Where streams may bring classes along, `y` has a default.
+    with pytest.raises((TypeError, ValueError), match=r"'y'|requires y to be passed"):
         ESTIMATORS[name]().fit(X, sensitive_features=GROUP)
 
 
