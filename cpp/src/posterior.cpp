@@ -21,9 +21,10 @@ constexpr double kSlack = 0.1;        // of the dual constraints at the start
 constexpr double kDenseSpeed = 4.0;   // of BLAS, against loops over a band
 constexpr double kToBoundary = 0.99;  // how much of the way to the boundary a step may go
 constexpr double kStop = 0.01;        // of the tolerance, so that small masses are settled too
-constexpr double kRidge = 1e-14;      // relative, of a dense matrix
-constexpr double kLoose = 0.1;        // residual below which costs say something about shares
-constexpr double kNear = 10;          // of the tolerance, where rounding ends all progress
+constexpr double kRidge = 1e-14;  // relative, of a dense matrix; the first of those that are tried
+constexpr int kRidges = 7;        // each a hundred times the one before
+constexpr double kLoose = 0.1;    // residual below which costs say something about shares
+constexpr double kNear = 10;      // of the tolerance, where rounding ends all progress
 constexpr double kWorthKeeping = 1e-4;
 constexpr int kMostStalls = 10;      // steps without progress
 constexpr double kSum = 1e-9;        // how far sums of probabilities may be from one
@@ -48,9 +49,11 @@ class ScaledMatrix {
     scale_ = lower.diagonal().unaryExpr([](double x) { return x > 0 ? 1 / std::sqrt(x) : 0.0; });
     lower = scale_.asDiagonal() * lower * scale_.asDiagonal();
     // A direction without curvature is not moved along.
-    for (double ridge = kRidge; ridge < 1; ridge *= 100) {
+    double ridge = kRidge;
+    for (int i = 0; i < kRidges; ++i) {
       lower.diagonal().setConstant(1 + ridge);
       if (factor_.compute(lower)) return;
+      ridge *= 100;
     }
     lower.setIdentity();
     factor_.compute(std::move(lower));
