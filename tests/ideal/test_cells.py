@@ -132,6 +132,7 @@ def test_every_cost_matrix_is_fair_on_samples_of_the_ideal(
     assert isinstance(ideal, IdealPosteriorCells)
     rng = np.random.default_rng(2)
     t, weight = ideal.ideal_posterior(s, group), ideal.sample_weight(s, group)
+    np.testing.assert_allclose(np.bincount(group, weight) / weight.sum(), ideal.group_prior, rtol=1e-6)
     drawn = rng.choice(len(s), 100_000, p=weight / weight.sum())
     t, a = t[drawn], group[drawn]
     for _ in range(5):

@@ -833,3 +833,9 @@ def test_fewer_rows_than_features_are_worth_a_word(params: Any, named: Any) -> N
     texts = [str(one.message) for one in caught if "fewer rows than" in str(one.message)]
     assert len(texts) == (named is not None)
     assert all(named in text for text in texts)
+
+
+def test_as_many_rows_as_features_are_enough() -> None:
+    rng = np.random.default_rng(0)
+    y, group = np.repeat([0, 1, 0, 1], [8, 12, 28, 52]), np.repeat(["a", "b"], [20, 80])
+    FairSteeringTransformer().fit(rng.normal(size=(100, 20)), y, sensitive_features=group)  # warnings are errors
