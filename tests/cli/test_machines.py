@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+import typer.core
 
 from fairsteer.cli._app import app
 from fairsteer.cli._json import json_text
@@ -86,9 +87,14 @@ def test_the_numbers_are_those_of_the_text(run: Callable[..., tuple[int, str, st
     assert " ".join(found["advice"].split()) in " ".join(text.split())
 
 
+def commands() -> dict[str, Any]:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return dict(group.commands)
+
+
 def test_every_command_has_an_example_and_those_that_print_have_json() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group, which it is
-    for name, command in commands.items():
+    for name, command in commands().items():
         assert f"Example: fairsteer {name}" in command.epilog
         assert any("--json" in option.opts for option in command.params), name
 
@@ -98,9 +104,8 @@ def test_without_arguments_it_says_in_ten_lines_what_there_is(run: Callable[...,
     lines = out.splitlines()
     assert code == 0
     assert len(lines) <= 10
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group, which it is
     named = {word.strip(",") for line in lines for word in line[2:23].split()}
-    assert set(commands) <= named
+    assert set(commands()) <= named
 
 
 def test_numbers_that_json_lacks_and_labels_of_numpy() -> None:
