@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from benchmarks import datasets, smollm
 from benchmarks.prompts import OCCUPATIONS, PRONOUN_FRAMES
-from fairsteer._utils.types import MapType
 from fairsteer.baselines import LeaceTransformer, MeanMatchingTransformer
+from fairsteer.ideal import MapType
 from fairsteer.torch import SteeringModule, steering_hooks
 from fairsteer.transformer import FairSteeringTransformer
 
@@ -106,12 +106,15 @@ class Reader:
         return out
 
     def logits(self, batch: Batch, layer: int, how: nn.Module | None, groups: Any, keep: int) -> Tensor:
-        with torch.inference_mode(), smollm.above(self.model, layer) as entrance:
-            with steering_hooks(self.model, {} if how is None else {entrance: how}, sensitive_features=groups):
-                found: Tensor = self.model(
-                    inputs_embeds=batch.states[layer], attention_mask=batch.mask, use_cache=False, logits_to_keep=keep
-                ).logits
-        return found
+        states, mask = batch.states[layer], batch.mask
+        with (
+            torch.inference_mode(),
+            smollm.above(self.model, layer) as entrance,
+            steering_hooks(self.model, {} if how is None else {entrance: how}, sensitive_features=groups),
+        ):
+            found = self.model(inputs_embeds=states, attention_mask=mask, use_cache=False, logits_to_keep=keep)
+        out: Tensor = found.logits
+        return out
 
     def log_ratios(self, texts: Sequence[Batch], layer: int, how: nn.Module | None, groups: NDArray[Any]) -> Doubles:
         """Log-likelihood of "she" less that of "he"."""
