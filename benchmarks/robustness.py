@@ -283,7 +283,8 @@ def picture(found: pd.DataFrame, path: Path) -> None:
             color = "#D55E00" if method == DEFAULT else "#0072B2" if method == "ScoreAligner" else "0.45"
             ax.plot([0, line["larger_gap_ratio"]], [height, height], color=color, lw=1.5, alpha=0.5)
             ax.plot(line["larger_gap_ratio"], height, "o", color=color)
-            ax.text(2.3, height, f"{-100 * line['lost']:+.1f}".replace("-", "\N{MINUS SIGN}"), ha="right", va="center")
+            gained = f"{round(-100 * line['lost'], 1) + 0:+.1f}".replace("-", "\N{MINUS SIGN}")
+            ax.text(2.3, height, gained, ha="right", va="center")
         ax.text(2.3, -1, "accuracy", ha="right", va="center", color="0.35")
         ax.text(1, -1, "nothing", ha="center", va="center", color="0.35")
         ax.set(title=classifier, xlim=(0, 2.35), ylim=(len(_SHOWN) - 0.5, -1.5), xticks=[0, 0.5, 1, 1.5])

@@ -156,13 +156,16 @@ def _links_within_the_site(app: Any, name: str, source: list[str]) -> None:
     source[0] = text
 
 
+_WITHIN_NUMBERS = (
+    r"(?<=\d,) (?=[^\s\]]+\])| (?=[±%])|(?<=±) |(?<=\d) (?=/)|(?<=/) (?=\.?\d)"
+)
+
+
 def _numbers_in_one_piece(app: Any, tree: nodes.document, name: str) -> None:
     """In tables an interval, or a number with its error, stays on one line."""
     for entry in tree.findall(nodes.entry):
         for text in list(entry.findall(nodes.Text)):
-            whole = re.sub(
-                r"(?<=\d,) (?=[^\s\]]+\])| (?=[±%])|(?<=±) ", "\N{NO-BREAK SPACE}", text
-            )
+            whole = re.sub(_WITHIN_NUMBERS, "\N{NO-BREAK SPACE}", text)
             text.parent.replace(text, nodes.Text(whole))
 
 

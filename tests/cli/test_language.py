@@ -122,9 +122,10 @@ def test_what_language_models_md_says_to_type_runs(
     """Word for word, with a model that has two layers where the page's has thirty."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "language-models.md").read_text(encoding="utf-8")
-    (beginnings,) = [block for block in re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M) if "to_csv" in block]
+    blocks = re.findall(r"^```(python|bash)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (beginnings,) = (block for language, block in blocks if language == "python" and "to_csv" in block)
     exec(compile(beginnings, "language-models.md", "exec"), {})
-    typed = "".join(re.findall(r"^```bash\n(.*?)^```$", page, re.S | re.M)).replace("\\\n", " ").splitlines()
+    typed = "".join(block for language, block in blocks if language == "bash").replace("\\\n", " ").splitlines()
     commands = [words for line in typed if (words := shlex.split(line, comments=True))[0] == "fairsteer"]
     assert len(commands) >= 2
     for command in commands:
