@@ -7,6 +7,7 @@ attention there, in a state that is the same for all texts and hundreds of times
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -21,26 +22,29 @@ from torch import Tensor
 from benchmarks import datasets, smollm
 
 #: Tokens that a text is cut to.
-MAX_TOKENS = 64
+MAX_TOKENS = 48
 #: Follows a text. Chosen among five by the model's own accuracy on 104 of the rows.
 QUESTION = " In short, this person is known as a"
 #: Outputs that are kept, counted from the first layer.
-LAYERS = (5, 10, 15, 20, 25, 30)
+LAYERS = (2, 6, 10, 14, 18, 22, 26, 30)
 POOLS = ("mean", "last")
 #: Biographies of either gender that an occupation needs.
-MIN_ROWS = 40
-#: And that it has at most, drawn at random: the others would not make the gaps any more certain.
-MAX_ROWS = 120
+MIN_ROWS = 28
 PIECE, BATCH = 256, 32
 
 
-def table(folder: Path) -> pd.DataFrame:
-    """Biographies with text, of the occupations with enough of either gender, and no more than enough."""
+def table(folder: Path, n: int | None = None) -> pd.DataFrame:
+    """Biographies with text, of the occupations with enough of either gender; the first `n` of them.
+
+    They come in turns, at random one of each occupation and gender that has any left: so the first ones are those that
+    make gaps certain, for which the rarest count.
+    """
     rows = pd.read_parquet(folder / "biographies" / "texts.parquet", columns=["row", "text", "label", "group"])
     rows["label"], rows["group"] = rows["label"].astype(str), rows["group"].astype(str)
     fewest = pd.crosstab(rows["label"], rows["group"]).min(axis=1)
     rows = rows[rows["label"].isin(fewest[fewest >= MIN_ROWS].index)].sample(frac=1, random_state=0)
-    return rows[rows.groupby(["label", "group"]).cumcount() < MAX_ROWS].sort_index().reset_index(drop=True)
+    turn = rows.groupby(["label", "group"]).cumcount()
+    return rows.iloc[np.argsort(turn, kind="stable")[:n]].reset_index(drop=True)
 
 
 def prompts(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], int]:
@@ -87,7 +91,8 @@ def _states(model: Any, batch: dict[str, Tensor], n_question: int) -> Tensor:
 def extract(rows: pd.DataFrame, cache: Path, *, dtype: torch.dtype, minutes: float = np.inf) -> int:
     """Write the pieces that the cache lacks, for so many minutes; how many are still missing."""
     cache.mkdir(parents=True, exist_ok=True)
-    missing = [start for start in range(0, len(rows), PIECE) if not _file(cache, start).exists()]
+    files = _files(rows, cache)
+    missing = [start for start, file in files.items() if not file.exists()]
     if not missing:
         return 0
     start = time.perf_counter()
@@ -105,22 +110,29 @@ def extract(rows: pd.DataFrame, cache: Path, *, dtype: torch.dtype, minutes: flo
         if not np.isfinite(states).all():
             msg = f"states of rows {first} to {piece[-1]} are not finite"
             raise ValueError(msg)
-        partial = _file(cache, first).with_suffix(".partial")
+        partial = files[first].with_suffix(".partial")
         with partial.open("wb") as file:
             np.save(file, states)
-        partial.replace(_file(cache, first))
+        partial.replace(files[first])
         seconds = time.perf_counter() - start
         print(f"states: {piece[-1] + 1:,} of {len(rows):,} rows, {seconds:.0f} s", file=sys.stderr, flush=True)
     return len(missing)
 
 
-def _file(cache: Path, start: int) -> Path:
-    return cache / f"rows-{start:05d}.npy"
+def _files(rows: pd.DataFrame, cache: Path) -> dict[int, Path]:
+    """File of every piece, by its first row; another text or another setting makes another name."""
+    settings = f"{MAX_TOKENS} {QUESTION} {LAYERS} {POOLS}"
+    found = {}
+    for start in range(0, len(rows), PIECE):
+        texts = "\0".join(rows["text"].iloc[start : start + PIECE])
+        digest = hashlib.sha256(f"{settings}\0{texts}".encode()).hexdigest()[:12]
+        found[start] = cache / f"rows-{start:05d}-{digest}.npy"
+    return found
 
 
 def read(rows: pd.DataFrame, cache: Path) -> NDArray[np.float32]:
     """States of all rows, (rows, layers, pools, d)."""
-    return np.concatenate([np.load(_file(cache, start)) for start in range(0, len(rows), PIECE)])
+    return np.concatenate([np.load(file) for file in _files(rows, cache).values()])
 
 
 def coded(rows: pd.DataFrame) -> tuple[datasets.Codes, datasets.Codes, list[str]]:
