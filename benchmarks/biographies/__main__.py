@@ -44,9 +44,6 @@ def main() -> int:
         "--cache", type=Path, metavar="FOLDER", help="with --model: where its states are kept, and found again"
     )
     parser.add_argument("--dtype", default="bfloat16", help="with --model: its type (default: bfloat16)")
-    parser.add_argument(
-        "--folds", type=int, default=5, metavar="N", help="with --model: measure its own answers in N of five folds"
-    )
     parser.add_argument("--output", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -79,7 +76,7 @@ def _of_model(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         cache = arguments.cache or Path(folder)
         for data, lines in model.run(
-            arguments.data, cache, getattr(torch, arguments.dtype), arguments.only, arguments.folds
+            arguments.data, cache, getattr(torch, arguments.dtype), arguments.only, arguments.rows
         ):
             report.add(output, data, lines)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ POOLS = ("mean", "last")
 #: Biographies of either gender that an occupation needs.
 MIN_ROWS = 28
 PIECE, BATCH = 256, 32
+
+
+def occupations(folder: Path) -> list[str]:
+    """All occupations that there are texts of."""
+    labels = pd.read_parquet(folder / "biographies" / "texts.parquet", columns=["label"])["label"].astype(str)
+    return sorted(labels.unique().tolist())
 
 
 def table(folder: Path, n: int | None = None) -> pd.DataFrame:
@@ -91,7 +98,7 @@ def _states(model: Any, batch: dict[str, Tensor], n_question: int) -> Tensor:
 def extract(rows: pd.DataFrame, cache: Path, *, dtype: torch.dtype, minutes: float = np.inf) -> int:
     """Write the pieces that the cache lacks, for so many minutes; how many are still missing."""
     cache.mkdir(parents=True, exist_ok=True)
-    files = _files(rows, cache)
+    files = _files(rows, cache, dtype)
     missing = [start for start, file in files.items() if not file.exists()]
     if not missing:
         return 0
@@ -119,20 +126,24 @@ def extract(rows: pd.DataFrame, cache: Path, *, dtype: torch.dtype, minutes: flo
     return len(missing)
 
 
-def _files(rows: pd.DataFrame, cache: Path) -> dict[int, Path]:
+def digest(texts: Iterable[str], dtype: torch.dtype, *more: Any) -> str:
+    """Short name of some texts and of what is done to them."""
+    settings = [MAX_TOKENS, QUESTION, LAYERS, POOLS, dtype, *more]
+    return hashlib.sha256("\0".join([*map(str, settings), *texts]).encode()).hexdigest()[:12]
+
+
+def _files(rows: pd.DataFrame, cache: Path, dtype: torch.dtype) -> dict[int, Path]:
     """File of every piece, by its first row; another text or another setting makes another name."""
-    settings = f"{MAX_TOKENS} {QUESTION} {LAYERS} {POOLS}"
-    found = {}
-    for start in range(0, len(rows), PIECE):
-        texts = "\0".join(rows["text"].iloc[start : start + PIECE])
-        digest = hashlib.sha256(f"{settings}\0{texts}".encode()).hexdigest()[:12]
-        found[start] = cache / f"rows-{start:05d}-{digest}.npy"
-    return found
+    texts = rows["text"].tolist()
+    return {
+        start: cache / f"rows-{start:05d}-{digest(texts[start : start + PIECE], dtype)}.npy"
+        for start in range(0, len(rows), PIECE)
+    }
 
 
-def read(rows: pd.DataFrame, cache: Path) -> NDArray[np.float32]:
+def read(rows: pd.DataFrame, cache: Path, dtype: torch.dtype) -> NDArray[np.float32]:
     """States of all rows, (rows, layers, pools, d)."""
-    return np.concatenate([np.load(file) for file in _files(rows, cache).values()])
+    return np.concatenate([np.load(file) for file in _files(rows, cache, dtype).values()])
 
 
 def coded(rows: pd.DataFrame) -> tuple[datasets.Codes, datasets.Codes, list[str]]:
