@@ -49,6 +49,8 @@ def main() -> int:
     if arguments.data is None:
         parser.error("this needs real data: name their folder by --data or the variable FAIRSTEER_DATA")
     warnings.filterwarnings("ignore", "Gaps of", UserWarning)  # the budget reached is in the tables
+    # Shares matter to weights, which are not taken here: the maps may well move one gender alone.
+    warnings.filterwarnings("ignore", "The nearest ideal distribution all but leaves out", UserWarning)
     warnings.filterwarnings("ignore", "The divergence did not converge", UserWarning)  # of the slow maps
     if arguments.model is not None:
         return _of_model(arguments)

@@ -2,9 +2,10 @@
 
 *Probes*: states of each layer, as they are where a hook would steer them; every method takes the features at one scale,
 and so does the probe, which is trained on steered rows. Five folds; the gap is that of all rows, each predicted by
-what was fitted to the others. Gender known, inferred or withheld.
+what was fitted to the others. Gender known; in the layers whose unsteered probe is the most accurate, one for each
+pool, inferred or withheld as well, and with another probe.
 
-*Aligned*: the layer whose unsteered probe is the most accurate, its scores aligned besides. What is measured are two
+*Aligned*: the more accurate of those two layers, its scores aligned besides. What is measured are two
 halves, each by the other, and gaps within a half: the alignment of a fold makes up for the chance of the others.
 
 *By the model itself*: the likelihood of every occupation's name, all its tokens, after the text and a question, with
@@ -52,6 +53,7 @@ C = 0.003
 ITSELF, ASKED = (14, 22), 800
 BATCH = 32
 BY_ITSELF = "SmolLM2 by itself"
+LAYERS, ALIGNED = "layers", "aligned"
 
 
 #: The beginning of the page.
@@ -72,9 +74,9 @@ HEAD = (
 )
 
 
-def methods() -> list[Method]:
+def methods(unknown_group: str = "infer") -> list[Method]:
     """Methods, all of which take the columns at one scale: as they are, a few are hundreds of times the others."""
-    scale: dict[str, Any] = {"feature_transform": StandardScaler(), "unknown_group": "infer"}
+    scale: dict[str, Any] = {"feature_transform": StandardScaler(), "unknown_group": unknown_group}
     return [
         Method(ORIGINAL),
         Method(MEAN, MeanMatchingTransformer(**scale)),
@@ -111,34 +113,41 @@ def layer_data(rows: pd.DataFrame, all_states: Floats) -> dict[tuple[int, str], 
 
 
 def scores(
-    method: Method, data: Biographies, train: NDArray[Any], test: NDArray[Any]
+    method: Method, data: Biographies, train: NDArray[Any], test: NDArray[Any], *, brief: bool = False
 ) -> dict[bios.Key, NDArray[np.float64]]:
-    """Log-probabilities of the classes for some rows, by what is fitted to others: by probe and gender."""
+    """Log-probabilities of the classes for some rows, by what is fitted to others: by probe and gender.
+
+    `brief`: by the better probe alone, gender known where it is needed.
+    """
     X, group = data.X[test], data.group[test]
-    told: dict[Gender, Floats] = {"withheld": X}
     rows = data.X[train]
+    told: dict[Gender, Floats] = {"withheld": X}
     if method.transformer is not None:
         change = clone(method.transformer).fit(rows, data.y[train], sensitive_features=data.group[train])
         rows = change.transform(rows, sensitive_features=data.group[train])
-        told = {"withheld": change.transform(X)}
-        if method.needs_gender:
-            told = {"known": change.transform(X, sensitive_features=group), "inferred": change.transform(X)}
-            told["withheld"] = X
+        if not method.needs_gender:
+            told = {"withheld": change.transform(X)}
+        elif brief:
+            told = {"known": change.transform(X, sensitive_features=group)}
+        else:
+            told["known"], told["inferred"] = change.transform(X, sensitive_features=group), change.transform(X)
     found: dict[bios.Key, NDArray[np.float64]] = {}
     for rule, probe in probes().items():
+        if brief and rule != LDA:
+            continue
         probe.fit(rows, data.y[train])
         for gender, own in told.items():
             found[rule, gender] = probe.predict_log_proba(own)
     return found
 
 
-def unaligned(data: Biographies, chosen: Sequence[Method]) -> Iterator[Line]:
+def unaligned(data: Biographies, chosen: Sequence[Method], *, brief: bool = False) -> Iterator[Line]:
     """Predictions of every fold by what is fitted to the others."""
     for method in chosen:
         found: dict[bios.Key, Codes] = {}
         for j in data.measured:
             train, test = data.fold != j, data.fold == j
-            for key, values in scores(method, data, train, test).items():
+            for key, values in scores(method, data, train, test, brief=brief).items():
                 found.setdefault(key, np.full(len(data.y), -1))[test] = values.argmax(axis=1)
         for (rule, gender), predicted in found.items():
             yield Line(method.name, rule, gender, False, method.ours, predicted, float("nan"))
@@ -348,21 +357,23 @@ def zero_shot(
 def run(
     folder: Path, cache: Path, dtype: torch.dtype, only: str | None = None, n_rows: int | None = None
 ) -> Iterator[tuple[Biographies, list[Line]]]:
-    """All tables, one at a time; `only` one of them by its name, or `aligned`."""
+    """All tables, one at a time; `only` one of them by its name, or the `layers`, or `aligned`."""
     rows = states.table(folder, n_rows)
     states.extract(rows, cache, dtype=dtype)
     data = layer_data(rows, states.read(rows, cache, dtype))
-    for own in data.values():
-        if only in (None, own.name):
-            start = time.perf_counter()
+    best = {} if only == BY_ITSELF else best_layers(data)
+    for key, own in data.items():
+        if only in (None, LAYERS, own.name):
+            start, brief = time.perf_counter(), key not in best
             together = replace(own, fold=np.zeros_like(own.fold), measured=(0,))
-            yield together, held_to_the_best(together, list(unaligned(own, methods())))
+            lines = list(unaligned(own, methods("error" if brief else "infer"), brief=brief))
+            yield together, held_to_the_best(together, lines)
             print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    if only in (None, "aligned"):
-        best, start = data[best_layer(data)], time.perf_counter()
-        best = replace(halves(best), name=f"{best.name}, aligned")
-        yield best, held_to_the_best(best, list(aligned(best, methods())))
-        print(f"aligned: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    if only in (None, ALIGNED):
+        key, start = max(best, key=lambda key: best[key]), time.perf_counter()
+        own = replace(halves(data[key]), name=f"{data[key].name}, {ALIGNED}")
+        yield own, held_to_the_best(own, list(aligned(own, methods())))
+        print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if only in (None, BY_ITSELF):
         steered = {layer: data[layer, "last"] for layer in ITSELF}
         first = steered[ITSELF[0]]
@@ -372,13 +383,18 @@ def run(
         yield replace(first, name=BY_ITSELF, fold=asked, measured=(0,)), lines
 
 
-def best_layer(data: dict[tuple[int, str], Biographies]) -> tuple[int, str]:
-    """Layer and pool of the most accurate probe before anything is steered."""
-
-    def accuracy(own: Biographies) -> float:
-        return max(float((line.predicted == own.y).mean()) for line in unaligned(own, [Method(ORIGINAL)]))
-
-    return max(data, key=lambda key: accuracy(data[key]))
+def best_layers(data: dict[tuple[int, str], Biographies]) -> dict[tuple[int, str], float]:
+    """Layer of each pool whose probe is the most accurate before anything is steered, and that accuracy."""
+    found: dict[tuple[int, str], float] = {}
+    for pool in states.POOLS:
+        accuracy = {}
+        for key, own in data.items():
+            if key[1] == pool:
+                (line,) = unaligned(own, [Method(ORIGINAL)], brief=True)
+                accuracy[key] = float((line.predicted == own.y).mean())
+        key = max(accuracy, key=lambda key: accuracy[key])
+        found[key] = accuracy[key]
+    return found
 
 
 def held_to_the_best(data: Biographies, lines: list[Line]) -> list[Line]:
