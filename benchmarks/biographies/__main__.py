@@ -34,7 +34,9 @@ def main() -> int:
         "--cross-validate", action="store_true", help="measure all rows of the embeddings, in five folds"
     )
     parser.add_argument("--slow", action="store_true", help="also maps that take minutes: symmetric, pooled-full")
-    parser.add_argument("--rows", type=int, metavar="N", help="about N rows instead of all")
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="about N rows instead of all; with --model N instead of 4,864"
+    )
     parser.add_argument("--only", metavar="NAME", help="the run of this name: embeddings, layer 4, …")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="besides the original only these: tied, LEACE, …")
     parser.add_argument(
@@ -71,18 +73,19 @@ def main() -> int:
 def _of_model(arguments: argparse.Namespace) -> int:
     import torch
 
-    from benchmarks.biographies import model
+    from benchmarks.biographies import model, states
 
     start = time.perf_counter()
     output = arguments.output or MODEL_OUTPUT
     with tempfile.TemporaryDirectory() as folder:
         cache = arguments.cache or Path(folder)
         for data, lines in model.run(
-            arguments.data, cache, getattr(torch, arguments.dtype), arguments.only, arguments.rows
+            arguments.data, cache, getattr(torch, arguments.dtype), arguments.only, arguments.rows or states.ROWS
         ):
             report.add(output, data, lines)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{time.perf_counter() - start:.0f} s in all, a peak of {memory:.2f} GiB", file=sys.stderr)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds, cpu = time.perf_counter() - start, used.ru_utime + used.ru_stime
+    print(f"{seconds:.0f} s in all ({cpu:.0f} s of CPU), a peak of {used.ru_maxrss / 2**20:.2f} GiB", file=sys.stderr)
     model.write(output)
     return 0
 

@@ -355,7 +355,7 @@ def zero_shot(
 
 
 def run(
-    folder: Path, cache: Path, dtype: torch.dtype, only: str | None = None, n_rows: int | None = None
+    folder: Path, cache: Path, dtype: torch.dtype, only: str | None = None, n_rows: int = states.ROWS
 ) -> Iterator[tuple[Biographies, list[Line]]]:
     """All tables, one at a time; `only` one of them by its name, or the `layers`, or `aligned`."""
     rows = states.table(folder, n_rows)

@@ -289,3 +289,36 @@ def test_probes_are_measured_on_rows_that_nothing_was_fitted_to(monkeypatch: pyt
         ("withheld", False), ("known", True), ("inferred", True)
     }  # fmt: skip
     assert all((line.predicted >= 0).all() for line in lines)
+
+
+def test_the_page_compares_our_best_with_the_best_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = importlib.import_module("benchmarks.biographies.model")
+    bios = importlib.import_module("benchmarks.biographies.methods")
+    monkeypatch.setattr(model.states, "LAYERS", (1,))
+    monkeypatch.setattr(model.states, "POOLS", ("last",))
+    n = 400
+    y, turn = np.arange(n) % 2, np.arange(n) // 2
+    group = np.where(y == 0, turn % 2, turn % 4 > 0).astype(np.int64)
+    fold, draw = np.zeros(n, dtype=np.int64), np.random.default_rng(0).random(n)
+    data = bios.Biographies("SmolLM2, layer 1, last", np.zeros((n, 1)), y, group, fold, (0,), ["a", "b"], ["f", "m"])
+
+    def line(method: str, right: Any, *, ours: bool = False) -> Any:
+        gender = "withheld" if method == bios.ORIGINAL else "known"
+        return bios.Line(method, "LDA", gender, False, ours, np.where(draw < right, y, 1 - y), float("nan"))
+
+    lines = [
+        line(bios.ORIGINAL, 0.75),
+        line(bios.ORIGINAL, np.where(group == 1, 0.95, 0.65)),
+        line(model.MEAN, np.where(group == 1, 0.9, 0.7)),
+        line(model.TRANSLATIONS, 0.85, ours=True),
+        line(model.AFFINE, 0.5, ours=True),
+    ]
+    model.report.add(tmp_path, data, model.held_to_the_best(data, lines))
+    model.write(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
+    (row,) = (text for text in page.splitlines() if "ours is smaller" in text)
+    assert f"| {model.MEAN}: LDA, known |" in row
+    assert f"| {model.TRANSLATIONS}: LDA, known |" in row  # the affine maps lose too much
