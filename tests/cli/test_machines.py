@@ -58,7 +58,7 @@ def test_one_object_and_nothing_else(run: Callable[..., tuple[int, str, str]], f
         if any(part == name for part in COMMANDS[command])
     }
     if "MAP" in made:
-        run("steer", *fit, "--folds", 2, "--model", made["MAP"])
+        run("steer", *fit, "--folds", 2, "--map", made["MAP"])
     if "MOMENTS" in made:
         run("moments", *fit[:-2], "--out", made["MOMENTS"])
     paths = {"FILE": file, **made}
@@ -202,12 +202,12 @@ def test_maps_and_moments_come_through_pipes(file: Any) -> None:
     fairsteer("apply", model, file, "--out", out)
     assert fairsteer("apply", "-", file, "--out", "-", given=piped) == out.read_bytes()
     assert fairsteer("apply", model, "-", "--out", "-", given=file.read_bytes()) == out.read_bytes()
-    found = json.loads(fairsteer("explain", file, "--model", "-", "--row", 2, "--json", given=piped))
+    found = json.loads(fairsteer("explain", file, "--map", "-", "--row", 2, "--json", given=piped))
     assert found["row"] == 2
 
 
 def test_two_inputs_cannot_be_standard_input(run: Callable[..., tuple[int, str, str]], file: Any) -> None:
     code, _, err = run("apply", "-", "-", "--out", file.with_name("out.csv"))
     assert (code, "both standard input" in err) == (2, True)
-    code, _, err = run("explain", "-", "--model", "-", "--row", 1)
+    code, _, err = run("explain", "-", "--map", "-", "--row", 1)
     assert (code, "both standard input" in err) == (2, True)
