@@ -35,14 +35,14 @@ def table() -> Any:
 
 
 def _audit(file: Any, *options: Any) -> Any:
-    return ["audit", file, "--target", "ill", "--sensitive", "sex", "--drop", "leak", *options]
+    return ["audit", file, "--target", "ill", "--sensitive", "sex", "--drop", "leak", "--folds", 2, *options]
 
 
 def test_prints_the_report_of_the_library_and_writes_the_page(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any
 ) -> None:
     html = file.with_name("report.html")
-    code, out, err = run(*_audit(file, "--html", html))
+    code, out, err = run(*_audit(file, "--html", html, "--folds", 5))
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     assert "Wrote the report to report.html." in out
@@ -69,8 +69,13 @@ def test_prints_the_report_of_the_library_and_writes_the_page(
     "options",
     [
         (),
+<<<<<<< HEAD
         ("--folds", "3", "--min-rows", "5", "--pos-label", "no"),
         ("--min-subgroup-size", "60", "--small-subgroups", "merge"),
+=======
+        ("--folds", "3", "--min-rows", "5", "--positive", "no"),
+        ("--min-subgroup-size", "60", "--small-subgroups", "merge", "--folds", "5"),
+>>>>>>> main
     ],
 )
 def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(

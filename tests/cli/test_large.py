@@ -17,7 +17,19 @@ from fairsteer.cli._columns import Reading
 from fairsteer.cli._options import parse_memory
 
 Run = Callable[..., tuple[int, str, str]]
-_ROLES = ("--target", "ill", "--sensitive", "sex", "--drop", "id", "--map-type", "affine", "--standardize")
+_ROLES = (
+    "--target",
+    "ill",
+    "--sensitive",
+    "sex",
+    "--drop",
+    "id",
+    "--map-type",
+    "affine",
+    "--standardize",
+    "--folds",
+    "2",
+)
 N = 6000
 
 

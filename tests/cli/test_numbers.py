@@ -71,7 +71,7 @@ def _verdict(printed: Any) -> Any:
 def test_steer_and_audit_print_the_same_numbers(
     run: Callable[..., tuple[int, str, str]], file: Any, options: Any
 ) -> None:
-    arguments = (file, "--target", "hired", "--sensitive", "sex", *options)
+    arguments = (file, "--target", "hired", "--sensitive", "sex", "--folds", "2", *options)
     _, steered, _ = run("steer", *arguments)
     _, audited, _ = run("audit", *arguments)
     assert _values(steered) == _values(audited)
@@ -113,7 +113,7 @@ def test_numbers_are_those_of_the_metrics_on_the_same_predictions(table: Any) ->
 @pytest.mark.slow
 def test_the_positive_class_is_named(run: Callable[..., tuple[int, str, str]], table: Any, file: Any) -> None:
     table.assign(hired=np.where(table["hired"] == 1, 1, 2)).to_csv(file, index=False)
-    arguments = (file, "--target", "hired", "--sensitive", "sex")
+    arguments = (file, "--target", "hired", "--sensitive", "sex", "--folds", "2")
     assert "Positive class: 2 (by default the larger label" in " ".join(run("steer", *arguments)[1].split())
     assert "Positive class: 1" in " ".join(run("steer", *arguments, "--pos-label", "1")[1].split())
     assert re.search(r"Positive class +2\b", run("audit", *arguments)[1])
