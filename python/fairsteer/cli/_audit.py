@@ -74,7 +74,7 @@ def audit_file(
             measured.features,
             measured.y,
             sensitive_features=measured.groups,
-            pos_label=problem.positive,
+            pos_label=problem.pos_label,
             cv=settings.folds,
             prepare=measured.prepare,
             min_rows=settings.min_rows,
