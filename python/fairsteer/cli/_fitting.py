@@ -107,9 +107,7 @@ class Problem:
             features = self.features[chosen].reset_index(drop=True)
         else:  # nobody needs those of the others
             features = self.encoder.encode(table)
-        return MeasuredRows(
-            table, features, question.y[chosen], groups[chosen].reset_index(drop=True), self.encoder
-        )
+        return MeasuredRows(table, features, question.y[chosen], groups[chosen].reset_index(drop=True), self.encoder)
 
     @property
     def groups(self) -> pd.DataFrame:
@@ -371,8 +369,8 @@ def _rows_in_memory(source: AnyTable, report: Reporter, memory: int) -> tuple[Ta
     if len(table) < n_rows:
         report.note(
             f"{source.name} has {count(n_rows, 'row')}, more than {shown_bytes(memory)} of memory hold (--memory). "
-            f"{len(table):,} of them, evenly spaced, say what columns are and serve to measure gaps; the map is that of "
-            "all rows."
+            f"{len(table):,} of them, evenly spaced, say what columns are and serve to measure gaps; the map is that "
+            "of all rows."
         )
     return table, n_rows
 
@@ -383,8 +381,8 @@ def measured_rows(problem: Problem, report: Reporter) -> MeasuredRows:
         measured = problem.measured
     if len(measured.y) < len(problem.usable):
         report.note(
-            f"gaps are measured on {len(measured.y):,} of {len(problem.usable):,} rows, evenly spaced in every class and "
-            "group (--measured-rows)."
+            f"gaps are measured on {len(measured.y):,} of {len(problem.usable):,} rows, evenly spaced in every class "
+            "and group (--measured-rows)."
         )
     return measured
 
