@@ -36,7 +36,7 @@ steer = FairSteeringTransformer(
     small_subgroups="pool",
 )
 steer.fit(X, y, sensitive_features=groups)
-print(steer.moments_.cell_table())
+print(steer.moments_.subgroup_table())
 
 # %%
 # With 20 other samples one sees what pooling is for: the map of the smallest group

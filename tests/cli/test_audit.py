@@ -69,7 +69,7 @@ def test_prints_the_report_of_the_library_and_writes_the_page(
     "options",
     [
         (),
-        ("--folds", "3", "--min-rows", "5", "--positive", "no"),
+        ("--folds", "3", "--min-rows", "5", "--pos-label", "no"),
         ("--min-subgroup-size", "60", "--small-subgroups", "merge", "--folds", "5"),
     ],
 )
@@ -119,8 +119,8 @@ def test_without_html_nothing_is_written_and_every_run_prints_the_same(
     [
         (("--intervention", "affirmative", "--reference-group", "m"), "reference_group='m'"),
         (("--map-type", "symmetric", "--covariance", "full", "--shrinkage", "oas"), "shrinkage='oas'"),
-        (("--strength", "0.5", "--positive", "no", "--folds", "3"), "Positive class: no."),
-        (("--confidence", "0.9", "--min-rows", "5", "--max-categories", "3"), "90 % bootstrap"),
+        (("--strength", "0.5", "--pos-label", "no", "--folds", "3"), "Positive class: no."),
+        (("--confidence-level", "0.9", "--min-rows", "5", "--max-categories", "3"), "90 % bootstrap"),
     ],
 )
 def test_options_reach_the_report(
@@ -154,10 +154,10 @@ def test_gaps_in_the_data_are_counted_and_left_out(
         (("--html", "report.pdf"), "must end in .html"),
         (("--html", "rows.csv"), "must end in .html"),
         (("--html", "nowhere/report.html"), "does not exist"),
-        (("--confidence", "1"), "--confidence must be a number between 0 and 1, not 1"),
+        (("--confidence-level", "1"), "--confidence-level must be a number between 0 and 1, not 1"),
         (("--folds", "1"), "--folds must be at least 2, not 1"),
         (("--strength", "2"), "--strength must be at most 1, not 2"),
-        (("--positive", "maybe"), "there are: no; yes"),
+        (("--pos-label", "maybe"), "there are: no; yes"),
         (("--drop", "shoe"), "there is no column 'shoe'"),
     ],
 )

@@ -307,7 +307,7 @@ def test_a_concept_steers_and_a_seed_decides(model: Path, texts: pd.DataFrame, r
     assert code == 0, err
     assert run(*options, "--strength", "9", "--concept", "yes")[1] == first
     assert run(*options, "--strength", "9", "--concept", "no")[1] != first
-    assert run(*options, "--strength", "9", "--concept", "yes", "--seed", "1")[1] != first
+    assert run(*options, "--strength", "9", "--concept", "yes", "--random-state", "1")[1] != first
     code, _, err = run(*options, "--concept", "maybe")
     assert code == 2
     assert "--concept 'maybe' is no class; there are: no; yes" in " ".join(err.split())

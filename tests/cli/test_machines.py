@@ -59,7 +59,7 @@ def test_one_object_and_nothing_else(run: Callable[..., tuple[int, str, str]], f
         if any(part == name for part in COMMANDS[command])
     }
     if "MAP" in made:
-        run("steer", *fit, "--folds", 2, "--model", made["MAP"])
+        run("steer", *fit, "--folds", 2, "--map", made["MAP"])
     if "MOMENTS" in made:
         run("moments", *fit[:-2], "--out", made["MOMENTS"])
     paths = {"FILE": file, **made}
@@ -212,12 +212,12 @@ def test_maps_and_moments_come_through_pipes(
     assert to_pipe("apply", "-", file, "--out", "-", given=piped) == out.read_bytes()
     from_pipe("apply", model, "-", "--out", again, given=file.read_bytes())
     assert again.read_bytes() == out.read_bytes()
-    found = json.loads(from_pipe("explain", file, "--model", "-", "--row", 2, "--json", given=piped))
+    found = json.loads(from_pipe("explain", file, "--map", "-", "--row", 2, "--json", given=piped))
     assert found["row"] == 2
 
 
 def test_two_inputs_cannot_be_standard_input(run: Callable[..., tuple[int, str, str]], file: Any) -> None:
     code, _, err = run("apply", "-", "-", "--out", file.with_name("out.csv"))
     assert (code, "both standard input" in err) == (2, True)
-    code, _, err = run("explain", "-", "--model", "-", "--row", 1)
+    code, _, err = run("explain", "-", "--map", "-", "--row", 1)
     assert (code, "both standard input" in err) == (2, True)
