@@ -3,7 +3,7 @@
 *Probes*: states of each layer, as they are where a hook would steer them; every method takes the features at one scale,
 and so does the probe, which is trained on steered rows. Five folds; the gap is that of all rows, each predicted by
 what was fitted to the others. Gender known; in the layers whose unsteered probe is the most accurate, one for each
-pool, inferred or withheld as well, and with another probe.
+pool, inferred or withheld as well, with another probe, and with diagonal maps.
 
 *Aligned*: the more accurate of those two layers, its scores aligned besides. What is measured are two
 halves, each by the other, and gaps within a half: the alignment of a fold makes up for the chance of the others.
@@ -113,11 +113,17 @@ def layer_data(rows: pd.DataFrame, all_states: Floats) -> dict[tuple[int, str], 
 
 
 def scores(
-    method: Method, data: Biographies, train: NDArray[Any], test: NDArray[Any], *, brief: bool = False
+    method: Method,
+    data: Biographies,
+    train: NDArray[Any],
+    test: NDArray[Any],
+    *,
+    rules: Sequence[str] = (LDA,),
+    all_genders: bool = False,
 ) -> dict[bios.Key, NDArray[np.float64]]:
     """Log-probabilities of the classes for some rows, by what is fitted to others: by probe and gender.
 
-    `brief`: by the better probe alone, gender known where it is needed.
+    Where the gender is needed it is known; with `all_genders` also inferred and withheld.
     """
     X, group = data.X[test], data.group[test]
     rows = data.X[train]
@@ -127,27 +133,26 @@ def scores(
         rows = change.transform(rows, sensitive_features=data.group[train])
         if not method.needs_gender:
             told = {"withheld": change.transform(X)}
-        elif brief:
-            told = {"known": change.transform(X, sensitive_features=group)}
-        else:
+        elif all_genders:
             told["known"], told["inferred"] = change.transform(X, sensitive_features=group), change.transform(X)
+        else:
+            told = {"known": change.transform(X, sensitive_features=group)}
     found: dict[bios.Key, NDArray[np.float64]] = {}
-    for rule, probe in probes().items():
-        if brief and rule != LDA:
-            continue
-        probe.fit(rows, data.y[train])
+    for rule in rules:
+        probe = probes()[rule].fit(rows, data.y[train])
         for gender, own in told.items():
             found[rule, gender] = probe.predict_log_proba(own)
     return found
 
 
-def unaligned(data: Biographies, chosen: Sequence[Method], *, brief: bool = False) -> Iterator[Line]:
-    """Predictions of every fold by what is fitted to the others."""
+def unaligned(data: Biographies, chosen: Sequence[Method], *, in_full: bool = False) -> Iterator[Line]:
+    """Predictions of every fold by what is fitted to the others; in full by both probes and for all genders."""
+    rules = (LR, LDA) if in_full else (LDA,)
     for method in chosen:
         found: dict[bios.Key, Codes] = {}
         for j in data.measured:
             train, test = data.fold != j, data.fold == j
-            for key, values in scores(method, data, train, test, brief=brief).items():
+            for key, values in scores(method, data, train, test, rules=rules, all_genders=in_full).items():
                 found.setdefault(key, np.full(len(data.y), -1))[test] = values.argmax(axis=1)
         for (rule, gender), predicted in found.items():
             yield Line(method.name, rule, gender, False, method.ours, predicted, float("nan"))
@@ -159,39 +164,41 @@ def halves(data: Biographies) -> Biographies:
 
 
 def aligned(data: Biographies, chosen: Sequence[Method]) -> Iterator[Line]:
-    """Predictions of every fold with and without alignment, which is fitted to out-of-fold scores of the other rows."""
-    least: dict[tuple[int, str], float] = {}
+    """Predictions of every fold with and without alignment, which is fitted to out-of-fold scores of the other rows.
+
+    The first method changes nothing: its accuracy is what the alignment of every method is allowed to cost.
+    """
+    least: dict[int, float] = {}
     for method in chosen:
-        found: dict[tuple[str, Gender, bool], Codes] = {}
-        budgets: dict[str, list[float]] = {}
-        for j in data.measured:
-            train, test = np.flatnonzero(data.fold != j), np.flatnonzero(data.fold == j)
-            inner = bios.folds(data.y[train], data.group[train])
-            known: Gender = "known" if method.needs_gender else "withheld"
-            guessed: Gender = "inferred" if method.needs_gender else "withheld"
-            answers = scores(method, data, train, test)
-            for (rule, gender), values in answers.items():
-                _keep(found, (rule, gender, False), test, values.argmax(axis=1), len(data.y))
-            own = {rule: np.empty((len(train), len(data.classes))) for rule in probes()}
-            for i in range(FOLDS):
-                some = scores(method, data, train[inner != i], train[inner == i])
-                for rule, values in own.items():
-                    values[inner == i] = some[rule, known]
-            gender_proba = _gender_proba(data, train, test)
-            for rule, values in own.items():
-                right = float((values.argmax(axis=1) == data.y[train]).mean())
-                allowed = least.setdefault((j, rule), right - bios.ALLOWANCE)  # the first method changes nothing
-                aligner = bios.aligner_within(np.exp(values), data.y[train], data.group[train], allowed)
-                budgets.setdefault(rule, []).append(aligner.max_gap_)
-                for gender, of_rows, proba in (
-                    ("known", np.exp(answers[rule, known]), np.eye(2)[data.group[test]]),
-                    ("inferred", np.exp(answers[rule, guessed]), gender_proba),
-                ):
-                    told: Gender = "known" if gender == "known" else "inferred"
-                    _keep(found, (rule, told, True), test, bios.aligned_classes(aligner, of_rows, proba), len(data.y))
-        for (rule, gender, is_aligned), predicted in found.items():
-            budget = float(np.mean(budgets[rule])) if is_aligned else float("nan")
-            yield Line(method.name, rule, gender, is_aligned, method.ours, predicted, budget)
+        yield from aligned_by(method, data, least)
+
+
+def aligned_by(method: Method, data: Biographies, least: dict[int, float]) -> Iterator[Line]:
+    """Lines of one method; `least` accuracy of each fold's training rows, which the first method sets."""
+    found: dict[tuple[Gender, bool], Codes] = {}
+    budgets = []
+    known: Gender = "known" if method.needs_gender else "withheld"
+    guessed: Gender = "inferred" if method.needs_gender else "withheld"
+    for j in data.measured:
+        train, test = np.flatnonzero(data.fold != j), np.flatnonzero(data.fold == j)
+        answers = scores(method, data, train, test, all_genders=True)
+        for (_, gender), values in answers.items():
+            _keep(found, (gender, False), test, values.argmax(axis=1), len(data.y))
+        inner, own = bios.folds(data.y[train], data.group[train]), np.empty((len(train), len(data.classes)))
+        for i in range(FOLDS):
+            own[inner == i] = scores(method, data, train[inner != i], train[inner == i])[LDA, known]
+        right = float((own.argmax(axis=1) == data.y[train]).mean())
+        allowed = least.setdefault(j, right - bios.ALLOWANCE)
+        aligner = bios.aligner_within(np.exp(own), data.y[train], data.group[train], allowed)
+        budgets.append(aligner.max_gap_)
+        of_known, of_guessed = np.exp(answers[LDA, known]), np.exp(answers[LDA, guessed])
+        predicted = bios.aligned_classes(aligner, of_known, np.eye(2)[data.group[test]])
+        _keep(found, ("known", True), test, predicted, len(data.y))
+        predicted = bios.aligned_classes(aligner, of_guessed, _gender_proba(data, train, test))
+        _keep(found, ("inferred", True), test, predicted, len(data.y))
+    for (gender, is_aligned), predicted in found.items():
+        budget = float(np.mean(budgets)) if is_aligned else float("nan")
+        yield Line(method.name, LDA, gender, is_aligned, method.ours, predicted, budget)
 
 
 def _keep(found: dict[Any, Codes], key: Any, rows: NDArray[Any], codes: Codes, n: int) -> None:
@@ -364,15 +371,18 @@ def run(
     best = {} if only == BY_ITSELF else best_layers(data)
     for key, own in data.items():
         if only in (None, LAYERS, own.name):
-            start, brief = time.perf_counter(), key not in best
+            start, in_full = time.perf_counter(), key in best
             together = replace(own, fold=np.zeros_like(own.fold), measured=(0,))
-            lines = list(unaligned(own, methods("error" if brief else "infer"), brief=brief))
-            yield together, held_to_the_best(together, lines)
+            chosen = methods() if in_full else [method for method in methods("error") if method.name != DIAGONAL]
+            yield together, held_to_the_best(together, list(unaligned(own, chosen, in_full=in_full)))
             print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if only in (None, ALIGNED):
         key, start = max(best, key=lambda key: best[key]), time.perf_counter()
         own = replace(halves(data[key]), name=f"{data[key].name}, {ALIGNED}")
-        yield own, held_to_the_best(own, list(aligned(own, methods())))
+        yield (
+            own,
+            held_to_the_best(own, list(aligned(own, [method for method in methods() if method.name != DIAGONAL]))),
+        )
         print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if only in (None, BY_ITSELF):
         steered = {layer: data[layer, "last"] for layer in ITSELF}
@@ -390,7 +400,7 @@ def best_layers(data: dict[tuple[int, str], Biographies]) -> dict[tuple[int, str
         accuracy = {}
         for key, own in data.items():
             if key[1] == pool:
-                (line,) = unaligned(own, [Method(ORIGINAL)], brief=True)
+                (line,) = unaligned(own, [Method(ORIGINAL)])
                 accuracy[key] = float((line.predicted == own.y).mean())
         key = max(accuracy, key=lambda key: accuracy[key])
         found[key] = accuracy[key]
