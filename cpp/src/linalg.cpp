@@ -8,6 +8,7 @@
 #include <string>
 
 #include "fairsteer/blas.hpp"
+#include "kernels.hpp"
 
 namespace fairsteer::blas {
 
@@ -173,14 +174,7 @@ Matrix symmetric_product(const ConstMatrixRef& A, const ConstMatrixRef& B) {
   return out;
 }
 
-void mirror(MatrixRef A) {
-  constexpr Index kTile = 32;  // two tiles stay in cache
-  const Index d = A.rows();
-  for (Index j0 = 0; j0 < d; j0 += kTile)
-    for (Index i0 = j0; i0 < d; i0 += kTile)
-      for (Index j = j0; j < std::min(d, j0 + kTile); ++j)
-        for (Index i = std::max(i0, j + 1); i < std::min(d, i0 + kTile); ++i) A(j, i) = A(i, j);
-}
+void mirror(MatrixRef A) { detail::mirror_lower(A.data(), A.outerStride(), A.rows()); }
 
 void multiply_lower(const ConstMatrixRef& L, MatrixRef Y) {
   triangular(library().dtrmm, "triangular product", 'L', 'N', L, Y);
