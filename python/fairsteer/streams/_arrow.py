@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -212,13 +213,12 @@ class ArrowRows(Stream):
         constants = arrow.get_partition_keys(fragment.partition_expression)
         # Texts that stand for groups or classes are mostly stored as dictionaries, and are wanted as such.
         texts = [field.name for field in fields if field.name in labels and _is_text(field.type)]
-        groups = fragment.row_groups
-        largest = max((group.total_byte_size for group in groups), default=0)
+        metadata, sizes = _row_groups(fragment)
         with parquet.ParquetFile(
             fragment.open(),
-            metadata=fragment.metadata,
+            metadata=metadata,
             # A buffer a column instead of all bytes of the row group, where these are many.
-            buffer_size=0 if largest <= 2 * _PIECE_BYTES else _BUFFER_BYTES,
+            buffer_size=0 if max(sizes.values(), default=0) <= 4 * _PIECE_BYTES else _BUFFER_BYTES,
             pre_buffer=False,
             read_dictionary=texts,
         ) as file:
@@ -226,7 +226,7 @@ class ArrowRows(Stream):
             # Some column has to be read, to know how many rows there are.
             read = stored or file.schema_arrow.names[:1]
             asked = None
-            for batch in file.iter_batches(n_rows, [group.id for group in groups], read, use_threads=False):
+            for batch in file.iter_batches(n_rows, list(sizes), read, use_threads=False):
                 if asked is None:
                     found = batch.schema
                     asked = found.names == columns and all(
@@ -317,6 +317,16 @@ def _is_number(kind: Any, name: str) -> bool:
         )
         raise ValueError(msg)
     return False
+
+
+def _row_groups(fragment: Any) -> tuple[Any, dict[int, int]]:
+    """Metadata of a parquet file, and the row groups of it that take part with their bytes."""
+    metadata, sizes = fragment.metadata, {group.id: group.total_byte_size for group in fragment.row_groups}
+    # A dataset keeps the metadata of every file that it has been asked about, as much as a kilobyte a column and row
+    # group: it is told to forget. Before pyarrow 20 it cannot.
+    with suppress(TypeError):
+        fragment.to_table(columns=[], cache_metadata=False)
+    return metadata, sizes
 
 
 def _is_text(kind: Any) -> bool:
