@@ -127,7 +127,7 @@ def test_groups_come_as_columns_or_beside() -> None:
     crossed = IdealPosteriorClassifier(LogisticRegression()).fit(X, y, sensitive_features=both)
     assert crossed.groups_.tolist() == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert set(crossed.h_) == set(crossed.calibration_) == set(crossed.groups_.tolist())
-    assert crossed.cell_divergence_.shape == (2, 4)
+    assert crossed.subgroup_divergence_.shape == (2, 4)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -226,7 +226,7 @@ def test_ten_classes_from_labels_to_expanded_rows() -> None:
     own, ideal = model.h_[0]
     assert own.shape == ideal.shape
     assert own.shape[1] == 10
-    assert model.cell_divergence_.shape == model.certificate_.total_variation.shape == (10, 2)
+    assert model.subgroup_divergence_.shape == model.certificate_.total_variation.shape == (10, 2)
     assert (model.calibration_error_ < 0.15).all()
     rows, labels, weight = model.repair(X, names[y], sensitive_features=group).expanded()
     learnt = LogisticRegression().fit(rows, labels, sample_weight=weight)
@@ -364,7 +364,7 @@ def test_what_is_certified_and_how_sure_the_posterior_is() -> None:
     assert 0 < model.certificate_.equalized_odds < 1
     assert model.kl_divergence_ > 0
     assert (model.calibration_error_ < 0.1).all()
-    assert (model.cell_divergence_ >= 0).all()
+    assert (model.subgroup_divergence_ >= 0).all()
 
 
 def test_the_life_of_an_estimator() -> None:

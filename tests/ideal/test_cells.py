@@ -245,7 +245,7 @@ def test_few_and_extreme_posteriors(intervention: Any, mode: Any) -> None:
         s = np.asarray(values)[np.append(np.arange(len(values)), rng.integers(0, len(values), 100 - len(values)))]
         ideal: Any = nearest_ideal_posterior(s, group, intervention=intervention, mode=mode)
         assert np.isfinite(ideal.kl_divergence)
-        for answer in (ideal.ideal_posterior(s, group), ideal.sample_weight(s, group), ideal.cell_divergence):
+        for answer in (ideal.ideal_posterior(s, group), ideal.sample_weight(s, group), ideal.subgroup_divergence):
             assert np.isfinite(answer).all()
 
 

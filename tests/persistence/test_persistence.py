@@ -979,7 +979,7 @@ def test_classifier_of_the_ideal_posterior_comes_back_without_what_it_wraps(n_cl
     persistence.save(saved, path)
     loaded = persistence.load(path)
     assert set(loaded.h_) == set(saved.h_)
-    np.testing.assert_array_equal(loaded.cell_divergence_, saved.cell_divergence_)
+    np.testing.assert_array_equal(loaded.subgroup_divergence_, saved.subgroup_divergence_)
     assert loaded.certificate_.equalized_odds == saved.certificate_.equalized_odds
     with pytest.raises(ValueError, match="classifier is not in the file"):
         loaded.predict(X, sensitive_features=labels)

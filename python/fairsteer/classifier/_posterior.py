@@ -155,7 +155,7 @@ class IdealPosteriorClassifier(WrappingClassifier):
         with more than two classes of all, a column each.
     kl_divergence_ : float
         KL divergence of the ideal distribution from the data, in nats.
-    cell_divergence_ : ndarray of shape (n_classes, n_groups)
+    subgroup_divergence_ : ndarray of shape (n_classes, n_groups)
         The same of the rows of each class and group.
     certificate_ : PosteriorCertificate
         Bounds on the gaps and the loss of accuracy of fair classifiers on these rows.
@@ -346,9 +346,9 @@ class IdealPosteriorClassifier(WrappingClassifier):
         return self._ideal().kl_divergence
 
     @property
-    def cell_divergence_(self) -> Doubles:
+    def subgroup_divergence_(self) -> Doubles:
         """KL divergence of the rows of each class and group, in nats, (2, n_groups)."""
-        return self._ideal().cell_divergence
+        return self._ideal().subgroup_divergence
 
     @property
     def certificate_(self) -> PosteriorCertificate:

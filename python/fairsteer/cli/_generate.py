@@ -37,7 +37,7 @@ def generate_text(
     strength: float,
     max_new_tokens: int,
     temperature: float,
-    seed: int,
+    random_state: int,
     dtype: str,
     device: str,
     as_json: bool = False,
@@ -60,7 +60,7 @@ def generate_text(
         Tokens to generate.
     temperature : float
         0: the likeliest token each time.
-    seed : int
+    random_state : int
         Of the sampling, the same before and after.
     dtype, device : str
         Type of the weights and where the model runs.
@@ -92,12 +92,12 @@ def generate_text(
         report.note(f"The concept was equalised: strength {strength:g} is {each}.")
     steered = dict.fromkeys(layers, module)
     with library_problems(), report.busy("generating"):
-        before = _continued(loaded, prompts, max_new_tokens, temperature, seed)
+        before = _continued(loaded, prompts, max_new_tokens, temperature, random_state)
         after = {}
         for label in shown:
             of_all = [label] * len(prompts)
             with steering_hooks(loaded.model, steered, sensitive_features=of_all, strength=strength):
-                after[label] = _continued(loaded, prompts, max_new_tokens, temperature, seed)
+                after[label] = _continued(loaded, prompts, max_new_tokens, temperature, random_state)
     for i, prompt in enumerate(prompts):
         report.say(f"{_line(prompt)} …\n")
         beside = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -153,14 +153,14 @@ def _module(
 
 
 def _continued(
-    loaded: LanguageModel, prompts: Sequence[str], max_new_tokens: int, temperature: float, seed: int
+    loaded: LanguageModel, prompts: Sequence[str], max_new_tokens: int, temperature: float, random_state: int
 ) -> list[str]:
     import torch
 
     inputs = dict(loaded.inputs(list(prompts)))
     inputs.pop("logits_to_keep", None)
     how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    torch.manual_seed(seed)
+    torch.manual_seed(random_state)
     with torch.no_grad():
         tokens = loaded.model.generate(
             **inputs, max_new_tokens=max_new_tokens, pad_token_id=loaded.tokenizer.pad_token_id, **how

@@ -65,8 +65,8 @@ class Reads:
     memory: Annotated[
         str | None,
         _option(
-            "Memory that a table may take, such as 500M or 4G; a larger one is read in pieces. By default half of what "
-            "is free.",
+            "Memory that a table may take, such as 500M or 4G; a larger one is read in pieces. By default 1G, or half "
+            "of what is free if that is less.",
             metavar="SIZE",
         ),
     ] = None
@@ -169,12 +169,23 @@ class Maps:
 class Settings(Maps, Rows):
     """What ``steer``, ``audit`` and ``export`` fit, and how they measure."""
 
-    positive: Annotated[str | None, _option("The positive class; by default the larger label.", metavar="LABEL")] = None
+    pos_label: Annotated[str | None, _option("The positive class; by default the larger label.", metavar="LABEL")] = (
+        None
+    )
     unknown_group: Annotated[
         UnknownGroup | None,
         _option(
             "Rows without a group: refuse, all groups' maps by probability, or the likeliest group's. By "
             "default infer, where there are any."
+        ),
+    ] = None
+    measured_rows: Annotated[
+        int | None,
+        _option(
+            "Rows that gaps are measured on, evenly spaced in every class and group. By default 10,000 to 100,000, the "
+            "fewer the more features and classes there are.",
+            min=1,
+            metavar="N",
         ),
     ] = None
     folds: Annotated[int, _option("Folds of the cross-validation behind the table.", min=2, metavar="N")] = 5
@@ -248,13 +259,15 @@ def parse_shrinkage(text: str) -> Any:
     return amount
 
 
+# Beyond this, reading in pieces is no slower, and takes less.
+_DEFAULT_MEMORY = 2**30
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
 def parse_memory(text: str | None) -> int:
-    """Turn what ``--memory`` was given into bytes; by default half of what is free."""
+    """Turn what ``--memory`` was given into bytes; by default a gigabyte, or half of what is free if that is less."""
     if text is None:
-        return _free_memory() // 2
+        return min(_DEFAULT_MEMORY, _free_memory() // 2)
     found = _MEMORY.fullmatch(text.strip())
     n_bytes = 0 if found is None else int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
     if n_bytes < 2**20:

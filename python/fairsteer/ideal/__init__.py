@@ -1,7 +1,7 @@
 """The nearest ideal distribution of given moments, and the maps that lead to it."""
 
 from fairsteer.ideal._cells import IdealPosteriorCells
-from fairsteer.ideal._certificate import CellGaussians, Certificate
+from fairsteer.ideal._certificate import Certificate, SubgroupGaussians
 from fairsteer.ideal._ideal import (
     IdealDistribution,
     Intervention,
@@ -14,7 +14,6 @@ from fairsteer.ideal._posterior_parts import MOST_CLASSES, Mode, PosteriorCertif
 
 __all__ = [
     "MOST_CLASSES",
-    "CellGaussians",
     "Certificate",
     "IdealDistribution",
     "IdealPosterior",
@@ -23,6 +22,7 @@ __all__ = [
     "MapType",
     "Mode",
     "PosteriorCertificate",
+    "SubgroupGaussians",
     "nearest_ideal",
     "nearest_ideal_posterior",
     "reference_code",

@@ -175,7 +175,7 @@ class IdealPosteriorCells:
         return np.asarray(laws / laws.sum(axis=1, keepdims=True))
 
     @property
-    def cell_divergence(self) -> Doubles:
+    def subgroup_divergence(self) -> Doubles:
         """KL divergence in nats of the rows of each class and group on the ideal one, (n_classes, n_groups)."""
         ideal, own = (joint / joint.sum(axis=2, keepdims=True) for joint in self._joints())
         return np.asarray(np.maximum(rel_entr(ideal, own).sum(axis=2), 0))

@@ -144,7 +144,7 @@ class IdealPosterior:
         return np.asarray(laws / laws.sum(axis=1, keepdims=True))
 
     @property
-    def cell_divergence(self) -> Doubles:
+    def subgroup_divergence(self) -> Doubles:
         """KL divergence in nats of the rows of each class and group on the ideal distribution, (2, n_groups)."""
         ideal, own = self._cells()
         return np.asarray(np.maximum(rel_entr(ideal, own).sum(axis=2), 0))

@@ -25,11 +25,11 @@ from fairsteer.concepts import ConceptSteering, measured_shifts
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import (
     MOST_CLASSES,
-    CellGaussians,
     Certificate,
     IdealDistribution,
     IdealPosterior,
     IdealPosteriorCells,
+    SubgroupGaussians,
 )
 from fairsteer.metrics._intervals import Measured, MeasuredGaps
 from fairsteer.moments import SubgroupMoments
@@ -89,7 +89,7 @@ SKOPS_TYPES = [
         Coordinates,
         IdealDistribution,
         Certificate,
-        CellGaussians,
+        SubgroupGaussians,
         IdealPosterior,
         IdealPosteriorCells,
         GroupMaps,

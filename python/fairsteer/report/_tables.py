@@ -146,7 +146,7 @@ def certificate_table(transformer: FairSteeringTransformer, after: MeasuredGaps 
     for k, label in enumerate(transformer.ideal_.classes.tolist()):
         at = position.get(label)
         for a, group in enumerate(groups):
-            found = _NOTHING if after is None or at is None else Measured(*(float(x[at, a]) for x in after.by_cell))
+            found = _NOTHING if after is None or at is None else Measured(*(float(x[at, a]) for x in after.by_subgroup))
             lines.append((label, group, float(of_cells[k, a]), float(model_cells[k, a]), found))
         found = _NOTHING if after is None or at is None else Measured(*(float(x[at]) for x in after.by_class))
         bound, by_model = (float(c.equal_opportunity[k]) for c in (certificate, of_model))
@@ -193,7 +193,7 @@ def movement_columns(transformer: FairSteeringTransformer, displacement: Doubles
     }
 
 
-def cell_table(
+def subgroup_table(
     classes: list[Any],
     groups: list[Any],
     y_codes: Codes,
@@ -217,7 +217,7 @@ def cell_table(
     if ideal is not None:
         known = {label: k for k, label in enumerate(ideal.classes.tolist())}
         place = {group: a for a, group in enumerate(groups)}
-        for name, of_ideal in (("ideal_share", ideal.weights), ("kl_divergence", ideal.cell_divergence)):
+        for name, of_ideal in (("ideal_share", ideal.weights), ("kl_divergence", ideal.subgroup_divergence)):
             table[name] = [
                 float(of_ideal[known[label], place[group]]) if label in known else float("nan")
                 for label, group in cells

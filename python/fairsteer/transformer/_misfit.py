@@ -13,7 +13,7 @@ from scipy.stats import chi2
 
 from fairsteer._utils.input import warn_caller
 from fairsteer._utils.types import Codes, Doubles, Floats
-from fairsteer.ideal import CellGaussians, IdealDistribution
+from fairsteer.ideal import IdealDistribution, SubgroupGaussians
 from fairsteer.ideal._certificate import moved_certificate
 from fairsteer.moments import SubgroupMoments
 
@@ -61,15 +61,15 @@ def warn_of_misfit(
     """
     promised = ideal.model_certificate.equalized_odds
     K, G, d = ideal.source_means.shape
-    certified = ideal.cells is not None and cells_at_once(K, G, d)
-    if ideal.cells is not None and certified:
-        found = ideal.certify(replace(ideal.cells, chance=_most_by_chance(K * G, d)))
+    certified = ideal.subgroups is not None and cells_at_once(K, G, d)
+    if ideal.subgroups is not None and certified:
+        found = ideal.certify(replace(ideal.subgroups, chance=_most_by_chance(K * G, d)))
     else:
         directions = _discriminants(ideal)
         if not len(directions):
             return
         moved = _along(ideal, known, directions)
-        cells = CellGaussians(moved, chance=_most_by_chance(K * G, len(directions)))
+        cells = SubgroupGaussians(moved, chance=_most_by_chance(K * G, len(directions)))
         found = moved_certificate(cells, ideal, standardize=standardize)
     if not found.equalized_odds > max(_FACTOR * promised, promised + _WORTH_A_WORD):
         return
