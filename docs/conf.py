@@ -175,10 +175,13 @@ def _copy_results(app: Any) -> None:
     shutil.copytree(ROOT / "benchmarks" / "results", HERE / "measured")
 
 
-def _is_said_elsewhere(app: Any, what: str, name: str, *_: Any) -> bool | None:
-    """Leave out the methods that scikit-learn gives every estimator."""
-    said = re.fullmatch(r"set_\w+_request|set_output|get_metadata_routing", name)
-    return True if said else None
+def _is_said_elsewhere(
+    app: Any, what: str, name: str, member: Any, *_: Any
+) -> bool | None:
+    """Leave out what every estimator has, and fields without words of their own."""
+    every = re.fullmatch(r"set_\w+_request|set_output|get_metadata_routing", name)
+    wordless = str(getattr(member, "__doc__", "")).startswith("Alias for field number")
+    return True if every or wordless else None
 
 
 def setup(app: Any) -> None:
