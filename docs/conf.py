@@ -36,6 +36,7 @@ exclude_patterns = ["gallery"]
 templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "fairsteer"
@@ -45,6 +46,7 @@ html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 9,
     "navbar_persistent": ["search-button"],
+    "collapse_navigation": True,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
@@ -184,6 +186,16 @@ def _is_said_elsewhere(
     return True if every or wordless else None
 
 
+def _references_are_no_list(
+    app: Any, page: str, template: str, context: dict[str, Any], tree: Any
+) -> None:
+    """Let no screen reader announce a list, since the entries are no items of one."""
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            'role="list" class="citation-list"', 'class="citation-list"'
+        )
+
+
 def setup(app: Any) -> None:
     app.add_html_math_renderer(
         "mathml",
@@ -193,4 +205,5 @@ def setup(app: Any) -> None:
     app.connect("config-inited", lambda app, config: _copy_results(app))
     app.connect("autodoc-skip-member", _is_said_elsewhere)
     app.connect("doctree-resolved", _numbers_in_one_piece)
+    app.connect("html-page-context", _references_are_no_list)
     app.connect("source-read", _links_within_the_site)
