@@ -433,8 +433,7 @@ struct AddOuter {
       double* column = sum + j * d;
       const double scaled = factor * x[j];
       Index i = j;
-      for (; i + kWidth<double> <= d; i += kWidth<double>)
-        pack(column + i) += scaled * pack(x + i);
+      for (; i + kWidth<double> <= d; i += kWidth<double>) pack(column + i) += scaled * pack(x + i);
       for (; i < d; ++i) column[i] += scaled * x[i];
     }
   }

@@ -129,23 +129,22 @@ void gemm(const Operand<T>& A, const Operand<T>& B, Eigen::Ref<MatrixOf<T>> out,
 }
 
 template <class T>
-void syrk(const Operand<T>& A, Eigen::Ref<MatrixOf<T>> out, T factor) {
+void syrk(const Operand<T>& A, Eigen::Ref<MatrixOf<T>> out, T factor, T keep) {
   check(A.rows == out.rows() && A.rows == out.cols(), "rank update", A.rows, A.cols, out.rows(),
         out.cols());
-  if (A.rows == 0 || A.cols == 0) return;
+  if (A.rows == 0 || (A.cols == 0 && keep == T(1))) return;
   const char lower = 'L', transposed = A.transposed ? 'T' : 'N';
   const int n = to_int(A.rows), k = to_int(A.cols), lda = leading(A.stride);
   const int ldc = leading(out.outerStride());
-  const T one = 1;
-  syrk_of(T())(&lower, &transposed, &n, &k, &factor, A.data, &lda, &one, out.data(), &ldc);
+  syrk_of(T())(&lower, &transposed, &n, &k, &factor, A.data, &lda, &keep, out.data(), &ldc);
 }
 
 template void gemm(const Operand<float>&, const Operand<float>&, Eigen::Ref<MatrixOf<float>>, float,
                    float);
 template void gemm(const Operand<double>&, const Operand<double>&, Eigen::Ref<MatrixOf<double>>,
                    double, double);
-template void syrk(const Operand<float>&, Eigen::Ref<MatrixOf<float>>, float);
-template void syrk(const Operand<double>&, Eigen::Ref<MatrixOf<double>>, double);
+template void syrk(const Operand<float>&, Eigen::Ref<MatrixOf<float>>, float, float);
+template void syrk(const Operand<double>&, Eigen::Ref<MatrixOf<double>>, double, double);
 
 Matrix product(const Operand<double>& A, const Operand<double>& B) {
   Matrix out(A.rows, B.cols);

@@ -388,7 +388,7 @@ class ColumnBlocks {
   }
 
   void begin(Index thread) {
-    tables_[thread].product.setZero();
+    tables_[thread].keep = 0;
     tables_[thread].fill = 0;
   }
 
@@ -430,7 +430,11 @@ class ColumnBlocks {
     }
   }
 
-  void end(Index thread) { multiply(tables_[thread]); }
+  void end(Index thread) {
+    Tables& tables = tables_[thread];
+    multiply(tables);
+    if (tables.keep == 0) tables.product.setZero();
+  }
 
   template <class Into>
   void flush(const Task& task, Index thread, Into into) const {
@@ -443,6 +447,7 @@ class ColumnBlocks {
     std::vector<S> block;
     Index fill = 0;
     MatrixOf<S> product;  // lower triangle
+    S keep = 0;           // 0: what is in it counts no more
     std::array<double, kChunk> norms;
     std::array<S, kChunk> factors;
   };
@@ -451,7 +456,8 @@ class ColumnBlocks {
     if (tables.fill == 0) return;
     const Eigen::Map<const MatrixOf<S>, 0, Eigen::OuterStride<>> block(
         tables.block.data(), tables.fill, d_, Eigen::OuterStride<>(leading_));
-    linalg::syrk<S>(block.transpose(), tables.product);
+    linalg::syrk<S>(block.transpose(), tables.product, 1, tables.keep);
+    tables.keep = 1;
     tables.fill = 0;
   }
 
@@ -608,9 +614,9 @@ Vector add_batch(const MomentSums& sums, const Addition<T>& addition) {
 }
 
 /// Sums as they were, to go back to when an addition fails. Of what holds no rows nothing is kept,
-/// nor read: to read memory that nobody has written yet costs as much as to write it. A scatter that
-/// is a matrix is its own backup: additions write its lower triangle, and the upper one when nothing
-/// can fail any more.
+/// nor read: to read memory that nobody has written yet costs as much as to write it. A scatter
+/// that is a matrix is its own backup: additions write its lower triangle, and the upper one when
+/// nothing can fail any more.
 class Backup {
  public:
   explicit Backup(const MomentSums& sums)
@@ -738,7 +744,7 @@ bool left_range(const MomentSums& sums, const Backup& before, const Vector& adde
 /// `add_batch` does.
 template <class T>
 Vector add_out_of_range(const MomentSums& sums, const Addition<T>& addition,
-                      const std::vector<double>& largest) {
+                        const std::vector<double>& largest) {
   const RowsView<T>& rows = addition.rows;
   const RowCells& cells = addition.cells;
   const Index d = sums.n_features;

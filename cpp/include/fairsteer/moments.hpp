@@ -91,8 +91,8 @@ void check_sums(const char* function, const char* argument, const MomentSums& su
 /// squared, and what `watch` throws. Whatever is thrown, the sums are what they were (strong
 /// guarantee), where not read perhaps zero.
 ///
-/// Cost: O(n d^2), diagonal O(n d); memory O(n + cells d), and for rows out of the range of float as
-/// much as the sums. Safe for different sums from several threads at a time.
+/// Cost: O(n d^2), diagonal O(n d); memory O(n + cells d), and for rows out of the range of float
+/// as much as the sums. Safe for different sums from several threads at a time.
 template <class T>
 void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* classes,
                     const std::int64_t* groups, const double* weights, Index n_threads = 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -212,37 +213,34 @@ class ArrowRows(Stream):
         constants = arrow.get_partition_keys(fragment.partition_expression)
         # Texts that stand for groups or classes are mostly stored as dictionaries, and are wanted as such.
         texts = [field.name for field in fields if field.name in labels and _is_text(field.type)]
-        groups = fragment.row_groups
-        largest = max((group.total_byte_size for group in groups), default=0)
+        wanted = [_dictionary() if field.name in texts else field.type for field in fields]
+        metadata, sizes = _row_groups(fragment)
+        in_file = set(metadata.schema.names)
         with parquet.ParquetFile(
             fragment.open(),
-            metadata=fragment.metadata,
+            metadata=metadata,
             # A buffer a column instead of all bytes of the row group, where these are many.
-            buffer_size=0 if largest <= 2 * _PIECE_BYTES else _BUFFER_BYTES,
+            buffer_size=0 if max(sizes.values(), default=0) <= 4 * _PIECE_BYTES else _BUFFER_BYTES,
             pre_buffer=False,
-            read_dictionary=texts,
+            read_dictionary=[name for name in texts if name in in_file],
         ) as file:
             stored = [name for name in columns if name in file.schema_arrow.names and name not in constants]
             # Some column has to be read, to know how many rows there are.
             read = stored or file.schema_arrow.names[:1]
-            asked = None
-            for batch in file.iter_batches(n_rows, [group.id for group in groups], read, use_threads=False):
-                if asked is None:
-                    found = batch.schema
-                    asked = found.names == columns and all(
-                        found.field(i).type == field.type or (field.name in texts and _is_of(found.field(i), field))
-                        for i, field in enumerate(fields)
-                    )
-                if asked:
+            as_wanted = None
+            for batch in file.iter_batches(n_rows, list(sizes), read, use_threads=False):
+                if as_wanted is None:
+                    as_wanted = batch.schema.names == columns and batch.schema.types == wanted
+                if as_wanted:
                     yield batch
                     continue
                 arrays = [
-                    _as_type(batch.column(field.name), field.type)
-                    if field.name in stored
-                    else pa.repeat(pa.scalar(constants.get(field.name), field.type), batch.num_rows)
-                    for field in fields
+                    _as_type(batch.column(name), kind)
+                    if name in stored
+                    else _as_type(pa.repeat(pa.scalar(constants.get(name), field.type), batch.num_rows), kind)
+                    for name, field, kind in zip(columns, fields, wanted, strict=True)
                 ]
-                yield pa.record_batch(arrays, schema=pa.schema(fields))
+                yield pa.record_batch(arrays, names=columns)
 
     def _dtype(self, columns: list[str]) -> np.dtype[Any]:
         """Single precision if no column needs more."""
@@ -319,18 +317,32 @@ def _is_number(kind: Any, name: str) -> bool:
     return False
 
 
+def _row_groups(fragment: Any) -> tuple[Any, dict[int, int]]:
+    """Metadata of a parquet file, and the row groups of it that take part with their bytes."""
+    metadata, sizes = fragment.metadata, {group.id: group.total_byte_size for group in fragment.row_groups}
+    # A dataset keeps the metadata of every file that it has been asked about, as much as a kilobyte a column and row
+    # group: it is told to forget. Before pyarrow 20 it cannot.
+    with suppress(TypeError):
+        fragment.to_table(columns=[], cache_metadata=False)
+    return metadata, sizes
+
+
 def _is_text(kind: Any) -> bool:
     from pyarrow import types
 
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
-def _is_of(found: Any, field: Any) -> bool:
-    """Whether a field holds a dictionary of what another one holds."""
-    from pyarrow import types
-
-    return bool(types.is_dictionary(found.type) and found.type.value_type == field.type)
-
-
 def _as_type(column: Any, kind: Any) -> Any:
-    return column if column.type == kind else column.cast(kind)
+    if column.type == kind:
+        return column
+    if kind == _dictionary():
+        return column.cast(kind.value_type).dictionary_encode()
+    return column.cast(kind)
+
+
+def _dictionary() -> Any:
+    """Type of the texts that stand for groups or classes."""
+    import pyarrow as pa
+
+    return pa.dictionary(pa.int32(), pa.string())
