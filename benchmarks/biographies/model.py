@@ -506,7 +506,8 @@ def comparison(table: pd.DataFrame) -> list[str]:
         ours = own[own["ours"] & (own["accuracy - original"] >= -report.TOLERANCE)]
         if ours.empty:
             continue
-        best, rival = ours.loc[ours["RMS gap"].idxmin()], own[names == first["best baseline"]].iloc[0]
+        at = int(ours["RMS gap"].argmin())
+        best, rival = ours.iloc[at], own[names == first["best baseline"]].iloc[0]
         low, high = best["RMS gap - best baseline, low"], best["RMS gap - best baseline, high"]
         verdict = "noise" if low <= 0 <= high else "ours is smaller" if high < 0 else "theirs is smaller"
         cells = [
@@ -514,7 +515,7 @@ def comparison(table: pd.DataFrame) -> list[str]:
             f"{first['accuracy']:.3f}, {first['RMS gap']:.3f}",
             str(first["best baseline"]),
             f"{rival['accuracy']:.3f}, {rival['RMS gap']:.3f}",
-            str(names[best.name]),
+            names[ours.index].iloc[at],
             f"{best['accuracy']:.3f}, {best['RMS gap']:.3f}",
             report._difference(best, "RMS gap - best baseline"),
             verdict,

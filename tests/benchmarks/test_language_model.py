@@ -288,7 +288,7 @@ def test_probes_are_measured_on_rows_that_nothing_was_fitted_to(monkeypatch: pyt
     }
     fitted: list[set[int]] = []
 
-    class Recorder(bios.LeaceTransformer):  # type: ignore[name-defined, misc]
+    class Recorder(bios.LeaceTransformer):  # type: ignore[name-defined]
         def fit(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
             fitted.append(set(X[:, 0].tolist()))
             return super().fit(X, y, sensitive_features=sensitive_features)
