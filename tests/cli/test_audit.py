@@ -69,13 +69,8 @@ def test_prints_the_report_of_the_library_and_writes_the_page(
     "options",
     [
         (),
-<<<<<<< HEAD
         ("--folds", "3", "--min-rows", "5", "--pos-label", "no"),
-        ("--min-subgroup-size", "60", "--small-subgroups", "merge"),
-=======
-        ("--folds", "3", "--min-rows", "5", "--positive", "no"),
         ("--min-subgroup-size", "60", "--small-subgroups", "merge", "--folds", "5"),
->>>>>>> main
     ],
 )
 def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(
