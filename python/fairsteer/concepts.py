@@ -105,9 +105,8 @@ class ConceptSteering(BaseEstimator):
     --------
     >>> import numpy as np
     >>> from fairsteer.concepts import ConceptSteering
-    >>> rng = np.random.default_rng(0)
-    >>> joyful, group = rng.integers(0, 2, (2, 800))
-    >>> hidden = (1 + 2 * group)[:, None] * (rng.normal(size=(800, 6)) + np.outer(joyful, [2, 0, 0, 0, 0, 0]))
+    >>> from fairsteer.datasets import make_biased_groups
+    >>> hidden, joyful, group = make_biased_groups(800, 6, shift=0, spread=3, random_state=0)
     >>> steering = ConceptSteering(n_probes=20).fit(hidden, joyful, sensitive_features=group)
     >>> length = {g: float(np.linalg.norm(steering.direction(g))) for g in (0, 1)}
     >>> 2.5 < length[1] / length[0] < 3.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,7 @@ def test_states_are_kept_piece_by_piece(biographies: Any, speaker: Any, tmp_path
     assert not list(tmp_path.glob("*"))
     assert states.extract(rows, tmp_path, dtype=torch.float32) == 0
     assert len(list(tmp_path.glob("*.npy"))) == 3
-    found = states.read(rows, tmp_path)
+    found = states.read(rows, tmp_path, torch.float32)
     assert found.shape == (20, 2, 2, 12)
     for i, text in enumerate(rows["text"]):
         ids = tokens(speaker, text + " known as")
@@ -198,35 +199,142 @@ def test_states_are_kept_piece_by_piece(biographies: Any, speaker: Any, tmp_path
         np.testing.assert_allclose(found[i, 1, 1], hidden[0][0, -1], atol=1e-4)
 
 
-def test_the_model_answers_itself_as_if_every_way_were_run_alone(biographies: Any, speaker: Any) -> None:
+def test_other_texts_types_and_settings_are_other_files(
+    biographies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, states = biographies
+    states.extract(rows, tmp_path, dtype=torch.float32)
+    assert states.extract(rows.iloc[:14], tmp_path, dtype=torch.float32, minutes=0) == 0  # the same beginning
+    assert states.extract(rows, tmp_path, dtype=torch.bfloat16, minutes=0) == 3
+    assert states.extract(rows.iloc[::-1], tmp_path, dtype=torch.float32, minutes=0) == 3
+    monkeypatch.setattr(states, "MAX_TOKENS", 5)
+    assert states.extract(rows, tmp_path, dtype=torch.float32, minutes=0) == 3
+
+
+def test_the_model_answers_itself_as_if_every_way_and_name_were_run_alone(biographies: Any, speaker: Any) -> None:
     rows, _ = biographies
     model = importlib.import_module("benchmarks.biographies.model")
     steered = importlib.import_module("fairsteer.torch").SteeringModule(
         {"female": (0.5 * np.eye(12), np.ones(12)), "male": (np.eye(12), np.full(12, -1.0))}
     )
     groups = rows["group"].tolist()
-    ways = {
-        model.UNSTEERED: ("", None, None),
-        model.Way("ours", 1, "known"): ("model.layers.0", steered, groups),
-    }
-    chosen = [3, 15, 8, 0, 12]
-    zero_shot = model.ZeroShot(rows, ["nurse", "pilot"], torch.float32)
+    last, text = model.Way("ours", 1, "last", "known"), model.Way("ours", 1, "mean", "known")
+    ways = {last: (steered, groups), model.UNSTEERED: (None, None), text: (steered, groups)}
+    chosen, names = [3, 15, 8, 0, 12], ["nurse", "ball_player", "pilot", "ball_game_player", "ball"]
+    zero_shot = model.ZeroShot(rows, names, torch.float32)
     found = zero_shot.scores(chosen, ways)
-    words = [speaker.tokenizer(name)["input_ids"][0] for name in ("nurse", "pilot")]
     for at, i in enumerate(chosen):
-        ids = tokens(speaker, rows["text"][i] + " known as")
-        for way, (_, module, _) in ways.items():
+        text_ids = tokens(speaker, rows["text"][i] + " known as")[0]
+        n = len(text_ids)
+        for way, (module, _) in ways.items():
+            of_text = slice(1, n - 2) if way == text else slice(n - 1, n)
 
-            def steer(_m: Any, _a: Any, out: Any, module: Any = module, group: str = groups[i]) -> Any:
+            def steer(_m: Any, _a: Any, out: Any, module: Any, where: slice, group: str) -> Any:
                 moved = out.clone()
-                moved[:, -1] = module(out[:, -1], sensitive_features=[group])
+                moved[:, where] = module(out[:, where], sensitive_features=[group])
                 return moved
 
-            hook = speaker.model.model.layers[0].register_forward_hook(steer) if module is not None else None
-            with torch.no_grad():
-                scores = speaker.model(ids).logits[0, -1].double().log_softmax(-1)
-            if hook is not None:
-                hook.remove()
-            np.testing.assert_allclose(found[way][at], scores[words], atol=1e-4)
-    first, second = found.values()
-    assert np.abs(first - second).max() > 0.1
+            for k, name in enumerate(names):
+                words = tokens(speaker, name.replace("_", " "))[0]
+                hook = None
+                if module is not None:
+                    hook = speaker.model.model.layers[0].register_forward_hook(
+                        partial(steer, module=module, where=of_text, group=groups[i])
+                    )
+                with torch.no_grad():
+                    logits = speaker.model(torch.cat([text_ids, words])[None]).logits[0].double()
+                if hook is not None:
+                    hook.remove()
+                scores = logits.log_softmax(-1)
+                expected = sum(scores[n - 1 + step, word] for step, word in enumerate(words))
+                assert found[way][at, k] == pytest.approx(float(expected), abs=1e-4)
+    first, second, third = found.values()
+    assert min(np.abs(first - second).max(), np.abs(second - third).max(), np.abs(first - third).max()) > 0.1
+
+
+def test_the_last_layer_needs_no_run_of_the_model(biographies: Any, speaker: Any, tmp_path: Path) -> None:
+    rows, states = biographies
+    model = importlib.import_module("benchmarks.biographies.model")
+    states.extract(rows, tmp_path, dtype=torch.float32)
+    zero_shot = model.ZeroShot(rows, ["nurse", "pilot_light"], torch.float32)
+    found = zero_shot.of_last_layer(states.read(rows, tmp_path, torch.float32)[:, -1, states.POOLS.index("last")])
+    words = [speaker.tokenizer(name)["input_ids"][0] for name in ("nurse", "pilot")]
+    for i, text in enumerate(rows["text"]):
+        with torch.no_grad():
+            expected = speaker.model(tokens(speaker, text + " known as")).logits[0, -1, words]
+        np.testing.assert_allclose(found[i], expected, atol=1e-4)
+
+
+def test_probes_are_measured_on_rows_that_nothing_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = importlib.import_module("benchmarks.biographies.model")
+    bios = importlib.import_module("benchmarks.biographies.methods")
+    rng = np.random.default_rng(0)
+    n = 240
+    y, group = np.arange(n) % 2, np.arange(n) // 2 % 2
+    X = (np.array([0.0, 1.5])[y] + np.array([0.0, 2.5])[group])[:, None] * [1.0, 100.0]
+    X += rng.normal(size=(n, 2)) * [1.0, 100.0]
+    data = bios.Biographies("made", X, y, group, bios.folds(y, group), tuple(range(5)), ["a", "b"], ["f", "m"])
+    chosen = [method for method in model.methods() if method.name in (bios.ORIGINAL, model.TRANSLATIONS, model.LEACE)]
+    lines = model.held_to_the_best(data, list(model.unaligned(data, chosen, in_full=True)))
+    assert lines[0].method == bios.ORIGINAL
+    accuracy = {(line.method, line.gender): float((line.predicted == y).mean()) for line in lines if line.rule == "LDA"}
+    assert accuracy[model.TRANSLATIONS, "known"] > accuracy[bios.ORIGINAL, "withheld"] + 0.05
+    assert set(accuracy) == {
+        (bios.ORIGINAL, "withheld"),
+        (model.LEACE, "withheld"),
+        (model.TRANSLATIONS, "known"),
+        (model.TRANSLATIONS, "inferred"),
+        (model.TRANSLATIONS, "withheld"),
+    }
+    fitted: list[set[int]] = []
+
+    class Recorder(bios.LeaceTransformer):  # type: ignore[name-defined, misc]
+        def fit(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
+            fitted.append(set(X[:, 0].tolist()))
+            return super().fit(X, y, sensitive_features=sensitive_features)
+
+    in_halves = model.halves(data)
+    recorded = [bios.Method(bios.ORIGINAL), bios.Method(model.LEACE, Recorder())]
+    lines = list(model.aligned(in_halves, recorded))
+    assert len(fitted) == 2 * (1 + 5)
+    for j in (0, 1):
+        tested = set(X[in_halves.fold == j, 0].tolist())
+        assert all(not tested & rows for rows in fitted[6 * j : 6 * j + 6])
+    assert {(line.gender, line.aligned) for line in lines} == {
+        ("withheld", False), ("known", True), ("inferred", True)
+    }  # fmt: skip
+    assert all((line.predicted >= 0).all() for line in lines)
+
+
+@pytest.mark.slow
+def test_the_page_compares_our_best_with_the_best_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = importlib.import_module("benchmarks.biographies.model")
+    bios = importlib.import_module("benchmarks.biographies.methods")
+    monkeypatch.setattr(model.states, "LAYERS", (1,))
+    monkeypatch.setattr(model.states, "POOLS", ("last",))
+    n = 400
+    y, turn = np.arange(n) % 2, np.arange(n) // 2
+    group = np.where(y == 0, turn % 2, turn % 4 > 0).astype(np.int64)
+    fold, draw = np.zeros(n, dtype=np.int64), np.random.default_rng(0).random(n)
+    data = bios.Biographies("SmolLM2, layer 1, last", np.zeros((n, 1)), y, group, fold, (0,), ["a", "b"], ["f", "m"])
+
+    def line(method: str, right: Any, *, ours: bool = False) -> Any:
+        gender = "withheld" if method == bios.ORIGINAL else "known"
+        return bios.Line(method, "LDA", gender, False, ours, np.where(draw < right, y, 1 - y), float("nan"))
+
+    lines = [
+        line(bios.ORIGINAL, 0.75),
+        line(bios.ORIGINAL, np.where(group == 1, 0.95, 0.65)),
+        line(model.MEAN, np.where(group == 1, 0.93, 0.75)),
+        line(model.TRANSLATIONS, 0.85, ours=True),
+        line(model.AFFINE, 0.5, ours=True),
+    ]
+    model.report.add(tmp_path, data, model.held_to_the_best(data, lines))
+    model.write(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
+    (row,) = (text for text in page.splitlines() if "ours is smaller" in text)
+    assert f"| {model.MEAN}: LDA, known |" in row
+    assert f"| {model.TRANSLATIONS}: LDA, known |" in row  # the affine maps lose too much

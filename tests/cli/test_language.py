@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,25 @@ def test_moments_are_those_of_the_states_one_by_one(
             expected = np.cov(own.T, bias=True)
             np.testing.assert_allclose(moments.covariances[k, a], expected, atol=1e-6 * np.abs(expected).max())
     assert (persistence.read_extra("m.safetensors") or {})["layer"] == LAYER
+
+
+@pytest.mark.slow
+def test_what_language_models_md_says_to_type_runs(
+    model: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word, with a model that has two layers where the page's has thirty."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "language-models.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(python|bash)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (beginnings,) = (block for language, block in blocks if language == "python" and "to_csv" in block)
+    exec(compile(beginnings, "language-models.md", "exec"), {})
+    typed = "".join(block for language, block in blocks if language == "bash").replace("\\\n", " ").splitlines()
+    commands = [words for line in typed if (words := shlex.split(line, comments=True))[0] == "fairsteer"]
+    assert len(commands) >= 2
+    for command in commands:
+        at_hand = {"$MODEL": str(model), "19": "1"}
+        code, _, err = run(*(at_hand.get(word, word) for word in command[1:]))
+        assert code == 0, (command, err)
 
 
 def test_every_token_is_a_row_and_classes_may_be_left_out(model: Path, texts: pd.DataFrame, run: Run) -> None:

@@ -9,7 +9,7 @@ from fairsteer.report._report import report_beside
 
 from . import UsageError, count
 from ._comparison import Contest
-from ._fitting import library_problems, quoting_warnings, read_problem
+from ._fitting import Problem, library_problems, measured_rows, quoting_warnings, read_problem
 from ._options import Alignment, Leakage, Settings
 from ._printing import Reporter, choice_of, comparison_values, fit_values
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, writing
@@ -60,8 +60,8 @@ def audit_file(
     check_outputs([("--html", html)], sources=[settings.file], force=force)
     problem = read_problem(settings, report, steers_all=False)
     settings = problem.settings
-    left_out = int((~problem.question.usable).sum())
     fitted = problem.fit(report, align)
+    measured = measured_rows(problem, report)
     contest = Contest.of(fitted, align)
     with (
         library_problems(),
@@ -71,28 +71,28 @@ def audit_file(
         result, held_out = report_beside(
             contest.methods,
             fitted,
-            problem.features,
-            problem.question.y,
-            sensitive_features=problem.groups,
+            measured.features,
+            measured.y,
+            sensitive_features=measured.groups,
             pos_label=problem.pos_label,
             cv=settings.folds,
-            prepare=problem.prepare,
+            prepare=measured.prepare,
             min_rows=settings.min_rows,
             confidence_level=confidence_level,
             leakage=leakage,
             advance=advance,
             optional=contest.optional,
             context={
-                "File": f"{problem.table.name}, {count(len(problem.table), 'row')}; {left_out:,} lack class or group",
+                "File": _file(problem),
                 "Target": settings.target,
                 "Sensitive": ", ".join(settings.sensitive),
             },
         )
         comparison = contest.result(
             held_out,
-            problem.features,
-            problem.question.y,
-            problem.groups,
+            measured.features,
+            measured.y,
+            measured.groups,
             pos_label=problem.pos_label,
             min_rows=settings.min_rows,
             confidence_level=confidence_level,
@@ -116,3 +116,13 @@ def audit_file(
         fit=fit_values(contest.steering),
         tables=result.tables,
     )
+
+
+def _file(problem: Problem) -> str:
+    """Say what was read, and how much of it gaps were measured on."""
+    parts = [f"{problem.table.name}, {count(problem.n_rows, 'row')}"]
+    if len(problem.table) == problem.n_rows:
+        parts.append(f"{int((~problem.question.usable).sum()):,} lack class or group")
+    if len(problem.measured.y) < len(problem.usable) or len(problem.table) < problem.n_rows:
+        parts.append(f"gaps measured on {len(problem.measured.y):,}")
+    return "; ".join(parts)

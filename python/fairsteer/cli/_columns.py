@@ -36,6 +36,7 @@ _DAY = (
     r"|\d{1,2}[- .]+[A-Za-z]{3,9}[- .,]+\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4}"
 )
 _DATE = re.compile(rf"({_DAY})([T ,]+{_TIME})?|{_TIME}")
+_FIRST = 256  # values
 _TRUTH = {"true": 1.0, "false": 0.0}
 
 
@@ -135,7 +136,7 @@ class Column:
     def is_missing(self) -> NDArray[np.bool_]:
         """Whether the value of a row is missing."""
         if self.is_text and self._floats is not None:  # of many different numbers none is looked at by itself
-            return np.asarray(self._missing_texts.to_numpy(), dtype=bool)
+            return np.isnan(self._floats)
         distinct, codes = self._factors
         return np.asarray([value is None for value in distinct], dtype=bool)[codes]
 
@@ -167,24 +168,29 @@ class Column:
             return float(value)
         return None
 
-    @property
-    def _missing_texts(self) -> pa.ChunkedArray:
-        return compute.is_in(compute.utf8_trim_whitespace(self.values), pa.array(sorted(self._reading.missing)))
-
     @cached_property
     def _floats(self) -> NDArray[np.float64] | None:
         """Finite numbers of all rows without a look at each, None where that takes one."""
         values, kind = self.values, self.values.type
         if self.is_text:
-            values = compute.if_else(self._missing_texts, pa.scalar(None, pa.string()), values)
-        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            found = _cast(values)
+            if found is None or not np.isfinite(found).all():  # some gap, or some text
+                found = self._floats_beside_gaps()
+        elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            found = _cast(values)
+        else:
             return None
-        try:
-            numbers = compute.cast(values, pa.float64(), safe=False).to_numpy()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return None
-        found = np.array(numbers, dtype=np.float64)
-        return None if np.isinf(found).any() else found
+        return None if found is None or np.isinf(found).any() else found
+
+    def _floats_beside_gaps(self) -> NDArray[np.float64] | None:
+        """Numbers of all rows that are no gap; None where one is a text."""
+        for values in (self.values.slice(0, _FIRST), self.values):  # most texts are seen among the first
+            trimmed = compute.utf8_trim_whitespace(values)
+            missing = compute.is_in(trimmed, pa.array(sorted(self._reading.missing)))
+            found = _cast(compute.if_else(missing, pa.scalar(None, pa.string()), values))
+            if found is None or (np.isnan(found) & ~missing.to_numpy()).any():  # as the text "nan" is, if it is one
+                return None
+        return found
 
     @cached_property
     def _truths(self) -> bool:
@@ -354,6 +360,14 @@ class Column:
         return [
             typed.get(value, label) if label is None else label for value, label in zip(distinct, found, strict=True)
         ]
+
+
+def _cast(values: pa.ChunkedArray) -> NDArray[np.float64] | None:
+    """Values as numbers, NaN where they are null; None where one is none."""
+    try:
+        return np.asarray(compute.cast(values, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
 
 
 def label_text(label: Any) -> str:

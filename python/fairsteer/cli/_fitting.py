@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fairsteer.transformer import FairSteeringTransformer
 from . import UsageError, count
 from ._columns import Reading, label_parts
 from ._large import AnyTable, LargeTable, distinct_rows, open_table
+from ._measured import MeasuredRows, evenly_spaced, most_measured
 from ._options import Alignment, Maps, Reads, Settings, UnknownGroup, check_separator, parse_memory, parse_shrinkage
 from ._printing import Reporter
 from ._question import Question, check_columns, read_question
@@ -36,6 +38,7 @@ __all__ = [
     "Problem",
     "library_problems",
     "listed",
+    "measured_rows",
     "quoting_warnings",
     "read_problem",
     "reading_of",
@@ -71,8 +74,6 @@ class Problem:
         Its classes and groups.
     encoder : TableEncoder
         Its features.
-    features : DataFrame of float64
-        Features of the usable rows.
     steering : FairSteeringTransformer
         Not fitted.
     """
@@ -84,8 +85,29 @@ class Problem:
     usable: Table
     question: Question
     encoder: TableEncoder
-    features: pd.DataFrame
     steering: FairSteeringTransformer
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """Features of the usable rows, as float64."""
+        return self.encoder.encode(self.usable)
+
+    @cached_property
+    def measured(self) -> MeasuredRows:
+        """Rows that gaps are measured on."""
+        question, groups = self.question, self.groups
+        most = self.settings.measured_rows
+        if most is None:
+            most = most_measured(len(self.encoder.encoded_names), len(question.classes))
+        chosen = evenly_spaced(question.cells, most)
+        if chosen.all():
+            return MeasuredRows(self.usable, self.features, question.y, groups, self.encoder)
+        table = self.usable.where(chosen)
+        if isinstance(self.source, Table):
+            features = self.features[chosen].reset_index(drop=True)
+        else:  # nobody needs those of the others
+            features = self.encoder.encode(table)
+        return MeasuredRows(table, features, question.y[chosen], groups[chosen].reset_index(drop=True), self.encoder)
 
     @property
     def groups(self) -> pd.DataFrame:
@@ -114,12 +136,6 @@ class Problem:
             na_values=tuple(listed(self.settings.na_values)),
             strict_na=self.settings.strict_na,
         )
-
-    def prepare(self, may_learn: NDArray[np.bool_]) -> pd.DataFrame:
-        """Features of the usable rows, gaps filled with the medians of some of them, as a fold needs them."""
-        encoder = self.encoder.refitted(self.usable, may_learn)
-        # Without gaps there is nothing to learn: all folds have the same features, in the same memory.
-        return self.features if encoder is self.encoder else encoder.encode(self.usable)
 
     def fit(
         self, report: Reporter, align: Alignment | None = None, checkpoint: Checkpoint | None = None
@@ -252,8 +268,7 @@ def read_problem(
             encoder = _of_all_rows(source, encoder, usable, question, settings, report)
     encoder.tell_gaps(encoder.gaps(table), report.note, unseen=like is not None)
     encoder.tell_leaks(usable, question.y, report.note)
-    features = encoder.encode(usable)
-    return Problem(settings, source, n_rows, table, usable, question, encoder, features, steering)
+    return Problem(settings, source, n_rows, table, usable, question, encoder, steering)
 
 
 def _of_all_rows(
@@ -354,10 +369,22 @@ def _rows_in_memory(source: AnyTable, report: Reporter, memory: int) -> tuple[Ta
     if len(table) < n_rows:
         report.note(
             f"{source.name} has {count(n_rows, 'row')}, more than {shown_bytes(memory)} of memory hold (--memory). "
-            f"{len(table):,} of them, evenly spaced, say what columns are, and are what gaps are measured on; the map "
-            "is that of all rows."
+            f"{len(table):,} of them, evenly spaced, say what columns are and serve to measure gaps; the map is that "
+            "of all rows."
         )
     return table, n_rows
+
+
+def measured_rows(problem: Problem, report: Reporter) -> MeasuredRows:
+    """Give the rows that gaps are measured on, and say so if these are some of those that there are."""
+    with report.busy("choosing rows"):
+        measured = problem.measured
+    if len(measured.y) < len(problem.usable):
+        report.note(
+            f"gaps are measured on {len(measured.y):,} of {len(problem.usable):,} rows, evenly spaced in every class "
+            "and group (--measured-rows)."
+        )
+    return measured
 
 
 def shown_bytes(n: int) -> str:

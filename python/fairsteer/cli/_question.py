@@ -37,6 +37,8 @@ class Question:
         Rows with a class and a group: those that are fitted on.
     y : ndarray of shape (n_usable,)
         Classes of the usable rows.
+    cells : ndarray of shape (n_usable,)
+        Code of the class and group of every usable row.
     counts : ndarray of shape (n_groups, n_classes)
         Usable rows of every group and class.
     classes, labels : list
@@ -46,6 +48,7 @@ class Question:
     groups: pd.DataFrame
     usable: NDArray[np.bool_]
     y: NDArray[Any]
+    cells: NDArray[np.intp]
     counts: NDArray[np.intp]
     classes: list[Any]
     labels: list[Any]
@@ -121,12 +124,14 @@ def read_question(
     if words:
         tell(f"{words} read as missing; --strict-na reads empty values only as missing.")
     labels, y_codes = np.unique(y, return_inverse=True)
-    cells = np.bincount(codes * len(labels) + y_codes, minlength=len(encoder.groups_) * len(labels))
+    cells = codes * len(labels) + y_codes
+    counts = np.bincount(cells, minlength=len(encoder.groups_) * len(labels))
     return Question(
         groups=groups,
         usable=usable,
         y=y,
-        counts=cells.reshape(-1, len(labels)),
+        cells=cells,
+        counts=counts.reshape(-1, len(labels)),
         classes=labels.tolist(),
         labels=encoder.groups_.tolist(),
     )

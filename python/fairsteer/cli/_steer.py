@@ -19,7 +19,7 @@ from fairsteer.transformer import FairSteeringTransformer
 from . import UsageError, count
 from ._columns import label_parts, label_text
 from ._comparison import compare
-from ._fitting import library_problems, memory_of, quoting_warnings, read_problem, tell_of_fit
+from ._fitting import library_problems, measured_rows, memory_of, quoting_warnings, read_problem, tell_of_fit
 from ._large import AnyTable, LargeTable
 from ._options import Alignment, Settings
 from ._printing import Reporter, comparison_values, fit_values
@@ -82,6 +82,7 @@ def steer_file(
     checkpoint = problem.checkpoint(model or out, seconds=checkpoint_every, resume=resume)
     fitted = problem.fit(report, align, checkpoint)
     steering = fitted if isinstance(fitted, FairSteeringTransformer) else fitted.steering_
+    measured = measured_rows(problem, report)
     with (
         library_problems(),
         quoting_warnings(lambda _: None),
@@ -90,14 +91,14 @@ def steer_file(
         # Of these warnings the fit of all rows has said what there is to say.
         result = compare(
             steering,
-            problem.features,
-            problem.question.y,
-            problem.groups,
+            measured.features,
+            measured.y,
+            measured.groups,
             pos_label=problem.pos_label,
             folds=settings.folds,
             min_rows=settings.min_rows,
             alignment=align,
-            prepare=problem.prepare,
+            prepare=measured.prepare,
             advance=advance,
         )
     tell_of_fit(result.displacement, report.note)

@@ -247,7 +247,7 @@ class TableEncoder:
             stop = start + len(described.encoded_names)
             described.encode(column, values[:, start:stop])
             start = stop
-        return pd.DataFrame(values, columns=self.encoded_names)
+        return pd.DataFrame(values, columns=self.encoded_names, copy=False)
 
     def gaps(self, table: Table) -> Gaps:
         """Count the missing values of a table, and those whose category has no 0/1 column.

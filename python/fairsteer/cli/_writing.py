@@ -215,6 +215,9 @@ def open_writer(
     return _CsvWriter(file, table, features, more, carried, dialect, gzipped=gzipped)
 
 
+_FIRST = 256  # values
+
+
 class _CsvWriter:
     """Text in the dialect of the input; pyarrow's own writer knows UTF-8, points and newlines only."""
 
@@ -257,17 +260,24 @@ class _CsvWriter:
             return
         if len(columns) == 1:  # an empty line would be no row
             columns = [compute.if_else(compute.equal(columns[0], ""), '""', columns[0])]
+        columns[-1] = compute.binary_join_element_wise(columns[-1], self._dialect.newline, "")
         rows = compute.binary_join_element_wise(*columns, self._dialect.separator)
-        text = self._dialect.newline.join([*rows.to_pylist(), ""])
-        self._file.write(self._encoder.encode(text))
+        encoded = memoryview(_text_of(rows))
+        if self._dialect.encoding != "utf-8":
+            encoded = self._encoder.encode(str(encoded, "utf-8"))
+        self._file.write(encoded)
 
     def _numbers(self, values: pa.Array) -> pa.Array:
         """Shortest texts that are read as the same numbers."""
-        texts = compute.cast(values, pa.string())
+        few = values.slice(0, _FIRST).dictionary_encode()
+        if len(few.dictionary) < len(few) / 4 and len((few := values.dictionary_encode()).dictionary) < len(few) / 4:
+            texts = compute.cast(few.dictionary, pa.string()).take(few.indices)
+        else:
+            texts = compute.cast(values, pa.string())
         return compute.replace_substring(texts, ".", ",") if self._dialect.decimal == "," else texts
 
     def _texts(self, values: Any, *, always: bool = False) -> pa.Array:
-        texts = pa.array(_as_text(values), pa.string())
+        texts = _as_text(values)
         quoted = compute.binary_join_element_wise('"', compute.replace_substring(texts, '"', '""'), '"', "")
         return quoted if always else compute.if_else(self._unsafe_in(texts), quoted, texts)
 
@@ -323,13 +333,19 @@ def _describe(field: pa.Field) -> dict[str, Any]:
     return {"name": field.name, "field_name": field.name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
 
 
-def _as_text(values: Any) -> list[str]:
+def _as_text(values: Any) -> pa.Array:
     """Texts of a column as they would stand in a csv file; empty where missing."""
     kind = values.type
     if pa.types.is_dictionary(kind):
         values, kind = values.cast(kind.value_type), kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return ["" if text is None else text for text in values.to_pylist()]
-    if pa.types.is_temporal(kind):
-        return ["" if text is None else text for text in compute.cast(values, pa.string()).to_pylist()]
-    return ["" if value is None else str(value) for value in values.to_pylist()]
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind):
+        texts = compute.fill_null(compute.cast(values, pa.string()), "")
+        return pa.concat_arrays(texts.chunks) if isinstance(texts, pa.ChunkedArray) else texts
+    return pa.array(["" if value is None else str(value) for value in values.to_pylist()], pa.string())
+
+
+def _text_of(texts: pa.Array) -> pa.Buffer:
+    """All texts of an array, which lie one behind the other."""
+    _, offsets, content = texts.buffers()
+    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return content.slice(int(ends[0]), int(ends[-1] - ends[0]))

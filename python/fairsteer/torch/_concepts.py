@@ -54,13 +54,12 @@ class ConceptSteeringModule(nn.Module):
 
     Examples
     --------
-    >>> import numpy as np, torch
+    >>> import torch
     >>> from fairsteer.concepts import ConceptSteering
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.torch import ConceptSteeringModule
-    >>> rng = np.random.default_rng(0)
-    >>> joyful, group = rng.integers(0, 2, (2, 400))
-    >>> hidden = rng.normal(size=(400, 6)) + np.outer(joyful, [2, 0, 0, 0, 0, 0])
-    >>> steering = ConceptSteering(n_probes=8).fit(hidden, joyful, sensitive_features=np.array(["f", "m"])[group])
+    >>> hidden, joyful, group = make_biased_groups(400, 6, groups=["f", "m"], random_state=0)
+    >>> steering = ConceptSteering(n_probes=8).fit(hidden, joyful, sensitive_features=group)
     >>> module = ConceptSteeringModule(steering, strength=2.0)
     >>> tokens = torch.zeros(3, 5, 6)
     >>> moved = module(tokens, sensitive_features=["f", "m", "m"])

@@ -175,7 +175,7 @@ class MonotoneMaps:
         own, spread, targets, discrete, moving = [], [], [], [], []
         for column in rows.T:
             x = column[counted].astype(np.float64)
-            found, inverse = np.unique(x, return_inverse=True)
+            found, inverse = _distinct(x)
             repeats = len(found) <= min(MAX_VALUES, n_rows / 2)
             stays = len(found) < min_distinct
             if len(found) > MAX_VALUES:
@@ -304,6 +304,17 @@ def _uniform(hashes: Hashes, j: int) -> Doubles:
     """Numbers in (0, 1], for every feature others."""
     bits = mix(hashes + np.uint64((j + 1) * 0x9E3779B97F4A7C15 % 2**64))
     return ((bits >> np.uint64(11)).astype(np.float64) + 1) / 2**53
+
+
+def _distinct(column: Doubles) -> tuple[Doubles, npt.NDArray[np.intp]]:
+    """Values that occur, and the position of every row's; whole numbers of a small range need not be sorted."""
+    low, high = column.min(), column.max()
+    if high - low < MAX_VALUES:
+        place = (column - low).astype(np.intp)
+        if (place + low == column).all():
+            there = np.bincount(place) > 0
+            return low + np.flatnonzero(there), (np.cumsum(there) - 1)[place]
+    return np.unique(column, return_inverse=True)
 
 
 def _quantiles(column: Doubles, weight: Doubles) -> tuple[Doubles, npt.NDArray[np.intp]]:
