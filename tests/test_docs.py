@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
-import os
 import pkgutil
 import re
 import shlex
@@ -30,7 +29,7 @@ PAGES = [
 ]
 
 #: Packages that a room, or its examples, cannot do without, and that need not be there.
-NEEDS = {"fairsteer.export": "onnx", "fairsteer.torch": "torch"}
+NEEDS = {"fairsteer.export": "onnx", "fairsteer.export._gguf": "gguf", "fairsteer.torch": "torch"}
 
 MODULES = [
     module.name
@@ -162,16 +161,10 @@ def test_commands_of_the_pages_run(
 
 
 @pytest.mark.slow
-def test_demo_output_is_what_the_demo_prints() -> None:
-    demo = subprocess.run(
-        [sys.executable, "-m", "fairsteer.cli", "demo"],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=True,
-        env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"},
-    )
-    assert_printed(demo.stdout, _blocks(ROOT / "docs" / "get-started.md", "text")[0][1])
+def test_demo_output_is_what_the_demo_prints(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, printed, _ = run("demo")
+    assert code == 0
+    assert_printed(printed, _blocks(ROOT / "docs" / "get-started.md", "text")[0][1])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +178,10 @@ def test_the_two_commands_are_there(command: str) -> None:
 def test_examples_of_docstrings_are_true(name: Any) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    module = importlib.import_module(name)
+    assert doctest.testmod(module).failed == 0
+    found = [example for test in doctest.DocTestFinder().find(module) for example in test.examples]
+    assert not [example.source for example in found if doctest.SKIP in example.options]
 
 
 @pytest.mark.slow

@@ -363,7 +363,7 @@ def picture(found: Any, path: Path) -> None:
     upper.set_xticks(range(len(BIASED)), points)
     lower.set_xticks(range(len(BIASED)), [bias.replace(", ", "\n", 1) for bias in BIASED])
     for ax in (upper, lower):
-        ax.tick_params(axis="x", labelsize=7.5)
+        ax.tick_params(axis="x", labelsize=6.8)
     upper.set_title("accuracy recovered, in percent of the points lost", loc="left")
     lower.set_title("gap of true-positive rates, on true labels", loc="left")
     figure.savefig(path, dpi=110)

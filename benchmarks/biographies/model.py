@@ -3,20 +3,23 @@
 *Probes*: states of each layer, as they are where a hook would steer them; every method takes the features at one scale,
 and so does the probe, which is trained on steered rows. Five folds; the gap is that of all rows, each predicted by
 what was fitted to the others. Gender known; in the layers whose unsteered probe is the most accurate, one for each
-pool, inferred or withheld as well, and with another probe.
+pool, inferred or withheld as well, with another probe, and with diagonal maps.
 
 *Aligned*: the more accurate of those two layers, its scores aligned besides. What is measured are two
 halves, each by the other, and gaps within a half: the alignment of a fold makes up for the chance of the others.
 
-*By the model itself*: the likelihood of every occupation's name, all its tokens, after the text and a question, with
-the states of one layer steered by a hook where the model is about to answer: the token whose states in the other
-folds the maps are fitted to. Nothing is trained after steering. The likelihoods of a text's names are taken as shares,
-relative to the mean share of a name over the texts without steering, since some names are likelier than others after
-any text; labels take no part in it.
+*By the model itself*: the likelihood of every occupation's name after the text and a question, with the states of one
+layer steered by a hook, at the tokens whose states in the other folds the maps are fitted to: the last one, where the
+model is about to answer (maps of the last token), or those of the text but the first (maps of their mean). Nothing is
+trained after steering. All tokens of a name count; in the last layer, whose states are the answer, the first one, which
+all names have different and which needs no run of the model but its head. The likelihoods of a text's names are taken
+as shares, relative to the mean share of a name over the texts without steering, since some names are likelier than
+others after any text; labels take no part in it.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import time
@@ -49,11 +52,13 @@ MEAN, COVARIANCE, LEACE = "mean matching", "covariance matching", "LEACE"
 TRANSLATIONS, DIAGONAL, AFFINE = "ideal, translations", "ideal, diagonal", "ideal, affine"
 #: Of features at one scale. Chosen among .0003 to .03 by the accuracy of the unsteered states, in all layers alike.
 C = 0.003
-#: Layers that are steered where the model answers itself, and the rows that it is asked about.
-ITSELF, ASKED = (14, 22), 800
+#: Layers and pools that are steered where the model answers itself, of the first so many rows' first so many folds.
+ITSELF = ((14, "last"), (22, "last"), (14, "mean"))
+ASKED, FOLDS_ASKED = 800, 2
 BATCH = 32
 BY_ITSELF = "SmolLM2 by itself"
 LAYERS, ALIGNED = "layers", "aligned"
+LAST_LAYER = f"{BY_ITSELF}, last layer"
 
 
 #: The beginning of the page.
@@ -113,11 +118,17 @@ def layer_data(rows: pd.DataFrame, all_states: Floats) -> dict[tuple[int, str], 
 
 
 def scores(
-    method: Method, data: Biographies, train: NDArray[Any], test: NDArray[Any], *, brief: bool = False
+    method: Method,
+    data: Biographies,
+    train: NDArray[Any],
+    test: NDArray[Any],
+    *,
+    rules: Sequence[str] = (LDA,),
+    all_genders: bool = False,
 ) -> dict[bios.Key, NDArray[np.float64]]:
     """Log-probabilities of the classes for some rows, by what is fitted to others: by probe and gender.
 
-    `brief`: by the better probe alone, gender known where it is needed.
+    Where the gender is needed it is known; with `all_genders` also inferred and withheld.
     """
     X, group = data.X[test], data.group[test]
     rows = data.X[train]
@@ -127,27 +138,26 @@ def scores(
         rows = change.transform(rows, sensitive_features=data.group[train])
         if not method.needs_gender:
             told = {"withheld": change.transform(X)}
-        elif brief:
-            told = {"known": change.transform(X, sensitive_features=group)}
-        else:
+        elif all_genders:
             told["known"], told["inferred"] = change.transform(X, sensitive_features=group), change.transform(X)
+        else:
+            told = {"known": change.transform(X, sensitive_features=group)}
     found: dict[bios.Key, NDArray[np.float64]] = {}
-    for rule, probe in probes().items():
-        if brief and rule != LDA:
-            continue
-        probe.fit(rows, data.y[train])
+    for rule in rules:
+        probe = probes()[rule].fit(rows, data.y[train])
         for gender, own in told.items():
             found[rule, gender] = probe.predict_log_proba(own)
     return found
 
 
-def unaligned(data: Biographies, chosen: Sequence[Method], *, brief: bool = False) -> Iterator[Line]:
-    """Predictions of every fold by what is fitted to the others."""
+def unaligned(data: Biographies, chosen: Sequence[Method], *, in_full: bool = False) -> Iterator[Line]:
+    """Predictions of every fold by what is fitted to the others; in full by both probes and for all genders."""
+    rules = (LR, LDA) if in_full else (LDA,)
     for method in chosen:
         found: dict[bios.Key, Codes] = {}
         for j in data.measured:
             train, test = data.fold != j, data.fold == j
-            for key, values in scores(method, data, train, test, brief=brief).items():
+            for key, values in scores(method, data, train, test, rules=rules, all_genders=in_full).items():
                 found.setdefault(key, np.full(len(data.y), -1))[test] = values.argmax(axis=1)
         for (rule, gender), predicted in found.items():
             yield Line(method.name, rule, gender, False, method.ours, predicted, float("nan"))
@@ -159,39 +169,41 @@ def halves(data: Biographies) -> Biographies:
 
 
 def aligned(data: Biographies, chosen: Sequence[Method]) -> Iterator[Line]:
-    """Predictions of every fold with and without alignment, which is fitted to out-of-fold scores of the other rows."""
-    least: dict[tuple[int, str], float] = {}
+    """Predictions of every fold with and without alignment, which is fitted to out-of-fold scores of the other rows.
+
+    The first method changes nothing: its accuracy is what the alignment of every method is allowed to cost.
+    """
+    least: dict[int, float] = {}
     for method in chosen:
-        found: dict[tuple[str, Gender, bool], Codes] = {}
-        budgets: dict[str, list[float]] = {}
-        for j in data.measured:
-            train, test = np.flatnonzero(data.fold != j), np.flatnonzero(data.fold == j)
-            inner = bios.folds(data.y[train], data.group[train])
-            known: Gender = "known" if method.needs_gender else "withheld"
-            guessed: Gender = "inferred" if method.needs_gender else "withheld"
-            answers = scores(method, data, train, test)
-            for (rule, gender), values in answers.items():
-                _keep(found, (rule, gender, False), test, values.argmax(axis=1), len(data.y))
-            own = {rule: np.empty((len(train), len(data.classes))) for rule in probes()}
-            for i in range(FOLDS):
-                some = scores(method, data, train[inner != i], train[inner == i])
-                for rule, values in own.items():
-                    values[inner == i] = some[rule, known]
-            gender_proba = _gender_proba(data, train, test)
-            for rule, values in own.items():
-                right = float((values.argmax(axis=1) == data.y[train]).mean())
-                allowed = least.setdefault((j, rule), right - bios.ALLOWANCE)  # the first method changes nothing
-                aligner = bios.aligner_within(np.exp(values), data.y[train], data.group[train], allowed)
-                budgets.setdefault(rule, []).append(aligner.max_gap_)
-                for gender, of_rows, proba in (
-                    ("known", np.exp(answers[rule, known]), np.eye(2)[data.group[test]]),
-                    ("inferred", np.exp(answers[rule, guessed]), gender_proba),
-                ):
-                    told: Gender = "known" if gender == "known" else "inferred"
-                    _keep(found, (rule, told, True), test, bios.aligned_classes(aligner, of_rows, proba), len(data.y))
-        for (rule, gender, is_aligned), predicted in found.items():
-            budget = float(np.mean(budgets[rule])) if is_aligned else float("nan")
-            yield Line(method.name, rule, gender, is_aligned, method.ours, predicted, budget)
+        yield from aligned_by(method, data, least)
+
+
+def aligned_by(method: Method, data: Biographies, least: dict[int, float]) -> Iterator[Line]:
+    """Lines of one method; `least` accuracy of each fold's training rows, which the first method sets."""
+    found: dict[tuple[Gender, bool], Codes] = {}
+    budgets = []
+    known: Gender = "known" if method.needs_gender else "withheld"
+    guessed: Gender = "inferred" if method.needs_gender else "withheld"
+    for j in data.measured:
+        train, test = np.flatnonzero(data.fold != j), np.flatnonzero(data.fold == j)
+        answers = scores(method, data, train, test, all_genders=True)
+        for (_, gender), values in answers.items():
+            _keep(found, (gender, False), test, values.argmax(axis=1), len(data.y))
+        inner, own = bios.folds(data.y[train], data.group[train]), np.empty((len(train), len(data.classes)))
+        for i in range(FOLDS):
+            own[inner == i] = scores(method, data, train[inner != i], train[inner == i])[LDA, known]
+        right = float((own.argmax(axis=1) == data.y[train]).mean())
+        allowed = least.setdefault(j, right - bios.ALLOWANCE)
+        aligner = bios.aligner_within(np.exp(own), data.y[train], data.group[train], allowed)
+        budgets.append(aligner.max_gap_)
+        of_known, of_guessed = np.exp(answers[LDA, known]), np.exp(answers[LDA, guessed])
+        predicted = bios.aligned_classes(aligner, of_known, np.eye(2)[data.group[test]])
+        _keep(found, ("known", True), test, predicted, len(data.y))
+        predicted = bios.aligned_classes(aligner, of_guessed, _gender_proba(data, train, test))
+        _keep(found, ("inferred", True), test, predicted, len(data.y))
+    for (gender, is_aligned), predicted in found.items():
+        budget = float(np.mean(budgets)) if is_aligned else float("nan")
+        yield Line(method.name, LDA, gender, is_aligned, method.ours, predicted, budget)
 
 
 def _keep(found: dict[Any, Codes], key: Any, rows: NDArray[Any], codes: Codes, n: int) -> None:
@@ -208,14 +220,21 @@ def _gender_proba(data: Biographies, train: NDArray[Any], test: NDArray[Any]) ->
 
 
 class Way(NamedTuple):
-    """A way of steering the model."""
+    """A way of steering the model: by whom, in which layer, at the last token or those of the text, and by what."""
 
     name: str
     layer: int
+    pool: str
     gender: Gender
 
+    @property
+    def label(self) -> str:
+        """As in the tables."""
+        where = {"last": "last token", "mean": "text"}
+        return f"{self.name}, layer {self.layer}, {where[self.pool]}" if self.layer else self.name
 
-UNSTEERED = Way(ORIGINAL, 0, "withheld")
+
+UNSTEERED = Way(ORIGINAL, 0, "last", "withheld")
 
 
 class Names:
@@ -250,24 +269,25 @@ class Names:
 
 
 class ZeroShot:
-    """Log-likelihoods of the occupations' names after texts, with states of the last token steered."""
+    """Log-likelihoods of the occupations' names after texts, with states of a layer steered."""
 
     def __init__(self, rows: pd.DataFrame, names: Sequence[str], dtype: torch.dtype) -> None:
         self._model, tokenizer = smollm.load(dtype)
         parameters = inspect.signature(self._model.forward).parameters
         self._cache = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
         self._padding = tokenizer.pad_token_id
-        self._ids, _ = states.prompts(tokenizer, rows["text"].tolist())
+        self._ids, self._n_question = states.prompts(tokenizer, rows["text"].tolist())
         self._names = Names([tokenizer(" " + name.replace("_", " ")).input_ids for name in names])
         # Logits of half precision are too coarse to choose by.
+        self._norm = copy.deepcopy(self._model.model.norm).float()
         self._head = self._model.lm_head.weight.detach().float()
 
     def scores(
-        self, rows: list[int], steered: dict[Way, tuple[str, SteeringModule | None, Any]]
+        self, rows: list[int], steered: dict[Way, tuple[SteeringModule | None, Any]]
     ) -> dict[Way, NDArray[np.float64]]:
-        """Scores (rows, names) for each way of steering: the layer, the module and the groups of all rows.
+        """Scores (rows, names) for each way of steering: the module, and the groups of all rows.
 
-        The tokens before the last one are the same for all ways, and run once.
+        The tokens before the last one are the same for all ways that steer the last one, and run once.
         """
         names = self._names
         found = {way: np.empty((len(rows), len(names.steps))) for way in steered}
@@ -282,14 +302,22 @@ class ZeroShot:
                 [mask[:, None, :-1].bool().expand(-1, tail.shape[1], -1), names.mask.expand(n, -1, -1)], dim=2
             )
             answering = torch.zeros(n, n_before + tail.shape[1], dtype=torch.bool)
-            answering[:, n_before] = True
+            where = {"last": answering, "mean": answering.clone()}
+            where["last"][:, n_before] = True
+            where["mean"][:, : n_before + 1] = states.text_tokens(mask, self._n_question)
+            before = None
             with torch.inference_mode():
-                output = self._model.model(ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
-                cache = output[self._cache]
-                for way, (layer, module, groups) in steered.items():
-                    layers = {} if module is None else {layer: module}
+                for way, (module, groups) in steered.items():
+                    layers = {} if module is None else {f"model.layers.{way.layer - 1}": module}
                     of_rows = None if groups is None else [groups[rows[i]] for i in own]
-                    with steering_hooks(self._model, layers, sensitive_features=of_rows, token_mask=answering):
+                    with steering_hooks(self._model, layers, sensitive_features=of_rows, token_mask=where[way.pool]):
+                        cache = before if way.pool == "last" else None
+                        if cache is None:
+                            cache = self._model.model(ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True)[
+                                self._cache
+                            ]
+                        if way.pool == "last":
+                            before = cache
                         hidden = self._model.model(
                             tail,
                             attention_mask=sees[:, None],
@@ -301,54 +329,93 @@ class ZeroShot:
                     cache.crop(-tail.shape[1])
         return found
 
+    def of_last_layer(self, states: Floats) -> NDArray[np.float64]:
+        """Logits (rows, names) of the names' first tokens, from the last layer's states (rows, d) of the last token."""
+        first = [steps[0][1] for steps in self._names.steps]
+        with torch.inference_mode():
+            normed = self._norm(torch.as_tensor(states))
+            logits: NDArray[np.float64] = (normed @ self._head[first].T).double().numpy()
+        return logits
+
+
+def ways(
+    layer: int, pool: str, own: Biographies, train: NDArray[Any], *, few: bool = False
+) -> dict[Way, tuple[Any, Any]]:
+    """Ways of steering a layer, each with what is fitted to some rows, and the groups of all rows if they are told.
+
+    `few`: those that a run of the model takes time for.
+    """
+    found: dict[Way, tuple[Any, Any]] = {}
+    for method in methods():
+        if method.name in (ORIGINAL, DIAGONAL) or (few and method.name == COVARIANCE):
+            continue
+        change = clone(method.transformer).fit(own.X[train], own.y[train], sensitive_features=own.group[train])
+        if not method.needs_gender:
+            found[Way(method.name, layer, pool, "withheld")] = change, None
+            continue
+        found[Way(method.name, layer, pool, "known")] = change, own.group.tolist()
+        # A text's tokens do not tell the gender one by one.
+        if pool == "last" and (method.ours or not few):
+            found[Way(method.name, layer, pool, "inferred")] = change, None
+    return found
+
 
 def zero_shot(
-    rows: pd.DataFrame, data: dict[int, Biographies], others: Sequence[str], cache: Path, dtype: torch.dtype
+    rows: pd.DataFrame, data: dict[tuple[int, str], Biographies], names: list[str], cache: Path, dtype: torch.dtype
 ) -> Iterator[Line]:
     """Predictions by the model itself, steered in each of some layers; scores of a fold are kept in the cache.
 
-    `others`: names of occupations that could be chosen, but are none of the rows'.
+    `names`: those of the classes, and others that could be chosen but are none of the rows'.
     """
     first = next(iter(data.values()))
-    names = [*first.classes, *others]
-    asked = np.arange(len(first.y)) < ASKED
-    chosen = [m for m in methods() if m.name in (MEAN, LEACE, TRANSLATIONS, AFFINE)]
+    asked = (np.arange(len(first.y)) < ASKED) & (first.fold < FOLDS_ASKED)
     model: ZeroShot | None = None
     raw: dict[Way, NDArray[np.float64]] = {}
     start, shape = time.perf_counter(), (len(first.y), len(names))
-    digest = states.digest(rows["text"], dtype, ITSELF, names)
-    for j in range(FOLDS):
+    digest = states.digest(rows["text"], dtype, names)
+    for j in range(FOLDS_ASKED):
         train, test = first.fold != j, np.flatnonzero(asked & (first.fold == j))
-        file = cache / f"itself-{j}-{len(test)}-{digest}.npz"
-        if not file.exists():
-            model = model or ZeroShot(rows, names, dtype)
-            ways: dict[Way, tuple[str, SteeringModule | None, Any]] = {UNSTEERED: ("", None, None)}
-            for layer, own in data.items():
-                for method in chosen:
-                    change = clone(method.transformer)
-                    change.fit(own.X[train], own.y[train], sensitive_features=own.group[train])
-                    at, module = f"model.layers.{layer - 1}", SteeringModule(change)
-                    if not method.needs_gender:
-                        ways[Way(method.name, layer, "withheld")] = at, module, None
-                        continue
-                    ways[Way(method.name, layer, "known")] = at, module, own.group.tolist()
-                    if method.ours:
-                        ways[Way(method.name, layer, "inferred")] = at, module, None
-            found = model.scores(test.tolist(), ways)
-            of_way: dict[str, Any] = {"|".join(map(str, way)): values for way, values in found.items()}
-            np.savez(file, **of_way)
-            seconds = time.perf_counter() - start
-            print(f"zero-shot: fold {j + 1} of {FOLDS}, {seconds:.0f} s", file=sys.stderr, flush=True)
-        with np.load(file) as kept:
-            for key, values in kept.items():
-                name, layer, gender = key.split("|")
-                raw.setdefault(Way(name, int(layer), gender), np.full(shape, np.nan))[test] = values
+        for (layer, pool), own in ({(0, "last"): first} | data).items():
+            file = cache / f"itself-{j}-{layer}-{pool}-{len(test)}-{digest}.npz"
+            if not file.exists():
+                model = model or ZeroShot(rows, names, dtype)
+                steered: dict[Way, tuple[SteeringModule | None, Any]] = {UNSTEERED: (None, None)}
+                if layer:
+                    found = ways(layer, pool, own, train, few=True)
+                    steered = {way: (SteeringModule(change), groups) for way, (change, groups) in found.items()}
+                scores: dict[str, Any] = {
+                    f"{way.name}|{way.gender}": values for way, values in model.scores(test.tolist(), steered).items()
+                }
+                np.savez(file, **scores)
+                seconds = time.perf_counter() - start
+                print(f"zero-shot: fold {j + 1}, layer {layer}, {seconds:.0f} s", file=sys.stderr, flush=True)
+            with np.load(file) as kept:
+                for key, values in kept.items():
+                    name, gender = key.split("|")
+                    raw.setdefault(Way(name, layer, pool, gender), np.full(shape, np.nan))[test] = values
+    yield from _chosen(first, raw, asked)
+
+
+def last_layer(rows: pd.DataFrame, data: Biographies, names: list[str], dtype: torch.dtype) -> Iterator[Line]:
+    """Predictions by the model itself of all rows, steered in the last layer where it answers: from kept states."""
+    model, layer = ZeroShot(rows.iloc[:1], names, dtype), states.LAYERS[-1]
+    raw = {UNSTEERED: model.of_last_layer(data.X)}
+    for j in range(FOLDS):
+        test = np.flatnonzero(data.fold == j)
+        for way, (change, groups) in ways(layer, "last", data, data.fold != j).items():
+            told = {} if groups is None else {"sensitive_features": data.group[test]}
+            steered = np.asarray(change.transform(data.X[test], **told), dtype=np.float32)
+            raw.setdefault(way, np.empty((len(data.y), len(names))))[test] = model.of_last_layer(steered)
+    yield from _chosen(data, raw, np.ones(len(data.y), dtype=bool))
+
+
+def _chosen(data: Biographies, raw: dict[Way, NDArray[np.float64]], asked: NDArray[np.bool_]) -> Iterator[Line]:
+    """Most likely names by the scores of every way, as shares relative to the mean ones without steering."""
     usual = np.log(np.exp(log_softmax(raw[UNSTEERED][asked], axis=1)).mean(axis=0))
     for way, values in raw.items():
-        predicted = np.full(len(first.y), -1)
+        predicted = np.full(len(data.y), -1)
         predicted[asked] = (log_softmax(values[asked], axis=1) - usual).argmax(axis=1)
-        label = f"{way.name}, layer {way.layer}" if way.layer else way.name
-        yield Line(label, "by itself", way.gender, False, way.name.startswith("ideal"), predicted, float("nan"))
+        yield Line(way.label, "by itself", way.gender, False, way.name.startswith("ideal"), predicted, float("nan"))
 
 
 # ---- the runs
@@ -361,26 +428,31 @@ def run(
     rows = states.table(folder, n_rows)
     states.extract(rows, cache, dtype=dtype)
     data = layer_data(rows, states.read(rows, cache, dtype))
-    best = {} if only == BY_ITSELF else best_layers(data)
+    best = {} if only in (LAST_LAYER, BY_ITSELF) else best_layers(data)
     for key, own in data.items():
         if only in (None, LAYERS, own.name):
-            start, brief = time.perf_counter(), key not in best
+            start, in_full = time.perf_counter(), key in best
             together = replace(own, fold=np.zeros_like(own.fold), measured=(0,))
-            lines = list(unaligned(own, methods("error" if brief else "infer"), brief=brief))
-            yield together, held_to_the_best(together, lines)
+            chosen = methods() if in_full else [method for method in methods("error") if method.name != DIAGONAL]
+            yield together, held_to_the_best(together, list(unaligned(own, chosen, in_full=in_full)))
             print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if only in (None, ALIGNED):
         key, start = max(best, key=lambda key: best[key]), time.perf_counter()
         own = replace(halves(data[key]), name=f"{data[key].name}, {ALIGNED}")
-        yield own, held_to_the_best(own, list(aligned(own, methods())))
+        yield (
+            own,
+            held_to_the_best(own, list(aligned(own, [method for method in methods() if method.name != DIAGONAL]))),
+        )
         print(f"{own.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    end = data[states.LAYERS[-1], "last"]
+    names = [*end.classes, *(name for name in states.occupations(folder) if name not in end.classes)]
+    if only in (None, LAST_LAYER):
+        together = replace(end, name=LAST_LAYER, fold=np.zeros_like(end.fold), measured=(0,))
+        yield together, list(last_layer(rows, end, names, dtype))
     if only in (None, BY_ITSELF):
-        steered = {layer: data[layer, "last"] for layer in ITSELF}
-        first = steered[ITSELF[0]]
-        others = [name for name in states.occupations(folder) if name not in first.classes]
-        asked = np.where(np.arange(len(first.y)) < ASKED, 0, -1)
-        lines = list(zero_shot(rows, steered, others, cache, dtype))
-        yield replace(first, name=BY_ITSELF, fold=asked, measured=(0,)), lines
+        asked = (np.arange(len(end.y)) < ASKED) & (end.fold < FOLDS_ASKED)
+        lines = list(zero_shot(rows, {key: data[key] for key in ITSELF}, names, cache, dtype))
+        yield replace(end, name=BY_ITSELF, fold=np.where(asked, 0, -1), measured=(0,)), lines
 
 
 def best_layers(data: dict[tuple[int, str], Biographies]) -> dict[tuple[int, str], float]:
@@ -390,7 +462,7 @@ def best_layers(data: dict[tuple[int, str], Biographies]) -> dict[tuple[int, str
         accuracy = {}
         for key, own in data.items():
             if key[1] == pool:
-                (line,) = unaligned(own, [Method(ORIGINAL)], brief=True)
+                (line,) = unaligned(own, [Method(ORIGINAL)])
                 accuracy[key] = float((line.predicted == own.y).mean())
         key = max(accuracy, key=lambda key: accuracy[key])
         found[key] = accuracy[key]
@@ -434,7 +506,8 @@ def comparison(table: pd.DataFrame) -> list[str]:
         ours = own[own["ours"] & (own["accuracy - original"] >= -report.TOLERANCE)]
         if ours.empty:
             continue
-        best, rival = ours.loc[ours["RMS gap"].idxmin()], own[names == first["best baseline"]].iloc[0]
+        at = int(ours["RMS gap"].argmin())
+        best, rival = ours.iloc[at], own[names == first["best baseline"]].iloc[0]
         low, high = best["RMS gap - best baseline, low"], best["RMS gap - best baseline, high"]
         verdict = "noise" if low <= 0 <= high else "ours is smaller" if high < 0 else "theirs is smaller"
         cells = [
@@ -442,7 +515,7 @@ def comparison(table: pd.DataFrame) -> list[str]:
             f"{first['accuracy']:.3f}, {first['RMS gap']:.3f}",
             str(first["best baseline"]),
             f"{rival['accuracy']:.3f}, {rival['RMS gap']:.3f}",
-            str(names[best.name]),
+            names[ours.index].iloc[at],
             f"{best['accuracy']:.3f}, {best['RMS gap']:.3f}",
             report._difference(best, "RMS gap - best baseline"),
             verdict,

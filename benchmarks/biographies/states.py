@@ -73,14 +73,18 @@ def padded(ids: list[list[int]], padding: int) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": mask.long()}
 
 
+def text_tokens(mask: Tensor, n_question: int) -> Tensor:
+    """Which tokens (rows, tokens) are the text's, but for its first."""
+    of_text = mask.bool()
+    of_text[torch.arange(len(mask)), mask.long().argmax(1)] = False
+    of_text[:, -n_question:] = False
+    return of_text
+
+
 def _states(model: Any, batch: dict[str, Tensor], n_question: int) -> Tensor:
     """States (rows, layers, pools, d)."""
     found: list[Tensor] = []
-    mask = batch["attention_mask"].bool()
-    first = mask.long().argmax(1)
-    of_text = mask.clone()
-    of_text[torch.arange(len(mask)), first] = False
-    of_text[:, -n_question:] = False
+    of_text = text_tokens(batch["attention_mask"], n_question)
     weights = (of_text / of_text.sum(1, keepdim=True)).unsqueeze(-1)
 
     def keep(_layer: Any, _args: Any, output: Any) -> None:

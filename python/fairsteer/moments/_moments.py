@@ -628,12 +628,11 @@ class SubgroupMoments:
 
         Examples
         --------
-        >>> import numpy as np
         >>> from fairsteer import SubgroupMoments
-        >>> rng = np.random.default_rng(0)
-        >>> y, group = rng.integers(0, 2, (2, 10000))
+        >>> from fairsteer.datasets import make_biased_groups
         >>> moments = SubgroupMoments(3, classes=[0, 1], groups=["f", "m"], covariance="full", clip=3.0)
-        >>> released = moments.update(rng.normal(size=(10000, 3)), y, group).privatize(epsilon=1.0, delta=1e-6)
+        >>> moments = moments.update(*make_biased_groups(10000, 3, random_state=0))
+        >>> released = moments.privatize(epsilon=1.0, delta=1e-6)
         >>> released.privacy
         Privacy(epsilon=1.0, delta=1e-06, clip=3.0)
         >>> bool(abs(released.weights.sum() - 10000) < 200)

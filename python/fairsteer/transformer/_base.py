@@ -254,14 +254,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin
 
         Examples
         --------
-        >>> import numpy as np
         >>> from fairsteer import FairSteeringTransformer, SubgroupMoments
-        >>> rng = np.random.default_rng(0)
+        >>> from fairsteer.datasets import make_biased_groups
         >>> sites = []
-        >>> for _ in range(3):
-        ...     y, group = rng.integers(0, 2, (2, 100))
+        >>> for seed in range(3):
         ...     moments = SubgroupMoments(2, classes=[0, 1], groups=["f", "m"], covariance="full")
-        ...     sites.append(moments.update(rng.normal(size=(100, 2)) + group[:, None], y, group))
+        ...     sites.append(moments.update(*make_biased_groups(100, 2, random_state=seed)))
         >>> steer = FairSteeringTransformer(map_type="affine").fit_moments(sum(sites))
         >>> steer.transform([[0.0, 0.0]], sensitive_features=["f"]).shape
         (1, 2)
