@@ -65,8 +65,8 @@ class Reads:
     memory: Annotated[
         str | None,
         _option(
-            "Memory that a table may take, such as 500M or 4G; a larger one is read in pieces. By default 1G, or half of "
-            "what is free if that is less.",
+            "Memory that a table may take, such as 500M or 4G; a larger one is read in pieces. By default 1G, or half "
+            "of what is free if that is less.",
             metavar="SIZE",
         ),
     ] = None
