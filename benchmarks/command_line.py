@@ -106,7 +106,7 @@ def main() -> int:
     write_table(table, arguments.rows)
     out, model, page = (str(folder / name) for name in ("steered.csv", "map.safetensors", "report.html"))
     commands = {
-        "steer": ["steer", str(table), *_QUESTION, "--out", out, "--model", model, "--force"],
+        "steer": ["steer", str(table), *_QUESTION, "--out", out, "--map", model, "--force"],
         "audit": ["audit", str(table), *_QUESTION, "--html", page, "--force"],
         "apply": ["apply", model, str(table), "--out", out, "--force"],
     }

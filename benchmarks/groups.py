@@ -73,7 +73,7 @@ def acs(folder: Path) -> None:
         steer.transform(X[~train], sensitive_features=groups[~train])
         moved = time.perf_counter() - fitted
         row(f"small subgroups {name}", len(steer.groups_), fitted - start, memory // 2**20, moved, steer.kl_divergence_)
-    print(f"\nRows by class and group (the fitting part):\n{named['as they are'].moments_.cell_table()}\n")
+    print(f"\nRows by class and group (the fitting part):\n{named['as they are'].moments_.subgroup_table()}\n")
 
     def measure(name: str, predicted: NDArray[Any]) -> None:
         found = gaps(y[~train], predicted, sensitive_features=groups[~train], min_rows=MIN_ROWS)

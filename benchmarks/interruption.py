@@ -70,11 +70,11 @@ def main() -> int:
         folder = Path(name)
         os.chdir(folder)
         write_table(Path("rows.csv"), arguments.rows)
-        run("steer", "rows.csv", *_TABLE, "--model", "map.safetensors")
+        run("steer", "rows.csv", *_TABLE, "--map", "map.safetensors")
         for name in ("one", "two"):
             run("moments", "rows.csv", *_TABLE, "--out", f"{name}.safetensors")
         jobs = {
-            "steer": (["steer", "rows.csv", *_TABLE, "--checkpoint-every", "0", "--model", "out.safetensors"], True),
+            "steer": (["steer", "rows.csv", *_TABLE, "--checkpoint-every", "0", "--map", "out.safetensors"], True),
             "moments": (["moments", "rows.csv", *_TABLE, "--checkpoint-every", "0", "--out", "out.safetensors"], True),
             "merge": (["merge", "one.safetensors", "two.safetensors", "--out", "out.safetensors"], False),
             "apply": (["apply", "map.safetensors", "rows.csv", "--memory", "1M", "--out", "out.csv"], False),

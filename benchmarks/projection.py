@@ -59,7 +59,7 @@ def affirmative(moments: SubgroupMoments, **options: Any) -> IdealDistribution:
 
 
 def of_moved_group(ideal: IdealDistribution) -> float:
-    return float(ideal.class_prior @ ideal.cell_divergence[:, MOVED])
+    return float(ideal.class_prior @ ideal.subgroup_divergence[:, MOVED])
 
 
 # ---- one run in a process of its own, for what takes minutes

@@ -517,7 +517,7 @@ class Ideal:
     means: Array
     covariances: Array
     kl_divergence: float
-    cell_divergence: Array
+    subgroup_divergence: Array
     maps_A: Array
     maps_b: Array
     canonical_means: Array
@@ -855,7 +855,7 @@ def nearest_ideal(
         means=state.ideal_means(),
         covariances=state.ideal_covariances(),
         kl_divergence=kl,
-        cell_divergence=cells,
+        subgroup_divergence=cells,
         maps_A=A,
         maps_b=b,
         canonical_means=state.nu @ F.T + f,

@@ -255,38 +255,44 @@ def write(folder: Path, results: pd.DataFrame, command: str) -> None:
     picture(found, folder / "robustness.png")
 
 
-# What the picture names; the others are grey.
-_NAMED = (
-    NOTHING,
-    DEFAULT,
-    *POST,
-    "mean matching",
-    "covariance matching",
-    "LEACE",
-    "affine, ideal",
-    "translation, ideal",
-)
+#: What the picture shows, from top to bottom.
+_SHOWN = {
+    "ScoreAligner": "ScoreAligner",
+    "ThresholdOptimizer": "ThresholdOptimizer (randomised)",
+    DEFAULT: "FairSteeringTransformer()",
+    "LEACE": "LEACE",
+    "translation, ideal": "translation",
+    "mean matching": "mean matching",
+    "covariance matching": "covariance matching",
+    "affine, ideal": "affine map",
+}
 
 
 def picture(found: pd.DataFrame, path: Path) -> None:
+    """What is left of the larger gap, and beside it the points of accuracy that it cost, for each classifier."""
     from matplotlib.figure import Figure
 
     classifiers = list(found["classifier"].unique())
-    figure = Figure(figsize=(5 * len(classifiers), 4.5), layout="constrained")
-    for ax, classifier in zip(np.atleast_1d(figure.subplots(1, len(classifiers))), classifiers, strict=True):
-        part = found[found["classifier"] == classifier]
-        lowest = -np.inf
-        for line in part.sort_values("larger_gap").to_dict("records"):
-            name, x, y = line["method"], line["lost"], line["larger_gap"]
-            own = name == DEFAULT
-            named = name in _NAMED
-            ax.plot(x, y, "o", ms=9 if own else 5, color="C1" if own else "C0" if named else "0.8", zorder=2 + named)
-            if named:
-                lowest = max(y, lowest + 0.035 * part["larger_gap"].max())  # so that names do not lie on one another
-                ax.annotate("  " + name, (x, lowest), fontsize=8, va="center")
-        ax.set(title=classifier, xlabel="accuracy lost", ylabel="larger gap")
-        ax.margins(x=0.3)
-    figure.savefig(path, dpi=150)
+    figure = Figure(figsize=(3.4 * len(classifiers) + 1.8, 3.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(classifiers), sharey=True))
+    for ax, classifier in zip(panels, classifiers, strict=True):
+        part = found[found["classifier"] == classifier].set_index("method")
+        ax.axvline(1, color="0.6", lw=1, ls=":")
+        for height, method in enumerate(name for name in _SHOWN if name in part.index):
+            line = part.loc[method]
+            color = "#D55E00" if method == DEFAULT else "#0072B2" if method == "ScoreAligner" else "0.45"
+            ax.plot([0, line["larger_gap_ratio"]], [height, height], color=color, lw=1.5, alpha=0.5)
+            ax.plot(line["larger_gap_ratio"], height, "o", color=color)
+            gained = f"{round(-100 * line['lost'], 1) + 0:+.1f}".replace("-", "\N{MINUS SIGN}")
+            ax.text(2.3, height, gained, ha="right", va="center")
+        ax.text(2.3, -1, "accuracy", ha="right", va="center", color="0.35")
+        ax.text(1, -1, "nothing", ha="center", va="center", color="0.35")
+        ax.set(title=classifier, xlim=(0, 2.35), ylim=(len(_SHOWN) - 0.5, -1.5), xticks=[0, 0.5, 1, 1.5])
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(_SHOWN)), _SHOWN.values())
+    figure.supxlabel("larger of the true- and false-positive gap, as a share of doing nothing", fontsize="medium")
+    figure.savefig(path, dpi=130)
 
 
 def main() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
-import os
 import pkgutil
 import re
 import shlex
@@ -30,7 +29,7 @@ PAGES = [
 ]
 
 #: Packages that a room, or its examples, cannot do without, and that need not be there.
-NEEDS = {"fairsteer.export": "onnx", "fairsteer.torch": "torch"}
+NEEDS = {"fairsteer.export": "onnx", "fairsteer.export._gguf": "gguf", "fairsteer.torch": "torch"}
 
 MODULES = [
     module.name
@@ -50,12 +49,32 @@ PAGE_NEEDS = {
 }
 
 
+#: What runs a block, by its language: every page's ``python``, ``text`` and ``sh`` are run here.
+RUN_HERE = {"python", "text", "sh"}
+#: Blocks that other tests run, word for word, since they need what is not there everywhere.
+RUN_ELSEWHERE = {
+    ("language-models.md", "bash"): "cli/test_language.py",  # a model
+    ("scale.md", "py"): "streams/test_engines.py",  # Ray, Spark
+}
+#: Blocks with nothing to run.
+NOT_CODE = {("citation.md", "bibtex")}
+
+
 def _blocks(page: Path, languages: str) -> list[tuple[str, str]]:
     """Language and text of the page's code blocks, in order."""
     found: list[tuple[str, str]] = re.findall(
-        rf"^```({languages})\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+        rf"^```({languages})\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
     )
     return found
+
+
+_ROLES = ("--target", "hired", "--sensitive", "sex")
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """Arguments of the ``fairsteer`` commands that the page's blocks for a shell have."""
+    lines = [line for _, block in _blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["fairsteer"]]
 
 
 def _anchors(page: Any) -> Any:
@@ -83,18 +102,43 @@ def test_code_of_the_pages_runs_and_prints_what_they_show(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     printed = ""
-    for language, block in _blocks(page, "python|text|sh"):
+    for language, block in _blocks(page, "python|text"):
         if language == "python":
             exec(compile(block, page.name, "exec"), names)
             printed = capsys.readouterr().out
-        elif language == "text" and printed:
+        elif language == "text":
+            assert printed, f"nothing has printed what {page.name} shows: {block}"
             assert_printed(printed, block)
             printed = ""
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_run_by_somebody(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    fences = re.findall(r"^```(.*)$", text, flags=re.MULTILINE)
+    opened, closed = fences[::2], fences[1::2]
+    assert len(opened) == len(closed)
+    assert not any(closed)
+    for kind in opened:
+        if kind.startswith("{"):  # a directive: a picture, an inclusion, a table of contents
+            continue
+        assert kind in RUN_HERE or {(page.name, kind)} & (NOT_CODE | RUN_ELSEWHERE.keys()), f"who runs ```{kind}?"
+        elsewhere = RUN_ELSEWHERE.get((page.name, kind))
+        assert elsewhere is None or page.name in (ROOT / "tests" / elsewhere).read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"^\n {4}(?![*-] )\S.*\n(?=\n)", prose, flags=re.MULTILINE), "code by indentation runs nowhere"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_fits_into_the_page(page: Path) -> None:
+    for kind, block in _blocks(page, "python|py|sh|text"):
+        assert max(map(len, block.splitlines())) <= (110 if page.name == "README.md" else 92), (kind, block)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if _commands(page)], ids=lambda page: page.name)
 def test_commands_of_the_pages_run(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -104,25 +148,23 @@ def test_commands_of_the_pages_run(
     people["hired"] = np.where(people["experience"] + rng.normal(size=400) > 0.5, "yes", "no")
     people.to_csv("people.csv", index=False)
     people.drop(columns="hired").to_csv("new_people.csv", index=False)
-    lines = [line for page in PAGES for _, block in _blocks(page, "sh") for line in block.splitlines()]
-    commands = [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["fairsteer"]]
-    assert len(commands) >= 3
-    for command in commands:
+    if page.name == "scale.md":  # what it says of the first site, and of a public sample, the others have done
+        for i, site in enumerate(("site1", "site2", "site3", "public")):
+            people[i::4].to_csv(f"{site}.csv", index=False)
+            if site != "site1":
+                run("moments", f"{site}.csv", *_ROLES, "--out", f"{site}.safetensors")
+    for command in _commands(page):
+        if "--epsilon" in command and not importlib.util.find_spec("opendp"):
+            continue
         code, _, err = run(*command)
         assert code == 0, (command, err)
 
 
 @pytest.mark.slow
-def test_demo_output_is_what_the_demo_prints() -> None:
-    demo = subprocess.run(
-        [sys.executable, "-m", "fairsteer.cli", "demo"],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=True,
-        env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"},
-    )
-    assert_printed(demo.stdout, _blocks(ROOT / "docs" / "get-started.md", "text")[0][1])
+def test_demo_output_is_what_the_demo_prints(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, printed, _ = run("demo")
+    assert code == 0
+    assert_printed(printed, _blocks(ROOT / "docs" / "get-started.md", "text")[0][1])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +178,10 @@ def test_the_two_commands_are_there(command: str) -> None:
 def test_examples_of_docstrings_are_true(name: Any) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    module = importlib.import_module(name)
+    assert doctest.testmod(module).failed == 0
+    found = [example for test in doctest.DocTestFinder().find(module) for example in test.examples]
+    assert not [example.source for example in found if doctest.SKIP in example.options]
 
 
 @pytest.mark.slow

@@ -135,7 +135,7 @@ def test_two_classes_with_equal_means_are_the_best_of_all_pairings_at_once(seed:
     log_dets = np.linalg.slogdet(data.covariances[:, 1])[1] - np.linalg.slogdet(data.covariances[:, 0])[1]
     # f = d/2 + sum log h / 2 at X = h^{-1/2}; the change of coordinates adds log|det U| + log|det V|.
     expected = best + (w @ log_dets) / 2 + shared + (np.linalg.slogdet(average)[1])
-    assert w @ ideal.cell_divergence[:, 1] == pytest.approx(expected, abs=1e-10)
+    assert w @ ideal.subgroup_divergence[:, 1] == pytest.approx(expected, abs=1e-10)
     assert ideal.n_iter == 1
 
 
@@ -146,7 +146,7 @@ def test_affine_is_never_farther_than_lbfgs_from_the_pairing(n_classes: Any, d: 
     ideal = solve(data, intervention="affirmative", reference_group=0)
     problem = group_problem(data, ideal, 1)
     generic = problem.divergence(reference.lbfgs(problem, reference.paired_start(problem, 0, 1)))
-    assert ideal.class_prior @ ideal.cell_divergence[:, 1] <= generic * (1 + 1e-4)
+    assert ideal.class_prior @ ideal.subgroup_divergence[:, 1] <= generic * (1 + 1e-4)
 
 
 # ---
@@ -186,7 +186,7 @@ def test_symmetric_equals_a_conic_solver(kind: Any, n_classes: Any, d: Any) -> N
         quadratic += w * cvxpy.sum_squares(root @ (m + S @ nu[k] - data.means[k, 1]))
     program = cvxpy.Problem(cvxpy.Minimize(quadratic / 2 - cvxpy.log_det(S)))
     program.solve(solver="CLARABEL", tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11, max_iter=500)
-    own = ideal.class_prior @ ideal.cell_divergence[:, 1]
+    own = ideal.class_prior @ ideal.subgroup_divergence[:, 1]
     assert own == pytest.approx(program.value + offset, abs=1e-8)
 
 
@@ -213,7 +213,7 @@ def test_symmetric_equals_lbfgs_on_a_cholesky_factor(kind: Any, n_classes: Any, 
         method="L-BFGS-B",
         options={"maxiter": 5000, "maxfun": 20_000, "maxcor": 50, "ftol": 1e-16, "gtol": 1e-11},
     )
-    own = ideal.class_prior @ ideal.cell_divergence[:, 1]
+    own = ideal.class_prior @ ideal.subgroup_divergence[:, 1]
     assert own == pytest.approx(best.fun + offset, abs=1e-8)
     # And the map is symmetric in those coordinates, and stationary among the symmetric ones.
     S = np.linalg.inv(ideal.maps[1][0]) @ np.linalg.inv(R)

@@ -2,7 +2,7 @@
 
 *Works* means that the result is that of the same tool with an estimator that cannot lose its groups: every row of its
 `X` carries its number, by which the groups are looked up and passed to the steering explicitly, at fit and afterwards.
-The tables of docs/groups.md are built from the outcomes here.
+The tables of docs/searches.md are built from the outcomes here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from fairsteer import FairSteeringTransformer, IdealDistributionClassifier
 from fairsteer.metrics import demographic_parity_difference
 from fairsteer.scoring import fairness_scorer
 
-PAGE = Path(__file__).parents[1] / "docs" / "groups.md"
+PAGE = Path(__file__).parents[1] / "docs" / "searches.md"
 VERSION = tuple(map(int, sklearn.__version__.split(".")[:2]))
 
 ERRORS = {

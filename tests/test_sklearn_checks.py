@@ -107,11 +107,9 @@ CONFIGURATIONS: dict[type[Any], list[dict[str, Any]]] = {
     IdealDistributionClassifierCVOfStripes: [
         {
             "estimator": LogisticRegression(),
-            "steering": FairSteeringTransformer(**INFER),
-            "candidates": {
-                "score_alignment": [None, "equal_opportunity"],
-                "steering__map_type": ["translation", "monotone"],
-            },
+            "steering": FairSteeringTransformer(**INFER, map_type="monotone"),
+            "candidates": {"score_alignment": [None, "equal_opportunity"]},
+            "cv": 3,
         },
         {
             "steering": FairSteeringTransformer(**INFER, map_type="diagonal"),

@@ -341,31 +341,32 @@ def picture(found: Any, path: Path) -> None:
         for name in ("recovered", "tpr_gap")
     }
     lost = [100 * found.loc[(*keys[bias], NOTHING), "lost"] for bias in BIASED]
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(9.5, 14), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
     shares = 100 * values["recovered"]
-    left.imshow(np.clip(shares, -100, 100), cmap="RdBu", vmin=-100, vmax=100, aspect="auto")
-    right.imshow(np.clip(values["tpr_gap"], 0, 0.25), cmap="Oranges", vmin=0, vmax=0.25, aspect="auto")
+    upper.imshow(np.clip(shares, -100, 100), cmap="RdBu", vmin=-100, vmax=100, aspect="auto")
+    lower.imshow(np.clip(values["tpr_gap"], 0, 0.25), cmap="Oranges", vmin=0, vmax=0.25, aspect="auto")
     for ax, cells, form, dark in (
-        (left, shares, "{:.0f}", 60),
-        (right, values["tpr_gap"], "{:.2f}", 0.17),
+        (upper, shares, "{:.0f}", 60),
+        (lower, values["tpr_gap"], "{:.2f}", 0.17),
     ):
         for (i, j), value in np.ndenumerate(cells):
             if not np.isnan(value):
                 colour = "w" if abs(value) > dark else "k"
-                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=colour)
+                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=9, color=colour)
+        ax.set_yticks(range(len(NAMED)), NAMED)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    left.set_yticks(range(len(NAMED)), NAMED, fontsize=9)
-    left.set_xticks(range(len(BIASED)), [f"{bias}: {points:.1f}" for bias, points in zip(BIASED, lost, strict=True)])
-    right.set_xticks(range(len(BIASED)), BIASED)
-    for ax in (left, right):
-        ax.tick_params(axis="x", labelrotation=40, labelsize=9)
-        for label in ax.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-    left.set_title("accuracy recovered, in percent of the points lost (below)")
-    right.set_title("gap of true-positive rates, on true labels")
-    figure.savefig(path, dpi=85)
+    points = [
+        f"{bias.replace(', ', chr(10), 1)}\n({points:.1f} lost)" for bias, points in zip(BIASED, lost, strict=True)
+    ]
+    upper.set_xticks(range(len(BIASED)), points)
+    lower.set_xticks(range(len(BIASED)), [bias.replace(", ", "\n", 1) for bias in BIASED])
+    for ax in (upper, lower):
+        ax.tick_params(axis="x", labelsize=6.8)
+    upper.set_title("accuracy recovered, in percent of the points lost", loc="left")
+    lower.set_title("gap of true-positive rates, on true labels", loc="left")
+    figure.savefig(path, dpi=110)
 
 
 # ---- rounds

@@ -72,10 +72,10 @@ def cross_validated(rows: datasets.Rows, name: str) -> Biographies:
     return Biographies(name, rows.X, rows.y, rows.group, fold, tuple(range(FOLDS)), rows.classes, rows.groups)
 
 
-def folds(y: Codes, group: Codes) -> Codes:
+def folds(y: Codes, group: Codes, n: int = FOLDS) -> Codes:
     """Fold of every row, such that each class of each group is in all alike."""
     fold = np.empty(len(y), dtype=np.int64)
-    splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    splitter = StratifiedKFold(n, shuffle=True, random_state=0)
     for i, (_, tested) in enumerate(splitter.split(y, y * (group.max() + 1) + group)):
         fold[tested] = i
     return fold

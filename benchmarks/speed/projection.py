@@ -111,7 +111,7 @@ def generic_solvers(variant: str, data: reference.Moments, truth: Callable[[], r
     """They find the moved group's map, and nothing else: not the other maps and distributions."""
 
     def error(value: float) -> float:
-        of_moved = float(truth().class_prior @ truth().cell_divergence[:, MOVED])
+        of_moved = float(truth().class_prior @ truth().subgroup_divergence[:, MOVED])
         return abs(value / of_moved - 1)
 
     if variant == "affirmative":

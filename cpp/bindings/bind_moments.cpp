@@ -1,9 +1,11 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <vector>
 
 #include "arrays.hpp"
 #include "bindings.hpp"
+#include "fairsteer/interleave.hpp"
 #include "fairsteer/moments.hpp"
 
 namespace fairsteer::bindings {
@@ -88,9 +90,47 @@ void merge(const std::string& covariance, const py::tuple& arrays, const py::tup
   merge_moments(into.sums, from.sums, cell);
 }
 
+template <class T>
+void lay_out_numbers(const py::sequence& columns, py::array& out) {
+  using Column = py::array_t<T, py::array::c_style>;
+  const Index n = out.shape(0), d = out.shape(1);
+  std::vector<Column> held;
+  std::vector<const T*> data;
+  for (const py::handle column : columns) {
+    if (!py::isinstance<Column>(column))
+      throw py::type_error("columns must be C-contiguous and have the dtype of out, " +
+                           std::string(py::str(out.dtype())));
+    held.push_back(py::reinterpret_borrow<Column>(column));
+    check_shape("columns", held.back(), {n});
+    check_aligned("columns", held.back());
+    check_apart("out", out, "a column", held.back());
+    data.push_back(held.back().data());
+  }
+  if (static_cast<Index>(data.size()) != d)
+    throw std::invalid_argument("out must have a column for each of " +
+                                std::to_string(data.size()) + ", not " + std::to_string(d));
+  T* target = static_cast<T*>(out.mutable_data());
+  const py::gil_scoped_release release;
+  interleave<T>(data.data(), d, n, target, d);
+}
+
+void lay_out(const py::sequence& columns, py::array& out) {
+  if (out.ndim() != 2)
+    throw std::invalid_argument("out must have 2 dimensions, not " + std::to_string(out.ndim()));
+  if (!(out.flags() & py::array::c_style)) throw py::type_error("out must be C-contiguous");
+  if (!out.writeable()) throw std::invalid_argument("out is read-only");
+  check_aligned("out", out);
+  if (py::isinstance<py::array_t<float>>(out)) return lay_out_numbers<float>(columns, out);
+  if (py::isinstance<py::array_t<double>>(out)) return lay_out_numbers<double>(columns, out);
+  throw py::type_error("out must be float32 or float64 in native byte order, not " +
+                       std::string(py::str(out.dtype())));
+}
+
 }  // namespace
 
 void bind_moments(py::module_& m) {
+  m.def("lay_out", &lay_out, py::arg("columns"), py::arg("out").noconvert(),
+        "out[i, j] = columns[j][i]: the columns of a table row by row.");
   m.def("update_moments", &update, py::arg("covariance"), py::arg("sums"), py::arg("X"),
         py::arg("classes").noconvert(), py::arg("groups").noconvert(),
         py::arg("weights").noconvert() = py::none(), py::arg("n_threads") = 1,

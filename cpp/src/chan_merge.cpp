@@ -9,7 +9,9 @@
 
 #include "fairsteer/check.hpp"
 #include "fairsteer/errors.hpp"
+#include "kernels.hpp"
 #include "linalg.hpp"
+#include "parallel.hpp"
 
 namespace fairsteer {
 namespace detail {
@@ -38,9 +40,18 @@ void shift_diagonal_model(double weight, const ConstVectorRef& variance, const V
 
 // A symmetric matrix, of which the lower triangle is read, times a few columns.
 Matrix product(const MatrixView& lower, const Matrix& columns) {
-  // One column: reads the matrix once.
-  if (columns.cols() == 1) return lower.selfadjointView<Eigen::Lower>() * columns.col(0);
-  return linalg::symmetric_product(lower, columns);
+  if (columns.cols() != 1) return linalg::symmetric_product(lower, columns);
+  Matrix column(columns.rows(), 1);
+  symmetric_times(lower.data(), lower.rows(), columns.data(), column.data());
+  return column;
+}
+
+// Lower triangle of sum += factor columns columns^T.
+void add_squares(const Matrix& columns, double factor, Eigen::Map<Matrix>& sum) {
+  if (columns.cols() == 1)
+    add_outer(columns.data(), factor, columns.rows(), sum.data());
+  else
+    linalg::syrk<double>(columns, sum, factor);
 }
 
 }  // namespace
@@ -65,12 +76,15 @@ ChanMerge::ChanMerge(const MomentSums& sums, std::vector<Index> cells, CellSums 
     old_shift_.col(i) = -(n2 / (n1 + n2)) * difference_.col(i);
     new_shift_.col(i) += n1 / (n1 + n2) * difference_.col(i);
   }
-  if (old_total_ > 0) {
-    const MatrixView scatter(scatter_, d, d);
-    old_trace_ = scatter.trace();
-    old_moved_ = product(scatter, old_shift_);
-    new_moved_ = product(scatter, new_shift_);
-  }
+}
+
+void ChanMerge::read_scatter() {
+  if (!(old_total_ > 0)) return;
+  const Index d = sums_.n_features;
+  const MatrixView scatter(scatter_, d, d);
+  old_trace_ = scatter.trace();
+  old_moved_ = product(scatter, old_shift_);
+  new_moved_ = product(scatter, new_shift_);
 }
 
 void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix& cubic) {
@@ -113,11 +127,10 @@ void ChanMerge::finish(const Vector& trace, const Vector& quartic, const Matrix&
     difference_.col(i) *= std::sqrt(n1 / (n1 + n2) * n2);
     rounding.col(i) *= std::sqrt(n2);
   }
-  if (old_total_ > 0) linalg::syrk<double>(difference_, scatter);
-  if (!rounding.isZero(0)) linalg::syrk<double>(rounding, scatter, -1.0);
+  if (old_total_ > 0) add_squares(difference_, 1.0, scatter);
+  if (!rounding.isZero(0)) add_squares(rounding, -1.0, scatter);
   for (Index j = 0; j < d; ++j)
     if (scatter(j, j) < 0) scatter(j, j) = 0;
-  linalg::mirror(scatter);
 }
 
 void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell& other) {
@@ -181,14 +194,19 @@ void merge_cells(const MomentSums& sums, const MomentSums& other, const std::vec
     added.centre = added.mean;
     added.trace = added.weight * (scatter.trace() / added.weight.sum());
     const Index target = sums.scatter_of(here[0]);
-    Eigen::Map<Matrix> into(sums.scatter + target * d * d, d, d);
     ChanMerge merge(sums, std::move(here), added);
-    if (sums.holds_rows(target))
-      into += scatter;
-    else
-      into = scatter;
+    merge.read_scatter();
+    add_lower(scatter.data(), d, d, sums.scatter + target * d * d, !sums.holds_rows(target));
     merge.finish(added.trace, added.quartic, added.cubic);
   }
+}
+
+void complete_scatters(const MomentSums& sums, const std::vector<char>& which, Index n_threads) {
+  if (sums.model == CovarianceModel::diagonal) return;
+  const Index d = sums.n_features;
+  for_each_task(sums.n_scatters(), n_threads, [&](Index i, Index) {
+    if (which[i]) linalg::mirror(Eigen::Map<Matrix>(sums.scatter + i * d * d, d, d));
+  });
 }
 
 void check_merged(const MomentSums& sums, const char* what) {
@@ -253,7 +271,11 @@ void merge_moments(const MomentSums& sums, const MomentSums& other, const std::i
              static_cast<double>(cell));
     to.push_back(cell);
   }
+  std::vector<char> changed(sums.n_scatters(), 0);
+  for (Index c = 0; c < other.n_cells(); ++c)
+    if (other.weight[c] > 0) changed[sums.scatter_of(to[c])] = 1;
   detail::merge_cells(sums, other, to);
+  detail::complete_scatters(sums, changed);
   detail::check_merged(sums, "the merged moments are too large");
 }
 

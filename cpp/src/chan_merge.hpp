@@ -40,16 +40,18 @@ struct CellSums {
   Matrix centre, cubic;
 };
 
-/// Merges new rows into cells that share one scatter (tied or full). Made before the scatter of the
-/// new rows, which is about their centres, is added to the lower triangle of that of the old ones
-/// (or put there, where no rows were), and finished afterwards.
+/// Merges new rows into cells that share one scatter (tied or full), of which the lower triangle is
+/// read and written alone.
 class ChanMerge {
  public:
   /// Entry i of `added` goes to `cells[i]`. Only its weights, means and centres are read yet.
   ChanMerge(const MomentSums& sums, std::vector<Index> cells, CellSums added);
 
-  /// Writes weights, means and the sums of higher order, and completes both triangles of the
-  /// scatter.
+  /// Reads the scatter: before that of the new rows, which is about their centres, is added to it
+  /// (or put there, where no rows were).
+  void read_scatter();
+
+  /// Writes weights, means and the sums of higher order: after it has been added.
   void finish(const Vector& trace, const Vector& quartic, const Matrix& cubic);
 
   const std::vector<Index>& cells() const { return cells_; }
@@ -79,8 +81,12 @@ struct DiagonalCell {
 
 void merge_diagonal_cell(const MomentSums& sums, Index cell, const DiagonalCell& other);
 
-/// What merge_moments does, its arguments checked. Empty `cells`: every cell to the same one.
+/// What merge_moments does, its arguments checked, to the lower triangles of the scatters. Empty
+/// `cells`: every cell to the same one.
 void merge_cells(const MomentSums& sums, const MomentSums& other, const std::vector<Index>& cells);
+
+/// Makes the upper triangles of some scatters those of their lower ones.
+void complete_scatters(const MomentSums& sums, const std::vector<char>& which, Index n_threads = 1);
 
 /// Throws NumericalError(what) with the first cell whose weight or mean is not finite, or else the
 /// first whose variance is not (tied: the group).

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "fairsteer/interleave.hpp"
 #include "fairsteer/row_sort.hpp"
 
 // Compilers before GCC 10 do not have this question; the name is theirs, so that clang-tidy takes
@@ -412,6 +413,100 @@ struct AddPowers {
   }
 };
 
+struct AddLower {
+  template <class S>
+  FAIRSTEER_INLINE static void run(const S* product, Index ld, Index d, double* sum, bool first) {
+    for (Index j = 0; j < d; ++j) {
+      double* to = sum + j * d;
+      const S* from = product + j * ld;
+      Index i = j;
+      for (; i + kWidth<double> <= d; i += kWidth<double>)
+        pack(to + i) = first ? doubles(from + i) : pack(to + i) + doubles(from + i);
+      for (; i < d; ++i) to[i] = static_cast<double>(from[i]) + (first ? 0.0 : to[i]);
+    }
+  }
+};
+
+struct AddOuter {
+  FAIRSTEER_INLINE static void run(const double* x, double factor, Index d, double* sum) {
+    for (Index j = 0; j < d; ++j) {
+      double* column = sum + j * d;
+      const double scaled = factor * x[j];
+      Index i = j;
+      for (; i + kWidth<double> <= d; i += kWidth<double>) pack(column + i) += scaled * pack(x + i);
+      for (; i < d; ++i) column[i] += scaled * x[i];
+    }
+  }
+};
+
+// Tiles are turned in registers; a few of them stay near the core.
+struct Mirror {
+  FAIRSTEER_INLINE static void run(double* A, Index ld, Index d) {
+    constexpr Index width = kWidth<double>, block = 4 * width;
+    for (Index j0 = 0; j0 < d; j0 += block)
+      for (Index i0 = j0; i0 < d; i0 += block)
+        for (Index j = j0; j < std::min(d, j0 + block); j += width)
+          for (Index i = std::max(i0, j); i < std::min(d, i0 + block); i += width) {
+            if (i > j && i + width <= d) {
+              Pack<double> tile[width];
+              for (Index l = 0; l < width; ++l) tile[l] = pack(A + (j + l) * ld + i);
+              transpose<double>(tile);
+              for (Index l = 0; l < width; ++l) pack(A + (i + l) * ld + j) = tile[l];
+            } else {
+              for (Index l = j; l < std::min(d, j + width); ++l)
+                for (Index m = std::max(i, l + 1); m < std::min(d, i + width); ++m)
+                  A[m * ld + l] = A[l * ld + m];
+            }
+          }
+  }
+};
+
+// Every number of the triangle is read once, for its row and for its column.
+struct SymmetricTimes {
+  FAIRSTEER_INLINE static void run(const double* lower, Index d, const double* x, double* out) {
+    for (Index i = 0; i < d; ++i) out[i] = 0;
+    for (Index j = 0; j < d; ++j) {
+      const double* column = lower + j * d;
+      const double factor = x[j];
+      Pack<double> products = {};
+      Index i = j + 1;
+      for (; i + kWidth<double> <= d; i += kWidth<double>) {
+        const Pack<double> some = pack(column + i);
+        products += some * pack(x + i);
+        pack(out + i) += factor * some;
+      }
+      double sum = column[j] * factor + sum_of_lanes(products);
+      for (; i < d; ++i) {
+        sum += column[i] * x[i];
+        out[i] += factor * column[i];
+      }
+      out[j] += sum;
+    }
+  }
+};
+
+// Tiles of as many rows as columns are turned in registers.
+struct Interleave {
+  template <class T>
+  FAIRSTEER_INLINE static void run(const T* const* columns, Index n_columns, Index n_rows, T* out,
+                                   Index ld) {
+    constexpr Index width = kWidth<T>;
+    const Index whole = n_columns - n_columns % width;
+    Pack<T> tile[width];
+    for (Index i = 0; i < n_rows; i += width) {
+      const Index n = std::min(width, n_rows - i);
+      const Index in_tiles = n == width ? whole : 0;
+      for (Index j = 0; j < in_tiles; j += width) {
+        for (Index l = 0; l < width; ++l) tile[l] = pack(columns[j + l] + i);
+        transpose<T>(tile);
+        for (Index l = 0; l < width; ++l) pack(out + (i + l) * ld + j) = tile[l];
+      }
+      for (Index j = in_tiles; j < n_columns; ++j)
+        for (Index l = 0; l < n; ++l) out[(i + l) * ld + j] = columns[j][i + l];
+    }
+  }
+};
+
 struct MapRow {
   template <class T>
   FAIRSTEER_INLINE static void run(const T* A, const T* x, Index d, T* out) {
@@ -501,14 +596,18 @@ void map_row(const T* A, const T* x, Index d, T* out) {
 }
 
 template <class S>
-void add_lower(const S* product, Index ld, Index d, double* FAIRSTEER_RESTRICT sum, bool first) {
-  for (Index j = 0; j < d; ++j) {
-    double* column = sum + j * d;
-    if (first)
-      for (Index i = j; i < d; ++i) column[i] = static_cast<double>(product[j * ld + i]);
-    else
-      for (Index i = j; i < d; ++i) column[i] += static_cast<double>(product[j * ld + i]);
-  }
+void add_lower(const S* product, Index ld, Index d, double* sum, bool first) {
+  run<AddLower>(product, ld, d, sum, first);
+}
+
+void add_outer(const double* x, double factor, Index d, double* sum) {
+  run<AddOuter>(x, factor, d, sum);
+}
+
+void mirror_lower(double* A, Index ld, Index d) { run<Mirror>(A, ld, d); }
+
+void symmetric_times(const double* lower, Index d, const double* x, double* out) {
+  run<SymmetricTimes>(lower, d, x, out);
 }
 
 template <class T>
@@ -581,6 +680,13 @@ void narrow(const float* from, Index n, Eigen::half* to) {
 }  // namespace fairsteer::detail
 
 namespace fairsteer {
+
+template <class T>
+void interleave(const T* const* columns, Index n_columns, Index n_rows, T* out, Index stride) {
+  detail::run<detail::Interleave>(columns, n_columns, n_rows, out, stride);
+}
+template void interleave(const float* const*, Index, Index, float*, Index);
+template void interleave(const double* const*, Index, Index, double*, Index);
 
 void check_codes(const char* name, const std::int64_t* codes, Index n_rows, Index n_codes) {
   std::int64_t largest = -1;

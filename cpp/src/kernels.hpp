@@ -71,6 +71,15 @@ void add_small_product(const S* block, Index ld, Index count, Index n_features, 
 template <class S>
 void add_lower(const S* product, Index ld, Index d, double* sum, bool first);
 
+/// The lower triangle of sum, (d, d), += factor x x^T.
+void add_outer(const double* x, double factor, Index d, double* sum);
+
+/// Makes the upper triangle of a square matrix, `ld` from column to column, that of the lower one.
+void mirror_lower(double* A, Index ld, Index d);
+
+/// out = A x, of a symmetric matrix whose lower triangle is read, (d, d).
+void symmetric_times(const double* lower, Index d, const double* x, double* out);
+
 /// One row: out = A x, A in row-major order.
 template <class T>
 void map_row(const T* A, const T* x, Index d, T* out);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "fairsteer/blas.hpp"
+#include "kernels.hpp"
 
 namespace fairsteer::blas {
 
@@ -128,23 +129,22 @@ void gemm(const Operand<T>& A, const Operand<T>& B, Eigen::Ref<MatrixOf<T>> out,
 }
 
 template <class T>
-void syrk(const Operand<T>& A, Eigen::Ref<MatrixOf<T>> out, T factor) {
+void syrk(const Operand<T>& A, Eigen::Ref<MatrixOf<T>> out, T factor, T keep) {
   check(A.rows == out.rows() && A.rows == out.cols(), "rank update", A.rows, A.cols, out.rows(),
         out.cols());
-  if (A.rows == 0 || A.cols == 0) return;
+  if (A.rows == 0 || (A.cols == 0 && keep == T(1))) return;
   const char lower = 'L', transposed = A.transposed ? 'T' : 'N';
   const int n = to_int(A.rows), k = to_int(A.cols), lda = leading(A.stride);
   const int ldc = leading(out.outerStride());
-  const T one = 1;
-  syrk_of(T())(&lower, &transposed, &n, &k, &factor, A.data, &lda, &one, out.data(), &ldc);
+  syrk_of(T())(&lower, &transposed, &n, &k, &factor, A.data, &lda, &keep, out.data(), &ldc);
 }
 
 template void gemm(const Operand<float>&, const Operand<float>&, Eigen::Ref<MatrixOf<float>>, float,
                    float);
 template void gemm(const Operand<double>&, const Operand<double>&, Eigen::Ref<MatrixOf<double>>,
                    double, double);
-template void syrk(const Operand<float>&, Eigen::Ref<MatrixOf<float>>, float);
-template void syrk(const Operand<double>&, Eigen::Ref<MatrixOf<double>>, double);
+template void syrk(const Operand<float>&, Eigen::Ref<MatrixOf<float>>, float, float);
+template void syrk(const Operand<double>&, Eigen::Ref<MatrixOf<double>>, double, double);
 
 Matrix product(const Operand<double>& A, const Operand<double>& B) {
   Matrix out(A.rows, B.cols);
@@ -173,14 +173,7 @@ Matrix symmetric_product(const ConstMatrixRef& A, const ConstMatrixRef& B) {
   return out;
 }
 
-void mirror(MatrixRef A) {
-  constexpr Index kTile = 32;  // two tiles stay in cache
-  const Index d = A.rows();
-  for (Index j0 = 0; j0 < d; j0 += kTile)
-    for (Index i0 = j0; i0 < d; i0 += kTile)
-      for (Index j = j0; j < std::min(d, j0 + kTile); ++j)
-        for (Index i = std::max(i0, j + 1); i < std::min(d, i0 + kTile); ++i) A(j, i) = A(i, j);
-}
+void mirror(MatrixRef A) { detail::mirror_lower(A.data(), A.outerStride(), A.rows()); }
 
 void multiply_lower(const ConstMatrixRef& L, MatrixRef Y) {
   triangular(library().dtrmm, "triangular product", 'L', 'N', L, Y);

@@ -50,9 +50,10 @@ struct Operand {
 /// out = factor A B + keep out; `out` shares no memory with A or B. T is float or double.
 template <class T>
 void gemm(const Operand<T>& A, const Operand<T>& B, Eigen::Ref<MatrixOf<T>> out, T factor, T keep);
-/// The lower triangle of out += factor A A^T; the rest is left alone.
+/// The lower triangle of out = factor A A^T + keep out, which is not read where `keep` is 0; the
+/// rest is left alone.
 template <class T>
-void syrk(const Operand<T>& A, Eigen::Ref<MatrixOf<T>> out, T factor = 1);
+void syrk(const Operand<T>& A, Eigen::Ref<MatrixOf<T>> out, T factor = 1, T keep = 1);
 
 /// A B
 Matrix product(const Operand<double>& A, const Operand<double>& B);

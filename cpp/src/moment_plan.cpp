@@ -51,4 +51,10 @@ Index MomentPlan::most_slots() const {
   return most;
 }
 
+bool MomentPlan::has_whole_cell(const Task& task) const {
+  if (in_order_ || task.n_slots != 1) return false;
+  const Slot& own = slot(task, 0);
+  return own.begin == rows_.begin[own.cell] && own.end == rows_.begin[own.cell + 1];
+}
+
 }  // namespace fairsteer::detail

@@ -33,6 +33,8 @@ class MomentPlan {
   const Slot& slot(const Task& task, Index s) const { return slots_[task.first_slot + s]; }
   Index cell(const Task& task, Index s) const { return slot(task, s).cell; }
   Index most_slots() const;
+  /// Whether a task has the rows of one cell, and all of them.
+  bool has_whole_cell(const Task& task) const;
   /// Of a plan that is sorted, the row at a place; and how many there are.
   Index row(Index place) const { return rows_.rows[place]; }
   Index n_sorted() const { return static_cast<Index>(rows_.rows.size()); }

@@ -118,47 +118,67 @@ class Batch {
   }
 
   /// The exact mean of every cell before anything is squared: neither a large offset nor a cell's
-  /// share of a common scatter then costs digits.
-  CellSums find_means() {
+  /// share of a common scatter then costs digits. Where a task has all rows of its cell and they
+  /// may wait (`wait`), `find_mean` finds theirs when they are about to be read once more.
+  CellSums find_means(bool wait) {
     const Index d = shape_.n_features;
     CellSums sums(d, shape_.n_cells());
-    const bool diagonal = shape_.model == CovarianceModel::diagonal;
-    if (!diagonal) sums.add_products();
-    const Matrix origin = first_rows();
+    if (shape_.model != CovarianceModel::diagonal) sums.add_products();
+    origin_ = first_rows();
     for_tasks(
         [&](const Task& task, Scratch& scratch, Index) {
-          for_chunks(
-              task, scratch.chunk, [] { return kChunk; },
-              [&](Chunk& chunk) {
-                for (Index i = 0; i < chunk.count; ++i) {
-                  const double w = chunk.weight ? chunk.weight[i] : 1.0;
-                  double* both = scratch.squares.data() + 2 * chunk.slot[i];
-                  both[0] += w;
-                  both[1] += w * w;
-                }
-                add_rows(read(scratch), origin.data(), chunk.cell.data(), chunk.weight,
-                         scratch.vectors.data(), chunk.slot);
-              });
+          if (!wait || !plan_.has_whole_cell(task)) add_up(task, scratch);
         },
         [&](const Task& task, const Scratch& scratch, Index) {
-          for (Index s = 0; s < task.n_slots; ++s) {
-            const Index cell = plan_.cell(task, s);
-            sums.weight[cell] += scratch.squares(0, s);
-            sums.weight_square[cell] += scratch.squares(1, s);
-            // Vectors of d numbers, whatever the size of the table's columns.
-            sums.mean.col(cell) += VectorView(scratch.vectors.data() + s * d, d);
-          }
+          if (!wait || !plan_.has_whole_cell(task)) take_sums(task, scratch, sums);
         });
-    for (Index c = 0; c < shape_.n_cells(); ++c) {
-      if (!(sums.weight[c] > 0)) continue;
-      sums.mean.col(c) = origin.col(c) + sums.mean.col(c) / sums.weight[c];
-      if (!diagonal)
-        sums.centre.col(c) = sums.mean.col(c).template cast<S>().template cast<double>();
-    }
+    for (Index c = 0; c < shape_.n_cells(); ++c)
+      if (sums.weight[c] > 0) finish_mean(c, sums);
     return sums;
   }
 
+  /// The mean of the rows of a task that has all of its cell. Leaves the scratch as it was.
+  void find_mean(const Task& task, Scratch& scratch, CellSums& sums) const {
+    add_up(task, scratch);
+    take_sums(task, scratch, sums);
+    finish_mean(plan_.cell(task, 0), sums);
+    scratch.vectors.setZero();
+    scratch.squares.setZero();
+  }
+
  private:
+  void add_up(const Task& task, Scratch& scratch) const {
+    for_chunks(
+        task, scratch.chunk, [] { return kChunk; },
+        [&](Chunk& chunk) {
+          for (Index i = 0; i < chunk.count; ++i) {
+            const double w = chunk.weight ? chunk.weight[i] : 1.0;
+            double* both = scratch.squares.data() + 2 * chunk.slot[i];
+            both[0] += w;
+            both[1] += w * w;
+          }
+          add_rows(read(scratch), origin_.data(), chunk.cell.data(), chunk.weight,
+                   scratch.vectors.data(), chunk.slot);
+        });
+  }
+
+  void take_sums(const Task& task, const Scratch& scratch, CellSums& sums) const {
+    const Index d = shape_.n_features;
+    for (Index s = 0; s < task.n_slots; ++s) {
+      const Index cell = plan_.cell(task, s);
+      sums.weight[cell] += scratch.squares(0, s);
+      sums.weight_square[cell] += scratch.squares(1, s);
+      // Vectors of d numbers, whatever the size of the table's columns.
+      sums.mean.col(cell) += VectorView(scratch.vectors.data() + s * d, d);
+    }
+  }
+
+  void finish_mean(Index cell, CellSums& sums) const {
+    sums.mean.col(cell) = origin_.col(cell) + sums.mean.col(cell) / sums.weight[cell];
+    if (shape_.model != CovarianceModel::diagonal)
+      sums.centre.col(cell) = sums.mean.col(cell).template cast<S>().template cast<double>();
+  }
+
   // Rows that follow one another, less those that are left out: mostly none is.
   void take_in_order(Index first, Index n, Chunk& chunk) const {
     bool all = true;
@@ -226,6 +246,7 @@ class Batch {
   const Index n_threads_;
   const Watch* const watch_;
   std::vector<Scratch> scratch_;
+  Matrix origin_;  // a row of every cell
 };
 
 /// Products of rows with few features: rows of a block side by side, the product our own. Where the
@@ -271,6 +292,11 @@ class RowBlocks {
     Tables& tables = tables_[thread];
     std::fill(tables.products.begin(), tables.products.end(), 0.0);
     std::fill(tables.fill.begin(), tables.fill.end(), 0);
+  }
+
+  /// Takes the centre of a cell anew.
+  void centre(Index cell, const CellSums& sums) {
+    centre_.col(cell) = sums.centre.col(cell).template cast<S>();
   }
 
   // Rows that fit into every block; never so few that reading them in turn is what takes time.
@@ -331,7 +357,7 @@ class RowBlocks {
   const Index stride_;        // of rows in a block
   const Index product_size_;  // of one scatter
   const Index n_scatters_;    // of a task
-  const MatrixOf<S> centre_;
+  MatrixOf<S> centre_;
   Index limit_;                 // rows of a block
   std::vector<Index> scatter_;  // of every cell, within a task: a division a row would show
   std::vector<Tables> tables_;
@@ -362,8 +388,13 @@ class ColumnBlocks {
   }
 
   void begin(Index thread) {
-    tables_[thread].product.setZero();
+    tables_[thread].keep = 0;
     tables_[thread].fill = 0;
+  }
+
+  /// Takes the centre of a cell anew.
+  void centre(Index cell, const CellSums& sums) {
+    centre_.col(cell) = sums.centre.col(cell).template cast<S>();
   }
 
   Index room(Index thread) {
@@ -399,7 +430,11 @@ class ColumnBlocks {
     }
   }
 
-  void end(Index thread) { multiply(tables_[thread]); }
+  void end(Index thread) {
+    Tables& tables = tables_[thread];
+    multiply(tables);
+    if (tables.keep == 0) tables.product.setZero();
+  }
 
   template <class Into>
   void flush(const Task& task, Index thread, Into into) const {
@@ -412,6 +447,7 @@ class ColumnBlocks {
     std::vector<S> block;
     Index fill = 0;
     MatrixOf<S> product;  // lower triangle
+    S keep = 0;           // 0: what is in it counts no more
     std::array<double, kChunk> norms;
     std::array<S, kChunk> factors;
   };
@@ -420,7 +456,8 @@ class ColumnBlocks {
     if (tables.fill == 0) return;
     const Eigen::Map<const MatrixOf<S>, 0, Eigen::OuterStride<>> block(
         tables.block.data(), tables.fill, d_, Eigen::OuterStride<>(leading_));
-    linalg::syrk<S>(block.transpose(), tables.product);
+    linalg::syrk<S>(block.transpose(), tables.product, 1, tables.keep);
+    tables.keep = 1;
     tables.fill = 0;
   }
 
@@ -428,34 +465,73 @@ class ColumnBlocks {
   const Index d_;
   const Index limit_;    // rows of a block
   const Index leading_;  // from feature to feature in a block
-  const MatrixOf<S> centre_;
+  MatrixOf<S> centre_;
   std::vector<Tables> tables_;
+};
+
+/// Adds products of rows to scatters, tied or full, and merges a scatter as soon as it has those of
+/// all its rows: while it is near the core.
+class Scatters {
+ public:
+  Scatters(const MomentSums& sums, const MomentPlan& plan, CellSums& added)
+      : sums_(sums), added_(added), scatters_(sums.n_scatters()) {
+    std::vector<char> present(sums.n_cells(), 0);
+    for (Index c = 0; c < sums.n_cells(); ++c) present[c] = added.weight[c] > 0;
+    for (const Task& task : plan.tasks())
+      if (plan.has_whole_cell(task)) present[plan.cell(task, 0)] = 1;
+    for (Index c = 0; c < sums.n_cells(); ++c)
+      if (present[c]) scatters_[sums.scatter_of(c)].cells.push_back(c);
+    for (const Task& task : plan.tasks()) {
+      if (plan.is_in_order())
+        for (Scatter& scatter : scatters_) ++scatter.n_products;
+      else
+        ++scatters_[sums.scatter_of(plan.cell(task, 0))].n_products;
+    }
+  }
+
+  template <class S>
+  void add(Index which, const S* product, Index ld) {
+    Scatter& scatter = scatters_[which];
+    const Index d = sums_.n_features;
+    if (scatter.cells.empty()) return;
+    // A scatter of no rows is written before it is read.
+    const bool first = !scatter.merge && !sums_.holds_rows(which);
+    if (!scatter.merge) {
+      scatter.merge.emplace(sums_, scatter.cells, added_.of(scatter.cells));
+      scatter.merge->read_scatter();
+    }
+    add_lower(product, ld, d, sums_.scatter + which * d * d, first);
+    if (--scatter.n_products > 0) return;
+    const CellSums some = added_.of(scatter.cells);
+    scatter.merge->finish(some.trace, some.quartic, some.cubic);
+    scatter.merge.reset();
+  }
+
+ private:
+  struct Scatter {
+    std::vector<Index> cells;
+    Index n_products = 0;  // that are still to come
+    std::optional<ChanMerge> merge;
+  };
+
+  const MomentSums& sums_;
+  CellSums& added_;
+  std::vector<Scatter> scatters_;
 };
 
 /// Adds the rows of a batch to scatters, tied or full. The blocks hold sqrt(s) y, so that norms are
 /// s |y|^2; s |y|^2 y is wanted too.
 template <class Blocks, class T>
-void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, Index n_threads) {
+void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, bool wait) {
   using Scratch = typename Batch<T>::Scratch;
-  std::vector<ChanMerge> merges;
-  std::vector<std::vector<Index>> cells(sums.n_scatters());
-  for (Index c = 0; c < sums.n_cells(); ++c)
-    if (added.weight[c] > 0) cells[sums.scatter_of(c)].push_back(c);
-  for (const auto& some : cells)
-    if (!some.empty()) merges.emplace_back(sums, some, added.of(some));
-
-  // A scatter of no rows is written before it is read.
-  std::vector<char> written(sums.n_scatters());
-  for (Index i = 0; i < sums.n_scatters(); ++i) written[i] = sums.holds_rows(i);
-  const auto add_to_scatter = [&](Index which, const auto* product, Index ld) {
-    const Index d = sums.n_features;
-    add_lower(product, ld, d, sums.scatter + which * d * d, written[which] == 0);
-    written[which] = 1;
-  };
-
+  Scatters scatters(sums, batch.plan(), added);
   Blocks blocks(batch, added);
   batch.for_tasks(
       [&](const Task& task, Scratch& scratch, Index thread) {
+        if (wait && batch.plan().has_whole_cell(task)) {
+          batch.find_mean(task, scratch, added);
+          blocks.centre(batch.plan().cell(task, 0), added);
+        }
         blocks.begin(thread);
         batch.for_chunks(
             task, scratch.chunk, [&] { return blocks.room(thread); },
@@ -469,12 +545,10 @@ void add_products(const MomentSums& sums, Batch<T>& batch, CellSums& added, Inde
           added.quartic[cell] += scratch.squares(1, s);
           added.cubic.col(cell) += scratch.vectors.col(s);
         }
-        blocks.flush(task, thread, add_to_scatter);
+        blocks.flush(task, thread, [&](Index which, const auto* product, Index ld) {
+          scatters.add(which, product, ld);
+        });
       });
-  for_each_task(static_cast<Index>(merges.size()), n_threads, [&](Index i, Index) {
-    const CellSums some = added.of(merges[i].cells());
-    merges[i].finish(some.trace, some.quartic, some.cubic);
-  });
 }
 
 /// Adds the rows of a batch, feature by feature.
@@ -513,7 +587,8 @@ struct Addition {
   const Watch* watch;
 };
 
-/// Adds rows to the sums, which are spoilt when it throws. Returns the weights of the rows by cell.
+/// Adds rows to the sums, of scatters to the lower triangles; these are spoilt when it throws.
+/// Returns the weights of the rows by cell.
 template <class T>
 Vector add_batch(const MomentSums& sums, const Addition<T>& addition) {
   const auto& [rows, cells, n_threads, watch] = addition;
@@ -526,48 +601,62 @@ Vector add_batch(const MomentSums& sums, const Addition<T>& addition) {
       sums, rows, cells,
       in_order ? MomentPlan::in_order(sums, rows.rows) : MomentPlan::sorted(sums, cells, rows.rows),
       diagonal ? 3 * sums.n_features : sums.n_features, n_threads, watch);
-  CellSums added = batch.find_means();
-  if (!(added.weight.sum() > 0)) return added.weight;
+  // The merge of a scatter of several cells wants the means of all of them beforehand.
+  const bool wait = sums.model == CovarianceModel::full;
+  CellSums added = batch.find_means(wait);
   if (diagonal)
     add_diagonal(sums, batch, added);
   else if (small)
-    add_products<RowBlocks<T>>(sums, batch, added, n_threads);
+    add_products<RowBlocks<T>>(sums, batch, added, wait);
   else
-    add_products<ColumnBlocks<T>>(sums, batch, added, n_threads);
+    add_products<ColumnBlocks<T>>(sums, batch, added, wait);
   return added.weight;
 }
 
 /// Sums as they were, to go back to when an addition fails. Of what holds no rows nothing is kept,
-/// nor read: to read memory that nobody has written yet costs as much as to write it.
+/// nor read: to read memory that nobody has written yet costs as much as to write it. A scatter
+/// that is a matrix is its own backup: additions write its lower triangle, and the upper one when
+/// nothing can fail any more.
 class Backup {
  public:
   explicit Backup(const MomentSums& sums)
       : sums_(sums),
         weight_(copy(sums.weight, sums.n_cells())),
         weight_square_(copy(sums.weight_square, sums.n_cells())),
-        scatter_(sums.n_scatters()) {
+        variances_(sums.n_scatters()) {
     if (std::none_of(weight_.begin(), weight_.end(), [](double w) { return w > 0; })) return;
     mean_ = copy(sums.mean, sums.n_cells() * sums.n_features);
     cubic_ = copy(sums.cubic, sums.n_cells() * sums.n_features);
     quartic_ = copy(sums.quartic, sums.n_cells() * sums.quartic_size());
-    const Index size = sums.scatter_size();
-    for (Index i = 0; i < sums.n_scatters(); ++i)
-      if (sums.holds_rows(i)) scatter_[i] = copy(sums.scatter + i * size, size);
+    for (Index i = 0; i < sums.n_scatters(); ++i) {
+      if (!sums.holds_rows(i)) continue;
+      variances_[i].resize(sums.n_features);
+      for (Index j = 0; j < sums.n_features; ++j) variances_[i][j] = variance_now(i, j);
+    }
   }
 
   double variance(Index scatter, Index j) const {
-    const std::vector<double>& own = scatter_[scatter];
-    return own.empty() ? 0 : own[j * sums_.variance_stride()];
+    return variances_[scatter].empty() ? 0 : variances_[scatter][j];
   }
 
   void restore() const noexcept {
-    const Index cells = sums_.n_cells(), size = sums_.scatter_size();
+    const Index cells = sums_.n_cells(), d = sums_.n_features, size = sums_.scatter_size();
     put(weight_, sums_.weight, cells);
     put(weight_square_, sums_.weight_square, cells);
-    put(mean_, sums_.mean, cells * sums_.n_features);
-    put(cubic_, sums_.cubic, cells * sums_.n_features);
+    put(mean_, sums_.mean, cells * d);
+    put(cubic_, sums_.cubic, cells * d);
     put(quartic_, sums_.quartic, cells * sums_.quartic_size());
-    for (Index i = 0; i < sums_.n_scatters(); ++i) put(scatter_[i], sums_.scatter + i * size, size);
+    for (Index i = 0; i < sums_.n_scatters(); ++i) {
+      double* scatter = sums_.scatter + i * size;
+      if (variances_[i].empty()) {
+        std::fill_n(scatter, size, 0.0);
+        continue;
+      }
+      for (Index j = 0; j < d; ++j) variance_now(i, j) = variances_[i][j];
+      if (sums_.model == CovarianceModel::diagonal) continue;
+      for (Index j = 0; j < d; ++j)
+        for (Index k = j + 1; k < d; ++k) scatter[j * d + k] = scatter[k * d + j];
+    }
   }
 
  private:
@@ -578,10 +667,13 @@ class Backup {
     else
       std::copy(kept.begin(), kept.end(), to);
   }
+  double& variance_now(Index scatter, Index j) const {
+    return sums_.scatter[scatter * sums_.scatter_size() + j * sums_.variance_stride()];
+  }
 
   const MomentSums sums_;
   std::vector<double> weight_, weight_square_, mean_, cubic_, quartic_;
-  std::vector<std::vector<double>> scatter_;
+  std::vector<std::vector<double>> variances_;  // of every scatter
 };
 
 /// The weights of each scatter's heaviest row; empty where rows have none.
@@ -648,10 +740,11 @@ bool left_range(const MomentSums& sums, const Backup& before, const Vector& adde
 }
 
 /// Adds rows whose products or weights leave the range of their precision: some at a time in
-/// double, their weights over the largest, and then as a whole to the sums.
+/// double, their weights over the largest, and then as a whole to the sums. Writes and returns what
+/// `add_batch` does.
 template <class T>
-void add_out_of_range(const MomentSums& sums, const Addition<T>& addition,
-                      const std::vector<double>& largest) {
+Vector add_out_of_range(const MomentSums& sums, const Addition<T>& addition,
+                        const std::vector<double>& largest) {
   const RowsView<T>& rows = addition.rows;
   const RowCells& cells = addition.cells;
   const Index d = sums.n_features;
@@ -689,6 +782,7 @@ void add_out_of_range(const MomentSums& sums, const Addition<T>& addition,
   scale(own_sums.cubic, sums.n_cells() * d, exponent);
   scale(own_sums.quartic, sums.n_cells() * sums.quartic_size(), exponent);
   merge_cells(sums, own_sums, {});
+  return VectorView(own_sums.weight, sums.n_cells());
 }
 
 }  // namespace
@@ -760,14 +854,19 @@ void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::
   const std::vector<double> largest = detail::largest_weights(sums, cells, rows.rows);
   const detail::Backup before(sums);
   try {
+    Vector added;
     bool in_range = detail::ordinary_weights<T>(largest);
     if (in_range) {
-      const Vector added = detail::add_batch(sums, addition);
+      added = detail::add_batch(sums, addition);
       in_range = !detail::left_range(sums, before, added, addition);
       if (!in_range) before.restore();
     }
-    if (!in_range) detail::add_out_of_range(sums, addition, largest);
+    if (!in_range) added = detail::add_out_of_range(sums, addition, largest);
     detail::check_merged(sums, "a row is not finite, or too large to be squared");
+    std::vector<char> changed(sums.n_scatters(), 0);
+    for (Index c = 0; c < sums.n_cells(); ++c)
+      if (added[c] > 0) changed[sums.scatter_of(c)] = 1;
+    detail::complete_scatters(sums, changed, n_threads);
   } catch (...) {
     before.restore();
     throw;

@@ -47,7 +47,7 @@ def ellipses(ax, rows):
                 )
             )
             ax.plot(*own.mean(axis=0), "o" if label else "x", color=colour)
-    ax.set(aspect="equal", xlim=(-5, 9), ylim=(-6, 8), xticks=[], yticks=[])
+    ax.set(aspect="equal", xlim=(-5, 9), ylim=(-5, 7), xticks=[], yticks=[])
     ax.spines[["left", "bottom"]].set_visible(False)
 
 
@@ -57,7 +57,7 @@ ways = {
     "symmetric": "no rotation",
     "affine": "any matrix",
 }
-figure, axes = plt.subplots(2, 3, figsize=(7.5, 5.2))
+figure, axes = plt.subplots(2, 3, figsize=(7.5, 4.8))
 ellipses(axes[0, 0], X)
 axes[0, 0].set_title("before")
 for ax, (map_type, words) in zip(axes.flat[1:], ways.items(), strict=False):

@@ -36,16 +36,15 @@ steer = FairSteeringTransformer(
     small_subgroups="pool",
 )
 steer.fit(X, y, sensitive_features=groups)
-print(steer.moments_.cell_table())
+print(steer.moments_.subgroup_table())
 
 # %%
 # With 20 other samples one sees what pooling is for: the map of the smallest group
 # hardly changes from sample to sample, where without it, it follows the noise of a few
 # rows.
 
-warnings.simplefilter(
-    "ignore", UserWarning
-)  # of subgroups so small that the certificate says nothing
+# Warnings say that the certificate knows nothing of subgroups as small as these.
+warnings.simplefilter("ignore", UserWarning)
 probe, repeats = np.array([[2.0, 2.0]]), 20
 moved = {"as it is": [], "pooled": []}
 for seed in range(repeats):
@@ -82,10 +81,10 @@ ax.set(
     xlabel="first feature",
     ylabel="second feature",
 )
-ax.set_ylim(-3, 2)
+ax.set_ylim(-3, 2.6)
 beyond = sum(point[1] < -3 for point in moved["as it is"])
 ax.text(
     0.02, 0.02, f"as it is, further down: {beyond}", transform=ax.transAxes, color="0.4"
 )
-ax.legend()
+ax.legend(loc="upper left")
 plt.show()

@@ -36,8 +36,8 @@ print(steer.map_type_, U.dtype)
 
 # %%
 # The first two principal components: the groups are apart before, and lie upon one
-# another after. What a linear model can still read of the group *within a job* says how
-# unfair any linear model on these rows could be.
+# another after. *Leakage*, what a linear model can still read of the group *within a
+# job*, says how unfair any linear model on these rows could be.
 
 figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.8))
 for ax, rows, title in zip(axes, (X, U), ("before", "after"), strict=True):

@@ -62,5 +62,5 @@ for ax, title, bend in zip(
         ylim=(0, 1),
     )
 axes[0].set_ylabel("equalized-odds gap")
-axes[0].legend(loc="center left")
+axes[1].legend(loc="lower left", bbox_to_anchor=(0, 0.02))
 plt.show()

@@ -15,9 +15,8 @@ from fairsteer.concepts import ConceptSteering
 
 rng = np.random.default_rng(0)
 joyful, speaker = rng.integers(0, 2, 4000), rng.choice(["f", "m"], 4000)
-spread = np.where(
-    speaker == "m", 2.5, 1.0
-)  # written two and a half times as large in one group
+# written two and a half times as large in one group
+spread = np.where(speaker == "m", 2.5, 1.0)
 hidden = spread[:, None] * (
     rng.normal(size=(4000, 16)) + np.outer(joyful, 2 * np.eye(16)[0])
 )

@@ -1,5 +1,6 @@
 """Types of the C++ core. Arrays are checked, never converted: exact dtype, C order unless said."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ RowArray = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.float64]  # an
 class NumericalError(np.linalg.LinAlgError): ...
 
 def build_info() -> dict[str, str]: ...
+def lay_out(columns: Sequence[NDArray[Any]], out: NDArray[Any]) -> None: ...
 def update_moments(
     covariance: str,
     sums: tuple[DoubleArray, ...],

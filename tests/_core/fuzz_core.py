@@ -157,9 +157,20 @@ class Arguments:
             spoilt = self.pick(arrays)
             if spoilt.size:
                 spoilt.flat[self.rng.integers(spoilt.size)] = self.pick(EXTREMES)
+            if kind != "diagonal":  # symmetric all the same, as the core expects
+                arrays[3] = np.tril(arrays[3]) + np.swapaxes(np.tril(arrays[3], -1), -1, -2)
         return tuple(arrays)
 
     # ---- functions
+
+    def lay_out(self) -> None:
+        n, d = self.size(0, 1, 15, 16, 17, 300), self.size(0, 1, 3, 8, 16, 33, 70)
+        dtype = self.pick([np.float32, np.float64])
+        table = self.values((d, n), dtype=dtype)
+        out = np.full((n, d), np.nan, dtype=dtype)
+        into, columns = self.wrong(out), [self.wrong(column) for column in table]
+        core.lay_out(columns, into)
+        np.testing.assert_array_equal(into, np.stack(columns, axis=1) if d else out)
 
     def update_moments(self) -> None:
         kind = self.pick(KINDS)

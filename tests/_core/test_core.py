@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from threadpoolctl import threadpool_limits
 
-from benchmarks import problems, reference
+from benchmarks import problems, reference, timing
 from fairsteer import _core
 
 N, G, D = 257, 3, 6
@@ -359,3 +360,62 @@ def test_matrices_that_do_not_fit_are_refused() -> None:
         _core.map_covariances(np.ones((2, 3, 3)), np.ones((2, 4, 4)))
     with pytest.raises(TypeError):
         _core.invert(np.swapaxes(np.ones((2, 3, 3)), 0, 2))
+
+
+# ---
+# Columns laid out row by row
+# ---
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (40, 16), (50, 19)], ids=str)
+def test_columns_are_laid_out_row_by_row(shape: tuple[int, int], dtype: Any) -> None:
+    expected = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    expected.flat[:1] = np.nan
+    columns = [np.ascontiguousarray(column) for column in expected.T]
+    for column in columns:
+        column.setflags(write=False)
+    space = np.full((len(expected) + 2, shape[1]), 7, dtype=dtype)
+    _core.lay_out(columns, space[1:-1])
+    np.testing.assert_array_equal(space[1:-1], expected)
+    assert (space[[0, -1]] == 7).all()
+
+
+def test_columns_and_rows_that_do_not_fit_are_refused() -> None:
+    columns = [np.arange(4.0), np.arange(4.0)]
+    with pytest.raises(ValueError, match=r"columns must have shape \(3,\), not \(4,\)"):
+        _core.lay_out(columns, np.empty((3, 2)))
+    with pytest.raises(ValueError, match="a column for each of 2, not 3"):
+        _core.lay_out(columns, np.empty((4, 3)))
+    with pytest.raises(TypeError, match="dtype of out, float32"):
+        _core.lay_out(columns, np.empty((4, 2), dtype=np.float32))
+    with pytest.raises(TypeError, match="C-contiguous"):
+        _core.lay_out([np.arange(8.0)[::2], np.arange(4.0)], np.empty((4, 2)))
+    with pytest.raises(TypeError, match="out must be C-contiguous"):
+        _core.lay_out(columns, np.empty((2, 4)).T)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        _core.lay_out(columns, np.empty((4, 2), dtype=np.int64))
+    with pytest.raises(ValueError, match="2 dimensions"):
+        _core.lay_out(columns, np.empty(8))
+    locked = np.empty((4, 2))
+    locked.setflags(write=False)
+    with pytest.raises(ValueError, match="read-only"):
+        _core.lay_out(columns, locked)
+    both = np.zeros((4, 1))
+    with pytest.raises(ValueError, match="must not share memory"):
+        _core.lay_out([both[:, 0]], both)
+
+
+# ---
+# Memory
+# ---
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc that tells the peak of memory")
+@pytest.mark.parametrize("kind", ["tied", "full"])
+def test_an_update_takes_no_memory_of_the_size_of_the_sums(kind: Any) -> None:
+    d, K = 900, 4
+    rng = np.random.default_rng(0)
+    shape = (1, d, d) if kind == "tied" else (K, 1, d, d)
+    held = tuple(np.zeros(one) for one in [(K, 1), (K, 1), (K, 1, d), shape, (K, 1, d), (K, 1)])
+    X, y, a = rng.normal(size=(40, d)), np.arange(40) % K, np.zeros(40, dtype=np.int64)
+    _core.update_moments(kind, held, X, y, a)
+    taken = [timing.extra_peak_memory(lambda: _core.update_moments(kind, held, X, y, a)) for _ in range(2)]
+    # One matrix for the products of the rows; the sums of "full" are four of them.
+    assert min(taken) < 2.5 * 8 * d * d

@@ -15,7 +15,7 @@ import pytest
 
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner
 from fairsteer._utils.columns import column_positions, split_columns
-from fairsteer._utils.input import brief, check_classes, did_you_mean
+from fairsteer._utils.input import brief, check_classes, coded_classes, did_you_mean
 from fairsteer.concepts import ConceptSteering
 
 MISSING = {
@@ -153,3 +153,21 @@ def test_a_missing_row_is_missing_in_every_column() -> None:
 def test_masked_groups_are_missing() -> None:
     (column,), _ = split_columns(np.ma.array([1, 2, 3], mask=[False, True, False]))
     assert column.tolist() == [1, None, 3]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.array([-128, 127, 3, 3], np.int8),
+        np.array([0, 255, 3, 3], np.uint8),
+        np.array([2**64 - 1, 2**64 - 3, 2**64 - 3], np.uint64),
+        np.array([-(2**63), -(2**63) + 5, -(2**63)], np.int64),
+        np.array([5, 2**40, 5], np.int64),  # too far apart to be counted
+    ],
+    ids=str,
+)
+def test_classes_of_a_column_of_integers_are_those_of_the_array(numbers: Any) -> None:
+    labels, codes = coded_classes(pa.chunked_array([numbers[:2], numbers[2:]]), numbers)
+    expected, expected_codes = np.unique(numbers, return_inverse=True)
+    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_array_equal(codes, expected_codes)

@@ -266,8 +266,8 @@ def test_tables_and_picture_are_written(data: Biographies, lines: list[bios.Line
 def test_a_few_real_biographies(real_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     data, _ = next(bios.runs(real_data, cross_validate=False, slow=False))
-    few = bios.sample(data, 1500)
-    assert len(few.y) < 3000
+    few = bios.sample(data, 700)
+    assert len(few.y) < 2000
     lines = list(bios.predictions(few, [METHODS[0], METHODS[3]]))
     report.add(tmp_path, few, lines)
     table = pd.read_csv(tmp_path / "results.csv")

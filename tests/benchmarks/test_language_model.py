@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,20 +49,6 @@ def test_prompts_differ_in_the_group_alone(concept: Any) -> None:
     assert not any(prompt in text for prompt in pairs[0] for text in ends)
 
 
-def test_a_push_is_scaled_until_the_output_moves_alike() -> None:
-    push = generation.Push(np.array([[1.0, 0.0], [2.0, 0.0]]))
-
-    def shift(now: Any) -> Any:
-        length = now.directions[:, 0].numpy().astype(float)
-        return np.tanh(length * [0.3, 0.4])  # curved, as the output is
-
-    before = shift(push)
-    assert before[1] / before[0] > 1.5
-    after = shift(generation.equalised(push, shift, steps=4))
-    assert abs(after[1] / after[0] - 1) < 0.02
-    assert abs(after.mean() / before.mean() - 1) < 0.02
-
-
 def test_measures() -> None:
     pairs = np.array([[1.0, 2.0], [3.0, 2.0], [2.0, 4.0]])
     value, low, high = generation.interval(pairs, generation.ratio)
@@ -69,7 +56,8 @@ def test_measures() -> None:
     assert low < value < high
     assert generation.distinct(["a b a b", "a b c"]) == pytest.approx(3 / 5)
     ratios = np.array([[1.0, -1.0], [3.0, 1.0]])
-    found = pronouns.measured(ratios)
+    found = pronouns.measured(ratios, np.stack([ratios + 1, ratios - 1]))
+    assert found["told"] == pytest.approx(2.0)
     assert found["log-ratio"] == pytest.approx(1.5)
     assert found["spread"] == pytest.approx(1.0)
     assert found["she"] == pytest.approx(0.75)
@@ -116,7 +104,8 @@ def test_the_model_is_asked_under_the_push(speaker: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(generation, "LAYER", 1)
     texts, groups, words = ["a b c d", "e f", "g h i"], [0, 1, 1], ([3, 4], [5])
     push = generation.Push(np.stack([np.full(12, 0.7), np.full(12, -0.4)]))
-    found = speaker.log_odds(texts, groups, words, push, 2.0)
+    read = speaker.read(texts, groups)
+    found = speaker.log_odds(read, words, push, 2.0)
     for i, text in enumerate(texts):
         ids = tokens(speaker, text)
 
@@ -129,12 +118,13 @@ def test_the_model_is_asked_under_the_push(speaker: Any, monkeypatch: pytest.Mon
         hook.remove()
         expected = scores[5] - torch.logsumexp(scores[[3, 4]], 0)
         assert found[i] == pytest.approx(float(expected), abs=1e-5)
-    plain = speaker.log_odds(texts, groups, words, None, 0.0)
-    np.testing.assert_allclose(speaker.log_odds(texts, groups, words, push, 0.0), plain, atol=1e-6)
+    plain = speaker.log_odds(read, words, None, 0.0)
+    np.testing.assert_allclose(speaker.log_odds(read, words, push, 0.0), plain, atol=1e-6)
     assert np.abs(found - plain).min() > 0.01
 
 
 def test_perplexity_is_that_of_the_model_without_steering(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In expectation over what the steered model may say after what it said."""
     monkeypatch.setattr(generation, "LAYER", 1)
     push = generation.Push(np.ones((2, 12)))
     said, loss = speaker.sampled(["a b c", "d e"], [0, 1], push, 3.0)
@@ -142,20 +132,61 @@ def test_perplexity_is_that_of_the_model_without_steering(speaker: Any, monkeypa
         new = torch.tensor([int(word) for word in text.split()])
         assert len(new) == generation.NEW_TOKENS
         ids = torch.cat([tokens(speaker, start)[0], new])
+        hook = speaker.model.model.layers[0].register_forward_hook(lambda _m, _a, out: out + 3.0)
         with torch.no_grad():
-            scores = speaker.model(ids[None]).logits[0].log_softmax(-1)
-        expected = -scores[len(ids) - len(new) - 1 : -1].gather(1, new[:, None]).mean()
+            steered = speaker.model(ids[None]).logits[0]
+            hook.remove()
+            plain = speaker.model(ids[None]).logits[0].log_softmax(-1)
+        likely = (steered / generation.TEMPERATURE).softmax(-1)
+        expected = -(likely * plain).sum(-1)[len(ids) - len(new) - 1 : -1].mean()
         assert own == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_neutral_text_is_weighed_token_by_token(speaker: Any) -> None:
+@pytest.fixture
+def reader(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(pronouns.smollm, "load", lambda _dtype: speaker)
+    return pronouns.Reader(torch.float32, [1])
+
+
+def test_neutral_text_is_weighed_token_by_token(speaker: Any, reader: Any) -> None:
     texts = ["a b c d", "e f"]
-    found = pronouns.losses(speaker.model, speaker.tokenizer, texts)
+    found = reader.losses(reader.read(texts), 1, None, np.zeros(2, dtype=int))
     for text, own in zip(texts, found, strict=True):
         ids = tokens(speaker, text)[0]
         with torch.no_grad():
             scores = speaker.model(ids[None]).logits[0].log_softmax(-1)
         assert own == pytest.approx(float(-scores[:-1].gather(1, ids[1:, None]).sum()), abs=1e-4)
+
+
+def test_steering_in_two_features_evens_the_occupations(
+    reader: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From text to the table, with a model of two blocks, on the verbs that it was fitted to."""
+    monkeypatch.setattr(pronouns, "TESTED", pronouns.FITTED_TO)
+    monkeypatch.setattr(pronouns, "OCCUPATIONS", tuple(f"job{i}" for i in range(12)))
+    monkeypatch.setattr(pronouns, "BIOGRAPHIES", {"nurse": "job1", "judge": "job4"})
+    (tmp_path / "biographies").mkdir()
+    pd.DataFrame({"text": ["a b c d", "e f g"] * 4, "label": ["nurse", "judge"] * 4}).to_parquet(
+        tmp_path / "biographies" / "texts.parquet"
+    )
+    rows = pd.DataFrame(pronouns.run(tmp_path, 4, torch.float32, [1])).set_index("method")
+    before = rows.loc["nothing"]
+    assert rows.loc["ideal, two features, translations", "spread"] < 0.85 * before["spread"]
+    assert len(rows) == 8
+    assert rows[["log-ratio", "spread", "told"]].notna().all(axis=None)
+    pronouns.write(tmp_path / "out", rows.reset_index(), 4, 1.0, 1.0)
+    assert "| 1 | ideal, two features, translations |" in (tmp_path / "out" / "README.md").read_text()
+    known = reader.read(pronouns.beginnings(pronouns.FITTED_TO))
+    slope, ids = reader.gradient(known, 1), np.zeros(len(known[0].rows), dtype=int)
+    batch = known[0]._replace(rows=np.arange(len(known[0].rows)))
+
+    def mean(step: float) -> float:
+        moved = batch.states[1].clone()
+        moved[:, -1] += step * torch.tensor(slope, dtype=torch.float32)
+        at = batch._replace(states={1: moved})
+        return float(reader.log_ratios([at], 1, None, ids).mean())
+
+    assert mean(1e-2) > mean(0.0) > mean(-1e-2)
 
 
 # ---- biographies
@@ -183,7 +214,7 @@ def test_states_are_kept_piece_by_piece(biographies: Any, speaker: Any, tmp_path
     assert not list(tmp_path.glob("*"))
     assert states.extract(rows, tmp_path, dtype=torch.float32) == 0
     assert len(list(tmp_path.glob("*.npy"))) == 3
-    found = states.read(rows, tmp_path)
+    found = states.read(rows, tmp_path, torch.float32)
     assert found.shape == (20, 2, 2, 12)
     for i, text in enumerate(rows["text"]):
         ids = tokens(speaker, text + " known as")
@@ -198,35 +229,142 @@ def test_states_are_kept_piece_by_piece(biographies: Any, speaker: Any, tmp_path
         np.testing.assert_allclose(found[i, 1, 1], hidden[0][0, -1], atol=1e-4)
 
 
-def test_the_model_answers_itself_as_if_every_way_were_run_alone(biographies: Any, speaker: Any) -> None:
+def test_other_texts_types_and_settings_are_other_files(
+    biographies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, states = biographies
+    states.extract(rows, tmp_path, dtype=torch.float32)
+    assert states.extract(rows.iloc[:14], tmp_path, dtype=torch.float32, minutes=0) == 0  # the same beginning
+    assert states.extract(rows, tmp_path, dtype=torch.bfloat16, minutes=0) == 3
+    assert states.extract(rows.iloc[::-1], tmp_path, dtype=torch.float32, minutes=0) == 3
+    monkeypatch.setattr(states, "MAX_TOKENS", 5)
+    assert states.extract(rows, tmp_path, dtype=torch.float32, minutes=0) == 3
+
+
+def test_the_model_answers_itself_as_if_every_way_and_name_were_run_alone(biographies: Any, speaker: Any) -> None:
     rows, _ = biographies
     model = importlib.import_module("benchmarks.biographies.model")
     steered = importlib.import_module("fairsteer.torch").SteeringModule(
         {"female": (0.5 * np.eye(12), np.ones(12)), "male": (np.eye(12), np.full(12, -1.0))}
     )
     groups = rows["group"].tolist()
-    ways = {
-        model.UNSTEERED: ("", None, None),
-        model.Way("ours", 1, "known"): ("model.layers.0", steered, groups),
-    }
-    chosen = [3, 15, 8, 0, 12]
-    zero_shot = model.ZeroShot(rows, ["nurse", "pilot"], torch.float32)
+    last, text = model.Way("ours", 1, "last", "known"), model.Way("ours", 1, "mean", "known")
+    ways = {last: (steered, groups), model.UNSTEERED: (None, None), text: (steered, groups)}
+    chosen, names = [3, 15, 8, 0, 12], ["nurse", "ball_player", "pilot", "ball_game_player", "ball"]
+    zero_shot = model.ZeroShot(rows, names, torch.float32)
     found = zero_shot.scores(chosen, ways)
-    words = [speaker.tokenizer(name)["input_ids"][0] for name in ("nurse", "pilot")]
     for at, i in enumerate(chosen):
-        ids = tokens(speaker, rows["text"][i] + " known as")
-        for way, (_, module, _) in ways.items():
+        text_ids = tokens(speaker, rows["text"][i] + " known as")[0]
+        n = len(text_ids)
+        for way, (module, _) in ways.items():
+            of_text = slice(1, n - 2) if way == text else slice(n - 1, n)
 
-            def steer(_m: Any, _a: Any, out: Any, module: Any = module, group: str = groups[i]) -> Any:
+            def steer(_m: Any, _a: Any, out: Any, module: Any, where: slice, group: str) -> Any:
                 moved = out.clone()
-                moved[:, -1] = module(out[:, -1], sensitive_features=[group])
+                moved[:, where] = module(out[:, where], sensitive_features=[group])
                 return moved
 
-            hook = speaker.model.model.layers[0].register_forward_hook(steer) if module is not None else None
-            with torch.no_grad():
-                scores = speaker.model(ids).logits[0, -1].double().log_softmax(-1)
-            if hook is not None:
-                hook.remove()
-            np.testing.assert_allclose(found[way][at], scores[words], atol=1e-4)
-    first, second = found.values()
-    assert np.abs(first - second).max() > 0.1
+            for k, name in enumerate(names):
+                words = tokens(speaker, name.replace("_", " "))[0]
+                hook = None
+                if module is not None:
+                    hook = speaker.model.model.layers[0].register_forward_hook(
+                        partial(steer, module=module, where=of_text, group=groups[i])
+                    )
+                with torch.no_grad():
+                    logits = speaker.model(torch.cat([text_ids, words])[None]).logits[0].double()
+                if hook is not None:
+                    hook.remove()
+                scores = logits.log_softmax(-1)
+                expected = sum(scores[n - 1 + step, word] for step, word in enumerate(words))
+                assert found[way][at, k] == pytest.approx(float(expected), abs=1e-4)
+    first, second, third = found.values()
+    assert min(np.abs(first - second).max(), np.abs(second - third).max(), np.abs(first - third).max()) > 0.1
+
+
+def test_the_last_layer_needs_no_run_of_the_model(biographies: Any, speaker: Any, tmp_path: Path) -> None:
+    rows, states = biographies
+    model = importlib.import_module("benchmarks.biographies.model")
+    states.extract(rows, tmp_path, dtype=torch.float32)
+    zero_shot = model.ZeroShot(rows, ["nurse", "pilot_light"], torch.float32)
+    found = zero_shot.of_last_layer(states.read(rows, tmp_path, torch.float32)[:, -1, states.POOLS.index("last")])
+    words = [speaker.tokenizer(name)["input_ids"][0] for name in ("nurse", "pilot")]
+    for i, text in enumerate(rows["text"]):
+        with torch.no_grad():
+            expected = speaker.model(tokens(speaker, text + " known as")).logits[0, -1, words]
+        np.testing.assert_allclose(found[i], expected, atol=1e-4)
+
+
+def test_probes_are_measured_on_rows_that_nothing_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = importlib.import_module("benchmarks.biographies.model")
+    bios = importlib.import_module("benchmarks.biographies.methods")
+    rng = np.random.default_rng(0)
+    n = 240
+    y, group = np.arange(n) % 2, np.arange(n) // 2 % 2
+    X = (np.array([0.0, 1.5])[y] + np.array([0.0, 2.5])[group])[:, None] * [1.0, 100.0]
+    X += rng.normal(size=(n, 2)) * [1.0, 100.0]
+    data = bios.Biographies("made", X, y, group, bios.folds(y, group), tuple(range(5)), ["a", "b"], ["f", "m"])
+    chosen = [method for method in model.methods() if method.name in (bios.ORIGINAL, model.TRANSLATIONS, model.LEACE)]
+    lines = model.held_to_the_best(data, list(model.unaligned(data, chosen, in_full=True)))
+    assert lines[0].method == bios.ORIGINAL
+    accuracy = {(line.method, line.gender): float((line.predicted == y).mean()) for line in lines if line.rule == "LDA"}
+    assert accuracy[model.TRANSLATIONS, "known"] > accuracy[bios.ORIGINAL, "withheld"] + 0.05
+    assert set(accuracy) == {
+        (bios.ORIGINAL, "withheld"),
+        (model.LEACE, "withheld"),
+        (model.TRANSLATIONS, "known"),
+        (model.TRANSLATIONS, "inferred"),
+        (model.TRANSLATIONS, "withheld"),
+    }
+    fitted: list[set[int]] = []
+
+    class Recorder(bios.LeaceTransformer):  # type: ignore[name-defined]
+        def fit(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
+            fitted.append(set(X[:, 0].tolist()))
+            return super().fit(X, y, sensitive_features=sensitive_features)
+
+    in_halves = model.halves(data)
+    recorded = [bios.Method(bios.ORIGINAL), bios.Method(model.LEACE, Recorder())]
+    lines = list(model.aligned(in_halves, recorded))
+    assert len(fitted) == 2 * (1 + 5)
+    for j in (0, 1):
+        tested = set(X[in_halves.fold == j, 0].tolist())
+        assert all(not tested & rows for rows in fitted[6 * j : 6 * j + 6])
+    assert {(line.gender, line.aligned) for line in lines} == {
+        ("withheld", False), ("known", True), ("inferred", True)
+    }  # fmt: skip
+    assert all((line.predicted >= 0).all() for line in lines)
+
+
+@pytest.mark.slow
+def test_the_page_compares_our_best_with_the_best_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = importlib.import_module("benchmarks.biographies.model")
+    bios = importlib.import_module("benchmarks.biographies.methods")
+    monkeypatch.setattr(model.states, "LAYERS", (1,))
+    monkeypatch.setattr(model.states, "POOLS", ("last",))
+    n = 400
+    y, turn = np.arange(n) % 2, np.arange(n) // 2
+    group = np.where(y == 0, turn % 2, turn % 4 > 0).astype(np.int64)
+    fold, draw = np.zeros(n, dtype=np.int64), np.random.default_rng(0).random(n)
+    data = bios.Biographies("SmolLM2, layer 1, last", np.zeros((n, 1)), y, group, fold, (0,), ["a", "b"], ["f", "m"])
+
+    def line(method: str, right: Any, *, ours: bool = False) -> Any:
+        gender = "withheld" if method == bios.ORIGINAL else "known"
+        return bios.Line(method, "LDA", gender, False, ours, np.where(draw < right, y, 1 - y), float("nan"))
+
+    lines = [
+        line(bios.ORIGINAL, 0.75),
+        line(bios.ORIGINAL, np.where(group == 1, 0.95, 0.65)),
+        line(model.MEAN, np.where(group == 1, 0.93, 0.75)),
+        line(model.TRANSLATIONS, 0.85, ours=True),
+        line(model.AFFINE, 0.5, ours=True),
+    ]
+    model.report.add(tmp_path, data, model.held_to_the_best(data, lines), by_occupation=False)
+    model.write(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
+    (row,) = (text for text in page.splitlines() if "ours is smaller" in text)
+    assert f"| {model.MEAN}: LDA, known |" in row
+    assert f"| {model.TRANSLATIONS}: LDA, known |" in row  # the affine maps lose too much

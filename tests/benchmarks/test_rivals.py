@@ -46,7 +46,7 @@ def test_lbfgs_ends_where_the_fit_does() -> None:
         for make in rivals.starts(problem).values()
     ]
     best = min(ends, key=lambda end: end.value)
-    own = ideal.class_prior @ ideal.cell_divergence[:, 1]
+    own = ideal.class_prior @ ideal.subgroup_divergence[:, 1]
     assert own == pytest.approx(best.value, abs=1e-6)
     assert best.seconds_to(best.value) is not None
     assert best.seconds_to(best.value - 1) is None
@@ -63,7 +63,7 @@ def test_the_compact_conic_program_is_the_symmetric_problem(solver: Any) -> None
         covariance="full",
         tol=1e-10,
     )
-    own = ideal.class_prior @ ideal.cell_divergence[:, 1]
+    own = ideal.class_prior @ ideal.subgroup_divergence[:, 1]
     assert own == pytest.approx(rivals.ConicSymmetric(problem).solve(solver), abs=1e-4)
     assert rivals.symmetric_gap(problem, ideal.inverse_linear[1]) < 1e-9
 

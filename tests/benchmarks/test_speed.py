@@ -93,7 +93,7 @@ def test_the_divergence_is_that_of_the_span_of_the_classes(options: Any) -> None
     whole = reference.nearest_ideal(data, tol=1e-12, **options)
     small = reference.nearest_ideal(in_class_span(data), tol=1e-12, **options)
     assert small.kl_divergence == pytest.approx(whole.kl_divergence, rel=1e-9)
-    np.testing.assert_allclose(small.cell_divergence, whole.cell_divergence, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(small.subgroup_divergence, whole.subgroup_divergence, rtol=1e-6, atol=1e-12)
 
 
 def test_tied_problem_in_white_coordinates() -> None:

@@ -47,7 +47,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def steer(run: Callable[..., tuple[int, str, str]]) -> Any:
     def steer(file: Any, *options: Any, sensitive: str = "sex") -> None:
         arguments = ["steer", file, "--target", "hired", "--sensitive", sensitive, "--folds", 2, "--force"]
-        code, _, err = run(*arguments, "--model", "map.safetensors", *options)
+        code, _, err = run(*arguments, "--map", "map.safetensors", *options)
         assert code == 0, err
 
     return steer
@@ -163,7 +163,7 @@ def test_align_adds_the_classifier_to_table_output_and_map(
     names = np.array(["no", "yes", "perhaps"])
     table["hired"] = names[(table["hired"] + np.arange(N_ROWS) % (n_classes - 1)).to_numpy() % n_classes]
     arguments = ["steer", write(table, "rows.csv"), "--target", "hired", "--sensitive", "sex", "--folds", 2]
-    code, printed, err = run(*arguments, "--align", align, "--out", "out.csv", "--model", "map.safetensors")
+    code, printed, err = run(*arguments, "--align", align, "--out", "out.csv", "--map", "map.safetensors")
     assert code == 0, err
     assert "aligned" in printed
     assert "Wrote the map and the aligned classifier of 2 groups to map.safetensors." in printed
@@ -198,7 +198,7 @@ def test_align_measures_what_a_classifier_fitted_without_the_rows_predicts(
 
     X, y, groups = table[["age", "pay"]], table["hired"].to_numpy(), table[["sex"]]
     steering = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=groups)
-    how: dict[str, Any] = {"positive": None, "folds": 4, "min_rows": 1}
+    how: dict[str, Any] = {"pos_label": None, "folds": 4, "min_rows": 1}
     result = compare(steering, X, y, groups, alignment="equal_opportunity", **how)
     predicted = np.full(N_ROWS, -1)
     codes = np.unique(table["sex"], return_inverse=True)[1]

@@ -35,14 +35,14 @@ def table() -> Any:
 
 
 def _audit(file: Any, *options: Any) -> Any:
-    return ["audit", file, "--target", "ill", "--sensitive", "sex", "--drop", "leak", *options]
+    return ["audit", file, "--target", "ill", "--sensitive", "sex", "--drop", "leak", "--folds", 2, *options]
 
 
 def test_prints_the_report_of_the_library_and_writes_the_page(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any
 ) -> None:
     html = file.with_name("report.html")
-    code, out, err = run(*_audit(file, "--html", html))
+    code, out, err = run(*_audit(file, "--html", html, "--folds", 5))
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     assert "Wrote the report to report.html." in out
@@ -69,8 +69,8 @@ def test_prints_the_report_of_the_library_and_writes_the_page(
     "options",
     [
         (),
-        ("--folds", "3", "--min-rows", "5", "--positive", "no"),
-        ("--min-subgroup-size", "60", "--small-subgroups", "merge"),
+        ("--folds", "3", "--min-rows", "5", "--pos-label", "no"),
+        ("--min-subgroup-size", "60", "--small-subgroups", "merge", "--folds", "5"),
     ],
 )
 def test_steer_and_audit_print_the_same_accuracy_gaps_and_changes(
@@ -119,8 +119,8 @@ def test_without_html_nothing_is_written_and_every_run_prints_the_same(
     [
         (("--intervention", "affirmative", "--reference-group", "m"), "reference_group='m'"),
         (("--map-type", "symmetric", "--covariance", "full", "--shrinkage", "oas"), "shrinkage='oas'"),
-        (("--strength", "0.5", "--positive", "no", "--folds", "3"), "Positive class: no."),
-        (("--confidence", "0.9", "--min-rows", "5", "--max-categories", "3"), "90 % bootstrap"),
+        (("--strength", "0.5", "--pos-label", "no", "--folds", "3"), "Positive class: no."),
+        (("--confidence-level", "0.9", "--min-rows", "5", "--max-categories", "3"), "90 % bootstrap"),
     ],
 )
 def test_options_reach_the_report(
@@ -154,10 +154,10 @@ def test_gaps_in_the_data_are_counted_and_left_out(
         (("--html", "report.pdf"), "must end in .html"),
         (("--html", "rows.csv"), "must end in .html"),
         (("--html", "nowhere/report.html"), "does not exist"),
-        (("--confidence", "1"), "--confidence must be a number between 0 and 1, not 1"),
+        (("--confidence-level", "1"), "--confidence-level must be a number between 0 and 1, not 1"),
         (("--folds", "1"), "--folds must be at least 2, not 1"),
         (("--strength", "2"), "--strength must be at most 1, not 2"),
-        (("--positive", "maybe"), "there are: no; yes"),
+        (("--pos-label", "maybe"), "there are: no; yes"),
         (("--drop", "shoe"), "there is no column 'shoe'"),
     ],
 )

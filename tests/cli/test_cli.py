@@ -40,7 +40,8 @@ def table() -> Any:
 
 
 def _steer(file: Any, *options: Any) -> Any:
-    return ["steer", file, "--target", "ill", "--sensitive", "sex", *options]
+    """A run with the fewest folds, since most tests are not about the comparison; an option given again holds."""
+    return ["steer", file, "--target", "ill", "--sensitive", "sex", "--folds", 2, *options]
 
 
 def _one_line(text: Any) -> Any:
@@ -96,7 +97,7 @@ def test_many_classes_and_intersections(run: Callable[..., tuple[int, str, str]]
         ("--map-type", "symmetric", "--covariance", "full"),
         ("--covariance", "diagonal", "--shrinkage", "none", "--max-time", "60"),
         ("--shrinkage", "0.1", "--strength", "0.5", "--folds", "2", "--min-rows", "1"),
-        ("--shrinkage", "oas", "--positive", "no", "--max-categories", "1"),
+        ("--shrinkage", "oas", "--pos-label", "no", "--max-categories", "1"),
     ],
 )
 def test_every_option_reaches_the_estimator(run: Callable[..., tuple[int, str, str]], file: Any, options: Any) -> None:
@@ -114,7 +115,7 @@ def test_small_subgroups_and_inference_are_those_of_the_estimator(
     table.to_csv(file, index=False)
     model, out, again = (file.with_name(name) for name in ("map.safetensors", "out.csv", "again.csv"))
     options = ("--min-subgroup-size", 20, "--small-subgroups", small_subgroups, "--unknown-group", "infer_hard")
-    code, _, err = run(*_steer(file, *options, "--model", model, "--out", out))
+    code, _, err = run(*_steer(file, *options, "--map", model, "--out", out))
     assert code == 0
     assert "10 rows without 'sex'" in _one_line(err)
     assert "by the map of the group that is likeliest" in _one_line(err)
@@ -232,7 +233,7 @@ def test_map_steers_the_same_rows_alike_and_new_rows_without_target(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any
 ) -> None:
     out, again, model = (file.with_name(name) for name in ("out.parquet", "again.parquet", "map.safetensors"))
-    assert run(*_steer(file, "--out", out, "--model", model))[0] == 0
+    assert run(*_steer(file, "--out", out, "--map", model))[0] == 0
     assert run("apply", model, file, "--out", again)[0] == 0
     pd.testing.assert_frame_equal(pd.read_parquet(out), pd.read_parquet(again), check_exact=True)
 
@@ -324,7 +325,7 @@ def test_new_categories_are_counted_and_new_groups_refused_unless_inferred(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any
 ) -> None:
     model, out = file.with_name("map.safetensors"), file.with_name("out.csv")
-    run(*_steer(file, "--model", model))
+    run(*_steer(file, "--map", model))
     table.loc[0, "colour"] = "violet"
     table.to_csv(file, index=False)
     code, _, err = run("apply", model, file, "--out", out)
@@ -352,7 +353,7 @@ def test_text_codes_stay_text_in_csv(
     table.to_parquet(tmp_path / "rows.parquet")
     table.to_csv(file, index=False)
     model, out = tmp_path / "map.safetensors", tmp_path / "out.csv"
-    run(*_steer(tmp_path / "rows.parquet", "--model", model))
+    run(*_steer(tmp_path / "rows.parquet", "--map", model))
     code, _, err = run("apply", model, file, "--out", out)
     assert (code, err) == (0, "")
 
@@ -387,7 +388,7 @@ BAD_INPUT = {
     "class of one": (["steer", "single.csv", "--target", "ill", "--sensitive", "sex"], "'maybe' of 'ill' has one row"),
     "infinite": (["steer", "infinite.csv", "--target", "ill", "--sensitive", "sex"], "'height' has 1 infinite"),
     "dates": (["steer", "dates.parquet", "--target", "ill", "--sensitive", "sex"], "--drop when leaves it out"),
-    "unknown class": ([*_steer("rows.csv"), "--positive", "maybe"], "there are: no; yes"),
+    "unknown class": ([*_steer("rows.csv"), "--pos-label", "maybe"], "there are: no; yes"),
     "unknown reference": (
         [*_steer("rows.csv"), "--intervention", "affirmative", "--reference-group", "x"],
         "there are: f; m",
@@ -424,8 +425,8 @@ BAD_INPUT = {
     "out is a folder": ([*_steer("rows.csv"), "--out", "folder.csv"], "is a directory"),
     "out has no folder": ([*_steer("rows.csv"), "--out", "nowhere/out.csv"], "does not exist"),
     "out extension": ([*_steer("rows.csv"), "--out", "out.xlsx"], "must end in .csv, .tsv"),
-    "map extension": ([*_steer("rows.csv"), "--model", "map.csv"], "must end in .safetensors"),
-    "map has no folder": ([*_steer("rows.csv"), "--model", "nowhere/map.safetensors"], "does not exist"),
+    "map extension": ([*_steer("rows.csv"), "--map", "map.csv"], "must end in .safetensors"),
+    "map has no folder": ([*_steer("rows.csv"), "--map", "nowhere/map.safetensors"], "does not exist"),
     "no map": (["apply", "none.safetensors", "rows.csv", "--out", "out.csv"], "none.safetensors"),
     "no map of the command": (["apply", "mean.safetensors", "rows.csv", "--out", "out.csv"], "not the table it was"),
     "another map": (
@@ -440,10 +441,10 @@ BAD_INPUT = {
     "text in numbers": (["apply", "map.safetensors", "text.csv", "--out", "out.csv"], "'height' must be numeric"),
     "out exists": ([*_steer("rows.csv"), "--out", "old.csv"], "old.csv exists; --force replaces it"),
     "model exists": (
-        [*_steer("rows.csv"), "--model", "mean.safetensors", "--out", "-"],
+        [*_steer("rows.csv"), "--map", "mean.safetensors", "--out", "-"],
         "mean.safetensors exists; --force replaces",
     ),
-    "two outputs in one": ([*_steer("rows.csv"), "--model", "/dev/stdout", "--out", "-"], "are both /dev/stdout"),
+    "two outputs in one": ([*_steer("rows.csv"), "--map", "/dev/stdout", "--out", "-"], "are both /dev/stdout"),
     "a name nearby": (["steer", "rows.csv", "--target", "ill", "--sensitive", "Sex"], "did you mean 'sex'?"),
     "an option nearby": ([*_steer("rows.csv"), "--foldz", "3"], "--folds"),
     "export exists": (["export", "map.safetensors", "--to", "onnx", "--out", "old.onnx"], "old.onnx exists; --force"),
@@ -491,7 +492,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     run: Callable[..., tuple[int, str, str]], folder: Any, arguments: Any, message: Any
 ) -> None:
     if {"map.safetensors", "other.safetensors"} & set(arguments):
-        assert run(*_steer("rows.csv", "--model", "map.safetensors"))[0] == 0
+        assert run(*_steer("rows.csv", "--map", "map.safetensors"))[0] == 0
         extra = persistence.read_extra("map.safetensors")
         persistence.save(persistence.load("mean.safetensors"), "other.safetensors", extra=extra)
     out = folder / "out.csv"
@@ -534,7 +535,7 @@ def test_failure_while_writing_leaves_the_old_files(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_writing._CsvWriter, "write", fail)
-    code, _, err = run(*_steer(file, "--out", out, "--model", model, "--force"))
+    code, _, err = run(*_steer(file, "--out", out, "--map", model, "--force"))
     assert code == 2
     assert "No space left on device" in err
     assert out.read_text() == "old rows"

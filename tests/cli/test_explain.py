@@ -77,9 +77,9 @@ def test_a_saved_map_explains_new_rows_as_the_fit_did(
     run: Callable[..., tuple[int, str, str]], table: Any, file: Any
 ) -> None:
     model, new = file.with_name("map.safetensors"), file.with_name("new.csv")
-    assert run("steer", *_explain(file)[1:], "--model", model)[0] == 0
+    assert run("steer", *_explain(file)[1:], "--map", model)[0] == 0
     table.drop(columns="ill").to_csv(new, index=False)
-    code, out, err = run("explain", new, "--model", model, "--row", 5, "--json")
+    code, out, err = run("explain", new, "--map", model, "--row", 5, "--json")
     assert code == 0, err
     assert json.loads(out)["features"] == json.loads(run(*_explain(file, "--row", 5, "--json"))[1])["features"]
 
@@ -104,8 +104,8 @@ def test_options_of_a_fit_and_a_saved_map_exclude_each_other(
     run: Callable[..., tuple[int, str, str]], file: Any
 ) -> None:
     model = file.with_name("map.safetensors")
-    run("steer", *_explain(file)[1:], "--model", model)
-    code, _, err = run(*_explain(file, "--row", 1, "--model", model))
+    run("steer", *_explain(file)[1:], "--map", model)
+    code, _, err = run(*_explain(file, "--row", 1, "--map", model))
     assert code == 2
     assert "--target belongs to a fit" in err
     code, _, err = run("explain", file, "--row", 1)

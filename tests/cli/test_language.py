@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,25 @@ def test_moments_are_those_of_the_states_one_by_one(
             expected = np.cov(own.T, bias=True)
             np.testing.assert_allclose(moments.covariances[k, a], expected, atol=1e-6 * np.abs(expected).max())
     assert (persistence.read_extra("m.safetensors") or {})["layer"] == LAYER
+
+
+@pytest.mark.slow
+def test_what_language_models_md_says_to_type_runs(
+    model: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word, with a model that has two layers where the page's has thirty."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "language-models.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(python|bash)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (beginnings,) = (block for language, block in blocks if language == "python" and "to_csv" in block)
+    exec(compile(beginnings, "language-models.md", "exec"), {})
+    typed = "".join(block for language, block in blocks if language == "bash").replace("\\\n", " ").splitlines()
+    commands = [words for line in typed if (words := shlex.split(line, comments=True))[0] == "fairsteer"]
+    assert len(commands) >= 2
+    for command in commands:
+        at_hand = {"$MODEL": str(model), "19": "1"}
+        code, _, err = run(*(at_hand.get(word, word) for word in command[1:]))
+        assert code == 0, (command, err)
 
 
 def test_every_token_is_a_row_and_classes_may_be_left_out(model: Path, texts: pd.DataFrame, run: Run) -> None:
@@ -286,13 +307,22 @@ def test_a_concept_steers_and_a_seed_decides(model: Path, texts: pd.DataFrame, r
     assert code == 0, err
     assert run(*options, "--strength", "9", "--concept", "yes")[1] == first
     assert run(*options, "--strength", "9", "--concept", "no")[1] != first
-    assert run(*options, "--strength", "9", "--concept", "yes", "--seed", "1")[1] != first
+    assert run(*options, "--strength", "9", "--concept", "yes", "--random-state", "1")[1] != first
     code, _, err = run(*options, "--concept", "maybe")
     assert code == 2
     assert "--concept 'maybe' is no class; there are: no; yes" in " ".join(err.split())
     code, _, err = run(*options[:5], *options[7:])
     assert code == 2
     assert "name it with --layer" in err
+    persistence.save(concept.equalize([20.0], {0: [1.0], 1: [4.0]}), "c.safetensors")
+    code, out, err = run(*options, "--strength", "4", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert [text["strength"] for text in told["texts"][0]["steered"]] == pytest.approx([10.0, 2.5])
+    assert told["notes"] == ["The concept was equalised: strength 4 is 0 10; 1 2.5."]
+    code, _, err = run(*options, "--strength", "30")
+    assert code == 2
+    assert "30 is not among these" in err
 
 
 def test_moments_of_tables_are_not_merged_with_those_of_states(model: Path, texts: pd.DataFrame, run: Run) -> None:

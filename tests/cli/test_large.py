@@ -17,7 +17,19 @@ from fairsteer.cli._columns import Reading
 from fairsteer.cli._options import parse_memory
 
 Run = Callable[..., tuple[int, str, str]]
-_ROLES = ("--target", "ill", "--sensitive", "sex", "--drop", "id", "--map-type", "affine", "--standardize")
+_ROLES = (
+    "--target",
+    "ill",
+    "--sensitive",
+    "sex",
+    "--drop",
+    "id",
+    "--map-type",
+    "affine",
+    "--standardize",
+    "--folds",
+    "2",
+)
 N = 6000
 
 
@@ -79,10 +91,10 @@ def distance(first: str, second: str) -> float:
 @pytest.mark.parametrize("kind", ["csv", "parquet", "folder of parquet", "folder of csv", "gzip", "utf-16"])
 def test_steer_and_apply_as_in_memory(table: pd.DataFrame, run: Run, kind: str) -> None:
     table.to_csv("memory.csv", index=False)
-    code, _, err = run("steer", "memory.csv", *_ROLES, "--model", "a.safetensors", "--out", "a.csv", "--memory", "1G")
+    code, _, err = run("steer", "memory.csv", *_ROLES, "--map", "a.safetensors", "--out", "a.csv", "--memory", "1G")
     assert code == 0, err
     file = write(table, kind)
-    code, _, err = run("steer", file, *_ROLES, "--model", "b.safetensors", "--out", "b.csv", "--memory", "1M")
+    code, _, err = run("steer", file, *_ROLES, "--map", "b.safetensors", "--out", "b.csv", "--memory", "1M")
     assert code == 0, err
     assert "6,000 rows, more than 1 MiB of memory hold" in err
     assert "evenly spaced" in err
@@ -98,8 +110,8 @@ def test_steer_and_apply_as_in_memory(table: pd.DataFrame, run: Run, kind: str) 
 def test_categories_and_medians_are_those_of_all_rows(table: pd.DataFrame, run: Run) -> None:
     table.loc[5:7, "colour"] = "rare"
     table.to_csv("rows.csv", index=False)
-    run("steer", "rows.csv", *_ROLES, "--model", "a.safetensors", "--memory", "1G")
-    run("steer", "rows.csv", *_ROLES, "--model", "b.safetensors", "--memory", "1M")
+    run("steer", "rows.csv", *_ROLES, "--map", "a.safetensors", "--memory", "1G")
+    run("steer", "rows.csv", *_ROLES, "--map", "b.safetensors", "--memory", "1M")
     first, second = ((persistence.read_extra(f"{name}.safetensors") or {})["columns"] for name in "ab")
     assert len(first) == len(second)
     for column, same in zip(first, second, strict=True):
@@ -118,7 +130,7 @@ def test_aligned_scores_of_a_large_table(table: pd.DataFrame, run: Run, monkeypa
     file = write(table, "csv")
     options = (*_ROLES, "--align", "equal_opportunity")
     for name, memory in (("a", "1G"), ("b", "1M")):
-        code, _, err = run("steer", file, *options, "--model", f"{name}.safetensors", "--memory", memory)
+        code, _, err = run("steer", file, *options, "--map", f"{name}.safetensors", "--memory", memory)
         assert code == 0, err
     # All rows fit into the sample, so the folds and the scores are those of a fit in memory.
     features = table.loc[table["sex"].notna() & table["ill"].notna()]
@@ -137,7 +149,7 @@ def test_aligned_scores_of_a_large_table(table: pd.DataFrame, run: Run, monkeypa
     assert code == 0, err
     # Of more rows than the sample holds, some stand for all.
     monkeypatch.setattr("fairsteer.transformer._streaming.MOST_SAMPLED", 1500)
-    code, _, err = run("steer", file, *options, "--model", "e.safetensors", "--memory", "1M")
+    code, _, err = run("steer", file, *options, "--map", "e.safetensors", "--memory", "1M")
     assert code == 0, err
     assert "of 5,997 rows, evenly spaced in every class and group" in err
     assert "of that of all its rows" in err
@@ -181,7 +193,7 @@ def test_names_of_folders_are_a_column(table: pd.DataFrame, run: Run) -> None:
         pa.Table.from_pandas(table.dropna(subset="sex"), preserve_index=False), "parts", format="parquet",
         partitioning=["sex"], partitioning_flavor="hive",
     )  # fmt: skip
-    code, _, err = run("steer", "parts", *_ROLES, "--model", "m.safetensors", "--memory", "1M")
+    code, _, err = run("steer", "parts", *_ROLES, "--map", "m.safetensors", "--memory", "1M")
     assert code == 0, err
     assert persistence.load("m.safetensors").groups_.tolist() == ["f", "m", "x"]
 
@@ -196,7 +208,7 @@ def test_resumed_run_ends_with_the_same_bytes(
 ) -> None:
     file = write(table, "csv")
     roles = _ROLES if command == "steer" else _ROLES[:6]
-    option = "--model" if command == "steer" else "--out"
+    option = "--map" if command == "steer" else "--out"
     arguments = (command, file, *roles, "--checkpoint-every", "0", option, "m.safetensors")
     before = set(Path().iterdir())
     assert run(*arguments, "--memory", "1M")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -58,7 +59,7 @@ def test_one_object_and_nothing_else(run: Callable[..., tuple[int, str, str]], f
         if any(part == name for part in COMMANDS[command])
     }
     if "MAP" in made:
-        run("steer", *fit, "--folds", 2, "--model", made["MAP"])
+        run("steer", *fit, "--folds", 2, "--map", made["MAP"])
     if "MOMENTS" in made:
         run("moments", *fit[:-2], "--out", made["MOMENTS"])
     paths = {"FILE": file, **made}
@@ -184,8 +185,10 @@ def test_a_terminal_shows_how_far_a_long_job_is(
 
 
 @pytest.mark.slow
-def test_maps_and_moments_come_through_pipes(file: Any) -> None:
-    def fairsteer(*arguments: Any, given: bytes = b"") -> bytes:
+def test_maps_and_moments_come_through_pipes(
+    run: Callable[..., tuple[int, str, str]], file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_pipe(*arguments: Any, given: bytes) -> bytes:
         return subprocess.run(
             [sys.executable, "-m", "fairsteer.cli", *map(str, arguments)],
             input=given,
@@ -194,20 +197,27 @@ def test_maps_and_moments_come_through_pipes(file: Any) -> None:
             check=True,
         ).stdout
 
+    def from_pipe(*arguments: Any, given: bytes) -> str:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        code, printed, err = run(*arguments)
+        assert code == 0, err
+        return printed
+
     rows = ("--target", "ill", "--sensitive", "sex")
-    model, out = (file.with_name(name) for name in ("map.safetensors", "out.csv"))
-    moments = fairsteer("moments", "-", *rows, "--out", "-", given=file.read_bytes())
-    piped = fairsteer("merge", "-", "--out", "-", given=moments)
-    model.write_bytes(piped)
-    fairsteer("apply", model, file, "--out", out)
-    assert fairsteer("apply", "-", file, "--out", "-", given=piped) == out.read_bytes()
-    assert fairsteer("apply", model, "-", "--out", "-", given=file.read_bytes()) == out.read_bytes()
-    found = json.loads(fairsteer("explain", file, "--model", "-", "--row", 2, "--json", given=piped))
+    model, out, again = (file.with_name(name) for name in ("map.safetensors", "out.csv", "again.csv"))
+    moments = to_pipe("moments", "-", *rows, "--out", "-", given=file.read_bytes())
+    from_pipe("merge", "-", "--out", model, given=moments)
+    piped = model.read_bytes()
+    from_pipe("apply", model, file, "--out", out, given=b"")
+    assert to_pipe("apply", "-", file, "--out", "-", given=piped) == out.read_bytes()
+    from_pipe("apply", model, "-", "--out", again, given=file.read_bytes())
+    assert again.read_bytes() == out.read_bytes()
+    found = json.loads(from_pipe("explain", file, "--map", "-", "--row", 2, "--json", given=piped))
     assert found["row"] == 2
 
 
 def test_two_inputs_cannot_be_standard_input(run: Callable[..., tuple[int, str, str]], file: Any) -> None:
     code, _, err = run("apply", "-", "-", "--out", file.with_name("out.csv"))
     assert (code, "both standard input" in err) == (2, True)
-    code, _, err = run("explain", "-", "--model", "-", "--row", 1)
+    code, _, err = run("explain", "-", "--map", "-", "--row", 1)
     assert (code, "both standard input" in err) == (2, True)

@@ -54,7 +54,7 @@ def test_map_is_of_all_rows_and_gaps_of_some(tmp_path: Path, monkeypatch: pytest
     table.to_csv("rows.csv", index=False)
     found = {}
     for name, options in {"all": (), "some": ("--measured-rows", "600")}.items():
-        code, out, err = run("steer", "rows.csv", *_ROLES, *options, "--model", f"{name}.safetensors", "--json")
+        code, out, err = run("steer", "rows.csv", *_ROLES, *options, "--map", f"{name}.safetensors", "--json")
         assert code == 0, err
         found[name] = json.loads(out)
         code, page, err = run("audit", "rows.csv", *_ROLES, *options, "--leakage", "none")

@@ -63,7 +63,7 @@ def test_merged_map_is_that_of_all_rows(table: pd.DataFrame, run: Run, options: 
     code, out, err = run("merge", *files, "--out", "map.safetensors", *options)
     assert code == 0, err
     assert "from 3 files" in " ".join(out.split())
-    code, _, err = run("steer", "all.csv", *_ROLES, "--model", "all.safetensors", *options)
+    code, _, err = run("steer", "all.csv", *_ROLES, "--map", "all.safetensors", *options)
     assert code == 0, err
     assert distance("map.safetensors", "all.safetensors") < 1e-11
     for name in ("map", "all"):
@@ -79,7 +79,7 @@ def test_a_site_may_lack_classes_and_groups(table: pd.DataFrame, run: Run) -> No
     assert persistence.load(files[0]).groups.tolist() == ["f"]
     assert run("merge", *files, "--out", "map.safetensors", "--map-type", "affine", "--standardize")[0] == 0
     table.to_csv("all.csv", index=False)
-    run("steer", "all.csv", *_ROLES, "--model", "all.safetensors", "--map-type", "affine", "--standardize")
+    run("steer", "all.csv", *_ROLES, "--map", "all.safetensors", "--map-type", "affine", "--standardize")
     assert distance("map.safetensors", "all.safetensors") < 1e-11
 
 

@@ -146,7 +146,7 @@ def test_the_next_run_removes_what_a_killed_one_left(
     os.mkfifo(pipe)
     out = tmp_path / "out.csv"
     command = [sys.executable, "-m", "fairsteer.cli"]
-    command += _arguments("steer", file, "--out", str(out), "--model", str(pipe))
+    command += _arguments("steer", file, "--out", str(out), "--map", str(pipe))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not (left := list(tmp_path.glob(".fairsteer-*"))) and time.monotonic() < deadline:
@@ -277,7 +277,7 @@ def test_audit_and_export_have_every_option_of_the_fit(run: Callable[..., tuple[
     options = {
         command: set(re.findall(r"--[a-z-]+", run(command, "-h")[1])) for command in ("steer", "audit", "export")
     }
-    own = {"--out", "--model", "--align", "--resume", "--checkpoint-every"}  # of what is written
+    own = {"--out", "--map", "--align", "--resume", "--checkpoint-every"}  # of what is written
     assert options["steer"] - own <= options["audit"]
     assert options["steer"] - own <= options["export"]
     assert {"--keep", "--pooling", "--min-subgroup-size", "--small-subgroups", "--unknown-group"} <= options["steer"]

@@ -1,9 +1,11 @@
 // Every function of linalg against its definition, written out entry by entry.
 #include "linalg.hpp"
 
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 
+#include "kernels.hpp"
 #include "problems.hpp"
 #include "testing.hpp"
 
@@ -109,6 +111,31 @@ TEST_CASE("rank updates write the lower triangle alone") {
     CHECK_NEAR(distance(without_upper(out), without_upper(Matrix::Constant(d, d, 5) - expected)), 0,
                1e-12);
     for (Index j = 1; j < d; ++j) CHECK(out(0, j) == 5);
+    out.setConstant(kNaN);
+    linalg::syrk<double>(A, out, 1, 0);  // what is there is not read
+    CHECK_NEAR(distance(without_upper(out), without_upper(expected)), 0, 1e-12);
+  }
+}
+
+TEST_CASE("a lower triangle is added to, read and copied to the upper one") {
+  Random random(4);
+  for (const Index d : {1, 7, 8, 9, 40, 67}) {
+    const Matrix A = random.covariance(d), x = random.matrix(d, 1);
+    Matrix lower = with_poisoned_upper(A), y(d, 1);
+    detail::symmetric_times(lower.data(), d, x.data(), y.data());
+    CHECK_NEAR(distance(y, times(A, x)), 0, 1e-12);
+    detail::add_outer(x.data(), -2, d, lower.data());
+    CHECK_NEAR(distance(without_upper(lower), without_upper(A - 2 * times(x, x.transpose()))), 0,
+               1e-12);
+    for (Index j = 1; j < d; ++j) CHECK(std::isnan(lower(0, j)));
+    linalg::mirror(lower);
+    CHECK(without_upper(lower) == without_upper(lower.transpose()));
+    CHECK(lower == lower.transpose());
+    Matrix part = Matrix::Constant(d + 2, d, 5);
+    part.topRows(d) = with_poisoned_upper(A);
+    linalg::mirror(part.topRows(d));
+    CHECK(part.topRows(d) == A);
+    CHECK((part.bottomRows(2).array() == 5).all());
   }
 }
 

@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "fairsteer/interleave.hpp"
 #include "fairsteer/maps.hpp"
 #include "fairsteer/moments.hpp"
 #include "problems.hpp"
@@ -204,19 +205,51 @@ TEST_CASE("sums do not depend on the threads or on the order of reading") {
 }
 
 TEST_CASE("an update of sums that hold rows equals one of all rows") {
-  const Index n = 3000, K = 2, G = 2, d = 3;
-  Random random(7);
-  Matrix rows = random.matrix(d, n);
-  rows.array() += 1e5;
-  const auto codes = codes_of(n, K * G);
-  for (const auto model : {CovarianceModel::full, CovarianceModel::diagonal}) {
-    Sums all(model, K, G, d), twice(model, K, G, d);
-    update<double>(all, {rows.data(), n, d, d, 1}, codes.data());
-    update<double>(twice, {rows.data(), 900, d, d, 1}, codes.data());
-    update<double>(twice, {rows.data() + 900 * d, n - 900, d, d, 1}, codes.data() + 900);
-    CHECK_NEAR(largest_difference(all.mean, twice.mean), 0, 1e-9);
-    CHECK_NEAR(largest_difference(all.scatter, twice.scatter), 0, 1e-6);
-    CHECK_NEAR(largest_difference(all.cubic, twice.cubic), 0, 1e-4);
-    CHECK_NEAR(largest_difference(all.quartic, twice.quartic), 0, 1e-4);
+  struct Case {
+    Index d, n, K, G;
+  };
+  // Few features and many; cells of one task and of several.
+  for (const auto& [d, n, K, G] :
+       {Case{3, 3000, 2, 2}, Case{70, 3000, 2, 2}, Case{70, 15000, 1, 2}}) {
+    Random random(7);
+    Matrix rows = random.matrix(d, n);
+    rows.array() += 1e5;
+    const auto codes = codes_of(n, K * G);
+    for (const auto model : {CovarianceModel::full, CovarianceModel::diagonal}) {
+      Sums all(model, K, G, d), twice(model, K, G, d);
+      update<double>(all, {rows.data(), n, d, d, 1}, codes.data());
+      update<double>(twice, {rows.data(), 900, d, d, 1}, codes.data());
+      update<double>(twice, {rows.data() + 900 * d, n - 900, d, d, 1}, codes.data() + 900);
+      const auto size = static_cast<double>(n * d) / 9000;
+      CHECK_NEAR(largest_difference(all.mean, twice.mean), 0, 1e-9);
+      CHECK_NEAR(largest_difference(all.scatter, twice.scatter), 0, 1e-6 * size);
+      CHECK_NEAR(largest_difference(all.cubic, twice.cubic), 0, 1e-4 * size);
+      CHECK_NEAR(largest_difference(all.quartic, twice.quartic), 0, 1e-4 * size * size);
+      if (model != CovarianceModel::full) continue;
+      for (Index i = 0; i < K * G; ++i) {
+        const Eigen::Map<const Matrix> scatter(twice.scatter.data() + i * d * d, d, d);
+        CHECK(scatter == scatter.transpose());
+      }
+    }
   }
+}
+
+TEST_CASE("columns are laid out row by row") {
+  Random random(8);
+  for (const Index d : {1, 7, 8, 16, 33})
+    for (const Index n : {0, 1, 15, 16, 50}) {
+      const Matrix table = random.matrix(n, d);  // a column of X is one here
+      std::vector<const double*> columns;
+      for (Index j = 0; j < d; ++j) columns.push_back(table.data() + j * n);
+      Matrix out = Matrix::Constant(d + 1, n, 5);
+      interleave<double>(columns.data(), d, n, out.data(), d + 1);
+      CHECK(out.topRows(d) == table.transpose());
+      CHECK((out.row(d).array() == 5).all());
+      const MatrixOf<float> narrow = table.cast<float>();
+      std::vector<const float*> narrow_columns;
+      for (Index j = 0; j < d; ++j) narrow_columns.push_back(narrow.data() + j * n);
+      MatrixOf<float> narrow_out(d, n);
+      interleave<float>(narrow_columns.data(), d, n, narrow_out.data(), d);
+      CHECK(narrow_out == narrow.transpose());
+    }
 }

@@ -162,6 +162,39 @@ TEST_CASE("rows that are not finite are refused and leave the sums as they were"
   }
 }
 
+TEST_CASE("what fails in the last cell leaves the sums of all as they were, both triangles") {
+  Random random(10);
+  const Index n = 90, n_cells = 3;
+  std::vector<std::int64_t> classes(n), groups(n, 0);
+  for (Index i = 0; i < n; ++i) classes[i] = i * n_cells / n;
+  for (const Index d : {5, 80}) {
+    const Matrix rows = random.matrix(d, n);
+    Matrix bad = random.matrix(d, n);
+    bad(d - 1, n - 1) = kNaN;
+    for (const auto model : kModels)
+      for (const Index n_threads : {1, 3}) {
+        Moments moments({model, n_cells + 1, 1, d}), same({model, n_cells + 1, 1, d});
+        const MomentSums sums = moments.sums(), before = same.sums();
+        for (const MomentSums& some : {sums, before})
+          update_moments<double>(some, {rows.data(), n, d, d, 1}, classes.data(), groups.data(),
+                                 nullptr);
+        CHECK_THROWS_AS(update_moments<double>(sums, {bad.data(), n, d, d, 1}, classes.data(),
+                                               groups.data(), nullptr, n_threads),
+                        NumericalError);
+        const auto check_same = [](const double* one, const double* other, Index size) {
+          for (Index i = 0; i < size; ++i) CHECK(one[i] == other[i]);
+        };
+        const Index cells = sums.n_cells();
+        check_same(sums.weight, before.weight, cells);
+        check_same(sums.weight_square, before.weight_square, cells);
+        check_same(sums.mean, before.mean, cells * d);
+        check_same(sums.scatter, before.scatter, sums.n_scatters() * sums.scatter_size());
+        check_same(sums.cubic, before.cubic, cells * d);
+        check_same(sums.quartic, before.quartic, cells * sums.quartic_size());
+      }
+  }
+}
+
 TEST_CASE("single-precision rows of any size have the moments of double ones") {
   Random random(9);
   const Index n = 500;

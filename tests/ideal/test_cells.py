@@ -149,7 +149,7 @@ def test_the_ideal_condition_is_exact_on_cells(intervention: Any, mode: Any) -> 
     s, group = rows(1200, 3, 3)
     ideal: Any = nearest_ideal_posterior(s, group, intervention=intervention, mode=mode)
     assert ideal.converged
-    assert ideal.gap < 1e-9
+    assert ideal.dual_gap < 1e-9
     for plan in ideal.plans:
         np.testing.assert_allclose(plan.sum(axis=0), ideal.target_law, atol=1e-8)
     if mode == "labels":
@@ -245,7 +245,7 @@ def test_few_and_extreme_posteriors(intervention: Any, mode: Any) -> None:
         s = np.asarray(values)[np.append(np.arange(len(values)), rng.integers(0, len(values), 100 - len(values)))]
         ideal: Any = nearest_ideal_posterior(s, group, intervention=intervention, mode=mode)
         assert np.isfinite(ideal.kl_divergence)
-        for answer in (ideal.ideal_posterior(s, group), ideal.sample_weight(s, group), ideal.cell_divergence):
+        for answer in (ideal.ideal_posterior(s, group), ideal.sample_weight(s, group), ideal.subgroup_divergence):
             assert np.isfinite(answer).all()
 
 

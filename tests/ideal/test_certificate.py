@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 from fairsteer import SubgroupMoments, nearest_ideal
-from fairsteer.ideal import CellGaussians, Certificate
+from fairsteer.ideal import Certificate, SubgroupGaussians
 
 SHAPES = [(2, 2, 2), (3, 2, 3), (2, 3, 2)]
 
@@ -100,7 +100,7 @@ def test_with_full_covariances_the_model_is_the_cells(map_type: Any) -> None:
     ideal = nearest_ideal(moments, covariance="full", map_type=map_type, tol=1e-12, max_iter=2000)
     assert ideal.certificate is ideal.model_certificate
     assert ideal.certificate.gaussians == "subgroups"
-    again = ideal.certify(CellGaussians(moments))
+    again = ideal.certify(SubgroupGaussians(moments))
     np.testing.assert_allclose(again.total_variation, ideal.certificate.total_variation, atol=1e-5)
     assert again.accuracy == pytest.approx(ideal.certificate.accuracy, abs=1e-5)
 
@@ -118,7 +118,7 @@ def test_groups_that_differ_in_base_rates_alone_are_certified_to_be_fair() -> No
     means = np.array([[[0.0, 0.0]] * 2, [[1.0, 2.0]] * 2])
     moments = SubgroupMoments.from_statistics([[0.4, 0.15], [0.1, 0.35]], means, spread)
     ideal = nearest_ideal(moments.tie(standardize=True), map_type="affine")
-    found = ideal.certify(CellGaussians(moments))
+    found = ideal.certify(SubgroupGaussians(moments))
     assert found.equalized_odds < 1e-7
     assert found.accuracy < 0.5  # what is left is that class and group are not independent
 
@@ -166,8 +166,8 @@ def test_few_rows_are_not_believed_and_many_are() -> None:
     for n in (2, 20, 100_000):
         moments = SubgroupMoments.from_statistics(np.full((2, 2), float(n)), rng.normal(size=(2, 2, 3)), S)
         ideal = nearest_ideal(moments.tie())
-        found[n] = ideal.certify(CellGaussians(moments, chance=1.0)).equalized_odds
-        as_it_is = ideal.certify(CellGaussians(moments)).equalized_odds
+        found[n] = ideal.certify(SubgroupGaussians(moments, chance=1.0)).equalized_odds
+        as_it_is = ideal.certify(SubgroupGaussians(moments)).equalized_odds
         assert as_it_is == pytest.approx(nearest_ideal(moments).certificate.equalized_odds)
     assert found[2] == pytest.approx(ideal.model_certificate.equalized_odds, abs=0.05)
     assert found[2] < found[20] < found[100_000] == pytest.approx(as_it_is, abs=1e-2)

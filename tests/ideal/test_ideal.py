@@ -70,7 +70,7 @@ def test_shapes_labels_and_options(kind: Any, intervention: Any, map_type: Any) 
         map_type,
         kind,
     )
-    assert ideal.weights.shape == ideal.cell_divergence.shape == (K, G)
+    assert ideal.weights.shape == ideal.subgroup_divergence.shape == (K, G)
     assert ideal.means.shape == (K, G, D)
     assert ideal.covariances.shape == data.covariances.shape
     assert ideal.canonical_means.shape == (K, D)
@@ -149,7 +149,7 @@ def test_affirmative_leaves_the_reference_exactly_alone(kind: Any, map_type: Any
         for k in range(K):
             own = matrix(reference.cell_covariance(data.covariances, kind, k, g))
             np.testing.assert_allclose(ideal_covariance(ideal, k, g), own, atol=1e-10)
-        np.testing.assert_allclose(ideal.cell_divergence[:, g], 0, atol=1e-10)
+        np.testing.assert_allclose(ideal.subgroup_divergence[:, g], 0, atol=1e-10)
         np.testing.assert_allclose(ideal.canonical_means, data.means[:, g], atol=1e-10)
         share = data.weights / data.weights.sum()
         np.testing.assert_allclose(ideal.class_prior, share[:, g] / share[:, g].sum())
@@ -195,7 +195,7 @@ def test_divergence_and_certificate_are_those_of_the_returned_distribution(
     data, _, ideal = labelled(kind, intervention, map_type)
     kl, cells = reference.divergence(ideal.weights, ideal.means, ideal.covariances, data)
     assert ideal.kl_divergence == pytest.approx(kl, rel=1e-9, abs=1e-12)
-    np.testing.assert_allclose(ideal.cell_divergence, cells, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(ideal.subgroup_divergence, cells, rtol=1e-8, atol=1e-10)
     tv, gap, accuracy = reference.certificate(kl, cells)
     # sqrt turns a divergence of 1e-16 into 1e-8.
     np.testing.assert_allclose(ideal.certificate.total_variation, tv, atol=1e-6)
@@ -424,7 +424,7 @@ def test_an_empty_cell_warns_and_equals_the_reference(kind: Any, intervention: A
         ideal = nearest_ideal(moments, tol=1e-12, max_iter=5000, **options)
     assert "('x', 2)" in str(caught[0].message)
     expected = reference.nearest_ideal(data, tol=1e-12, **options)
-    assert ideal.cell_divergence[1, 2] == 0
+    assert ideal.subgroup_divergence[1, 2] == 0
     if (kind, map_type) == ("full", "affine"):
         assert_as_near(ideal, expected, n_classes=3)
     else:
@@ -549,7 +549,7 @@ def assert_finite(ideal: Any) -> None:
         "weights",
         "means",
         "covariances",
-        "cell_divergence",
+        "subgroup_divergence",
         "canonical_means",
         "canonical_covariances",
     ]:

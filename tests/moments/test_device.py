@@ -51,7 +51,7 @@ def _assert_same(found: SubgroupMoments, expected: SubgroupMoments, tolerance: f
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("covariance", ["tied", "full", "diagonal", "standardised"])
 def test_sums_are_those_of_the_rows_in_numpy(covariance: str, weighted: bool, dtype: Any, tolerance: float) -> None:
-    counts = {"cell_counts": [[3, 1], [2, 2], [1, 4]]} if covariance == "standardised" else {}
+    counts = {"subgroup_counts": [[3, 1], [2, 2], [1, 4]]} if covariance == "standardised" else {}
     model = "tied" if counts else covariance
     found, expected = _moments(model, **counts), _moments(model, **counts)
     for seed in range(3):  # batches of other means
@@ -137,8 +137,8 @@ def test_what_does_not_fit_is_refused() -> None:
         _moments("tied").update(_there(X), y[:-1], a)
     with pytest.raises(ValueError, match="sample_weight must be finite and not negative"):
         _moments("tied").update(_there(X), y, a, np.full(len(y), -1.0))
-    with pytest.raises(ValueError, match="for which cell_counts has 0"):
-        _moments("tied", cell_counts=[[0, 1], [1, 1], [1, 1]]).update(_there(X), y, a)
+    with pytest.raises(ValueError, match="for which subgroup_counts has 0"):
+        _moments("tied", subgroup_counts=[[0, 1], [1, 1], [1, 1]]).update(_there(X), y, a)
 
 
 def test_sums_that_do_not_fit_into_the_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -481,13 +481,13 @@ def test_effective_rank_counts_the_directions_that_were_seen() -> None:
     assert (rank == 4).all()
 
 
-def test_cell_table_names_every_label_and_weight() -> None:
+def test_subgroup_table_names_every_label_and_weight() -> None:
     data = problems.statistics(K, G, D, seed=1)
     weights = np.array([[1200, 0], [3, 45], [678, 9]], float)
     moments = SubgroupMoments.from_statistics(
         weights, data.means, data.covariances, classes=["low", "mid", "high"], groups=["her", "him"]
     )
-    table = moments.cell_table()
+    table = moments.subgroup_table()
     for text in ["low", "mid", "high", "her", "him", "1200", "3", "45", "678", "9", "0"]:
         assert text in table
     lines = [line for line in table.splitlines() if "low" in line]

@@ -113,7 +113,7 @@ def test_an_empty_cell_of_the_other_moments_adds_nothing_but_its_weight() -> Non
     q = weights / weights.sum()
     q[1, 1] = q[1].sum() * q[:, 1].sum()
     q /= q.sum()
-    divergence = np.array(ideal.cell_divergence)
+    divergence = np.array(ideal.subgroup_divergence)
     divergence[1, 1] = 0
     expected = np.sum(ideal.weights * (np.log(ideal.weights / q) + divergence))
     assert ideal.divergence_from(other) == pytest.approx(expected, rel=1e-9)

@@ -156,8 +156,8 @@ def test_what_would_break_the_promise_is_refused(noise: Any) -> None:
             _moments(clip=clip)
     with pytest.raises(ValueError, match="does not go with rescalable"):
         SubgroupMoments(D, classes=[0], groups=[0], covariance="full", rescalable=True, clip=1.0)
-    with pytest.raises(ValueError, match="does not go with cell_counts"):
-        SubgroupMoments(D, classes=[0], groups=[0, 1], cell_counts=[[1, 2]], clip=1.0)
+    with pytest.raises(ValueError, match="does not go with subgroup_counts"):
+        SubgroupMoments(D, classes=[0], groups=[0, 1], subgroup_counts=[[1, 2]], clip=1.0)
     X[3] = np.inf
     with pytest.raises(ValueError, match="finite"):
         _moments().update(X, y, a)

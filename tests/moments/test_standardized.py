@@ -28,7 +28,7 @@ def counts(y: Any, group: Any, weight: Any = None) -> Any:
 
 
 def accumulated(X: Any, y: Any, group: Any, weight: Any = None) -> SubgroupMoments:
-    moments = SubgroupMoments(X.shape[1], classes=[0, 1], groups=["f", "m"], cell_counts=counts(y, group, weight))
+    moments = SubgroupMoments(X.shape[1], classes=[0, 1], groups=["f", "m"], subgroup_counts=counts(y, group, weight))
     return moments.update(X, y, group, weight)
 
 
@@ -47,7 +47,7 @@ def test_groups_that_differ_in_base_rates_alone_stay_where_they_are() -> None:
         for A, _ in standardised.maps.values():
             np.testing.assert_allclose(A, np.eye(3), atol=1e-10)
         np.testing.assert_allclose(standardised.offset, 0, atol=1e-10)
-        assert standardised.cell_divergence.max() < 1e-10
+        assert standardised.subgroup_divergence.max() < 1e-10
     own = nearest_ideal(population.tie())
     assert np.abs(own.linear - np.eye(3)).max() > 0.1
 
@@ -93,16 +93,18 @@ def test_parts_of_the_rows_merge_when_they_know_the_counts_of_all() -> None:
     whole = accumulated(X, y, group)
     parts = [slice(0, 700), slice(700, 701), slice(701, None)]
     some = [
-        SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], cell_counts=counts(y, group)).update(X[p], y[p], group[p])
+        SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], subgroup_counts=counts(y, group)).update(
+            X[p], y[p], group[p]
+        )
         for p in parts
     ]
     together = some[2] + some[0] + some[1]
     np.testing.assert_allclose(together.covariances, whole.covariances)
     np.testing.assert_array_equal(together.weights, whole.weights)
     assert together.standardized
-    with pytest.raises(ValueError, match="give the cell_counts of all rows"):
+    with pytest.raises(ValueError, match="give the subgroup_counts of all rows"):
         whole.merge(accumulated(X[:500], y[:500], group[:500]))
-    with pytest.raises(ValueError, match="give the cell_counts of all rows"):
+    with pytest.raises(ValueError, match="give the subgroup_counts of all rows"):
         whole.merge(SubgroupMoments(4, classes=[0, 1], groups=["f", "m"]).update(X, y, group))
 
 
@@ -110,7 +112,7 @@ def test_groups_whose_counts_were_their_own_do_not_merge() -> None:
     X, y, group = rows()
     three = np.where(np.arange(len(y)) % 3 == 0, 2, group)
     q = np.bincount(3 * y + three, minlength=6).reshape(2, 3)
-    moments = SubgroupMoments(4, classes=[0, 1], groups=[0, 1, 2], cell_counts=q).update(X, y, three)
+    moments = SubgroupMoments(4, classes=[0, 1], groups=[0, 1, 2], subgroup_counts=q).update(X, y, three)
     with pytest.raises(ValueError, match="those of the groups as merged"):
         moments.merge_groups([1, 2], "rest")
 
@@ -125,11 +127,11 @@ def test_a_class_that_a_group_lacks_is_left_out_there() -> None:
 
 def test_refusals_name_the_way_out() -> None:
     X, y, group = rows(100)
-    with pytest.raises(ValueError, match="cell_counts is for covariance='tied'"):
-        SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], covariance="full", cell_counts=np.ones((2, 2)))
+    with pytest.raises(ValueError, match="subgroup_counts is for covariance='tied'"):
+        SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], covariance="full", subgroup_counts=np.ones((2, 2)))
     with pytest.raises(ValueError, match=r"shape \(2, 2\), got shape \(3,\)"):
-        SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], cell_counts=[1, 2, 3])
-    with pytest.raises(ValueError, match="class 1 in group 'm', for which cell_counts has 0"):
-        SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], cell_counts=[[1, 1], [1, 0]]).update(X, y, group)
-    with pytest.raises(ValueError, match=r"accumulate with SubgroupMoments\(..., cell_counts=...\)"):
+        SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], subgroup_counts=[1, 2, 3])
+    with pytest.raises(ValueError, match="class 1 in group 'm', for which subgroup_counts has 0"):
+        SubgroupMoments(4, classes=[0, 1], groups=["f", "m"], subgroup_counts=[[1, 1], [1, 0]]).update(X, y, group)
+    with pytest.raises(ValueError, match=r"accumulate with SubgroupMoments\(..., subgroup_counts=...\)"):
         SubgroupMoments(4, classes=[0, 1], groups=["f", "m"]).update(X, y, group).tie(standardize=True)

@@ -82,7 +82,7 @@ def test_a_classifier_that_knows_groups_is_compared_with_one_that_does_not(rows:
     steers = not isinstance(model, ScoreAligner)
     assert ("certificate" in report.tables) == steers
     assert (report.kl_divergence is not None) == steers
-    assert np.isfinite(report.to_frame("cells")["recognised_after"]).all()
+    assert np.isfinite(report.to_frame("subgroups")["recognised_after"]).all()
     for text in (str(report), report.to_html()):
         assert ("What moved" in text) == steers
         assert "Classes in groups" in text

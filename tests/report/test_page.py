@@ -65,7 +65,7 @@ def test_rates_at_thresholds_are_counted_and_their_intervals_exact() -> None:
 
 
 def test_at_one_half_the_rates_are_those_of_the_classifier(report: Any) -> None:
-    thresholds, cells = report.to_frame("thresholds"), report.to_frame("cells")
+    thresholds, cells = report.to_frame("thresholds"), report.to_frame("subgroups")
     half = thresholds[(thresholds["threshold"] == 0.5) & thresholds["group"].notna()].set_index("group")
     of_yes = cells[cells["class"] == "yes"].set_index("group")
     for when in ("before", "after"):
@@ -212,7 +212,7 @@ def test_marks_tell_their_numbers_and_move(seen: dict[str, Any], report: Any) ->
 
 @pytest.mark.slow
 def test_tables_sort_with_mouse_and_keys(seen: dict[str, Any], report: Any) -> None:
-    rows = report.tables["cells"]["rows"]
+    rows = report.tables["subgroups"]["rows"]
     as_it_was, descending, ascending = ([int(text) for text in order] for order in seen["orders"])
     assert as_it_was == rows
     assert descending == sorted(rows, reverse=True)

@@ -64,7 +64,7 @@ def test_measured_gaps_are_those_of_the_metrics_and_lie_in_their_intervals(K: An
         assert measured.lower < measured.upper
     assert found.accuracy.value == pytest.approx(np.mean(y == predicted))
     assert found.by_class.value.max() == pytest.approx(found.equalized_odds.value)
-    np.testing.assert_allclose(found.by_cell.value.max(axis=1), found.by_class.value)
+    np.testing.assert_allclose(found.by_subgroup.value.max(axis=1), found.by_class.value)
 
 
 def test_weights_count_as_in_the_metrics_and_equal_weights_change_nothing() -> None:
@@ -110,7 +110,7 @@ def test_intervals_hold_the_true_gap(interval: Any) -> None:
 def test_what_cannot_be_compared_is_nan_and_one_group_has_no_gap() -> None:
     found = measured_gaps([0, 0, 1, 1], [0, 1, 1, 0], sensitive_features=["a", "a", "b", "b"])
     assert np.isnan(found.equal_opportunity.value)
-    assert np.isnan(found.by_cell.value).all()
+    assert np.isnan(found.by_subgroup.value).all()
     alone = measured_gaps([0, 1], [0, 0], sensitive_features=["a", "a"])
     assert alone.equalized_odds.value == alone.equalized_odds.upper == 0
 
@@ -164,7 +164,7 @@ def test_the_certificate_is_never_violated_by_a_thousand_random_threshold_classi
                 tightest = min(tightest, ideal.certificate.equal_opportunity[k] - found.by_class.value[k])
             cells = ideal.certificate.total_variation
             pairs = [cells[:, a] + np.delete(cells, a, axis=1).max(axis=1) for a in range(3)]
-            violations.append((found.by_cell.lower > np.transpose(pairs)).any())
+            violations.append((found.by_subgroup.lower > np.transpose(pairs)).any())
     assert not any(violations)
     assert tightest < 0.1  # the bounds are near enough to fail if they were smaller
 
@@ -371,7 +371,7 @@ def test_positive_class_and_own_classifier(fitted: Any) -> None:
     found: Any = steering_report(
         steer, X, y, sensitive_features=group, estimator=LogisticRegression(C=0.1), pos_label="no", cv=3, **QUICK
     )
-    assert found.positive == "no"
+    assert found.pos_label == "no"
     assert "LogisticRegression(C=0.1)" in str(found)
     assert found.n_folds == 3
     gaps = found.to_frame("gaps").set_index("measure")
@@ -384,8 +384,8 @@ def test_many_classes_and_groups_stay_readable(make_data: Any) -> None:
     X, y, group = make_data(n=3000, n_features=3, n_classes=5, n_groups=6)
     steer = FairSteeringTransformer().fit(X, y, sensitive_features=group)
     found: Any = steering_report(steer, X, y, sensitive_features=group, min_rows=10, **QUICK)
-    assert found.positive is None
-    assert len(found.tables["cells"]["class"]) == 30
+    assert found.pos_label is None
+    assert len(found.tables["subgroups"]["class"]) == 30
     text = str(found)
     assert "(18 more)" in text
     assert "The smallest are shown." in text

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
 
+from benchmarks import timing
 from fairsteer import FairSteeringTransformer, MeanMatchingTransformer, SubgroupMoments
 from fairsteer.streams import ArrowRows, BatchRows
 from fairsteer.transformer import _streaming
@@ -329,3 +330,86 @@ def test_error_of_rows_that_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> No
             apart.append(np.abs(levels - np.arange(1, 1051) / 1050).max())
         far += max(apart) > error
     assert far <= 20
+
+
+# ---- what is read
+
+
+@pytest.mark.parametrize("stored", ["string", "large_string", "dictionary<values=string, indices=int32>"])
+def test_texts_of_files_come_as_dictionaries_and_mean_the_same(stored: str, tmp_path: Path, rows: Any) -> None:
+    X, y, group = rows
+    kind = pa.dictionary(pa.int32(), pa.string()) if "dict" in stored else getattr(pa, stored)()
+    sex = pa.array([None if i % 50 == 0 else label for i, label in enumerate(group)]).cast(kind)
+    hired = pa.array(np.array(["no", "yes", "maybe"])[y]).cast(kind)
+    table = pa.table({**{name: X[name] for name in NAMES}, "hired": hired, "sex": sex})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=400)
+    stream = ArrowRows(dataset.dataset(tmp_path), y="hired", sensitive_features="sex", batch_bytes=8000)
+    for features in (True, False):
+        for batch in stream.batches(features=features):
+            assert pa.types.is_dictionary(batch.y.type)
+            assert pa.types.is_dictionary(batch.sensitive_features.column("sex").type)
+    with pytest.warns(UserWarning, match="30 of 1500 rows have a missing group"):
+        streamed = FairSteeringTransformer(map_type="affine").fit(stream)
+    kept = np.arange(N) % 50 != 0
+    labels = np.array(["no", "yes", "maybe"])[y]
+    memory = FairSteeringTransformer(map_type="affine").fit(X[kept], labels[kept], sensitive_features=group[kept])
+    assert streamed.classes_.tolist() == ["maybe", "no", "yes"]
+    assert distance(streamed, memory) < 1e-10
+
+
+def test_files_with_and_without_a_column_of_texts_are_one_table(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"a": [1.0, 2.0], "sex": ["f", "m"]}), tmp_path / "0.parquet")
+    parquet.write_table(pa.table({"a": [3.0]}), tmp_path / "1.parquet")
+    parquet.write_table(pa.table({"a": [4.0], "sex": pa.array(["f"], pa.large_string())}), tmp_path / "2.parquet")
+    for kind in (pa.string(), pa.large_string()):
+        files = dataset.dataset(tmp_path, schema=pa.schema({"sex": kind, "a": pa.float64()}))
+        (batch,) = ArrowRows(files, sensitive_features="sex").batches()
+        assert batch.sensitive_features.column("sex").to_pylist() == ["f", "m", None, "f"]
+        np.testing.assert_array_equal(batch.X, [[1.0], [2.0], [3.0], [4.0]])
+        (batch,) = ArrowRows(files, sensitive_features="sex").batches(features=False)
+        assert batch.sensitive_features.column("sex").to_pylist() == ["f", "m", None, "f"]
+
+
+def test_features_of_every_kind_of_number_are_what_pandas_makes_of_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = 500
+    table = pa.table({
+        "half": pa.array(rng.normal(size=n).astype(np.float16)),
+        "missing": pa.array([None if i % 7 == 0 else float(i) for i in range(n)]),
+        "integer": pa.array([None if i % 11 == 0 else i for i in range(n)], pa.int32()),
+        "flag": pa.array(rng.random(n) > 0.5),
+        "money": pa.array(range(n)).cast(pa.decimal128(21, 2)),
+        "long": pa.array(rng.integers(-(2**62), 2**62, n)),
+    })  # fmt: skip
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=90)
+    for columns in (table.column_names, ["half"], ["long", "half"]):
+        stream = ArrowRows(dataset.dataset(tmp_path), columns=columns, batch_bytes=4000)
+        found = [np.array(batch.X) for batch in stream.batches()]
+        assert {part.dtype for part in found} == {np.dtype(np.float32 if columns == ["half"] else np.float64)}
+        expected = table.select(columns).to_pandas().astype(np.float64)
+        np.testing.assert_array_equal(np.concatenate(found), expected.to_numpy())
+
+
+def test_row_groups_that_were_chosen_are_the_ones_that_are_read(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"a": np.arange(100.0)}), tmp_path / "rows.parquet", row_group_size=10)
+    whole = dataset.dataset(tmp_path / "rows.parquet")
+    some = next(whole.get_fragments()).subset(row_group_ids=[2, 5])
+    chosen = dataset.FileSystemDataset([some], whole.schema, whole.format, filesystem=some.filesystem)
+    for _ in range(2):  # the footer is forgotten in between, the choice is not
+        found = np.concatenate([np.array(batch.X) for batch in ArrowRows(chosen).batches()])
+        np.testing.assert_array_equal(found[:, 0], [*range(20, 30), *range(50, 60)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc that tells the peak of memory")
+@pytest.mark.skipif(int(pa.__version__.split(".")[0]) < 20, reason="datasets of this pyarrow forget no footer")
+def test_footers_of_files_do_not_pile_up(tmp_path: Path) -> None:
+    table = pa.table({f"x{j}": np.arange(60.0) for j in range(100)})
+    for number in range(15):
+        parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=3)
+    files = dataset.dataset(tmp_path)
+    rows = ArrowRows(dataset.dataset(tmp_path / "0.parquet"))
+    assert sum(part.num_rows for part in rows.tables(["x0"], 1)) == 60
+    rows = ArrowRows(files)
+    grown = timing.extra_peak_memory(lambda: [part.num_rows for part in rows.tables(["x0"], 1)])
+    assert grown < 15 * 2**20  # one is about 2 MiB, all of them thirty

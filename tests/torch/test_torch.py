@@ -9,7 +9,7 @@ import io
 import json
 import re
 import weakref
-from collections import OrderedDict, namedtuple
+from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -1387,6 +1387,49 @@ def test_collected_moments_are_those_of_the_rows(tower: Any, pool: Any, covarian
                 groups += ["fmx".index(member)] * len(some)
             expected.update(np.concatenate(rows), np.array(classes), np.array(groups))
         _assert_same_moments(own, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["mean", None])
+def test_counts_known_beforehand_standardise_tied_moments(tower: Any, pool: Any) -> None:
+    batches = [(hidden, y, group, mask) for hidden, y, group, mask in _batches()]
+    counts: Counter[Any] = Counter()
+    for _, y, group, mask in batches:
+        for label, member, tokens in zip(y, group, mask.sum(1).tolist(), strict=True):
+            counts[label, member] += 1 if pool == "mean" else tokens
+    layer = "body.blocks.1"
+    [standardised] = collect_activations(tower, _as_inputs(batches), layer, pool=pool, subgroup_counts=counts).values()
+    [full] = collect_activations(tower, _as_inputs(batches), layer, pool=pool, covariance="full").values()
+    [plain] = collect_activations(tower, _as_inputs(batches), layer, pool=pool).values()
+    _assert_same_moments(standardised, full.tie(standardize=True))
+    assert np.abs(standardised.covariances - plain.covariances).max() > 1e-4
+    doubled = {subgroup: 2 * n for subgroup, n in reversed(counts.items())}
+    [again] = collect_activations(tower, _as_inputs(batches), layer, pool=pool, subgroup_counts=doubled).values()
+    _assert_same_moments(again, standardised, rtol=1e-12)
+
+
+def test_counts_that_are_not_those_of_the_rows_are_refused(tower: Any) -> None:
+    hidden = torch.ones(3, 5, D)
+    y, group = ["no", "no", "yes"], ["f", "m", "m"]
+    counts = {("no", "f"): 1, ("no", "m"): 1, ("yes", "m"): 1}
+    for batch, given, options, message in (
+        ((hidden, y, ["f", "m", "x"]), counts, {}, r"Batch 0 has the group 'x', which subgroup_counts does not have"),
+        ((hidden, ["no", "no", "so"], group), counts, {}, r"Batch 0 has the class 'so', .* \(it has 'no', 'yes'\)"),
+        ((hidden, y, ["f", "m", "f"]), counts, {}, r"row of class 'yes' in group 'f', for which subgroup_counts has 0"),
+        (
+            (hidden, y, None),
+            counts,
+            {},
+            r"subgroup_counts is of classes and groups, .* with classes and without groups",
+        ),
+        ((hidden, y, group), {}, {}, "subgroup_counts has no subgroup"),
+        ((hidden, y, group), {"no": 3}, {}, "mapping of pairs"),
+        ((hidden, y, group), [[1, 1], [0, 1]], {}, "mapping of pairs"),
+        ((hidden, y, group), {**counts, ("yes", "f"): -1}, {}, "finite, not negative"),
+        ((hidden, y, group), counts, {"covariance": "full"}, "subgroup_counts is for covariance='tied'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collect_activations(tower, [batch], "head", subgroup_counts=given, **options)
+        assert not _n_hooks(tower)
 
 
 def test_inputs_may_come_as_mapping_tuple_or_tensor_and_masks_beside_them(tower: Any) -> None:

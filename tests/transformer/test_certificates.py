@@ -13,7 +13,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 
 from fairsteer import FairSteeringTransformer, SubgroupMoments, persistence
-from fairsteer.ideal import CellGaussians
+from fairsteer.ideal import SubgroupGaussians
 from fairsteer.report import measured_gaps, steering_report
 from fairsteer.transformer import _misfit
 
@@ -101,7 +101,7 @@ def test_the_certificate_is_that_of_full_moments_of_the_rows(covariance: Any, st
     steer = FairSteeringTransformer(map_type="affine", standardize=standardize, covariance=covariance, shrinkage=None)
     steer.fit(X, y, sensitive_features=group)
     moments = SubgroupMoments(2, classes=[0, 1], groups=[0, 1], covariance="full").update(X, y, group)
-    expected = steer.ideal_.certify(CellGaussians(moments, chance=1.0))
+    expected = steer.ideal_.certify(SubgroupGaussians(moments, chance=1.0))
     np.testing.assert_allclose(steer.certificate_.total_variation, expected.total_variation, atol=1e-9)
 
 

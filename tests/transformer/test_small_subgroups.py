@@ -56,11 +56,11 @@ def test_sizes_count_rows_by_weight_or_effectively() -> None:
 def test_tables_have_their_long_side_down_and_long_ones_list_the_smallest() -> None:
     X, y, a = unbalanced()
     moments = moments_of(X, y, a, "diagonal")
-    lines = moments.cell_table().splitlines()
+    lines = moments.subgroup_table().splitlines()
     assert lines[0].split() == ["group", "\\", "class", "0", "1", "2"]
     assert len(lines) == 7
     assert len({len(line) for line in lines}) == 1
-    listed = moments.cell_table(most=4).splitlines()
+    listed = moments.subgroup_table(most=4).splitlines()
     assert listed[0].split() == ["class", "group", "weight"]
     assert listed[1].split() == ["2", "5", "0"]
     assert listed[-1].strip() == "and 14 larger ones"
@@ -68,8 +68,8 @@ def test_tables_have_their_long_side_down_and_long_ones_list_the_smallest() -> N
     assert weights == np.sort(moments.weights, axis=None)[:4].tolist()
 
     many = SubgroupMoments(1, classes=range(2), groups=range(300))
-    assert len(many.cell_table().splitlines()) == 42
-    assert len(many.cell_table(most=None).splitlines()) == 301
+    assert len(many.subgroup_table().splitlines()) == 42
+    assert len(many.subgroup_table(most=None).splitlines()) == 301
 
 
 # ---- borrowing
@@ -165,9 +165,9 @@ def test_merged_groups_are_the_group_of_their_rows(covariance: CovarianceModel) 
 
 
 def test_groups_merge_until_no_subgroup_is_small() -> None:
-    def small(weights: list[list[float]], min_size: float) -> list[Any]:
+    def small(weights: list[list[float]], least: float) -> list[Any]:
         K, G = np.shape(weights)
-        return SubgroupMoments.from_statistics(weights, np.zeros((K, G, 1)), np.ones((G, 1, 1))).small_groups(min_size)
+        return SubgroupMoments.from_statistics(weights, np.zeros((K, G, 1)), np.ones((G, 1, 1))).small_groups(least)
 
     weights = [[90.0, 80.0, 3.0, 2.0], [50.0, 9.0, 30.0, 4.0]]
     assert small(weights, 2) == []
@@ -191,7 +191,7 @@ def test_small_subgroups_are_refused_with_the_table_and_the_ways_out(covariance:
         ValueError, match=r"subgroups have fewer than min_subgroup_size=5 rows.*'pool'.*'merge'"
     ) as caught:
         steering(covariance=covariance, min_subgroup_size=5).fit(X, y, sensitive_features=a)
-    assert SubgroupMoments.cell_table(moments_of(X, y, a, "tied")) in str(caught.value)
+    assert SubgroupMoments.subgroup_table(moments_of(X, y, a, "tied")) in str(caught.value)
     few = (a < 2).nonzero()
     steering(covariance=covariance, min_subgroup_size=5).fit(X[few], y[few], sensitive_features=a[few])
 

@@ -42,7 +42,8 @@ struct MomentShape {
 
 /// Views of the sums over the rows of every cell. All are about the cell's own mean, so that a
 /// large offset costs no digits. A cell of weight 0 holds no rows: its mean and its sums about it,
-/// and the scatter of a group of such cells, are not read; the first rows overwrite them.
+/// and the scatter of a group of such cells, are not read; the first rows overwrite them. Scatters
+/// that are matrices are symmetric.
 ///
 /// With `i` over the rows of a cell, s_i their weights and y_i = x_i - mean:
 struct MomentSums : MomentShape {
@@ -90,8 +91,8 @@ void check_sums(const char* function, const char* argument, const MomentSums& su
 /// squared, and what `watch` throws. Whatever is thrown, the sums are what they were (strong
 /// guarantee), where not read perhaps zero.
 ///
-/// Cost: O(n d^2), diagonal O(n d); memory O(n) and, while sums that hold rows are added to, as
-/// much as these. Safe for different sums from several threads at a time.
+/// Cost: O(n d^2), diagonal O(n d); memory O(n + cells d), and for rows out of the range of float
+/// as much as the sums. Safe for different sums from several threads at a time.
 template <class T>
 void update_moments(const MomentSums& sums, const RowsView<T>& rows, const std::int64_t* classes,
                     const std::int64_t* groups, const double* weights, Index n_threads = 1,

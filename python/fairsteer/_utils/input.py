@@ -199,15 +199,14 @@ def coded_classes(y: Any, rows: Any) -> tuple[npt.NDArray[Any], Codes]:
         As by `check_classes`.
     """
     if hasattr(y, "unify_dictionaries") and len(y) and y.null_count == 0:
-        encoded = y.dictionary_encode().unify_dictionaries().combine_chunks()
-        indices = encoded.indices.to_numpy()
-        present = np.flatnonzero(np.bincount(indices, minlength=len(encoded.dictionary)))
+        indices, distinct = _indexed(y)
+        present = np.flatnonzero(np.bincount(indices, minlength=len(distinct)))
         # Thrice: where more than half of the rows have labels of their own scikit-learn suspects a regression.
-        values = encoded.dictionary.take(np.tile(present, 3))
+        values = distinct.take(np.tile(present, 3))
         if not count_missing(_plain_column(values)):
             check_consistent_length(rows, y)
             labels, order = np.unique(check_classes(values, values), return_inverse=True)
-            position = np.zeros(len(encoded.dictionary), dtype=np.intp)
+            position = np.zeros(len(distinct), dtype=np.intp)
             position[present] = order[: len(present)]
             return labels, position[indices]
     return _distinct(check_classes(y, rows))
@@ -228,6 +227,24 @@ def _distinct(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Codes]:
             found = np.arange(int(low), int(low) + len(there), dtype=labels.dtype)[there]
             return found, (np.cumsum(there) - 1)[place]
     return np.unique(labels, return_inverse=True)
+
+
+def _indexed(column: Any) -> tuple[Codes, Any]:
+    """Positions of the values of a pyarrow column without nulls in an array that has all of them."""
+    from pyarrow import array, types
+
+    if types.is_integer(column.type):
+        numbers = column.to_numpy()
+        dtype = numbers.dtype
+        if dtype.itemsize < 8:
+            numbers = numbers.astype(np.int64)  # differences of the shorter ones overflow
+        low = numbers.min()
+        size = int(numbers.max()) - int(low) + 1
+        if size <= 4 * len(numbers) + 1024:  # counting needs no hashes
+            values = np.arange(size).astype(numbers.dtype) + low
+            return (numbers - low).astype(np.intp, copy=False), array(values.astype(dtype, copy=False))
+    encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    return encoded.indices.to_numpy(), encoded.dictionary
 
 
 def _plain_column(y: Any) -> npt.NDArray[Any]:

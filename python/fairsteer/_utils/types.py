@@ -18,5 +18,5 @@ CovarianceModel = Literal["tied", "full", "diagonal"]
 #: What a row of no known group gets: an error, the mean of the groups' maps by probability, or the likeliest group's.
 UnknownGroup = Literal["error", "infer", "infer_hard"]
 #: What happens to subgroups with few rows.
-SmallCells = Literal["error", "pool", "merge"]
+SmallSubgroups = Literal["error", "pool", "merge"]
 PathLike = str | os.PathLike[str]

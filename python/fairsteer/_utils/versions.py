@@ -41,7 +41,9 @@ def show_versions() -> None:
     Examples
     --------
     >>> import fairsteer
-    >>> fairsteer.show_versions()  # doctest: +SKIP
+    >>> fairsteer.show_versions()  # doctest: +ELLIPSIS
+    System:
+    ...fairsteer: 0...
     """
     info = version_info()
     for title in ("System", "Build", "Versions"):

@@ -20,7 +20,7 @@ from . import UsageError, count
 from ._fitting import library_problems, quoting_warnings, reading_of
 from ._language import LanguageModel, load_model
 from ._large import AnyTable, distinct_rows, open_table
-from ._moments import cells_of
+from ._moments import subgroups_of
 from ._options import Reads, parse_memory
 from ._printing import Reporter
 from ._reading import Table
@@ -153,14 +153,14 @@ def activations_file(
         persistence.save(moments[name], file, extra={**extra, "layer": name})
     checkpoint.remove()
     any_layer = moments[names[0]]
-    report.say(any_layer.cell_table() + "\n")
+    report.say(any_layer.subgroup_table() + "\n")
     what = {"mean": "mean of a text's tokens", "last": "last token of a text", "tokens": "token"}[pool]
     listed = ", ".join(f"{file.name} ({name})" for name, file in files.items())
     report.say(
         f"Wrote the moments of {count(any_layer.n_features, 'feature')}, a row for each {what}: {listed}. No text is "
         "in them; subgroups of few texts tell much of them."
     )
-    report.result("activations", files={name: str(file) for name, file in files.items()}, **cells_of(any_layer))
+    report.result("activations", files={name: str(file) for name, file in files.items()}, **subgroups_of(any_layer))
 
 
 def _size(path: Path) -> int:

@@ -89,7 +89,7 @@ def demo(json: Json = False) -> None:
     "Categorical columns become 0/1 columns named column=value, missing numbers the column's median. Columns that give "
     "the target away must be left out with --drop: nothing else can know them.",
     epilog="Example: fairsteer steer people.csv --target hired --sensitive sex --keep id --out steered.csv "
-    "--model map.safetensors",
+    "--map map.safetensors",
 )
 @expand(Settings, REQUIRED)
 def steer(
@@ -98,14 +98,14 @@ def steer(
         Path | None,
         typer.Option("--out", "-o", help=_OUT_HELP),
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Write the map to this .safetensors file.")] = None,
+    model: Annotated[Path | None, typer.Option("--map", help="Write the map to this .safetensors file.")] = None,
     resume: _Resume = False,
     checkpoint_every: _Every = 30.0,
     align: Annotated[
         Alignment | None,
         typer.Option(
             help="Align the scores of the Bayes rule between groups as well: it joins the table, its probabilities and "
-            "predictions join --out, and the classifier joins the map in --model."
+            "predictions join --out, and the classifier joins the map in --map."
         ),
     ] = None,
     force: _Force = False,
@@ -152,20 +152,22 @@ def audit(
             "boosted trees, which take longer."
         ),
     ] = "linear",
-    confidence: Annotated[float, typer.Option(help="Level of the intervals.", min=0, max=1, metavar="P")] = 0.95,
+    confidence_level: Annotated[float, typer.Option(help="Level of the intervals.", min=0, max=1, metavar="P")] = 0.95,
     force: _Force = False,
     json: Json = False,
 ) -> None:
     """Run the job."""
     from ._audit import audit_file
 
-    audit_file(settings, html=html, align=align, leakage=leakage, confidence=confidence, force=force, as_json=json)
+    audit_file(
+        settings, html=html, align=align, leakage=leakage, confidence_level=confidence_level, force=force, as_json=json
+    )
 
 
 @app.command(
     short_help="How one row moves, which features carry it, and how it would move in another group.",
     help="Say in words how one row of a table moves, which features carry it, and what would happen to a row of the "
-    "same features in another group. The map is that of --model, or is fitted to FILE with the options of steer.",
+    "same features in another group. The map is that of --map, or is fitted to FILE with the options of steer.",
     epilog="Example: fairsteer explain people.csv --row 17 --target hired --sensitive sex",
 )
 @expand(Settings, ("file",))
@@ -174,7 +176,7 @@ def explain(
     context: typer.Context,
     row: Annotated[int, typer.Option(help="Number of the row; the first below the header is 1.", min=1, metavar="N")],
     model: Annotated[
-        Path | None, typer.Option(help="A map written by steer --model, instead of a fit.", metavar="MAP")
+        Path | None, typer.Option("--map", help="A map written by steer --map, instead of a fit.", metavar="MAP")
     ] = None,
     align: Annotated[
         Alignment | None, typer.Option(help="Align the scores of the Bayes rule between groups as well.")
@@ -194,7 +196,7 @@ def explain(
 @expand(Reads)
 def apply(
     reads: Reads,
-    model: Annotated[Path, typer.Argument(metavar="MAP", help="A map written by steer --model; - is standard input.")],
+    model: Annotated[Path, typer.Argument(metavar="MAP", help="A map written by steer --map; - is standard input.")],
     file: Annotated[Path, typer.Argument(help=FILE_HELP, metavar="FILE")],
     out: Annotated[
         Path,
@@ -288,7 +290,7 @@ def merge(
 @app.command(
     short_help="A map as an ONNX graph or as plain matrices.",
     help="Write a map as an ONNX graph, or as one affine map A_, B_ for each group.\n\n"
-    "FILE is a map that steer --model or fairsteer.persistence.save wrote, or a table to fit with the options of "
+    "FILE is a map that steer --map or fairsteer.persistence.save wrote, or a table to fit with the options of "
     "steer. Rows must come as the map takes them: the features without the sensitive columns, categories as the 0/1 "
     "columns of steer.",
     epilog="Example: fairsteer export map.safetensors --to onnx --out map.onnx",
@@ -426,7 +428,7 @@ def generate(
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token each time.", min=0, metavar="T")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling, before and after.", metavar="N")] = 0,
+    random_state: Annotated[int, typer.Option(help="Of the sampling, before and after.", metavar="N")] = 0,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
     json: Json = False,
@@ -444,7 +446,7 @@ def generate(
         strength=strength,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        seed=seed,
+        random_state=random_state,
         dtype=dtype,
         device=device,
         as_json=json,

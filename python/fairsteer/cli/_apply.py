@@ -45,7 +45,7 @@ def apply_map(
     reads : Reads
         How the table is read.
     map_file : Path
-        What ``fairsteer steer --model`` wrote.
+        What ``fairsteer steer --map`` wrote.
     file : Path
         New table, with the columns the map was fitted on.
     out : Path
@@ -93,7 +93,7 @@ def load_map(path: Path) -> tuple[FairSteeringTransformer | IdealDistributionCla
     Parameters
     ----------
     path : Path
-        What ``fairsteer steer --model`` wrote; ``-`` is standard input.
+        What ``fairsteer steer --map`` wrote; ``-`` is standard input.
 
     Returns
     -------

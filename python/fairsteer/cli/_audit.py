@@ -23,7 +23,7 @@ def audit_file(
     html: Path | None,
     align: Alignment | None,
     leakage: Leakage,
-    confidence: float,
+    confidence_level: float,
     force: bool,
     as_json: bool = False,
 ) -> None:
@@ -39,7 +39,7 @@ def audit_file(
         Whether to report on the Bayes rule with aligned scores, instead of a classifier of steered rows.
     leakage : {"none", "linear", "trees"}
         Which models try to read the group out of the rows.
-    confidence : float
+    confidence_level : float
         Level of the intervals, in (0, 1).
     force : bool
         Whether a file that exists may be replaced.
@@ -51,8 +51,8 @@ def audit_file(
     UsageError
         For any input the user can put right; nothing has been written then.
     """
-    if not 0 < confidence < 1:
-        raise UsageError(f"--confidence must be a number between 0 and 1, not {confidence:g}.")
+    if not 0 < confidence_level < 1:
+        raise UsageError(f"--confidence-level must be a number between 0 and 1, not {confidence_level:g}.")
     html = as_path(html)
     report = Reporter(to_stderr=is_standard_output(html), as_json=as_json)
     if html is not None and html.suffix.lower() not in (".html", ".htm") and not is_stream(html):
@@ -74,11 +74,11 @@ def audit_file(
             measured.features,
             measured.y,
             sensitive_features=measured.groups,
-            pos_label=problem.positive,
+            pos_label=problem.pos_label,
             cv=settings.folds,
             prepare=measured.prepare,
             min_rows=settings.min_rows,
-            confidence_level=confidence,
+            confidence_level=confidence_level,
             leakage=leakage,
             advance=advance,
             optional=contest.optional,
@@ -93,9 +93,9 @@ def audit_file(
             measured.features,
             measured.y,
             measured.groups,
-            positive=problem.positive,
+            pos_label=problem.pos_label,
             min_rows=settings.min_rows,
-            confidence_level=confidence,
+            confidence_level=confidence_level,
         )
         advance(2)
     table, choice = choice_of(comparison)

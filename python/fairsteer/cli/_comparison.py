@@ -46,7 +46,7 @@ class Comparison:
         Rows that were held out in one of the folds, and folds.
     min_rows : int
         A rate of a group that has fewer rows to compute it from takes no part in the gaps.
-    positive : label
+    pos_label : label
         The positive class; None if every class counts.
     scores : dict of str to MeasuredGaps
         What was measured of each classifier: ``"before"`` and ``"steered"``, logistic regression on the features as
@@ -70,7 +70,7 @@ class Comparison:
     n_rows: int
     n_folds: int
     min_rows: int
-    positive: Any
+    pos_label: Any
     scores: dict[str, MeasuredGaps]
     change: dict[str, Measured]
     rows: Doubles
@@ -109,7 +109,7 @@ class Comparison:
         """Rates of every group: how often the positive class is predicted and recognised, or the accuracy."""
         rates = np.nan_to_num(self.scores[which].rates.value)
         with np.errstate(invalid="ignore"):
-            if self.positive is None:
+            if self.pos_label is None:
                 right = np.einsum("kak,ka->a", rates, self.rows)
                 return {"accuracy": right / self.rows.sum(axis=0)}
             selected = (rates[:, :, -1] * self.rows).sum(axis=0) / self.rows.sum(axis=0)
@@ -183,7 +183,7 @@ class Contest:
         y: NDArray[Any],
         groups: Any,
         *,
-        positive: Any,
+        pos_label: Any,
         min_rows: int,
         confidence_level: float = _LEVEL,
     ) -> Comparison:
@@ -193,22 +193,22 @@ class Contest:
         ----------
         held_out : HeldOut
             Predictions of `methods`.
-        X, y, groups, positive, min_rows
+        X, y, groups, pos_label, min_rows
             As for `compare`.
         confidence_level : float, default=0.95
             Level of the intervals.
         """
         names = [name for name in self.methods if name in held_out.y_pred]
-        predicted = held_out.rows(*names, pos_label=positive)
+        predicted = held_out.rows(*names, pos_label=pos_label)
         binary = len(predicted.classes) == 2
-        if binary and positive is None:
-            positive = predicted.classes.tolist()[-1]
+        if binary and pos_label is None:
+            pos_label = predicted.classes.tolist()[-1]
         how: tuple[Any, ...] = (confidence_level, "bootstrap", min_rows, _RESAMPLES, _SEED)
         return Comparison(
             n_rows=len(predicted.true),
             n_folds=len(held_out.trials),
             min_rows=min_rows,
-            positive=positive if binary else None,
+            pos_label=pos_label if binary else None,
             scores={name: predicted.measure(c, *how) for c, name in enumerate(names)},
             change=predicted.changes(confidence_level, min_rows, _RESAMPLES, _SEED),
             rows=predicted.sizes().T,
@@ -225,7 +225,7 @@ def compare(
     y: NDArray[Any],
     groups: Any,
     *,
-    positive: Any,
+    pos_label: Any,
     folds: int,
     min_rows: int,
     alignment: Alignment | None = None,
@@ -247,7 +247,7 @@ def compare(
         Classes.
     groups : DataFrame of shape (n_rows, n_columns)
         Groups.
-    positive : label or None
+    pos_label : label or None
         Positive class; None: the larger of two.
     folds : int
         Folds.
@@ -276,7 +276,7 @@ def compare(
         optional=contest.optional,
         keep=False,
     )
-    return contest.result(held_out, X, y, groups, positive=positive, min_rows=min_rows)
+    return contest.result(held_out, X, y, groups, pos_label=pos_label, min_rows=min_rows)
 
 
 def _displacement(steering: FairSteeringTransformer, X: Any, y: NDArray[Any], groups: Any) -> list[tuple[Any, float]]:

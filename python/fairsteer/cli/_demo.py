@@ -45,7 +45,7 @@ def demo(*, as_json: bool = False) -> None:
     steering = FairSteeringTransformer(feature_transform=StandardScaler())
     with quoting_warnings(report.note), report.progress("cross-validation", _FOLDS) as advance:
         steering.fit(features, y, sensitive_features=sex)
-        result = compare(steering, features, y, sex, positive=None, folds=_FOLDS, min_rows=30, advance=advance)
+        result = compare(steering, features, y, sex, pos_label=None, folds=_FOLDS, min_rows=30, advance=advance)
     report.comparison(result, steering)
     report.say(_HOW_TO_READ)
     report.advice(result)

@@ -49,7 +49,7 @@ def explain_file(
     row : int
         Number of the row, from 1, the header not counted.
     model : Path or None
-        A map that ``fairsteer steer --model`` wrote.
+        A map that ``fairsteer steer --map`` wrote.
     align : {"equal_opportunity", "demographic_parity"} or None
         Whether scores are aligned too.
     as_json : bool, default=False
@@ -64,7 +64,7 @@ def explain_file(
     fitted: Any
     if model is not None:
         if str(model) == str(settings.file) == "-":
-            raise UsageError("--model and FILE are both standard input; name a file for one.")
+            raise UsageError("--map and FILE are both standard input; name a file for one.")
         own = [name for name in given if name not in ("separator", "decimal", "encoding", "na_values", "memory")]
         if own or align is not None:
             option = "align" if not own else own[0].replace("_", "-")
@@ -76,7 +76,7 @@ def explain_file(
     else:
         for option in ("target", "sensitive"):
             if option not in given:
-                raise UsageError(f"--{option} is needed to fit a map, as for steer; or give --model, a map that is.")
+                raise UsageError(f"--{option} is needed to fit a map, as for steer; or give --map, a map that is.")
         problem = read_problem(settings, report, steers_all=False)
         fitted, description, source = problem.fit(report, align), problem.description, problem.source
     found = _explained(fitted, description, _row_of(source, row), row)

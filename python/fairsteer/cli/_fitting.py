@@ -119,9 +119,9 @@ class Problem:
         return self.question.known_groups
 
     @property
-    def positive(self) -> Any:
+    def pos_label(self) -> Any:
         """The positive class that was named; None for the default."""
-        return self.question.class_named(self.settings.positive)
+        return self.question.class_named(self.settings.pos_label)
 
     @property
     def carried(self) -> list[str]:
@@ -258,7 +258,7 @@ def read_problem(
         part=part,
     )
     steering = _steering(settings, question, unknown_group)
-    question.class_named(settings.positive)  # refuses what is none
+    question.class_named(settings.pos_label)  # refuses what is none
     usable = table if question.usable.all() else table.where(question.usable)
     if like is not None:
         encoder = like.encoder
@@ -497,7 +497,7 @@ def quoting_warnings(tell: Callable[[str], None]) -> Iterator[None]:
     seen: set[str] = set()
 
     def quote(message: Warning | str, *_: Any, **__: Any) -> None:
-        text = _as_options(str(message).partition("\n")[0].removesuffix(" Cells:"))
+        text = _as_options(str(message).partition("\n")[0].removesuffix(" Subgroups:"))
         if text not in seen:
             seen.add(text)
             tell(text)

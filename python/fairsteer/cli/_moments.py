@@ -158,7 +158,7 @@ def moments_file(
         output.commit()
     if checkpoint is not None:
         checkpoint.remove()
-    report.say(moments.cell_table() + "\n")
+    report.say(moments.subgroup_table() + "\n")
     report.wrote(
         f"the moments of {count(round(float(moments.weights.sum())), 'row')} and {count(n_features, 'feature')}",
         out,
@@ -170,7 +170,7 @@ def moments_file(
             f"epsilon={private.epsilon:g}, delta={private.delta:g}. Every further file of the same rows adds to both."
         ),
     )
-    report.result("moments", **cells_of(moments))
+    report.result("moments", **subgroups_of(moments))
 
 
 def _noise(noise: tuple[float | None, float | None, float | None], like: Path | None) -> _Noise | None:
@@ -312,21 +312,21 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool, as
     with writing(out) as output:
         write_map(steering, replace(descriptions[0], keep=tuple(kept)), output.file)
         output.commit()
-    report.say(total.cell_table() + "\n")
+    report.say(total.subgroup_table() + "\n")
     report.say(
         f"KL divergence of the nearest ideal distribution: {steering.kl_divergence_:.4g} nats "
         f"({steering.map_type_} maps).\n"
     )
     report.wrote(f"the map of {count(len(steering.groups_), 'group')}", out, f", from {count(len(files), 'file')}.")
-    report.result("merge", **cells_of(total), fit=fit_values(steering))
+    report.result("merge", **subgroups_of(total), fit=fit_values(steering))
 
 
-def cells_of(moments: SubgroupMoments) -> dict[str, Any]:
+def subgroups_of(moments: SubgroupMoments) -> dict[str, Any]:
     """Rows of every subgroup, for machines."""
     labels = [(label, group) for label in moments.classes.tolist() for group in moments.groups.tolist()]
     return {
         "features": moments.feature_names,
-        "cells": [
+        "subgroups": [
             {"class": label, "group": group, "rows": float(n)}
             for (label, group), n in zip(labels, moments.weights.ravel(), strict=True)
         ],

@@ -169,7 +169,9 @@ class Maps:
 class Settings(Maps, Rows):
     """What ``steer``, ``audit`` and ``export`` fit, and how they measure."""
 
-    positive: Annotated[str | None, _option("The positive class; by default the larger label.", metavar="LABEL")] = None
+    pos_label: Annotated[str | None, _option("The positive class; by default the larger label.", metavar="LABEL")] = (
+        None
+    )
     unknown_group: Annotated[
         UnknownGroup | None,
         _option(

@@ -167,7 +167,9 @@ class Reporter:
 
     def by_group(self, result: Comparison) -> None:
         """Print the rates of every group, the largest groups first."""
-        legend = " (selected: share predicted positive; TPR: true positive rate)" if result.positive is not None else ""
+        legend = (
+            " (selected: share predicted positive; TPR: true positive rate)" if result.pos_label is not None else ""
+        )
         self.say(f"By group{legend}\n")
         self.say(_group_table(result))
         self.say()
@@ -184,7 +186,7 @@ def comparison_values(result: Comparison) -> dict[str, Any]:
         "n_rows": result.n_rows,
         "n_folds": result.n_folds,
         "min_rows": result.min_rows,
-        "positive": result.positive,
+        "pos_label": result.pos_label,
         "classifiers": {which: scores.measures for which, scores in result.scores.items()},
         "change": result.change,
         "criterion": result.criterion,
@@ -258,7 +260,7 @@ def _advice(result: Comparison) -> str:
             "accurate."
         )
     how = {
-        "steered": "any classifier on steered features, --out and --model",
+        "steered": "any classifier on steered features, --out and --map",
         "Bayes": "the Bayes rule of the steered features, IdealDistributionClassifier in Python",
         "aligned": f"--align {result.alignment}"
         if "Bayes" in result.scores
@@ -284,8 +286,8 @@ def _legend(result: Comparison, *, change: bool = True) -> str:
         text += f" Aligned: the same, its scores aligned between the groups for {criterion}."
     else:
         text += " There are too few rows to align scores as well."
-    if result.positive is not None:
-        text += f" Positive class: {_name(result.positive)} (by default the larger label; --positive names it)."
+    if result.pos_label is not None:
+        text += f" Positive class: {_name(result.pos_label)} (by default the larger label; --pos-label names it)."
     return text
 
 

@@ -67,7 +67,7 @@ class Question:
 
     def class_named(self, text: str | None) -> Any:
         """Class that is written as `text`; None for None."""
-        return _find(text, self.classes, "--positive", "class")
+        return _find(text, self.classes, "--pos-label", "class")
 
     def group_named(self, text: str | None) -> Any:
         """Group that is written as `text`, the parts of an intersection joined by commas; None for None."""

@@ -83,7 +83,7 @@ def steer_file(
         check_table_path(out)
     if model is not None and model.suffix != ".safetensors" and not is_stream(model):
         raise UsageError(f"the map {model} must end in .safetensors, which is its format.")
-    check_outputs([("--out", out), ("--model", model)], sources=[settings.file], force=force)
+    check_outputs([("--out", out), ("--map", model)], sources=[settings.file], force=force)
     memory = memory_of(settings, model or out, resume=resume)
     problem = read_problem(settings, report, steers_all=out is not None, memory=memory)
     checkpoint = problem.checkpoint(model or out, seconds=checkpoint_every, resume=resume)
@@ -101,7 +101,7 @@ def steer_file(
             measured.features,
             measured.y,
             measured.groups,
-            positive=problem.positive,
+            pos_label=problem.pos_label,
             folds=settings.folds,
             min_rows=settings.min_rows,
             alignment=align,
@@ -115,7 +115,7 @@ def steer_file(
     report.say(_HOW_TO_READ + "\n")
     report.advice(result)
     if out is None and model is None:
-        report.say("Nothing was written: --out writes the steered table, --model the map for new rows.")
+        report.say("Nothing was written: --out writes the steered table, --map the map for new rows.")
     else:
         write_files(fitted, problem.description, problem.source, problem.carried, out, model, report, problem.n_rows)
     if checkpoint is not None:

@@ -49,13 +49,13 @@ class Certificate:
 
     @classmethod
     def of_divergences(
-        cls, cell_divergence: Doubles, kl_divergence: float, gaussians: Literal["subgroups", "model"]
+        cls, subgroup_divergence: Doubles, kl_divergence: float, gaussians: Literal["subgroups", "model"]
     ) -> Certificate:
         """Bounds that divergences put on gaps and accuracy.
 
         Parameters
         ----------
-        cell_divergence : ndarray of shape (n_classes, n_groups)
+        subgroup_divergence : ndarray of shape (n_classes, n_groups)
             KL divergence of every subgroup of the ideal distribution from its Gaussian, in nats.
         kl_divergence : float
             That of all, with the shares of the subgroups, in nats.
@@ -63,7 +63,7 @@ class Certificate:
             Whose Gaussians these are.
         """
         return cls.of_bounds(
-            total_variation_bound(cell_divergence), float(total_variation_bound(kl_divergence)), gaussians
+            total_variation_bound(subgroup_divergence), float(total_variation_bound(kl_divergence)), gaussians
         )
 
     @classmethod
@@ -95,7 +95,7 @@ def total_variation_bound(kl: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class CellGaussians:
+class SubgroupGaussians:
     """Gaussians of the subgroups themselves, whatever the model makes of them.
 
     Attributes
@@ -125,7 +125,7 @@ class CellGaussians:
 
 
 def cell_certificate(
-    cells: CellGaussians,
+    cells: SubgroupGaussians,
     *,
     classes: list[Any],
     linear: Doubles,
@@ -145,7 +145,7 @@ def cell_certificate(
 
     Parameters
     ----------
-    cells : CellGaussians
+    cells : SubgroupGaussians
         Of all groups, and of `classes` at least.
     classes : list
         Labels of the classes that are certified.
@@ -200,12 +200,12 @@ def cell_certificate(
     return Certificate.of_divergences(divergence, total, "subgroups")
 
 
-def moved_certificate(moved: CellGaussians, ideal: IdealDistribution, *, standardize: bool) -> Certificate:
+def moved_certificate(moved: SubgroupGaussians, ideal: IdealDistribution, *, standardize: bool) -> Certificate:
     """Certify maps against the Gaussians of rows as they are after the maps.
 
     Parameters
     ----------
-    moved : CellGaussians
+    moved : SubgroupGaussians
         Of mapped rows, or of some directions of these: the bounds are for classifiers that see no more of the rows.
         They are drawn to one covariance a group.
     ideal : IdealDistribution

@@ -22,7 +22,7 @@ from fairsteer._utils.html import cells_svg, certificate_facts, facts_html
 from fairsteer._utils.input import brief, few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.threads import own_threads
-from fairsteer.ideal._certificate import CellGaussians, Certificate, cell_certificate
+from fairsteer.ideal._certificate import Certificate, SubgroupGaussians, cell_certificate
 from fairsteer.ideal._restricted import in_common_frame, solve_restricted
 from fairsteer.moments._density import Family, log_densities, relative_log_densities
 
@@ -94,7 +94,7 @@ class IdealDistribution:
         Class covariances in the common frame for "tied", "full" and "diagonal".
     kl_divergence : float
         KL(D~ || D) in nats.
-    cell_divergence : ndarray of shape (n_classes, n_groups)
+    subgroup_divergence : ndarray of shape (n_classes, n_groups)
         KL divergence of every subgroup in nats; 0 where no row was seen.
     maps : dict
         Group label to ``(A, b)``: rows of that group go to ``A @ x + b`` in the common frame, whatever their class.
@@ -108,7 +108,7 @@ class IdealDistribution:
         Iterations that were needed, at least 1.
     converged : bool
         Whether they ended because of `tol`, and maps that are equally near came to move points least.
-    cells : CellGaussians or None
+    subgroups : SubgroupGaussians or None
         Gaussians of the subgroups, where more is known of them than the model says: `certificate` is about these.
     known_certificate : Certificate or None
         What `certificate` gives, where it was found before.
@@ -125,7 +125,7 @@ class IdealDistribution:
     canonical_means: FloatArray
     canonical_covariances: FloatArray
     kl_divergence: float
-    cell_divergence: FloatArray
+    subgroup_divergence: FloatArray
     objective_path: FloatArray
     n_iter: int
     converged: bool
@@ -134,7 +134,7 @@ class IdealDistribution:
     source_covariances: FloatArray
     linear: FloatArray
     offset: FloatArray
-    cells: CellGaussians | None = None
+    subgroups: SubgroupGaussians | None = None
     known_certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ class IdealDistribution:
         )
 
     def _repr_html_(self) -> str:
-        numbers = (self.source_weights, self.weights, self.cell_divergence)
+        numbers = (self.source_weights, self.weights, self.subgroup_divergence)
         cells = [
             (label_text(label), label_text(group), *(f"{x[k, a]:.3g}" for x in numbers))
             for k, label in enumerate(self.classes.tolist())
@@ -162,7 +162,7 @@ class IdealDistribution:
         rest = f"<p>and {len(cells) - _LISTED} more subgroups</p>" if len(cells) > _LISTED else ""
         head = "".join(f"<th>{name}</th>" for name in ("class", "group", "share", "ideal share", "divergence (nats)"))
         title = "Divergence of every subgroup from the ideal one, in nats"
-        picture = cells_svg(title, self.classes.tolist(), self.groups.tolist(), self.cell_divergence)
+        picture = cells_svg(title, self.classes.tolist(), self.groups.tolist(), self.subgroup_divergence)
         facts = [
             ("KL divergence", f"{self.kl_divergence:.4g} nats"),
             ("maps", self.map_type),
@@ -171,9 +171,14 @@ class IdealDistribution:
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{rest}"
         return f"<p>{escape(repr(self))}</p>{facts_html(facts)}{picture}{table}"
 
+    @property
+    def found_certificate(self) -> Certificate | None:
+        """The certificate, if it has been found already."""
+        return vars(self).get("certificate", self.known_certificate)
+
     def _certificate_facts(self) -> list[tuple[str, str]]:
         """Say what the certificate bounds, if it has been found."""
-        certificate = vars(self).get("certificate", self.known_certificate)
+        certificate = self.found_certificate
         return [] if certificate is None else certificate_facts(certificate.equalized_odds, certificate.accuracy)
 
     @cached_property
@@ -289,9 +294,9 @@ class IdealDistribution:
 
     @cached_property
     def model_certificate(self) -> Certificate:
-        """What the divergence promises of the Gaussians of the model, `cell_divergence` and `kl_divergence`."""
+        """What the divergence promises of the Gaussians of the model, `subgroup_divergence` and `kl_divergence`."""
         own = self.covariance == "full" or (self.covariance == "tied" and len(self.classes) == 1)
-        return Certificate.of_divergences(self.cell_divergence, self.kl_divergence, "subgroups" if own else "model")
+        return Certificate.of_divergences(self.subgroup_divergence, self.kl_divergence, "subgroups" if own else "model")
 
     @cached_property
     def certificate(self) -> Certificate:
@@ -302,16 +307,16 @@ class IdealDistribution:
         """
         if self.known_certificate is not None:
             return self.known_certificate
-        if self.cells is None:
+        if self.subgroups is None:
             return self.model_certificate
-        return self.certify(self.cells)
+        return self.certify(self.subgroups)
 
-    def certify(self, cells: CellGaussians) -> Certificate:
+    def certify(self, subgroups: SubgroupGaussians) -> Certificate:
         """Certify the maps against Gaussians of the subgroups.
 
         Parameters
         ----------
-        cells : CellGaussians
+        subgroups : SubgroupGaussians
             Of these classes and groups.
 
         Returns
@@ -320,7 +325,7 @@ class IdealDistribution:
             What the maps promise of these.
         """
         return cell_certificate(
-            cells,
+            subgroups,
             classes=self.classes.tolist(),
             linear=self.linear,
             offset=self.offset,
@@ -329,7 +334,7 @@ class IdealDistribution:
             class_prior=self.class_prior,
             group_prior=self.group_prior,
             reference=self.reference,
-            unseen_divergence=self.cell_divergence,
+            unseen_divergence=self.subgroup_divergence,
         )
 
     @property
@@ -531,10 +536,10 @@ def nearest_ideal(
     if max_time is not None and not max_time > 0:
         msg = f"max_time must be positive or None, not {max_time}."
         raise ValueError(msg)
-    cells = None
+    subgroups = None
     if covariance == "tied":
         if moments.covariance == "full" and moments.n_classes > 1:
-            cells = CellGaussians(copy.deepcopy(moments))
+            subgroups = SubgroupGaussians(copy.deepcopy(moments))
         moments = moments.tie()
     elif moments.covariance != covariance:
         msg = (
@@ -546,7 +551,7 @@ def nearest_ideal(
     weights = moments.weights
     empty_groups = [label for label, w in zip(moments.groups.tolist(), weights.sum(axis=0), strict=True) if w == 0]
     if empty_groups:
-        msg = f"group {empty_groups[0]!r} has no row of any class; drop it. Cells:\n{moments.cell_table()}"
+        msg = f"group {empty_groups[0]!r} has no row of any class; drop it. Subgroups:\n{moments.subgroup_table()}"
         raise ValueError(msg)
     reference = -1
     if intervention == "affirmative":
@@ -566,7 +571,7 @@ def nearest_ideal(
     if moments.n_groups == 1:
         reference = 0  # one group is ideal as it is
     elif (weights == 0).any():
-        _warn_of_empty_cells(moments)
+        _warn_of_empty_subgroups(moments)
     held = reference if reference >= 0 else None
     # With covariances of their own, subgroups make many small problems: one thread of BLAS serves these best, and bits
     # do not depend on how many there are.
@@ -593,7 +598,7 @@ def nearest_ideal(
         except _core.NumericalError as error:
             raise np.linalg.LinAlgError(_numerical_message(error, moments, present)) from error
         except ValueError as error:
-            msg = f"{error}. Cells:\n{moments.cell_table()}"
+            msg = f"{error}. Subgroups:\n{moments.subgroup_table()}"
             raise ValueError(msg) from error
     if not result["converged"]:
         path = result["objective_path"]
@@ -632,7 +637,7 @@ def nearest_ideal(
             result["canonical_covariances"][0] if covariance == "tied" else result["canonical_covariances"]
         ),
         kl_divergence=float(result["kl_divergence"]),
-        cell_divergence=result["cell_divergence"],
+        subgroup_divergence=result["cell_divergence"],
         objective_path=np.asarray(result["objective_path"]),
         n_iter=int(result["n_iter"]),
         converged=bool(result["converged"]),
@@ -641,7 +646,7 @@ def nearest_ideal(
         source_covariances=covariances,
         linear=result["linear"],
         offset=result["offset"],
-        cells=cells,
+        subgroups=subgroups,
     )
 
 
@@ -677,7 +682,7 @@ def _nearest_restricted(
         "canonical_means": canonical_means,
         "canonical_covariances": canonical,
         "kl_divergence": float(found.path[-1]),
-        "cell_divergence": found.cell_divergence,
+        "cell_divergence": found.subgroup_divergence,
         "objective_path": found.path,
         "n_iter": max(len(found.path) - 1, 1),
         "converged": found.converged,
@@ -711,7 +716,7 @@ def _heaviest(moments: SubgroupMoments) -> int:
     return int(heaviest[distances.argmin()])
 
 
-def _warn_of_empty_cells(moments: SubgroupMoments) -> None:
+def _warn_of_empty_subgroups(moments: SubgroupMoments) -> None:
     empty = [
         f"({moments.classes.tolist()[k]!r}, {moments.groups.tolist()[a]!r})"
         for k, a in np.argwhere(moments.weights == 0)
@@ -720,7 +725,7 @@ def _warn_of_empty_cells(moments: SubgroupMoments) -> None:
     listed = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
     warnings.warn(
         f"No row of the subgroups (class, group) {listed}: the other classes decide the maps of these groups. "
-        f"Cells:\n{moments.cell_table()}",
+        f"Subgroups:\n{moments.subgroup_table()}",
         UserWarning,
         stacklevel=3,
     )

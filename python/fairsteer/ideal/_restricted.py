@@ -35,7 +35,7 @@ class RestrictedSolution(NamedTuple):
     """Canonical: (1, d, d), (K, d, d) or (K, d)."""
     class_prior: Doubles
     group_prior: Doubles
-    cell_divergence: Doubles
+    subgroup_divergence: Doubles
     """Nats, (K, G); 0 for cells without rows."""
     path: Doubles
     converged: bool

@@ -54,6 +54,10 @@ class Measured(NamedTuple):
             return f"<Measured of shape {np.shape(self.value)}>"
         return f"Measured(value={self.value:.6g}, lower={self.lower:.6g}, upper={self.upper:.6g})"
 
+    def verdict(self, bound: float) -> str:
+        """Say of one number whether a bound is "consistent" with it, or "contradicted"; "" where nothing is known."""
+        return "" if np.isnan(self.lower) else "contradicted" if self.lower > bound else "consistent"
+
 
 @dataclass(frozen=True)
 class MeasuredGaps:
@@ -72,7 +76,7 @@ class MeasuredGaps:
     rates : Measured of ndarrays of shape (n_classes, n_groups, n_classes)
         Share of the rows of a class and group for which each class is predicted, in [0, 1], each with its own
         Clopper-Pearson interval.
-    by_cell : Measured of ndarrays of shape (n_classes, n_groups)
+    by_subgroup : Measured of ndarrays of shape (n_classes, n_groups)
         Largest difference in a rate between the subgroup and the same class of any other group, in [0, 1]. The
         intervals of a class hold for all its groups at once.
     by_class : Measured of ndarrays of shape (n_classes,)
@@ -92,7 +96,7 @@ class MeasuredGaps:
     groups: npt.NDArray[Any]
     rows: Doubles
     rates: Measured
-    by_cell: Measured
+    by_subgroup: Measured
     by_class: Measured
     gaps: Mapping[str, Measured]
     accuracy: Measured
@@ -284,7 +288,7 @@ class PredictedRows(NamedTuple):
             groups=self.groups,
             rows=sizes.T,
             rates=Measured(rates, *clopper_pearson(rates, sizes.T[..., None], 1 - confidence_level)),
-            by_cell=Measured(*(np.array([part[i] for part in of_classes]) for i in range(3))),
+            by_subgroup=Measured(*(np.array([part[i] for part in of_classes]) for i in range(3))),
             by_class=Measured(*(np.array([_largest(part[i]) for part in of_classes]) for i in range(3))),
             gaps={name: Measured(*map(_largest, spreads[name])) for name in GAPS},
             accuracy=Measured(

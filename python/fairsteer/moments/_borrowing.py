@@ -32,10 +32,12 @@ def additive_means(weights: Doubles, means: Doubles) -> tuple[Doubles, Doubles]:
     return class_means - shares @ offsets, offsets
 
 
-def borrowed_sums(moments: SubgroupMoments, min_size: float, standardize: bool) -> tuple[Doubles, Doubles, Doubles]:
+def borrowed_sums(
+    moments: SubgroupMoments, min_subgroup_size: float, standardize: bool
+) -> tuple[Doubles, Doubles, Doubles]:
     """Weights, means and covariances of subgroups that are filled up, see `SubgroupMoments.borrow`."""
     model, weights, means = moments.model, moments.weights, moments.means
-    own, of_group = (np.minimum(n / min_size, 1.0) for n in (moments.sizes, moments.group_sizes))
+    own, of_group = (np.minimum(n / min_subgroup_size, 1.0) for n in (moments.sizes, moments.group_sizes))
     group_weights = weights.sum(axis=0)
     shares = weights * class_factors(weights) if standardize else weights
     of_class = np.divide(shares, group_weights, out=np.zeros_like(weights), where=group_weights > 0)

@@ -64,7 +64,7 @@ class SubgroupMoments:
     covariance : {"tied", "full", "diagonal"}, default="tied"
         One covariance a group, about the means of its classes; one a subgroup; or one variance a feature and
         subgroup.
-    cell_counts : array-like of shape (n_classes, n_groups), default=None
+    subgroup_counts : array-like of shape (n_classes, n_groups), default=None
         With "tied", weight of the rows that every subgroup will have, known beforehand: the classes then have the same
         weights in the covariance of every group (standardised pooling, see `tie`). Only ratios matter.
     feature_names : array-like of str of shape (n_features,), default=None
@@ -143,7 +143,7 @@ class SubgroupMoments:
         classes: Iterable[Any],
         groups: Iterable[Any],
         covariance: CovarianceModel = "tied",
-        cell_counts: ArrayLike | None = None,
+        subgroup_counts: ArrayLike | None = None,
         feature_names: Iterable[str] | None = None,
         coordinates: Any = None,
         rescalable: bool = False,
@@ -161,10 +161,10 @@ class SubgroupMoments:
         self.coordinates = Coordinates(*coordinates) if type(coordinates) is tuple else coordinates
         self.clip = checked_clip(clip)
         self.privacy: Privacy | None = None
-        if self.clip is not None and (rescalable or cell_counts is not None):
+        if self.clip is not None and (rescalable or subgroup_counts is not None):
             what = "rescalable=True: its third and fourth moments get no noise"
             if not rescalable:
-                what = "cell_counts: they give rows weights that nothing bounds; use covariance='full', and tie it"
+                what = "subgroup_counts: they give rows weights that nothing bounds; use covariance='full', and tie it"
             msg = f"clip does not go with {what}."
             raise ValueError(msg)
         self._shrunk: Doubles | None = None
@@ -184,13 +184,16 @@ class SubgroupMoments:
         # With which weights, relative to their own, rows enter the scatter of their group, and the sums of those.
         self._factors: Doubles | None = None
         self._scatter_sums: tuple[Doubles, Doubles] | None = None
-        if cell_counts is not None:
+        if subgroup_counts is not None:
             if model.by_class:
-                msg = f"cell_counts is for covariance='tied': with {covariance!r} subgroups have scatters of their own."
+                msg = (
+                    f"subgroup_counts is for covariance='tied': with {covariance!r} subgroups have scatters of their "
+                    "own."
+                )
                 raise ValueError(msg)
-            counts = np.asarray(cell_counts, dtype=np.float64)
+            counts = np.asarray(subgroup_counts, dtype=np.float64)
             if counts.shape != (K, G) or not np.isfinite(counts).all() or (counts < 0).any():
-                msg = f"cell_counts must be finite, not negative and of shape ({K}, {G}), got shape {counts.shape}."
+                msg = f"subgroup_counts must be finite, not negative and of shape ({K}, {G}), got shape {counts.shape}."
                 raise ValueError(msg)
             self._weigh_classes_alike(class_factors(counts))
 
@@ -453,7 +456,7 @@ class SubgroupMoments:
             k, g = divmod(int(lost[0]), self.n_groups)
             msg = (
                 f"There is a row of class {self.classes.tolist()[k]!r} in group {self.groups.tolist()[g]!r}, for "
-                "which cell_counts has 0."
+                "which subgroup_counts has 0."
             )
             raise ValueError(msg)
         shape = self._factors.shape
@@ -625,12 +628,11 @@ class SubgroupMoments:
 
         Examples
         --------
-        >>> import numpy as np
         >>> from fairsteer import SubgroupMoments
-        >>> rng = np.random.default_rng(0)
-        >>> y, group = rng.integers(0, 2, (2, 10000))
+        >>> from fairsteer.datasets import make_biased_groups
         >>> moments = SubgroupMoments(3, classes=[0, 1], groups=["f", "m"], covariance="full", clip=3.0)
-        >>> released = moments.update(rng.normal(size=(10000, 3)), y, group).privatize(epsilon=1.0, delta=1e-6)
+        >>> moments = moments.update(*make_biased_groups(10000, 3, random_state=0))
+        >>> released = moments.privatize(epsilon=1.0, delta=1e-6)
         >>> released.privacy
         Privacy(epsilon=1.0, delta=1e-06, clip=3.0)
         >>> bool(abs(released.weights.sum() - 10000) < 200)
@@ -718,12 +720,12 @@ class SubgroupMoments:
         moments._factors = class_factors(self.weights) if standardize else None
         return moments
 
-    def small_groups(self, min_size: float) -> list[Any]:
+    def small_groups(self, min_subgroup_size: float) -> list[Any]:
         """Find groups to merge so that no subgroup is left with few rows.
 
         Parameters
         ----------
-        min_size : float
+        min_subgroup_size : float
             Rows (see `sizes`) that every class should have in every group.
 
         Returns
@@ -733,7 +735,7 @@ class SubgroupMoments:
             groups join them. Every group, if nothing less will do; empty, if nothing is small.
         """
         labels = self.groups.tolist()
-        return [labels[a] for a in small_columns(self.weights, self._weight_squares, min_size)]
+        return [labels[a] for a in small_columns(self.weights, self._weight_squares, min_subgroup_size)]
 
     def merge_groups(self, labels: Iterable[Any], into: Any) -> SubgroupMoments:
         """Take several groups as one.
@@ -771,7 +773,7 @@ class SubgroupMoments:
             some = self._factors[:, [place[label] for label in merging]]
             joint = some.max(axis=1, keepdims=True, initial=0.0)
             if not np.allclose(some, np.where(some > 0, joint, 0.0), rtol=1e-9):
-                msg = "Standardised moments can be merged if their cell_counts were those of the groups as merged."
+                msg = "Standardised moments can be merged if their subgroup_counts were those of the groups as merged."
                 raise ValueError(msg)
             one._weigh_classes_alike(joint)
         for label in merging:
@@ -829,18 +831,19 @@ class SubgroupMoments:
         part._shrunk = None if self._shrunk is None else self._shrunk[kept]
         return part
 
-    def borrow(self, min_size: float, *, standardize: bool = False) -> SubgroupMoments:
+    def borrow(self, min_subgroup_size: float, *, standardize: bool = False) -> SubgroupMoments:
         """Fill small subgroups up with rows that the other subgroups suggest.
 
-        A subgroup of n < `min_size` rows gets the mean and covariance of its n rows together with ``min_size - n`` rows
-        of a borrowed Gaussian. Its mean is what the class and the group add to one another, fitted to all subgroups by
-        weighted least squares (two-way analysis of variance without interaction); its covariance is that of the group,
-        averaged over classes by weight. Where a whole group has n < `min_size` rows, what it adds is shrunk by
-        ``n / min_size``, and its covariance is filled up by that of all groups in the same way.
+        A subgroup of n < `min_subgroup_size` rows gets the mean and covariance of its n rows together with
+        ``min_subgroup_size - n`` rows of a borrowed Gaussian. Its mean is what the class and the group add to one
+        another, fitted to all subgroups by weighted least squares (two-way analysis of variance without interaction);
+        its covariance is that of the group, averaged over classes by weight. Where a whole group has n <
+        `min_subgroup_size` rows, what it adds is shrunk by ``n / min_subgroup_size``, and its covariance is filled up
+        by that of all groups in the same way.
 
         Parameters
         ----------
-        min_size : float
+        min_subgroup_size : float
             Rows (see `sizes`) from which on a subgroup stands for itself.
         standardize : bool, default=False
             Whether the classes have the same weights in the covariance of every group, see `tie`.
@@ -854,14 +857,14 @@ class SubgroupMoments:
         Raises
         ------
         ValueError
-            When `min_size` is negative.
+            When `min_subgroup_size` is negative.
         """
-        if not min_size >= 0:
-            msg = f"min_size must not be negative, not {min_size}."
+        if not min_subgroup_size >= 0:
+            msg = f"min_subgroup_size must not be negative, not {min_subgroup_size}."
             raise ValueError(msg)
-        if not min_size or not (self.sizes < min_size).any():
+        if not min_subgroup_size or not (self.sizes < min_subgroup_size).any():
             return self
-        weights, means, covariances = borrowed_sums(self, min_size, standardize)
+        weights, means, covariances = borrowed_sums(self, min_subgroup_size, standardize)
         moments = self._replace_covariances(covariances)
         moments.weights, moments.means = weights, means
         return moments
@@ -875,7 +878,7 @@ class SubgroupMoments:
             Whether the classes have the same weights in every group, those that they have in all rows, instead of
             their weights in the group. Else groups whose classes are distributed alike have different covariances
             wherever classes differ in spread and groups in base rates. Moments that are tied already must have been
-            given `cell_counts` for that.
+            given `subgroup_counts` for that.
 
         Returns
         -------
@@ -892,7 +895,7 @@ class SubgroupMoments:
             if standardize and self._factors is None and self.n_classes > 1:
                 msg = (
                     "Tied moments keep no scatter of single classes: to standardise them, accumulate with "
-                    "SubgroupMoments(..., cell_counts=...), or with covariance='full'."
+                    "SubgroupMoments(..., subgroup_counts=...), or with covariance='full'."
                 )
                 raise ValueError(msg)
             return self
@@ -1147,7 +1150,7 @@ class SubgroupMoments:
                 ]
         return out
 
-    def cell_table(self, most: int | None = LISTED_CELLS) -> str:
+    def subgroup_table(self, most: int | None = LISTED_CELLS) -> str:
         """Weights of subgroups as text.
 
         Parameters

@@ -47,19 +47,19 @@ def common_factors(
     if plain or not np.allclose(tables[0][both], tables[1][both], rtol=1e-9):
         msg = (
             "Moments in which the classes weigh alike in every group can be merged if their weights are the same: give "
-            "the cell_counts of all rows to both, or accumulate with covariance='full' and tie the result."
+            "the subgroup_counts of all rows to both, or accumulate with covariance='full' and tie the result."
         )
         raise ValueError(msg)
     return np.asarray(tables.max(axis=0))
 
 
-def small_columns(weights: Doubles, squares: Doubles, min_size: float) -> list[int]:
+def small_columns(weights: Doubles, squares: Doubles, min_subgroup_size: float) -> list[int]:
     """Positions of the groups that `SubgroupMoments.small_groups` names, from sums of weights and of their squares."""
     smallest = rows_behind(weights, squares).min(axis=0)
     order = np.argsort(smallest, kind="stable")
-    n = int((smallest < min_size).sum())
+    n = int((smallest < min_subgroup_size).sum())
     if n:
         joined = rows_behind(*(of_cells[:, order].cumsum(axis=1) for of_cells in (weights, squares))).min(axis=0)
-        enough = np.flatnonzero(joined[n - 1 :] >= min_size)
+        enough = np.flatnonzero(joined[n - 1 :] >= min_subgroup_size)
         n = n + int(enough[0]) if enough.size else weights.shape[1]
     return sorted(order[:n].tolist())

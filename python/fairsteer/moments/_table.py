@@ -16,7 +16,7 @@ LISTED_CELLS = 40
 
 
 def weight_table(moments: SubgroupMoments, most: int | None) -> str:
-    """Lay out the weights, see `SubgroupMoments.cell_table`."""
+    """Lay out the weights, see `SubgroupMoments.subgroup_table`."""
     classes, groups = ([str(label) for label in labels.tolist()] for labels in (moments.classes, moments.groups))
     weights = moments.weights
     rest = 0

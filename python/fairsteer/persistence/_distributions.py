@@ -189,7 +189,7 @@ def pack_ideal(ideal: IdealDistribution, tensors: dict[str, NDArray[Any]]) -> di
     shapes = _ideal_shapes(ideal.covariance, ideal.map_type, len(ideal.classes), *ideal.offset.shape)
     tensors.update({f"ideal.{name}": getattr(ideal, name) for name in shapes})
     # What it was found from is as large as the moments, and of no other use.
-    known = ideal.known_certificate if ideal.cells is None else ideal.certificate
+    known = ideal.known_certificate if ideal.subgroups is None else ideal.certificate
     if known is not None:
         tensors["ideal.total_variation"] = known.total_variation
     return {
@@ -266,7 +266,7 @@ def _ideal_shapes(covariance: str, map_type: str, K: int, G: int, d: int) -> dic
         "group_prior": (G,),
         "canonical_means": (K, d),
         "canonical_covariances": {"tied": (d, d), "full": (K, d, d), "diagonal": (K, d)}[covariance],
-        "cell_divergence": (K, G),
+        "subgroup_divergence": (K, G),
         "objective_path": (None,),
         "source_weights": (K, G),
         "source_means": (K, G, d),

@@ -125,12 +125,10 @@ def explain_row(fitted: Any, X: Any, *, sensitive_features: Any = None, row: int
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fairsteer import FairSteeringTransformer
+    >>> from fairsteer.datasets import make_biased_groups
     >>> from fairsteer.report import explain_row
-    >>> rng = np.random.default_rng(0)
-    >>> y, group = rng.integers(0, 2, (2, 1000))
-    >>> X = rng.normal(size=(1000, 2)) + np.outer(y, [1, 1]) + np.outer(group, [0, 2])
+    >>> X, y, group = make_biased_groups(1000, 2, random_state=0)
     >>> steer = FairSteeringTransformer(map_type="translation").fit(X, y, sensitive_features=group)
     >>> explanation = explain_row(steer, X, sensitive_features=group, row=3)
     >>> explanation.features["feature"][0]

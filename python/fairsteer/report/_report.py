@@ -47,7 +47,6 @@ from fairsteer.report._likeness import divergence_table
 from fairsteer.report._tables import (
     STILL,
     Table,
-    cell_table,
     certificate_table,
     find_sentences,
     gap_table,
@@ -55,6 +54,7 @@ from fairsteer.report._tables import (
     movement_columns,
     movement_table,
     posterior_table,
+    subgroup_table,
 )
 from fairsteer.report._text import as_rich, as_text
 from fairsteer.report._thresholds import decides_at_half, threshold_table
@@ -82,7 +82,7 @@ class SteeringReport:
     ----------
     tables : dict of str to dict
         The numbers, column by column, as `to_frame` gives them. Of a classifier without a steering inside there are
-        the tables ``"gaps"``, ``"groups"`` and ``"cells"``, without the columns that speak of a steering:
+        the tables ``"gaps"``, ``"groups"`` and ``"subgroups"``, without the columns that speak of a steering:
 
         * ``"divergence"``: how far the groups are from being alike before and after, in nats, on the rows of the fit
           and on rows held out from it (NaN if a group has fewer than two rows per feature there);
@@ -96,8 +96,8 @@ class SteeringReport:
           these are told apart before and after, see :func:`fairsteer.metrics.group_leakage`;
         * ``"groups"``: rows, displacement (root mean square over rows and features, in standard deviations of the
           feature in the group) and effective rank;
-        * ``"cells"``: every class in every group: rows, share, ideal share, divergence from the ideal in nats, and how
-          often its rows are recognised before and after, with exact intervals;
+        * ``"subgroups"``: every class in every group: rows, share, ideal share, divergence from the ideal in nats, and
+          how often its rows are recognised before and after, with exact intervals;
         * ``"choice"``, of an :class:`~fairsteer.IdealDistributionClassifierCV`: accuracy and gaps of its candidates,
           out of fold, with intervals from their standard errors, and which was ``taken``;
         * ``"posterior"``, of an :class:`~fairsteer.IdealPosteriorClassifier`: median and tenths of the posterior of
@@ -112,7 +112,7 @@ class SteeringReport:
         What a reader should know first, in sentences; the first says of every gap whether it grew.
     steering, classifier, compared_with : str
         The transformer ("" without one), and what predicted after and before ("" without `y`).
-    positive : label
+    pos_label : label
         The positive class of the gaps; None if every class counts.
     n_rows, n_left_out, n_features, n_folds : int
         Rows that took part, and those that did not as their group is not known or their weight is 0; features; folds.
@@ -146,7 +146,7 @@ class SteeringReport:
     steering: str
     classifier: str
     compared_with: str
-    positive: Any
+    pos_label: Any
     n_rows: int
     n_left_out: int
     n_features: int
@@ -214,7 +214,7 @@ class SteeringReport:
         if "thresholds" in self.tables:
             explored = explorer(
                 self.tables["thresholds"],
-                self.positive,
+                self.pos_label,
                 f"{100 * self.confidence_level:g} %",
                 decides=decides_at_half(self.tables["thresholds"], self.tables["gaps"]),
                 n_groups=len(self.tables["groups"]["group"]),
@@ -262,7 +262,7 @@ class SteeringReport:
         setting = Setting(
             self.confidence_level,
             self.min_rows,
-            self.positive,
+            self.pos_label,
             self.n_features,
             float("nan") if self.certificate is None else self.certificate.accuracy,
             "" if self.certificate is None else self.certificate.gaussians,
@@ -273,7 +273,7 @@ class SteeringReport:
     @property
     def verdict(self) -> str:
         """What the report comes to, in one paragraph of plain words; "" where no gaps were measured."""
-        return plain_verdict(self.tables, self.positive, self.n_rows, self.min_rows)
+        return plain_verdict(self.tables, self.pos_label, self.n_rows, self.min_rows)
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [(label_text(name), label_text(value)) for name, value in self.context.items()]
@@ -289,7 +289,7 @@ class SteeringReport:
             rows += f"; {self.n_left_out} more are left out: no known group, or weight 0"
         facts.append(("Rows", rows))
         if self.classifier:
-            counts = "every class counts" if self.positive is None else label_text(self.positive)
+            counts = "every class counts" if self.pos_label is None else label_text(self.pos_label)
             facts.append(("Positive class", counts))
             what = "all that is fitted" if self.same_rows else "what is not fitted yet"
             facts.append(("Held-out rows", f"{self.n_folds}-fold cross-validation of {what}"))
@@ -535,7 +535,7 @@ def report_beside(
             )
     nearly_identity = False
     tables["groups"] = group_table(groups, codes, rows.weight)
-    tables["cells"] = cell_table(
+    tables["subgroups"] = subgroup_table(
         *(classes if steering is None else steering.classes_.tolist(), groups, y_codes, codes, rows.weight),
         ideal=None if steering is None else steering.ideal_,
         measured=[] if blind else of_groups,
@@ -574,7 +574,7 @@ def report_beside(
         steering="" if steering is None else _one_line(steering),
         classifier=words["after"] if measured else "",
         compared_with=words["before"] if measured else "",
-        positive=positive,
+        pos_label=positive,
         n_rows=len(codes),
         n_left_out=int((~rows.kept).sum()),
         n_features=names_and_number(rows.X)[1] if rows.values is None else rows.values.shape[1],

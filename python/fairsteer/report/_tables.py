@@ -11,7 +11,7 @@ import numpy as np
 from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Codes, Doubles, Floats
-from fairsteer.ideal import IdealDistribution, IdealPosterior, IdealPosteriorCells
+from fairsteer.ideal import IdealDistribution, IdealOfRows
 from fairsteer.metrics._intervals import Measured, MeasuredGaps, PredictedRows
 from fairsteer.metrics._rates import CRITERIA
 from fairsteer.transformer import FairSteeringTransformer
@@ -109,7 +109,7 @@ def as_columns(name: str, measured: list[Measured]) -> Table:
     }
 
 
-def posterior_table(ideal: IdealPosterior | IdealPosteriorCells, classes: list[Any]) -> Table:
+def posterior_table(ideal: IdealOfRows, classes: list[Any]) -> Table:
     """Median and tenths of the posterior of every class in every group, and of the ideal one: of two classes one."""
     columns: Table = {"class": [], "group": []}
     columns |= {f"{when}{end}": [] for when in ("before", "after") for end in ("", "_lower", "_upper")}
@@ -146,7 +146,7 @@ def certificate_table(transformer: FairSteeringTransformer, after: MeasuredGaps 
     for k, label in enumerate(transformer.ideal_.classes.tolist()):
         at = position.get(label)
         for a, group in enumerate(groups):
-            found = _NOTHING if after is None or at is None else Measured(*(float(x[at, a]) for x in after.by_cell))
+            found = _NOTHING if after is None or at is None else Measured(*(float(x[at, a]) for x in after.by_subgroup))
             lines.append((label, group, float(of_cells[k, a]), float(model_cells[k, a]), found))
         found = _NOTHING if after is None or at is None else Measured(*(float(x[at]) for x in after.by_class))
         bound, by_model = (float(c.equal_opportunity[k]) for c in (certificate, of_model))
@@ -160,10 +160,7 @@ def _certificate_columns(
     lines: list[tuple[Any, Any, float, float, Measured]], strength: float, *, known: bool
 ) -> Table:
     labels, of_groups, bounds, of_model, measured = (list(column) for column in zip(*lines, strict=True))
-    verdicts = [
-        "" if math.isnan(found.lower) or strength < 1 else "contradicted" if found.lower > bound else "consistent"
-        for bound, found in zip(bounds, measured, strict=True)
-    ]
+    verdicts = [found.verdict(bound) if strength == 1 else "" for bound, found in zip(bounds, measured, strict=True)]
     return {
         "class": labels,
         "group": of_groups,
@@ -193,7 +190,7 @@ def movement_columns(transformer: FairSteeringTransformer, displacement: Doubles
     }
 
 
-def cell_table(
+def subgroup_table(
     classes: list[Any],
     groups: list[Any],
     y_codes: Codes,
@@ -217,7 +214,7 @@ def cell_table(
     if ideal is not None:
         known = {label: k for k, label in enumerate(ideal.classes.tolist())}
         place = {group: a for a, group in enumerate(groups)}
-        for name, of_ideal in (("ideal_share", ideal.weights), ("kl_divergence", ideal.cell_divergence)):
+        for name, of_ideal in (("ideal_share", ideal.weights), ("kl_divergence", ideal.subgroup_divergence)):
             table[name] = [
                 float(of_ideal[known[label], place[group]]) if label in known else float("nan")
                 for label, group in cells

@@ -29,7 +29,7 @@ def plain_verdict(tables: Mapping[str, Table], positive: Any, n_rows: int, min_r
         return ""
     gaps = tables["gaps"]
     at = {measure: i for i, measure in enumerate(gaps["measure"])}
-    parts = [_recognised(tables["cells"], positive, min_rows)] if positive is not None else []
+    parts = [_recognised(tables["subgroups"], positive, min_rows)] if positive is not None else []
     of = "equal_opportunity" if positive is not None else "equalized_odds"
     parts.append(_change(gaps, at[of], f"The {criterion_text(of)}"))
     others = [name for name in CRITERIA if name != of and not math.isnan(gaps["after"][at[name]])]

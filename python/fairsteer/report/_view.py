@@ -63,7 +63,7 @@ class Setting(NamedTuple):
 
     confidence_level: float
     min_rows: int
-    positive: Any
+    pos_label: Any
     n_features: int
     accuracy_bound: float
     """Of the certificate; NaN without one."""
@@ -83,7 +83,7 @@ def make_views(tables: Mapping[str, Table], setting: Setting, most: int) -> list
         "leakage": _leakage,
         "divergence": _divergence,
         "groups": _groups,
-        "cells": _cells,
+        "subgroups": _subgroups,
         "features": _features,
     }
     return [build(tables, setting, most) for name, build in builders.items() if name in tables]
@@ -110,8 +110,8 @@ def _gaps(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
     )
     if setting.min_rows > 1:
         note += f" A rate from fewer than {setting.min_rows} rows takes no part, here and in the certificate."
-    if setting.positive is not None:
-        note += f" Positive class: {label_text(setting.positive)}."
+    if setting.pos_label is not None:
+        note += f" Positive class: {label_text(setting.pos_label)}."
     gaps = [i for i in lines if table["measure"][i] in CRITERIA]
     figure = Figure(
         "gaps",
@@ -299,8 +299,8 @@ def _groups(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
     return View("Groups", note, header, [False, *[True] * len(columns)], rows, max(len(order) - most, 0))
 
 
-def _cells(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
-    table = tables["cells"]
+def _subgroups(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
+    table = tables["subgroups"]
     recognised, steered = "recognised_after" in table, "ideal_share" in table
     order = list(range(len(table["rows"])))
     if len(order) > most:

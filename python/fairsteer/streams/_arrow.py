@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from fairsteer import _core
 from fairsteer._utils.input import few
 from fairsteer.streams._stream import BLOCK_BYTES, RowBatch, Stream, block_rows
 
-# Bytes that are decoded at once, and the most that are decoded ahead while a batch is computed with.
-_PIECE_BYTES, _AHEAD_BYTES = 2**21, 2**24
-# Rows of a piece of labels alone: read as Python objects they take far more than in a file.
-_MOST_ROWS = 2**16
+# Bytes that are decoded at once: every column of every piece costs some microseconds, whatever its length.
+_PIECE_BYTES = 2**22
+# Bytes of a table. Rows of labels alone: read as Python objects they take far more than in a file.
+_TABLE_BYTES, _MOST_ROWS = 2**21, 2**16
+# Bytes that Arrow reads of a column at once where a row group is too large to be read whole.
+_BUFFER_BYTES = 2**13
 
 
 class ArrowRows(Stream):
@@ -116,7 +120,7 @@ class ArrowRows(Stream):
             columns = [name for name in self._columns if name not in sensitive]
             yield from self._of_features(columns, roles, groups)
             return
-        for table in self.tables(roles, len(roles)):
+        for table in self.tables(roles, len(roles), labels=roles):
             yield self._batch(None, table, groups)
 
     def _batch(self, values: Any, table: Any, groups: list[str] | None) -> RowBatch:
@@ -131,31 +135,33 @@ class ArrowRows(Stream):
         """Lay features out row by row, in batches of equal numbers of rows."""
         dtype, width = self._dtype(columns), sum(self._widths.get(name, 1) for name in columns)
         size = block_rows(width, dtype.itemsize, self._batch_bytes)
-        n_rows = max(64, min(size, _PIECE_BYTES // (dtype.itemsize * max(1, width))))
-        pieces = (
-            (self._laid_out(piece, columns, dtype), piece.select(roles))
-            for piece in self._record_batches(list(dict.fromkeys([*columns, *roles])), n_rows)
-        )
-        depth = max(1, min(_AHEAD_BYTES, self._batch_bytes // 2) // max(1, n_rows * width * dtype.itemsize))
+        row_bytes = dtype.itemsize * max(1, width)
+        n_rows = max(64, min(size, _PIECE_BYTES // row_bytes, self._batch_bytes // 8 // row_bytes))
+        depth = max(1, self._batch_bytes // 8 // (n_rows * row_bytes))
+        pieces = self._record_batches(list(dict.fromkeys([*columns, *roles])), n_rows, labels=roles)
+        kinds = {name: self._dataset.schema.field(name).type for name in columns if name not in self._widths}
+        others = {name for name, kind in kinds.items() if not _is_number(kind, name)}
         values, labels, filled = np.empty((size, width), dtype), [], 0
-        for rows, of_rows in _ahead(pieces, depth):
+        for piece in _ahead(pieces, depth):
             start = 0
-            while start < len(rows):
-                n = min(size - filled, len(rows) - start)
-                values[filled : filled + n] = rows[start : start + n]
-                labels.append(of_rows.slice(start, n))
+            while start < piece.num_rows:
+                some = piece.slice(start, size - filled)
+                n = some.num_rows
+                self._lay_out(some, columns, others, values[filled : filled + n])
+                labels.append(some.select(roles))
                 start, filled = start + n, filled + n
+                del some
                 if filled == size:
                     whole = self._batch(values, _together(labels), groups)
                     del values
                     yield whole
                     del whole
                     values, filled = np.empty((size, width), dtype), 0
-            del rows
+            del piece
         if filled:
             yield self._batch(values[:filled], _together(labels), groups)
 
-    def tables(self, columns: list[str], n_numbers: int) -> Iterator[Any]:
+    def tables(self, columns: list[str], n_numbers: int, *, labels: Sequence[str] = ()) -> Iterator[Any]:
         """Read columns in tables of about as many bytes as a batch may take.
 
         Parameters
@@ -164,6 +170,8 @@ class ArrowRows(Stream):
             Names.
         n_numbers : int
             Numbers that a row of them takes.
+        labels : sequence of str, default=()
+            Those whose texts may come as dictionaries.
 
         Yields
         ------
@@ -171,8 +179,8 @@ class ArrowRows(Stream):
         """
         gathered: list[Any] = []
         n_bytes = n_rows = 0
-        size = max(64, min(_PIECE_BYTES, self._batch_bytes) // (8 * n_numbers))
-        for batch in _ahead(self._record_batches(columns, min(size, _MOST_ROWS)), 1):
+        size = max(64, min(_TABLE_BYTES, self._batch_bytes) // (8 * n_numbers))
+        for batch in _ahead(self._record_batches(columns, min(size, _MOST_ROWS), labels=labels), 1):
             gathered.append(batch)
             n_bytes, n_rows = n_bytes + batch.nbytes, n_rows + batch.num_rows
             if n_bytes >= self._batch_bytes or n_rows >= _MOST_ROWS:
@@ -181,13 +189,13 @@ class ArrowRows(Stream):
         if gathered:
             yield _together(gathered)
 
-    def _record_batches(self, columns: list[str], n_rows: int) -> Iterator[Any]:
+    def _record_batches(self, columns: list[str], n_rows: int, *, labels: Sequence[str] = ()) -> Iterator[Any]:
         """Read columns in record batches of at most so many rows, none empty."""
         kind = getattr(getattr(self._dataset, "format", None), "default_extname", None)
         filtered = self._filter is not None or (getattr(self._dataset, "_scan_options", None) or {}).get("filter")
         if kind == "parquet" and filtered is None:
             fragments = self._dataset.get_fragments()
-            found = (batch for fragment in fragments for batch in self._of_fragment(fragment, columns, n_rows))
+            found = (batch for fragment in fragments for batch in self._of_fragment(fragment, columns, n_rows, labels))
         else:
             scanner = self._dataset.scanner(
                 columns=columns, filter=self._filter, batch_size=n_rows, batch_readahead=2, fragment_readahead=1
@@ -195,7 +203,7 @@ class ArrowRows(Stream):
             found = scanner.to_batches()
         yield from (batch for batch in found if batch.num_rows)
 
-    def _of_fragment(self, fragment: Any, columns: list[str], n_rows: int) -> Iterator[Any]:
+    def _of_fragment(self, fragment: Any, columns: list[str], n_rows: int, labels: Sequence[str]) -> Iterator[Any]:
         """Read a parquet file without holding a row group, which is what a scanner does."""
         import pyarrow as pa
         from pyarrow import dataset as arrow
@@ -203,24 +211,37 @@ class ArrowRows(Stream):
 
         fields = [self._dataset.schema.field(name) for name in columns]
         constants = arrow.get_partition_keys(fragment.partition_expression)
-        groups = [group.id for group in fragment.row_groups]
-        # A buffer a column instead of all bytes of the row group.
+        # Texts that stand for groups or classes are mostly stored as dictionaries, and are wanted as such.
+        texts = [field.name for field in fields if field.name in labels and _is_text(field.type)]
+        wanted = [_dictionary() if field.name in texts else field.type for field in fields]
+        # Not the metadata's, which refers to the metadata and is referred to by it: both would stay for long.
+        in_file = set(fragment.physical_schema.names)
+        metadata, sizes = _row_groups(fragment)
         with parquet.ParquetFile(
-            fragment.open(), metadata=fragment.metadata, buffer_size=2**13, pre_buffer=False
+            fragment.open(),
+            metadata=metadata,
+            # A buffer a column instead of all bytes of the row group, where these are many.
+            buffer_size=0 if max(sizes.values(), default=0) <= 4 * _PIECE_BYTES else _BUFFER_BYTES,
+            pre_buffer=False,
+            read_dictionary=[name for name in texts if name in in_file],
         ) as file:
             stored = [name for name in columns if name in file.schema_arrow.names and name not in constants]
             # Some column has to be read, to know how many rows there are.
             read = stored or file.schema_arrow.names[:1]
-            for batch in file.iter_batches(n_rows, groups, read, use_threads=False):
-                yield pa.record_batch(
-                    [
-                        _as_type(batch.column(field.name), field.type)
-                        if field.name in stored
-                        else pa.repeat(pa.scalar(constants.get(field.name), field.type), batch.num_rows)
-                        for field in fields
-                    ],
-                    schema=pa.schema(fields),
-                )
+            as_wanted = None
+            for batch in file.iter_batches(n_rows, list(sizes), read, use_threads=False):
+                if as_wanted is None:
+                    as_wanted = batch.schema.names == columns and batch.schema.types == wanted
+                if as_wanted:
+                    yield batch
+                    continue
+                arrays = [
+                    _as_type(batch.column(name), kind)
+                    if name in stored
+                    else _as_type(pa.repeat(pa.scalar(constants.get(name), field.type), batch.num_rows), kind)
+                    for name, field, kind in zip(columns, fields, wanted, strict=True)
+                ]
+                yield pa.record_batch(arrays, names=columns)
 
     def _dtype(self, columns: list[str]) -> np.dtype[Any]:
         """Single precision if no column needs more."""
@@ -231,23 +252,21 @@ class ArrowRows(Stream):
         single = all(types.is_float32(kind) or types.is_float16(kind) for kind in elements)
         return np.dtype(np.float32 if single else np.float64)
 
-    def _laid_out(self, piece: Any, columns: list[str], dtype: np.dtype[Any]) -> Any:
-        """Features of a piece, row by row."""
-        if len(columns) == 1 and columns[0] in self._widths:
-            return self._vectors(piece, columns[0])
-        if not self._widths:
-            return _rows_of([_numbers(piece.column(name), name) for name in columns])
-        parts = [
-            self._vectors(piece, name)
-            if name in self._widths
-            else _numbers(piece.column(name), name).to_numpy(zero_copy_only=False)[:, None]
-            for name in columns
+    def _lay_out(self, piece: Any, columns: list[str], others: set[str], out: Any) -> None:
+        """Write the features of a piece, its first columns, row by row."""
+        arrays = [
+            (column.cast("float64") if name in others else column).to_numpy(zero_copy_only=False)
+            if name not in self._widths
+            else self._vectors(column, name)
+            for column, name in zip(piece.columns, columns, strict=False)
         ]
-        return np.concatenate(parts, axis=1, dtype=dtype, casting="same_kind")
+        if not self._widths:
+            _core.lay_out([np.ascontiguousarray(array, out.dtype) for array in arrays], out)
+        else:
+            np.concatenate([array.reshape(len(out), -1) for array in arrays], axis=1, out=out, casting="same_kind")
 
-    def _vectors(self, piece: Any, name: str) -> Any:
+    def _vectors(self, column: Any, name: str) -> Any:
         width = self._widths[name]
-        column = piece.column(name)
         values = column.flatten().to_numpy(zero_copy_only=False)
         if len(values) != width * len(column):
             msg = f"The vectors of column {name!r} are missing or not all of length {width}."
@@ -284,32 +303,47 @@ def _is_list(kind: Any) -> bool:
     return bool(types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind))
 
 
-def _numbers(column: Any, name: str) -> Any:
-    """Check a column of numbers, and make floating ones of those that no tensor takes."""
+def _is_number(kind: Any, name: str) -> bool:
+    """Whether a column holds numbers, and not what becomes some; ValueError if it holds neither."""
     from pyarrow import types
 
-    kind = column.type
     if types.is_floating(kind) or types.is_integer(kind):
-        return column
+        return True
     if not (types.is_boolean(kind) or types.is_decimal(kind)):
         msg = (
             f"The column {name!r} holds {kind}, which is no feature. Encode it, leave it out by columns=…, or "
             "name it in sensitive_features=…."
         )
         raise ValueError(msg)
-    return column.cast("float64")
+    return False
 
 
-def _rows_of(columns: list[Any]) -> Any:
-    """Lay columns out row by row, NaN where they are null."""
-    import pyarrow as pa
+def _row_groups(fragment: Any) -> tuple[Any, dict[int, int]]:
+    """Metadata of a parquet file, and the row groups of it that take part with their bytes."""
+    metadata, sizes = fragment.metadata, {group.id: group.total_byte_size for group in fragment.row_groups}
+    # A dataset keeps the metadata of every file that it has been asked about, as much as a kilobyte a column and row
+    # group: it is told to forget. Before pyarrow 20 it cannot.
+    with suppress(TypeError):
+        fragment.to_table(columns=[], cache_metadata=False)
+    return metadata, sizes
 
-    # Where the length of a row is a multiple of a large power of two, numbers of a column displace one another in
-    # the processor's cache; a column more makes that twice as fast.
-    padded = [*columns, columns[0]] if len(columns) % 64 == 0 else columns
-    batch = pa.record_batch(padded, names=list(map(str, range(len(padded)))))
-    return np.asarray(batch.to_tensor(null_to_nan=True, row_major=True))[:, : len(columns)]
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _as_type(column: Any, kind: Any) -> Any:
-    return column if column.type == kind else column.cast(kind)
+    if column.type == kind:
+        return column
+    if kind == _dictionary():
+        return column.cast(kind.value_type).dictionary_encode()
+    return column.cast(kind)
+
+
+def _dictionary() -> Any:
+    """Type of the texts that stand for groups or classes."""
+    import pyarrow as pa
+
+    return pa.dictionary(pa.int32(), pa.string())

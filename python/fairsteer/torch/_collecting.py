@@ -30,7 +30,12 @@ class Collector:
     """Hooks that update one `SubgroupMoments` a layer with every batch."""
 
     def __init__(
-        self, model: nn.Module, targets: Mapping[str, nn.Module], pool: Pool | str | None, covariance: CovarianceModel
+        self,
+        model: nn.Module,
+        targets: Mapping[str, nn.Module],
+        pool: Pool | str | None,
+        covariance: CovarianceModel,
+        subgroup_counts: Mapping[tuple[Any, Any], float] | None = None,
     ) -> None:
         self._model, self._targets, self._pool, self._covariance = model, targets, pool, covariance
         self._calls = Calls(model, targets)
@@ -40,11 +45,34 @@ class Collector:
         # Labels to numbers, in order of appearance.
         self._classes: dict[Any, int] = {}
         self._groups: dict[Any, int] = {}
+        self._subgroup_counts = None if subgroup_counts is None else self._expected(subgroup_counts)
         self._y_codes: NDArray[np.intp] | None = None
         self._group_codes: NDArray[np.intp] | None = None
         self._given: tuple[bool, bool] | None = None
         self._n_batches = self._n_sequences = self._n_missing = 0
         self._seen: set[str] = set()
+
+    def _expected(self, subgroup_counts: Any) -> NDArray[np.float64]:
+        """Take classes and groups from the subgroups; their counts (K, G), as the moments take them."""
+        pairs = isinstance(subgroup_counts, Mapping) and all(
+            isinstance(c, tuple) and len(c) == 2 for c in subgroup_counts
+        )
+        if not pairs:
+            msg = "subgroup_counts must be a mapping of pairs (class, group) to numbers, as Counter(zip(y, groups)) is."
+            raise ValueError(msg)
+        if not subgroup_counts:
+            msg = "subgroup_counts has no subgroup."
+            raise ValueError(msg)
+        known = [dict.fromkeys(labels, 0) for labels in zip(*subgroup_counts, strict=True)]
+        self._classes, self._groups = ({label: i for i, label in enumerate(_in_order(one).tolist())} for one in known)
+        counts = np.zeros((len(self._classes), len(self._groups)))
+        for (y, group), n in subgroup_counts.items():
+            counts[self._classes[y], self._groups[group]] = n
+        # Refuses what the moments would refuse, before the model runs.
+        SubgroupMoments(
+            1, classes=self._classes, groups=self._groups, covariance=self._covariance, subgroup_counts=counts
+        )
+        return counts
 
     def register(self, stack: ExitStack) -> None:
         self._calls.register(stack)
@@ -60,6 +88,9 @@ class Collector:
             )
             raise ValueError(msg)
         self._given = given
+        if self._subgroup_counts is not None and not all(given):
+            msg = f"subgroup_counts is of classes and groups, but the batches come {_with(given)}."
+            raise ValueError(msg)
         self._read_labels(y, groups)
         self._calls.token_mask = None if token_mask is None else torch.as_tensor(token_mask).bool()
         self._seen.clear()
@@ -97,7 +128,7 @@ class Collector:
             self._classes = {0: 0}
         else:
             labels, inverse = np.unique(check_classes(y, y), return_inverse=True)
-            self._y_codes = _numbers(self._classes, labels)[inverse]
+            self._y_codes = self._numbers("class", self._classes, labels)[inverse]
         if groups is None:
             self._groups = {0: 0}
         else:
@@ -105,9 +136,22 @@ class Collector:
             codes = self._encoder.encode(groups) if self._n_batches else None
             if codes is None or (codes == UNSEEN).any():
                 codes = self._encoder.partial_fit_encode(groups)
-            self._group_codes = np.where(codes < 0, -1, _numbers(self._groups, self._encoder.groups_)[codes])
+            self._group_codes = np.where(
+                codes < 0, -1, self._numbers("group", self._groups, self._encoder.groups_)[codes]
+            )
             self._n_sequences += len(codes)
             self._n_missing += int((codes == MISSING).sum())
+
+    def _numbers(self, what: str, known: dict[Any, int], labels: NDArray[Any]) -> NDArray[np.intp]:
+        if self._subgroup_counts is not None:
+            new = [label for label in labels.tolist() if label not in known]
+            if new:
+                msg = (
+                    f"Batch {self._n_batches} has the {what} {new[0]!r}, which subgroup_counts does not have (it has "
+                    f"{few(map(repr, known))})."
+                )
+                raise ValueError(msg)
+        return np.array([known.setdefault(label, len(known)) for label in labels.tolist()], dtype=np.intp)
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
@@ -183,7 +227,13 @@ class Collector:
         moments = self._moments.get(name)
         if moments is None or moments.n_classes < len(self._classes) or moments.n_groups < len(self._groups):
             classes, groups = _in_order(self._classes), _in_order(self._groups)
-            more = SubgroupMoments(rows.shape[1], classes=classes, groups=groups, covariance=self._covariance)
+            more = SubgroupMoments(
+                rows.shape[1],
+                classes=classes,
+                groups=groups,
+                covariance=self._covariance,
+                subgroup_counts=self._subgroup_counts,
+            )
             moments = more if moments is None else moments.merge(more)
         y_codes = _positions(self._classes, moments.classes)[y_codes]
         group_codes = np.where(group_codes < 0, -1, _positions(self._groups, moments.groups)[group_codes])
@@ -222,10 +272,6 @@ class _Buffer:
 def _with(given: tuple[bool, bool] | None) -> str:
     y, groups = given or (False, False)
     return f"{'with' if y else 'without'} classes and {'with' if groups else 'without'} groups"
-
-
-def _numbers(known: dict[Any, int], labels: NDArray[Any]) -> NDArray[np.intp]:
-    return np.array([known.setdefault(label, len(known)) for label in labels.tolist()], dtype=np.intp)
 
 
 def _in_order(labels: Mapping[Any, int]) -> NDArray[Any]:

@@ -25,7 +25,7 @@ from fairsteer._utils.input import (
     num_rows,
     warn_caller,
 )
-from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
+from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallSubgroups, UnknownGroup
 from fairsteer.groups import GroupEncoder, joint_label
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._standardizing import class_factors, joint_factors, small_columns
@@ -109,7 +109,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin
     sensitive_columns: Any = None
     unknown_group: UnknownGroup = "error"
     min_subgroup_size: int = 0
-    small_subgroups: SmallCells = "error"
+    small_subgroups: SmallSubgroups = "error"
     standardize: bool = False
 
     _parameter_constraints = {
@@ -131,7 +131,7 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin
         "sensitive_columns": [str, Integral, slice, "array-like", callable, None],
         "unknown_group": [StrOptions(set(get_args(UnknownGroup)))],
         "min_subgroup_size": [Interval(Integral, 0, None, closed="left")],
-        "small_subgroups": [StrOptions(set(get_args(SmallCells)))],
+        "small_subgroups": [StrOptions(set(get_args(SmallSubgroups)))],
         "standardize": ["boolean"],
     }
 
@@ -254,14 +254,12 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin
 
         Examples
         --------
-        >>> import numpy as np
         >>> from fairsteer import FairSteeringTransformer, SubgroupMoments
-        >>> rng = np.random.default_rng(0)
+        >>> from fairsteer.datasets import make_biased_groups
         >>> sites = []
-        >>> for _ in range(3):
-        ...     y, group = rng.integers(0, 2, (2, 100))
+        >>> for seed in range(3):
         ...     moments = SubgroupMoments(2, classes=[0, 1], groups=["f", "m"], covariance="full")
-        ...     sites.append(moments.update(rng.normal(size=(100, 2)) + group[:, None], y, group))
+        ...     sites.append(moments.update(*make_biased_groups(100, 2, random_state=seed)))
         >>> steer = FairSteeringTransformer(map_type="affine").fit_moments(sum(sites))
         >>> steer.transform([[0.0, 0.0]], sensitive_features=["f"]).shape
         (1, 2)
@@ -701,21 +699,22 @@ class GroupMapTransformer(OneToOneFeatureMixin, TransformerMixin, FoundHTMLMixin
             msg = (
                 f"{small.sum()} of {small.size} subgroups have fewer than min_subgroup_size={self.min_subgroup_size} "
                 "rows. Ways out: let them borrow from other subgroups by small_subgroups='pool', make small groups one "
-                f"by small_subgroups='merge', or lower min_subgroup_size.\n{moments.cell_table()}"
+                f"by small_subgroups='merge', or lower min_subgroup_size.\n{moments.subgroup_table()}"
             )
             raise ValueError(msg)
         if len(self._small_groups) == moments.n_groups > 1:
             msg = (
                 f"small_subgroups='merge' leaves one group and nothing to steer: for every class to have "
                 f"min_subgroup_size={self.min_subgroup_size} rows, all {moments.n_groups} groups have to merge. Lower "
-                f"min_subgroup_size, or let small subgroups borrow by small_subgroups='pool'.\n{moments.cell_table()}"
+                f"min_subgroup_size, or let small subgroups borrow by small_subgroups='pool'.\n"
+                f"{moments.subgroup_table()}"
             )
             raise ValueError(msg)
         if self.reference_group in self._small_groups:
             msg = (
                 f"reference_group={brief(self.reference_group)} is too small to stay: it is merged with others, as a "
                 f"class has fewer than min_subgroup_size={self.min_subgroup_size} rows in it. Name another, or use "
-                f"small_subgroups='pool'.\n{moments.cell_table()}"
+                f"small_subgroups='pool'.\n{moments.subgroup_table()}"
             )
             raise ValueError(msg)
 

@@ -13,7 +13,7 @@ from scipy.stats import chi2
 
 from fairsteer._utils.input import warn_caller
 from fairsteer._utils.types import Codes, Doubles, Floats
-from fairsteer.ideal import CellGaussians, IdealDistribution
+from fairsteer.ideal import IdealDistribution, SubgroupGaussians
 from fairsteer.ideal._certificate import moved_certificate
 from fairsteer.moments import SubgroupMoments
 
@@ -51,6 +51,11 @@ def cells_at_once(n_classes: int, n_groups: int, n_features: int) -> bool:
     return n_classes * n_groups * n_features**3 <= _AT_ONCE
 
 
+def contradicts(allowed: float, promised: float) -> bool:
+    """Whether the gap that the subgroups' own Gaussians allow is far larger than the model promises."""
+    return allowed > max(_FACTOR * promised, promised + _WORTH_A_WORD)
+
+
 def warn_of_misfit(
     ideal: IdealDistribution, known: SubgroupMoments | ModelRows, *, standardize: bool, ways_out: Sequence[str]
 ) -> None:
@@ -61,17 +66,17 @@ def warn_of_misfit(
     """
     promised = ideal.model_certificate.equalized_odds
     K, G, d = ideal.source_means.shape
-    certified = ideal.cells is not None and cells_at_once(K, G, d)
-    if ideal.cells is not None and certified:
-        found = ideal.certify(replace(ideal.cells, chance=_most_by_chance(K * G, d)))
+    certified = ideal.subgroups is not None and cells_at_once(K, G, d)
+    if ideal.subgroups is not None and certified:
+        found = ideal.certify(replace(ideal.subgroups, chance=_most_by_chance(K * G, d)))
     else:
         directions = _discriminants(ideal)
         if not len(directions):
             return
         moved = _along(ideal, known, directions)
-        cells = CellGaussians(moved, chance=_most_by_chance(K * G, len(directions)))
+        cells = SubgroupGaussians(moved, chance=_most_by_chance(K * G, len(directions)))
         found = moved_certificate(cells, ideal, standardize=standardize)
-    if not found.equalized_odds > max(_FACTOR * promised, promised + _WORTH_A_WORD):
+    if not contradicts(found.equalized_odds, promised):
         return
     if certified:
         found = ideal.certificate

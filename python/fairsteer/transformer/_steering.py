@@ -14,17 +14,17 @@ from sklearn.utils.validation import check_is_fitted
 from fairsteer._utils.arrays import to_numpy
 from fairsteer._utils.estimators import Interval, StrOptions
 from fairsteer._utils.input import as_given, few, num_rows, warn_caller
-from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallCells, UnknownGroup
+from fairsteer._utils.types import Codes, CovarianceModel, Doubles, Floats, SmallSubgroups, UnknownGroup
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.ideal import Certificate, IdealDistribution, Intervention, nearest_ideal, reference_code
 from fairsteer.ideal import MapType as GaussianMapType
-from fairsteer.ideal._certificate import CellGaussians, moved_certificate
+from fairsteer.ideal._certificate import SubgroupGaussians, moved_certificate
 from fairsteer.moments import SubgroupMoments
 from fairsteer.streams import Stream
 from fairsteer.transformer._base import GroupMapTransformer, Solution, is_identifier
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
-from fairsteer.transformer._misfit import ModelRows, warn_of_misfit
+from fairsteer.transformer._misfit import ModelRows, contradicts, warn_of_misfit
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch
 
@@ -133,7 +133,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         groups. Small groups are merged here if `small_subgroups` says so.
     moments_ : SubgroupMoments
         Weights, means and covariances of the subgroups before shrinkage, pooling and merging;
-        ``print(moments_.cell_table())`` shows the weights.
+        ``print(moments_.subgroup_table())`` shows the weights.
     group_calibration_ : VectorScaling or None
         Slope and offsets that turn the groups' log-probabilities under the fitted Gaussians into ones
         that agree with rows held out from these. Fitted by ``fit`` if `unknown_group` is not
@@ -246,7 +246,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         sensitive_columns: Any = None,
         unknown_group: UnknownGroup = "error",
         min_subgroup_size: int = 0,
-        small_subgroups: SmallCells = "error",
+        small_subgroups: SmallSubgroups = "error",
         standardize: bool = True,
         pos_label: Any = None,
         min_distinct: int = 6,
@@ -408,7 +408,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         intensity = self._intensity(self._unshrunk(moments))
         if intensity is not None:
             intensity = np.broadcast_to(intensity, own.weights.shape)
-        return replace(ideal, cells=CellGaussians(own, intensity, chance=1.0))
+        return replace(ideal, subgroups=SubgroupGaussians(own, intensity, chance=1.0))
 
     def _warn_of_few_rows(self) -> None:
         """Warn of groups, or with full covariances of classes in them, that have fewer rows than there are features."""
@@ -427,8 +427,8 @@ class FairSteeringTransformer(GroupMapTransformer):
 
     def _warn_of_misfit(self, ideal: IdealDistribution, rows: Any, batch: Batch | None) -> None:
         """Compare the certificate of the model with that of the subgroups' own Gaussians."""
-        if ideal.cells is not None:
-            along: Any = ideal.cells.moments
+        if ideal.subgroups is not None:
+            along: Any = ideal.subgroups.moments
         elif batch is not None and not hasattr(self.shrinkage, "fit"):
             codes = self._group_of_label[batch.group_codes]
             along = ModelRows(rows, batch.y_codes, codes, batch.sample_weight, batch.classes)
@@ -464,7 +464,7 @@ class FairSteeringTransformer(GroupMapTransformer):
         codes = self._group_of_label[batch.group_codes]
         moved = SubgroupMoments(batch.rows.shape[1], classes=batch.classes, groups=self.groups_, covariance="full")
         moved.update(maps.apply(batch.rows, codes)[0], batch.y_codes, codes, batch.sample_weight)
-        found = moved_certificate(CellGaussians(moved, chance=1.0), ideal, standardize=self.standardize)
+        found = moved_certificate(SubgroupGaussians(moved, chance=1.0), ideal, standardize=self.standardize)
         return replace(ideal, known_certificate=found)
 
     def _uses_covariances(self) -> bool:
@@ -480,7 +480,7 @@ class FairSteeringTransformer(GroupMapTransformer):
             msg = (
                 f"Group {model.groups.tolist()[missing[0]]!r} has no row of class {few(map(repr, labels))}, whose "
                 "rates constraint='equal_opportunity' compares. Leave the group out, or merge small groups by "
-                f"min_subgroup_size=1, small_subgroups='merge'.\n{self.moments_.cell_table()}"
+                f"min_subgroup_size=1, small_subgroups='merge'.\n{self.moments_.subgroup_table()}"
             )
             raise ValueError(msg)
         return model
@@ -541,6 +541,12 @@ class FairSteeringTransformer(GroupMapTransformer):
             ("nearest ideal distribution", f"{known['kl_divergence_']:.4g} nats away"),
         ]
         ideal: IdealDistribution = known["ideal_"]
+        certificate, promised = ideal.found_certificate, known["model_certificate_"].equalized_odds
+        if known["map_type_"] != "monotone":  # which follows no model
+            facts.append(("the model alone", f"promises a gap of at most {promised:.3g}"))
+            if certificate is not None:
+                misfit = contradicts(certificate.equalized_odds, promised)
+                facts.append(("verdict", "the subgroups contradict the model" if misfit else "the model is borne out"))
         return facts + ideal._certificate_facts()
 
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
@@ -679,7 +685,7 @@ class FairSteeringTransformer(GroupMapTransformer):
             msg = (
                 f"Class {self.classes_.tolist()[k]!r} had no rows in group "
                 f"{self.groups_.tolist()[a]!r} at fit, so nothing is known of it. Leave such rows out, or fit with "
-                f"small_subgroups='pool' and min_subgroup_size=1 or more.\n{self.moments_.cell_table()}"
+                f"small_subgroups='pool' and min_subgroup_size=1 or more.\n{self.moments_.subgroup_table()}"
             )
             raise ValueError(msg)
 

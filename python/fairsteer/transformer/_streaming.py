@@ -102,11 +102,14 @@ class Counting(Reduction[Counts]):
             state.y_dtype = found.dtype if state.y_dtype is None else np.result_type(found.dtype, state.y_dtype)
             classes = found.tolist()
         weights = check_sample_weight(weight, rows)
-        weights = np.ones(n_rows) if weights is None else weights
-        kept = (group_codes >= 0) & (weights > 0)
-        cell = y_codes[kept] * len(labels) + group_codes[kept]
+        kept = group_codes >= 0 if weights is None else (group_codes >= 0) & (weights > 0)
+        cell = y_codes * len(labels) + group_codes
+        if not kept.all():
+            cell, weights = cell[kept], None if weights is None else weights[kept]
         size = len(classes) * len(labels)
-        sums = np.stack([np.bincount(cell, w[kept], size) for w in (np.ones(n_rows), weights, weights**2)], axis=1)
+        counted = np.bincount(cell, minlength=size).astype(np.float64)
+        of_weights = [counted] * 2 if weights is None else [np.bincount(cell, w, size) for w in (weights, weights**2)]
+        sums = np.stack([counted, *of_weights], axis=1)
         for position in np.flatnonzero(sums[:, 0]).tolist():
             key = classes[position // len(labels)], labels[position % len(labels)]
             state.cells[key] = state.cells.get(key, 0.0) + sums[position]
@@ -180,6 +183,8 @@ class RowReader:
                 msg = f"A batch has {n_rows} rows and {len(groups)} groups."
                 raise ValueError(msg)
         left_out = groups < 0 if weight is None else (groups < 0) | (weight <= 0)
+        if not left_out.any():
+            return rows, y, groups, weight
         return rows, np.where(left_out, -1, y), np.maximum(groups, 0), weight
 
 
