@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ def ways(classifier: ClassifierMixin, sensitive: str, *, search: bool = True) ->
     """What the README tries, with the search over all of it or without."""
     steering = FairSteeringTransformer(sensitive_columns=[sensitive], feature_transform=StandardScaler())
     nothing = {"steering__strength": [0]}
-    align = "equal_opportunity"
+    align: Literal["equal_opportunity"] = "equal_opportunity"
     found: dict[str, Any] = {
         "before": IdealDistributionClassifierCV(classifier, steering, candidates=nothing),
         "scores aligned": IdealDistributionClassifierCV(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -336,11 +337,15 @@ def test_a_folded_model_is_saved_and_loaded_like_any_other(transformers: Any, co
 
 
 @torch.no_grad()
-def test_a_control_vector_is_what_the_hook_adds(concept: Any, model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("equalized", [False, True])
+def test_a_control_vector_is_what_the_hook_adds(concept: Any, model: Any, tmp_path: Path, equalized: bool) -> None:
     """Added to the output of the block with its number, as llama.cpp does."""
     pytest.importorskip("gguf", reason="gguf is not installed")
     export = importlib.import_module("fairsteer.export")
     network, name, _ = model
+    if equalized:
+        concept = copy.copy(concept).equalize([1.0, 4.0], {"f": [1.0, 3.0], "m": [2.0, 5.0]})
+        assert concept.group_strengths(1.5).tolist() != [1.5, 1.5]
     with steering_hooks(network, {name: ConceptSteeringModule(concept, strength=1.5)}, sensitive_features="m"):
         hooked = network(input_ids=IDS).logits
     block = int(name.rpartition(".")[2])
