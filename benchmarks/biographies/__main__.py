@@ -82,7 +82,7 @@ def _of_model(arguments: argparse.Namespace) -> int:
         for data, lines in model.run(
             arguments.data, cache, getattr(torch, arguments.dtype), arguments.only, arguments.rows or states.ROWS
         ):
-            report.add(output, data, lines)
+            report.add(output, data, lines, by_occupation=False)
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds, cpu = time.perf_counter() - start, used.ru_utime + used.ru_stime
     print(f"{seconds:.0f} s in all ({cpu:.0f} s of CPU), a peak of {used.ru_maxrss / 2**20:.2f} GiB", file=sys.stderr)

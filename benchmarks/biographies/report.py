@@ -19,8 +19,8 @@ SHOWN = ("original: LR, withheld", "covariance matching, barycentre: LR, known",
 COLUMNS = ("data", "method", "rule", "gender", "aligned", "ours", "budget")
 
 
-def add(folder: Path, data: Biographies, lines: list[Line]) -> None:
-    """Replace the lines of a run in the tables of the folder."""
+def add(folder: Path, data: Biographies, lines: list[Line], *, by_occupation: bool = True) -> None:
+    """Replace the lines of a run in the tables of the folder, of which one may tell the gaps by occupation."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = np.isin(data.fold, data.measured)
     y, group = data.y[rows], data.group[rows]
@@ -44,7 +44,7 @@ def add(folder: Path, data: Biographies, lines: list[Line]) -> None:
         entry["correlation with share of women"] = np.corrcoef(gap, share)[0, 1]
         entry["best baseline"] = lines[rival].name
         table.append(entry)
-        if line.name in SHOWN and len(data.measured) == 1:
+        if by_occupation and line.name in SHOWN and len(data.measured) == 1:
             by_class += [
                 {"data": data.name, "line": line.name, "occupation": name, "share of women": s, "gap": g}
                 for name, s, g in zip(data.classes, share, gap, strict=True)

@@ -1013,7 +1013,7 @@ _THREE = {"dtype": "<U1", "labels": [{"str": "a"}, {"str": "b"}, {"str": "x"}]}
         (2, _set("saved", "ideal", "intervention", "affirmative"), None, "none of its groups"),
         (2, _set("saved", "ideal", "reference_group", {"str": "z"}), None, "none of its groups"),
         (2, _set("saved", "ideal", "kl_divergence", -1.0), None, "not a number from 0"),
-        (2, _set("saved", "ideal", "gap", "0"), None, "not a number"),
+        (2, _set("saved", "ideal", "dual_gap", "0"), None, "not a number"),
         (2, _set("saved", "ideal", "n_iter", 1.5), None, "not an integer"),
         (2, _set("saved", "ideal", "converged", 1), None, "not true or false"),
         (2, _set("saved", "params", "posterior", {"str": "mine"}), None, "'posterior' parameter"),

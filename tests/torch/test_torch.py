@@ -1390,40 +1390,45 @@ def test_collected_moments_are_those_of_the_rows(tower: Any, pool: Any, covarian
 
 
 @pytest.mark.parametrize("pool", ["mean", None])
-def test_cells_known_beforehand_standardise_tied_moments(tower: Any, pool: Any) -> None:
+def test_counts_known_beforehand_standardise_tied_moments(tower: Any, pool: Any) -> None:
     batches = [(hidden, y, group, mask) for hidden, y, group, mask in _batches()]
-    cells: Counter[Any] = Counter()
+    counts: Counter[Any] = Counter()
     for _, y, group, mask in batches:
         for label, member, tokens in zip(y, group, mask.sum(1).tolist(), strict=True):
-            cells[label, member] += 1 if pool == "mean" else tokens
+            counts[label, member] += 1 if pool == "mean" else tokens
     layer = "body.blocks.1"
-    [standardised] = collect_activations(tower, _as_inputs(batches), layer, pool=pool, cell_counts=cells).values()
+    [standardised] = collect_activations(tower, _as_inputs(batches), layer, pool=pool, subgroup_counts=counts).values()
     [full] = collect_activations(tower, _as_inputs(batches), layer, pool=pool, covariance="full").values()
     [plain] = collect_activations(tower, _as_inputs(batches), layer, pool=pool).values()
     _assert_same_moments(standardised, full.tie(standardize=True))
     assert np.abs(standardised.covariances - plain.covariances).max() > 1e-4
-    doubled = {cell: 2 * n for cell, n in reversed(cells.items())}
-    [again] = collect_activations(tower, _as_inputs(batches), layer, pool=pool, cell_counts=doubled).values()
+    doubled = {subgroup: 2 * n for subgroup, n in reversed(counts.items())}
+    [again] = collect_activations(tower, _as_inputs(batches), layer, pool=pool, subgroup_counts=doubled).values()
     _assert_same_moments(again, standardised, rtol=1e-12)
 
 
-def test_cells_that_are_not_those_of_the_rows_are_refused(tower: Any) -> None:
+def test_counts_that_are_not_those_of_the_rows_are_refused(tower: Any) -> None:
     hidden = torch.ones(3, 5, D)
     y, group = ["no", "no", "yes"], ["f", "m", "m"]
-    cells = {("no", "f"): 1, ("no", "m"): 1, ("yes", "m"): 1}
+    counts = {("no", "f"): 1, ("no", "m"): 1, ("yes", "m"): 1}
     for batch, given, options, message in (
-        ((hidden, y, ["f", "m", "x"]), cells, {}, r"Batch 0 has the group 'x', which cell_counts does not have"),
-        ((hidden, ["no", "no", "so"], group), cells, {}, r"Batch 0 has the class 'so', .* \(it has 'no', 'yes'\)"),
-        ((hidden, y, ["f", "m", "f"]), cells, {}, r"row of class 'yes' in group 'f', for which cell_counts has 0"),
-        ((hidden, y, None), cells, {}, r"cell_counts is of classes and groups, .* with classes and without groups"),
-        ((hidden, y, group), {}, {}, "cell_counts has no cell"),
+        ((hidden, y, ["f", "m", "x"]), counts, {}, r"Batch 0 has the group 'x', which subgroup_counts does not have"),
+        ((hidden, ["no", "no", "so"], group), counts, {}, r"Batch 0 has the class 'so', .* \(it has 'no', 'yes'\)"),
+        ((hidden, y, ["f", "m", "f"]), counts, {}, r"row of class 'yes' in group 'f', for which subgroup_counts has 0"),
+        (
+            (hidden, y, None),
+            counts,
+            {},
+            r"subgroup_counts is of classes and groups, .* with classes and without groups",
+        ),
+        ((hidden, y, group), {}, {}, "subgroup_counts has no subgroup"),
         ((hidden, y, group), {"no": 3}, {}, "mapping of pairs"),
         ((hidden, y, group), [[1, 1], [0, 1]], {}, "mapping of pairs"),
-        ((hidden, y, group), {**cells, ("yes", "f"): -1}, {}, "finite, not negative"),
-        ((hidden, y, group), cells, {"covariance": "full"}, "cell_counts is for covariance='tied'"),
+        ((hidden, y, group), {**counts, ("yes", "f"): -1}, {}, "finite, not negative"),
+        ((hidden, y, group), counts, {"covariance": "full"}, "subgroup_counts is for covariance='tied'"),
     ):
         with pytest.raises(ValueError, match=message):
-            collect_activations(tower, [batch], "head", cell_counts=given, **options)
+            collect_activations(tower, [batch], "head", subgroup_counts=given, **options)
         assert not _n_hooks(tower)
 
 

@@ -35,7 +35,7 @@ class Collector:
         targets: Mapping[str, nn.Module],
         pool: Pool | str | None,
         covariance: CovarianceModel,
-        cell_counts: Mapping[tuple[Any, Any], float] | None = None,
+        subgroup_counts: Mapping[tuple[Any, Any], float] | None = None,
     ) -> None:
         self._model, self._targets, self._pool, self._covariance = model, targets, pool, covariance
         self._calls = Calls(model, targets)
@@ -45,29 +45,33 @@ class Collector:
         # Labels to numbers, in order of appearance.
         self._classes: dict[Any, int] = {}
         self._groups: dict[Any, int] = {}
-        self._cell_counts = None if cell_counts is None else self._expected(cell_counts)
+        self._subgroup_counts = None if subgroup_counts is None else self._expected(subgroup_counts)
         self._y_codes: NDArray[np.intp] | None = None
         self._group_codes: NDArray[np.intp] | None = None
         self._given: tuple[bool, bool] | None = None
         self._n_batches = self._n_sequences = self._n_missing = 0
         self._seen: set[str] = set()
 
-    def _expected(self, cell_counts: Mapping[tuple[Any, Any], float]) -> NDArray[np.float64]:
-        """Take classes and groups from the cells; their counts (K, G), as the moments take them."""
-        if not isinstance(cell_counts, Mapping) or not all(isinstance(c, tuple) and len(c) == 2 for c in cell_counts):
-            msg = "cell_counts must be a mapping of pairs (class, group) to numbers, as Counter(zip(y, groups)) is."
+    def _expected(self, subgroup_counts: Any) -> NDArray[np.float64]:
+        """Take classes and groups from the subgroups; their counts (K, G), as the moments take them."""
+        pairs = isinstance(subgroup_counts, Mapping) and all(
+            isinstance(c, tuple) and len(c) == 2 for c in subgroup_counts
+        )
+        if not pairs:
+            msg = "subgroup_counts must be a mapping of pairs (class, group) to numbers, as Counter(zip(y, groups)) is."
             raise ValueError(msg)
-        cells = {(y, group): float(n) for (y, group), n in cell_counts.items()}
-        if not cells:
-            msg = "cell_counts has no cell."
+        if not subgroup_counts:
+            msg = "subgroup_counts has no subgroup."
             raise ValueError(msg)
-        self._classes = {label: i for i, label in enumerate(_in_order(dict.fromkeys(y for y, _ in cells)).tolist())}
-        self._groups = {label: i for i, label in enumerate(_in_order(dict.fromkeys(a for _, a in cells)).tolist())}
+        known = [dict.fromkeys(labels, 0) for labels in zip(*subgroup_counts, strict=True)]
+        self._classes, self._groups = ({label: i for i, label in enumerate(_in_order(one).tolist())} for one in known)
         counts = np.zeros((len(self._classes), len(self._groups)))
-        for (y, group), n in cells.items():
+        for (y, group), n in subgroup_counts.items():
             counts[self._classes[y], self._groups[group]] = n
         # Refuses what the moments would refuse, before the model runs.
-        SubgroupMoments(1, classes=self._classes, groups=self._groups, covariance=self._covariance, cell_counts=counts)
+        SubgroupMoments(
+            1, classes=self._classes, groups=self._groups, covariance=self._covariance, subgroup_counts=counts
+        )
         return counts
 
     def register(self, stack: ExitStack) -> None:
@@ -84,8 +88,8 @@ class Collector:
             )
             raise ValueError(msg)
         self._given = given
-        if self._cell_counts is not None and not all(given):
-            msg = f"cell_counts is of classes and groups, but the batches come {_with(given)}."
+        if self._subgroup_counts is not None and not all(given):
+            msg = f"subgroup_counts is of classes and groups, but the batches come {_with(given)}."
             raise ValueError(msg)
         self._read_labels(y, groups)
         self._calls.token_mask = None if token_mask is None else torch.as_tensor(token_mask).bool()
@@ -139,11 +143,11 @@ class Collector:
             self._n_missing += int((codes == MISSING).sum())
 
     def _numbers(self, what: str, known: dict[Any, int], labels: NDArray[Any]) -> NDArray[np.intp]:
-        if self._cell_counts is not None:
+        if self._subgroup_counts is not None:
             new = [label for label in labels.tolist() if label not in known]
             if new:
                 msg = (
-                    f"Batch {self._n_batches} has the {what} {new[0]!r}, which cell_counts does not have (it has "
+                    f"Batch {self._n_batches} has the {what} {new[0]!r}, which subgroup_counts does not have (it has "
                     f"{few(map(repr, known))})."
                 )
                 raise ValueError(msg)
@@ -228,7 +232,7 @@ class Collector:
                 classes=classes,
                 groups=groups,
                 covariance=self._covariance,
-                cell_counts=self._cell_counts,
+                subgroup_counts=self._subgroup_counts,
             )
             moments = more if moments is None else moments.merge(more)
         y_codes = _positions(self._classes, moments.classes)[y_codes]

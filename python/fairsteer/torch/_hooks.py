@@ -281,7 +281,7 @@ def collect_activations(
     *,
     pool: Literal["mean"] | Pool | None = "mean",
     covariance: CovarianceModel = "tied",
-    cell_counts: Mapping[tuple[Any, Any], float] | None = None,
+    subgroup_counts: Mapping[tuple[Any, Any], float] | None = None,
 ) -> dict[str, SubgroupMoments]:
     """Moments of the hidden states of layers, one batch at a time.
 
@@ -308,7 +308,7 @@ def collect_activations(
         already.
     covariance : {"tied", "full", "diagonal"}, default="tied"
         Covariance model of the moments.
-    cell_counts : mapping of (class, group) to number, default=None
+    subgroup_counts : mapping of (class, group) to number, default=None
         With "tied", rows that the subgroups will have, known beforehand, such as ``Counter(zip(y, groups))``: the
         classes then have the same weights in the covariance of every group, as `FairSteeringTransformer` gives them.
         Only ratios matter. A row of a subgroup that is not in it is an error.
@@ -323,7 +323,7 @@ def collect_activations(
     ValueError
         If there are no batches; if a pattern matches no layer, or a layer is run never or twice in a forward pass; if
         an activation is not finite; if labels do not go with the batch, or are given in some batches only;
-        if `cell_counts` is not of the rows that come, or of another model than "tied".
+        if `subgroup_counts` is not of the rows that come, or of another model than "tied".
 
     See Also
     --------
@@ -350,7 +350,7 @@ def collect_activations(
         raise ValueError(msg)
     patterns = [layers] if isinstance(layers, str) else list(layers)
     targets = {name: layer for pattern in patterns for name, layer in matching_layers(model, pattern).items()}
-    collector = Collector(model, targets, pool, covariance, cell_counts)
+    collector = Collector(model, targets, pool, covariance, subgroup_counts)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
