@@ -109,17 +109,17 @@ class Speaker(NamedTuple):
     def log_odds(self, read: Sequence[Read], words: tuple[list[int], list[int]], push: Steering, s: float) -> Doubles:
         """Log-odds of the concept's words against the opposite's as the next one."""
         out = np.empty(sum(len(batch.rows) for batch in read))
+        head = [self.model.lm_head.weight[ids].double() for ids in words]  # of all words it would take longest
         for batch in read:
             with (
                 torch.inference_mode(),
                 smollm.above(self.model, LAYER) as entrance,
                 steered(self.model, entrance, push, batch.groups, s),
             ):
-                scores = self.model(
-                    inputs_embeds=batch.states, attention_mask=batch.mask, use_cache=False, logits_to_keep=1
-                ).logits[:, -1].double()  # fmt: skip
-            sums = [torch.logsumexp(scores[:, ids], 1) for ids in words]
-            out[batch.rows] = (sums[1] - sums[0]).numpy()
+                found = self.model.model(inputs_embeds=batch.states, attention_mask=batch.mask, use_cache=False)
+                last = found.last_hidden_state[:, -1].double()
+                without, shown = (torch.logsumexp(last @ weights.T, 1) for weights in head)
+            out[batch.rows] = (shown - without).numpy()
         return out
 
     def sampled(

@@ -105,34 +105,39 @@ class Reader:
             out.append(Batch(rows, inputs["input_ids"], inputs["attention_mask"], states))
         return out
 
-    def logits(self, batch: Batch, layer: int, how: nn.Module | None, groups: Any, keep: int) -> Tensor:
+    def states(self, batch: Batch, layer: int, how: nn.Module | None, groups: Any) -> Tensor:
+        """States that the head reads."""
         states, mask = batch.states[layer], batch.mask
         with (
             torch.inference_mode(),
             smollm.above(self.model, layer) as entrance,
             steering_hooks(self.model, {} if how is None else {entrance: how}, sensitive_features=groups),
         ):
-            found = self.model(inputs_embeds=states, attention_mask=mask, use_cache=False, logits_to_keep=keep)
-        out: Tensor = found.logits
+            found = self.model.model(inputs_embeds=states, attention_mask=mask, use_cache=False)
+        out: Tensor = found.last_hidden_state
         return out
 
     def log_ratios(self, texts: Sequence[Batch], layer: int, how: nn.Module | None, groups: NDArray[Any]) -> Doubles:
         """Log-likelihood of "she" less that of "he"."""
+        she, he = self.model.lm_head.weight[[self.she, self.he]].double()
         out = np.empty(len(groups))
         for batch in texts:
-            scores = self.logits(batch, layer, how, groups[batch.rows], 1)[:, -1].double()
-            out[batch.rows] = (scores[:, self.she] - scores[:, self.he]).numpy()
+            last = self.states(batch, layer, how, groups[batch.rows])[:, -1].double()
+            out[batch.rows] = (last @ (she - he)).numpy()
         return out
 
     def losses(self, texts: Sequence[Batch], layer: int, how: nn.Module | None, groups: NDArray[Any]) -> Doubles:
         """Negative log-likelihood of every text, a sum over its tokens."""
         out = np.empty(len(groups))
         for batch in texts:
-            targets = batch.ids.masked_fill(batch.mask == 0, -100)[:, 1:]
-            scores = self.logits(batch, layer, how, groups[batch.rows], 0)[:, :-1].float()
-            loss = nn.functional.cross_entropy(scores.transpose(1, 2), targets, reduction="none", ignore_index=-100)
-            loss = torch.where(batch.mask[:, :-1] == 0, 0, loss)  # the first token follows padding
-            out[batch.rows] = loss.double().sum(1).numpy()
+            found = self.states(batch, layer, how, groups[batch.rows])[:, :-1]
+            loss = torch.zeros(len(batch.rows), dtype=torch.float64)
+            # One text after the other: scores of all would be a gigabyte.
+            for i, (own, ids, mask) in enumerate(zip(found, batch.ids[:, 1:], batch.mask[:, :-1] > 0, strict=True)):
+                with torch.inference_mode():
+                    scores = self.model.lm_head(own[mask]).float()  # the first token follows padding
+                loss[i] = -scores.log_softmax(1).gather(1, ids[mask, None]).double().sum()
+            out[batch.rows] = loss.numpy()
         return out
 
     def readout(self) -> Doubles:
