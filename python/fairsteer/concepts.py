@@ -23,6 +23,8 @@ from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
 from fairsteer.ideal import IdealDistribution, nearest_ideal
 from fairsteer.moments import SubgroupMoments
 
+__all__ = ["ConceptSteering", "MeasuredShifts"]
+
 #: Rows that a class needs in every group: in either half, one for a probe, and two that it has not seen.
 _MIN_ROWS = 6
 
@@ -30,17 +32,38 @@ _Self = TypeVar("_Self", bound="ConceptSteering")
 
 
 class MeasuredShifts(NamedTuple):
-    """How far a concept shifted in every group when it was steered, as measured by whatever is to be equal."""
+    """How far a concept shifted in every group when it was steered, as measured by whatever is to be equal.
+
+    Attributes
+    ----------
+    strengths : ndarray of shape (n_strengths,)
+        Strengths, rising, 0 among them.
+    shifts : ndarray of shape (n_strengths, n_groups)
+        Shifts, rising in every group, 0 at strength 0, in the unit that they were measured in.
+    """
 
     strengths: Doubles
-    """(n_strengths,), rising, 0 among them."""
     shifts: Doubles
-    """(n_strengths, n_groups), rising in every group, 0 at strength 0."""
 
     def equalizing(self, strength: float, groups: Sequence[Any]) -> Doubles:
-        """Strengths of the groups, (n_groups,), at which all shift by what they shift on average at `strength`.
+        """Find the strengths at which all groups shift by what they shift on average at one.
 
-        Between the measured strengths, shifts follow a monotone cubic.
+        Parameters
+        ----------
+        strength : float
+            Within the measured ones.
+        groups : sequence of labels
+            For messages.
+
+        Returns
+        -------
+        ndarray of shape (n_groups,)
+            Strengths; between the measured ones, shifts follow a monotone cubic.
+
+        Raises
+        ------
+        ValueError
+            If the strength is beyond those that were measured, or a group does not reach the common shift.
         """
         if strength == 0:
             return np.zeros(len(groups))
