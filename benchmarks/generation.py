@@ -1,16 +1,19 @@
 """``python -m benchmarks.generation``: a language model steered towards a concept, as far for women as for men?
 
 SmolLM2-135M-Instruct, sentiment and formality. Directions are fitted to hidden states of sentences that show the
-concept or its opposite, told of women and of men; a hook adds them in one layer to every token.
+concept or its opposite, told of women and of men; a hook adds them after one block to every token.
 
 ``shift``: by how much steering raises the log-odds that the next word is one of the concept's, not one of its
-opposite's: what the model would say, without the chance of sampling. ``ratio``: women's over men's. ``judge``: what a
-classifier on a sentence encoder's embeddings makes of sampled continuations, in log-odds. ``perplexity`` of these by
-the model as it is, without steering; ``distinct``: distinct pairs of words over all pairs. Intervals: 1,000 bootstrap
-samples of the pairs of prompts, 95 %.
+opposite's: what the model would say, without the chance of sampling. ``ratio``: women's over men's. ``perplexity``: of
+sampled continuations, by the model as it is, without steering; at every token the expectation over what the steered
+model might say next, which is less noisy than what it says. ``more``: perplexity over that of what the model says
+without steering. ``distinct``: distinct pairs of words over all pairs. ``judge``: what a classifier on a sentence
+encoder's embeddings makes of the continuations, in log-odds. Intervals: 1,000 bootstrap samples of the pairs of
+prompts, 95 %.
 
-"Equalised by the output" has the directions of `ConceptSteering`, each group's multiplied so that the shift is the same
-on prompts that no other number here is from.
+"Equalised by the output" is `ConceptSteering.equalize`: the shifts of each group at four strengths are measured on one
+half of the prompts, and all other numbers are of the other half. "Mean matching" and "LEACE" change all states so that
+they tell nothing of the gender, on average or in any linear way, and then add the difference in means.
 """
 
 from __future__ import annotations
@@ -33,20 +36,23 @@ from torch import Tensor, nn
 
 from benchmarks import encoder, prompts, smollm
 from benchmarks.prompts import Concept
-from fairsteer.baselines import LeaceTransformer
+from fairsteer.baselines import LeaceTransformer, MeanMatchingTransformer
 from fairsteer.concepts import ConceptSteering
-from fairsteer.torch import SteeringModule, steering_hooks
+from fairsteer.torch import ConceptSteeringModule, SteeringModule, steering_hooks
 
 Doubles = NDArray[np.float64]
 
 OUTPUT = Path(__file__).parent / "results" / "generation"
 #: Blocks that come before the hook, and the strengths, in deviations of the probes' scores.
 LAYER = 15
-STRENGTHS = (4.0, 8.0, 16.0)
+STRENGTHS = (4.0, 8.0, 12.0)
+#: Strengths at which shifts are measured to be equalised, relative to those.
+CALIBRATED = (0.5, 1.0, 1.3)
 BATCH = 40
-NEW_TOKENS, TEMPERATURE = 20, 0.8
-NONE, ONE, OURS, EQUALISED = "nothing", "one direction", "ConceptSteering", "ConceptSteering, equalised by the output"
-SAMPLED = (ONE, "difference in means", OURS, EQUALISED)
+NEW_TOKENS, TEMPERATURE = 16, 0.8
+NONE, ONE = "nothing", "one direction, difference in means"
+OURS, EQUALISED = "ConceptSteering", "ConceptSteering, equalised by the output"
+SAMPLED = (ONE, OURS, EQUALISED)
 
 
 class Push(nn.Module):
@@ -60,12 +66,12 @@ class Push(nn.Module):
         self.register_buffer("directions", torch.tensor(directions, dtype=torch.float32))
 
     def forward(self, hidden: Tensor, *, sensitive_features: Any) -> Tensor:
-        states = hidden if self.before is None else self.before(hidden)
+        states = hidden if self.before is None else self.before(hidden, sensitive_features=sensitive_features)
         push = self.strength * self.directions[sensitive_features]
         return (states.float() + push[:, None]).to(hidden.dtype)
 
-    def scaled(self, factors: Doubles) -> Push:
-        return Push(self.directions.numpy() * factors[:, None], self.before)
+
+Steering = Push | ConceptSteeringModule | None
 
 
 class Speaker(NamedTuple):
@@ -83,91 +89,101 @@ class Speaker(NamedTuple):
             inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
             yield rows, inputs, torch.tensor([groups[i] for i in rows])
 
-    def hooked(self, push: Push | None, groups: Tensor, strength: float) -> Any:
-        layers = {} if push is None else {f"model.layers.{LAYER - 1}": push}
-        return steering_hooks(
-            self.model, layers, sensitive_features=groups, strength=None if push is None else strength
-        )
-
     def states(self, texts: Sequence[str]) -> Doubles:
-        """Mean states of the layer over the tokens after the first, where attention is parked."""
-        found: list[Tensor] = []
+        """Mean states over the tokens after the first, where attention is parked."""
         out = np.empty((len(texts), self.model.config.hidden_size))
-        layer = self.model.model.layers[LAYER - 1]
-        hook = layer.register_forward_hook(lambda _m, _a, o: found.append(o if isinstance(o, Tensor) else o[0]))
-        try:
-            for rows, inputs, _ in self.batches(texts, [0] * len(texts)):
-                found.clear()
-                with torch.inference_mode():
-                    self.model.model(**inputs)
-                mask = inputs["attention_mask"].float()
-                mask[torch.arange(len(mask)), mask.argmax(1)] = 0
-                out[rows] = ((found[0].float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
-        finally:
-            hook.remove()
+        for rows, inputs, _ in self.batches(texts, [0] * len(texts)):
+            found = smollm.states_after(self.model, LAYER, **inputs).float()
+            mask = inputs["attention_mask"].float()
+            mask[torch.arange(len(mask)), mask.argmax(1)] = 0
+            out[rows] = ((found * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
         return out
 
-    def log_odds(
-        self,
-        texts: Sequence[str],
-        groups: Sequence[int],
-        words: tuple[list[int], list[int]],
-        push: Push | None,
-        s: float,
-    ) -> Doubles:
+    def read(self, texts: Sequence[str], groups: Sequence[int]) -> list[Read]:
+        """Read texts up to the block after which they are steered."""
+        return [
+            Read(rows, smollm.states_after(self.model, LAYER, **inputs), inputs["attention_mask"], of_rows)
+            for rows, inputs, of_rows in self.batches(texts, groups)
+        ]
+
+    def log_odds(self, read: Sequence[Read], words: tuple[list[int], list[int]], push: Steering, s: float) -> Doubles:
         """Log-odds of the concept's words against the opposite's as the next one."""
-        out = np.empty(len(texts))
-        for rows, inputs, of_rows in self.batches(texts, groups):
-            with torch.inference_mode(), self.hooked(push, of_rows, s):
-                scores = self.model(**inputs, logits_to_keep=1).logits[:, -1].double()
+        out = np.empty(sum(len(batch.rows) for batch in read))
+        for batch in read:
+            with (
+                torch.inference_mode(),
+                smollm.above(self.model, LAYER) as entrance,
+                steered(self.model, entrance, push, batch.groups, s),
+            ):
+                scores = self.model(
+                    inputs_embeds=batch.states, attention_mask=batch.mask, use_cache=False, logits_to_keep=1
+                ).logits[:, -1].double()  # fmt: skip
             sums = [torch.logsumexp(scores[:, ids], 1) for ids in words]
-            out[rows] = (sums[1] - sums[0]).numpy()
+            out[batch.rows] = (sums[1] - sums[0]).numpy()
         return out
 
     def sampled(
-        self, texts: Sequence[str], groups: Sequence[int], push: Push | None, s: float
+        self, texts: Sequence[str], groups: Sequence[int], push: Steering, s: float
     ) -> tuple[list[str], Doubles]:
-        """Continuations, and the mean negative log-likelihood of their tokens without steering."""
+        """Continuations, and the mean negative log-likelihood, without steering, of what is said next."""
         said, loss = [""] * len(texts), np.empty(len(texts))
         torch.manual_seed(0)
         for rows, inputs, of_rows in self.batches(texts, groups):
             with torch.inference_mode():
-                with self.hooked(push, of_rows, s):
-                    tokens = self.model.generate(
-                        **inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=True,
-                        temperature=TEMPERATURE, pad_token_id=self.tokenizer.pad_token_id,
+                with steered(self.model, f"model.layers.{LAYER - 1}", push, of_rows, s):
+                    made = self.model.generate(
+                        **inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=True, top_k=0,
+                        top_p=1.0, temperature=TEMPERATURE, pad_token_id=self.tokenizer.pad_token_id,
+                        output_scores=True, return_dict_in_generate=True,
                     )  # fmt: skip
                 mask = nn.functional.pad(inputs["attention_mask"], (0, NEW_TOKENS), value=1)
-                scores = self.model(tokens, attention_mask=mask, logits_to_keep=NEW_TOKENS + 1).logits[:, :-1].float()
-                new = tokens[:, -NEW_TOKENS:]
-                losses = nn.functional.cross_entropy(scores.transpose(1, 2), new, reduction="none")
-            loss[rows] = losses.double().mean(1).numpy()
+                found = self.model(
+                    made.sequences, attention_mask=mask, use_cache=False, logits_to_keep=NEW_TOKENS + 1
+                ).logits  # fmt: skip
+                total = torch.zeros(len(rows), dtype=torch.float64)
+                for t, scores in enumerate(made.scores):  # of the temperature, as they were sampled from
+                    plain = found[:, t].float().log_softmax(1).clamp(min=-100)
+                    total -= (scores.float().softmax(1) * plain).sum(1).double()
+            loss[rows] = (total / NEW_TOKENS).numpy()
+            new = made.sequences[:, -NEW_TOKENS:]
             for i, text in zip(rows, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 said[i] = text
         return said, loss
 
 
-def pushes(states: Doubles, shown: NDArray[Any], group: NDArray[Any]) -> dict[str, Push]:
-    """What each method adds; all of the same mean length."""
-    one = ConceptSteering().fit(states, shown, sensitive_features=np.zeros_like(group)).directions_[1, 0]
-    length = np.linalg.norm(one)
-    ours = ConceptSteering().fit(states, shown, sensitive_features=group).directions_[1]
+class Read(NamedTuple):
+    """Texts of like length, read up to a block."""
 
-    def difference(rows: Doubles, chosen: NDArray[Any]) -> Doubles:
-        found: Doubles = rows[chosen & (shown == 1)].mean(axis=0) - rows[chosen & (shown == 0)].mean(axis=0)
-        return found * (length / np.linalg.norm(found))
+    rows: NDArray[Any]
+    states: Tensor
+    mask: Tensor
+    groups: Tensor
 
-    everyone = np.ones(len(states), dtype=bool)
-    erase = LeaceTransformer().fit(states, shown, sensitive_features=group)
-    erased = np.asarray(erase.transform(states))
-    of_group = np.stack([difference(states, group == a) for a in (0, 1)])
+
+def steered(model: Any, layer: str, push: Steering, groups: Tensor, strength: float) -> Any:
+    layers = {} if push is None else {layer: push}
+    return steering_hooks(model, layers, sensitive_features=groups, strength=None if push is None else strength)
+
+
+def pushes(states: Doubles, shown: NDArray[Any], group: NDArray[Any]) -> tuple[dict[str, Push], ConceptSteering]:
+    """What the other methods add, all of the length that ours has on average, and ours."""
+    ours = ConceptSteering().fit(states, shown, sensitive_features=group)
+    length = np.linalg.norm(ours.directions_[1], axis=1).mean()
+
+    def difference(rows: Doubles) -> Doubles:
+        found: Doubles = rows[shown == 1].mean(axis=0) - rows[shown == 0].mean(axis=0)
+        return np.stack([found * (length / np.linalg.norm(found))] * 2)
+
+    def after(change: Any) -> Push:
+        change.fit(states, shown, sensitive_features=group)
+        changed = np.asarray(change.transform(states, sensitive_features=group))
+        return Push(difference(changed), SteeringModule(change))
+
     return {
-        ONE: Push(np.stack([one, one])),
-        "difference in means": Push(np.stack([difference(states, everyone)] * 2)),
-        "difference in means of each group": Push(of_group),
-        "LEACE, difference in means": Push(np.stack([difference(erased, everyone)] * 2), SteeringModule(erase)),
-        OURS: Push(ours),
-    }
+        ONE: Push(difference(states)),
+        "mean matching, difference in means": after(MeanMatchingTransformer()),
+        "LEACE, difference in means": after(LeaceTransformer()),
+    }, ours
 
 
 class Judge:
@@ -227,18 +243,6 @@ def words_of(tokenizer: Any, concept: Concept) -> tuple[list[int], list[int]]:
     return [one[0] for one in ids[0]], [one[0] for one in ids[1]]
 
 
-def equalised(push: Push, shift: Any, steps: int = 2) -> Push:
-    """Multiply a push so that the shift is the same for both groups: the mean of what it is as it is."""
-    factors, now = np.ones(2), push
-    target = None
-    for _ in range(steps):
-        found = shift(now)
-        target = found.mean() if target is None else target
-        factors = factors * target / found
-        now = push.scaled(factors)
-    return now
-
-
 def run_concept(
     speaker: Speaker,
     concept: Concept,
@@ -249,48 +253,57 @@ def run_concept(
     embed: Any,
 ) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(0)
-    told = prompts.told(concept)
+    # Half of the subjects, in all their frames, with the concept and without, in both groups.
+    told = [row for i, row in enumerate(prompts.told(concept)) if i // 16 % 2 == 0]
     shown, group = np.array([k for _, k, _ in told]), np.array([a for *_, a in told])
-    found = pushes(_kept(cache, concept, lambda: speaker.states([text for text, *_ in told])), shown, group)
+    found, ours = pushes(_kept(cache, concept, lambda: speaker.states([text for text, *_ in told])), shown, group)
     pairs = prompts.prompts(concept)
-    order = rng.permutation(len(pairs))
-    measured, tuned = ([pairs[i] for i in order[at]] for at in (slice(n_pairs), slice(-n_pairs // 2, None)))
+    order = rng.permutation(len(pairs))[: 2 * n_pairs]
     words = words_of(speaker.tokenizer, concept)
     judge = Judge(concept, embed)
 
-    def odds(of: Sequence[tuple[str, str]], push: Push | None = None, s: float = 0.0) -> Doubles:
-        flat = [text for pair in of for text in pair]
-        return speaker.log_odds(flat, [0, 1] * len(of), words, push, s).reshape(-1, 2)
+    def read(half: NDArray[Any]) -> Callable[[Steering, float], Doubles]:
+        flat = [text for i in half for text in pairs[i]]
+        texts = speaker.read(flat, [0, 1] * len(half))
+        return lambda push, s: speaker.log_odds(texts, words, push, s).reshape(-1, 2)
 
-    plain, plain_tuned = odds(measured), odds(tuned)
-    few = measured[:n_sampled]
+    of_calibration, of_measured = (read(order[half::2]) for half in (0, 1))
+    plain = of_measured(None, 0.0)
+    few = [text for i in order[1::2][:n_sampled] for text in pairs[i]]
 
-    def sampled(push: Push | None, s: float) -> dict[str, Any]:
-        flat = [text for pair in few for text in pair]
-        said, loss = speaker.sampled(flat, [0, 1] * len(few), push, s)
-        out = {"perplexity": float(np.exp(loss.mean())), "distinct": distinct(said), "example": said[0].strip()}
-        return out | {"judge": judge(said).reshape(-1, 2), "judge accuracy": judge.accuracy}
+    def sampled(push: Steering, s: float) -> dict[str, Any]:
+        said, loss = speaker.sampled(few, [0, 1] * (len(few) // 2), push, s)
+        return {
+            "perplexity": float(np.exp(loss.mean())), "distinct": distinct(said), "example": said[0].strip(),
+            "judge": judge(said).reshape(-1, 2), "loss": loss.reshape(-1, 2).mean(axis=1),
+            "judge accuracy": judge.accuracy,
+        }  # fmt: skip
 
     before = sampled(None, 0.0)
-    base = before.pop("judge")
-    head = {"concept": concept.name, "pairs": len(measured)}
+    base, base_loss = before.pop("judge"), before.pop("loss")
+    head = {"concept": concept.name, "pairs": len(plain), "sampled": n_sampled}
     yield {**head, "method": NONE, "strength": 0.0, **before, "log-odds, women": plain[:, 0].mean(),
            "log-odds, men": plain[:, 1].mean()}  # fmt: skip
+    methods: dict[str, Push | ConceptSteeringModule] = {**found, OURS: ConceptSteeringModule(ours)}
+    start = of_calibration(None, 0.0)
+    measured = sorted({strengths[0] * CALIBRATED[0], *strengths, strengths[-1] * CALIBRATED[-1]})
+    shifts = [(of_calibration(methods[OURS], s) - start).mean(axis=0) for s in measured]
+    methods[EQUALISED] = ConceptSteeringModule(ours.equalize(measured, shifts))
     for s in strengths:
-        found[EQUALISED] = equalised(found[OURS], lambda push, s=s: (odds(tuned, push, s) - plain_tuned).mean(axis=0))
-        first = (ONE, OURS, EQUALISED)
-        for name in (*first, *(name for name in found if name not in first)):
-            push = found[name]
-            shift = odds(measured, push, s) - plain
+        for name, push in methods.items():
+            shift = of_measured(push, s) - plain
             row = {**head, "method": name, "strength": s}
             row["shift, women"], row["shift, men"] = shift.mean(axis=0)
             row["ratio"], row["ratio, low"], row["ratio, high"] = interval(shift, ratio)
+            if name == EQUALISED:
+                row["strength, women"], row["strength, men"] = ours.group_strengths(s)
             if name in SAMPLED:
                 extra = sampled(push, s)
-                moved = extra.pop("judge") - base
+                moved, lost = extra.pop("judge") - base, extra.pop("loss") - base_loss
                 for a, who in enumerate(prompts.GROUPS):
                     key = f"judge, {who}"
                     row[key], row[f"{key}, low"], row[f"{key}, high"] = interval(moved[:, a], lambda v: float(v.mean()))
+                row["more"], row["more, low"], row["more, high"] = interval(lost, lambda v: float(np.exp(v.mean()) - 1))
                 row |= extra
             yield row
 
@@ -330,8 +343,8 @@ def write(folder: Path, table: pd.DataFrame, command: str) -> None:
         text += [f"## {concept}", ""]
         text += [f"Accuracy of the judge on ends that it was not fitted to: {own['judge accuracy'].max():.2f}.", ""]
         text += [
-            "| strength | method | shift, women | men | ratio | judge, women | men | perplexity | distinct |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| strength | method | shift, women | men | ratio | perplexity | more | distinct | judge, women | men |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for _, row in own.iterrows():
             text.append("| " + " | ".join(_cells(row)) + " |")
@@ -343,17 +356,18 @@ def write(folder: Path, table: pd.DataFrame, command: str) -> None:
 
 
 def _cells(row: pd.Series) -> list[str]:
-    def number(key: str, digits: int = 2) -> str:
+    def number(key: str, kind: str = ".2f") -> str:
         value = row.get(key, np.nan)
         if pd.isna(value):
             return ""
         low, high = row.get(f"{key}, low", np.nan), row.get(f"{key}, high", np.nan)
-        between = "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-        return f"{value:.{digits}f}{between}"
+        between = "" if pd.isna(low) else f" [{low:{kind}}, {high:{kind}}]"
+        return f"{value:{kind}}{between}"
 
     head = [f"{row['strength']:g}" if row["strength"] else "", row["method"]]
-    keys = ("shift, women", "shift, men", "ratio", "judge, women", "judge, men")
-    return [*head, *map(number, keys), number("perplexity", 1), number("distinct", 3)]
+    keys = (("shift, women", ".2f"), ("shift, men", ".2f"), ("ratio", ".3f"), ("perplexity", ".1f"), ("more", "+.0%"),
+            ("distinct", ".3f"), ("judge, women", ".2f"), ("judge, men", ".2f"))  # fmt: skip
+    return [*head, *(number(key, kind) for key, kind in keys)]
 
 
 def picture(table: pd.DataFrame, path: Path) -> None:
@@ -365,7 +379,7 @@ def picture(table: pd.DataFrame, path: Path) -> None:
 
     names = list(dict.fromkeys(table["concept"]))
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False)
-    colours = dict(zip(SAMPLED, ("#999999", "#E69F00", "#56B4E9", "#0072B2"), strict=True))
+    colours = dict(zip(SAMPLED, ("#999999", "#E69F00", "#0072B2"), strict=True))
     for name, ax in zip(names, axes[0], strict=True):
         own = table[(table["concept"] == name) & table["perplexity"].notna()]
         start = own[own["method"] == NONE].iloc[0]
@@ -388,10 +402,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.generation", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--pairs", type=int, default=120, metavar="N", help="pairs of prompts (default: 120)")
-    parser.add_argument("--sampled", type=int, default=40, metavar="N", help="of them are continued (default: 40)")
+    parser.add_argument(
+        "--pairs", type=int, default=40, metavar="N", help="pairs of prompts, as many to calibrate with"
+    )
+    parser.add_argument("--sampled", type=int, default=20, metavar="N", help="of them are continued (default: 20)")
     parser.add_argument("--concept", choices=[concept.name for concept in prompts.CONCEPTS], help="only this one")
-    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 4 8 16)")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 4 8 12)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the states of told sentences here")
     parser.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")

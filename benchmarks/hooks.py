@@ -144,19 +144,52 @@ class Side:
 # ---- tokens
 
 N_PROMPT = 24
+#: Blocks of the network whose steps are compiled.
+N_COMPILED = 4
 
 
-def _steps(network: Any, ids: Tensor, n_new: int) -> tuple[float, Tensor]:
-    """Seconds of the processor for a token, greedily and with a cache, after the prompt; and the last logits."""
+def _steps(network: Any, ids: Tensor, n_new: int, step: Any = None) -> tuple[float, Tensor]:
+    """Seconds of the processor for a token, greedily and with a cache, after the prompt; and the last logits.
+
+    `step`: the compiled network, which runs all but the prompt.
+    """
     name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
     cache = {name: DynamicCache(config=network.config)}
     mask = torch.ones(len(ids), ids.shape[1] + n_new, dtype=torch.long)
     logits = network(input_ids=ids, attention_mask=mask[:, : ids.shape[1]], **cache).logits
+    step = network if step is None else step
     start = time.process_time()
     for t in range(n_new):
         token = logits[:, -1:].argmax(-1)
-        logits = network(input_ids=token, attention_mask=mask[:, : ids.shape[1] + t + 1], **cache).logits
+        logits = step(input_ids=token, attention_mask=mask[:, : ids.shape[1] + t + 1], **cache).logits
     return (time.process_time() - start) / n_new, logits[:, -1]
+
+
+def _concept(d: int, dtype: torch.dtype = torch.float32) -> ConceptSteeringModule:
+    rng = np.random.default_rng(0)
+    shown, group = rng.integers(0, 2, (2, 400))
+    hidden = rng.normal(size=(400, d)) + np.outer(shown, rng.normal(size=d)) / 3
+    steering = ConceptSteering(n_probes=8).fit(hidden, shown, sensitive_features=np.array(["a", "b"])[group])
+    return ConceptSteeringModule(steering, dtype=dtype)
+
+
+def _sides(network: Any, groups: list[str]) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    """Ways to steer a network, by what is in force while a context lasts."""
+    d, middle = network.config.hidden_size, network.config.num_hidden_layers // 2
+    concept, affine = _concept(d), SteeringModule(_maps(d, 2))
+    part = network.get_submodule(f"model.layers.{middle}.mlp.down_proj")
+
+    def hooked(source: nn.Module, where: str) -> AbstractContextManager[Any]:
+        return steering_hooks(network, {f"model.layers.{where}": source}, sensitive_features=groups)
+
+    return {
+        "plain": nullcontext,
+        "concept, folded into one bias": lambda: fold_into(part, concept, sensitive_features="a"),
+        "concept, hook on one block": partial(hooked, concept, str(middle)),
+        "concept, hooks on all blocks": partial(hooked, concept, "*"),
+        "affine maps, hook on one block": partial(hooked, affine, str(middle)),
+        "affine maps, hooks on all blocks": partial(hooked, affine, "*"),
+    }
 
 
 def tokens(sequences: list[int], n_new: int, n_rounds: int, compiled: bool) -> None:
@@ -164,57 +197,76 @@ def tokens(sequences: list[int], n_new: int, n_rounds: int, compiled: bool) -> N
     network, _ = smollm.load()
     network.generation_config.pad_token_id = 0
     d, n_layers = network.config.hidden_size, network.config.num_hidden_layers
-    middle = n_layers // 2
     rng = np.random.default_rng(0)
-    shown, group = rng.integers(0, 2, (2, 400))
-    hidden = rng.normal(size=(400, d)) + np.outer(shown, rng.normal(size=d)) / 3
-    concept = ConceptSteeringModule(
-        ConceptSteering(n_probes=8).fit(hidden, shown, sensitive_features=np.array(["a", "b"])[group])
-    )
-    affine = SteeringModule(_maps(d, 2))
-    part = network.get_submodule(f"model.layers.{middle}.mlp.down_proj")
-    none: AbstractContextManager[Any] = nullcontext()
-
-    def hooked(source: nn.Module, where: str, groups: Any) -> AbstractContextManager[Any]:
-        return steering_hooks(network, {f"model.layers.{where}": source}, sensitive_features=groups)
-
     print(f"SmolLM2-135M, float32, {n_layers} blocks of {d} features; {N_PROMPT} tokens of prompt, {n_new} new ones")
+    _folded_and_hooked(network, torch.tensor(rng.integers(100, 40000, (1, N_PROMPT))))
     for n in sequences:
         ids = torch.tensor(rng.integers(100, 40000, (n, N_PROMPT)))
         groups = (["a", "b"] * n)[:n]
-        sides: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-            "plain": lambda: none,
-            "concept, hook on one block": partial(hooked, concept, str(middle), groups),
-            "concept, folded into one bias": lambda: fold_into(part, concept, sensitive_features="a"),
-            "affine maps, hook on one block": partial(hooked, affine, str(middle), groups),
-            "affine maps, hooks on all blocks": partial(hooked, affine, "*", groups),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        seconds: dict[str, list[float]] = {}
+        sides = _sides(network, groups)
         for _ in range(n_rounds):
             for name, context in sides.items():
                 with torch.no_grad(), context():
-                    seconds[name].append(_steps(network, ids, n_new)[0])
+                    seconds.setdefault(name, []).append(_steps(network, ids, n_new)[0])
         _tell(f"eager, sequences: {n}, groups: {len(set(groups))}", seconds)
         if compiled:
-            seconds = {}
-            for name, context in list(sides.items())[:4]:
-                torch._dynamo.reset()
-                with torch.no_grad(), context():
-                    run = torch.compile(network, dynamic=None)
-                    _steps(run, ids, 4)
-                    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-                    seconds[name] = [_steps(run, ids, n_new)[0] for _ in range(n_rounds)]
-                    again = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
-                    print(f"  {name}: {again} graphs compiled during {n_rounds * n_new} steps", flush=True)
-            _tell(f"compiled, sequences: {n}, groups: {len(set(groups))}", seconds)
-    with torch.no_grad(), hooked(concept, str(middle), "a"):
-        expected = _steps(network, ids, 8)[1]
-    with torch.no_grad(), fold_into(part, concept, sensitive_features="a"):
-        found = _steps(network, ids, 8)[1]
-    print(
-        f"\nlogits after 8 tokens, folded against hooked: {float((found - expected).abs().max()):.1e} apart at most, "
-        f"of {float(expected.abs().max()):.1f}"
-    )
+            _compiled_tokens(network, ids, groups, n_new, n_rounds)
+
+
+def _compiled_tokens(network: Any, ids: Tensor, groups: list[str], n_new: int, n_rounds: int) -> None:
+    """Compiled steps of the first blocks: a copy for each way, which shares the weights and stays steered.
+
+    All blocks would take a quarter of an hour to compile.
+    """
+    # Copies run the same code, which torch would otherwise take for the same whether hooked or not.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    torch._dynamo.reset()
+    stats = torch._dynamo.utils.counters["stats"]
+    short = copy.copy(network.config)
+    short.num_hidden_layers = N_COMPILED
+    first = type(network)(short).eval()
+    first.model.embed_tokens, first.model.norm, first.lm_head = (
+        network.model.embed_tokens, network.model.norm, network.lm_head
+    )  # fmt: skip
+    first.model.layers = network.model.layers[:N_COMPILED]
+    seconds: dict[str, list[float]] = {}
+    with torch.no_grad(), ExitStack() as stack:
+        steps = {}
+        for name in _sides(first, groups):
+            own = copy.deepcopy(first, {id(weights): weights for weights in first.parameters()})
+            stack.enter_context(_sides(own, groups)[name]())
+            step, start = torch.compile(own, dynamic=True), time.process_time()
+            found, expected = _steps(own, ids, 3, step)[1], _steps(own, ids, 3)[1]
+            error = float((found - expected).abs().max() / expected.abs().max())
+            print(f"  {name}: compiled in {time.process_time() - start:.0f} s, {error:.0e} from eager", flush=True)
+            steps[name] = own, step
+        before = stats["unique_graphs"]
+        for _ in range(n_rounds):
+            for name, (own, step) in steps.items():
+                seconds.setdefault(name, []).append(_steps(own, ids, n_new, step)[0])
+        again = stats["unique_graphs"] - before
+    what = f"compiled, {N_COMPILED} blocks, sequences: {len(ids)}, groups: {len(set(groups))}"
+    _tell(f"{what}; {again} graphs compiled in {n_rounds * n_new * len(steps)} steps", seconds)
+
+
+def _folded_and_hooked(network: Any, ids: Tensor) -> None:
+    """How far logits of folded weights are from those of the hook, in single and in double precision."""
+    middle = network.config.num_hidden_layers // 2
+    for dtype in (torch.float32, torch.float64):
+        own = network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
+        concept = _concept(network.config.hidden_size, dtype)
+        with torch.no_grad():
+            with steering_hooks(own, {f"model.layers.{middle}": concept}, sensitive_features="a"):
+                expected = _steps(own, ids, 8)[1]
+            with fold_into(own.get_submodule(f"model.layers.{middle}.mlp.down_proj"), concept, sensitive_features="a"):
+                found = _steps(own, ids, 8)[1]
+        apart, size = float((found - expected).abs().max()), float(expected.abs().max())
+        print(
+            f"logits after 8 tokens in {dtype}, folded against hooked: {apart:.1e} apart at most, of {size:.1f}: "
+            f"{apart / size:.1e}, the unit of rounding being {torch.finfo(dtype).eps / 2:.1e}",
+            flush=True,
+        )
 
 
 def _tell(what: str, seconds: dict[str, list[float]]) -> None:

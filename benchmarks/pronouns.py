@@ -1,15 +1,24 @@
 """``python -m benchmarks.pronouns``: which pronoun a language model expects after an occupation, steered or not.
 
-SmolLM2-135M-Instruct reads "The nurse said that" and says how likely "she" and "he" are as the next word. Maps are
-fitted to the states of such beginnings where a sentence before them tells the pronoun ("She is a nurse."): class is the
-occupation, group the pronoun. They steer beginnings that tell nothing, with other verbs, by a group that is inferred
-from the state, at every token; LEACE needs no group.
+SmolLM2-135M-Instruct reads "The nurse said that" and says how likely "she" and "he" are as the next word. What is
+predicted is the pronoun, and what it must not depend on is the occupation: the *group* of a beginning is its
+occupation, which the text names, and its *class* the pronoun that the rest of the sentence suggests (whether after its
+verb the log-ratio, over all occupations, is in the upper half). Maps are fitted to the states of the last token of
+beginnings with half of the verbs, and steer every token of beginnings with the others.
+
+"Two features": the states steered in two directions alone, the one in which the log-ratio rises most (its mean
+gradient) and the one in which states that expect "she" differ from those that expect "he"; what is at right angles to
+these stays bit for bit up to rounding. "Unseen occupations": groups are quarters of the occupations by what the model
+expects of them, fitted to one half of the occupations and inferred from the state for the other, and the other way
+round. "Pronoun that is told": group is the pronoun in a sentence before ("She is a nurse."), which LEACE erases, or
+whose difference in means is projected away.
 
 ``log-ratio``: logarithm of the likelihoods' ratio, mean of its absolute value over the beginnings; ``spread``: its
 standard deviation over the occupations, which a bias common to all leaves out; ``she``: share of beginnings where "she"
-is the likelier. ``neutral text``: change of the mean negative log-likelihood of a token of biographies that nothing was
-fitted to, every token steered. Intervals: 1,000 bootstrap samples of the occupations, for neutral text of the
-biographies, 95 %.
+is the likelier; ``told``: by how much a sentence before that tells the pronoun moves the log-ratio, which is to stay.
+``neutral text``: change of the mean negative log-likelihood of a token of biographies that nothing was fitted to, of
+people of eight of the occupations, every token steered as their occupation. Intervals: 1,000 bootstrap samples of the
+occupations, for neutral text of the biographies, 95 %.
 """
 
 from __future__ import annotations
@@ -18,9 +27,9 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,17 +39,27 @@ from torch import Tensor, nn
 
 from benchmarks import datasets, smollm
 from benchmarks.prompts import OCCUPATIONS, PRONOUN_FRAMES
-from fairsteer.baselines import CovarianceMatchingTransformer, LeaceTransformer, MeanMatchingTransformer
+from fairsteer.baselines import LeaceTransformer, MeanMatchingTransformer
+from fairsteer.ideal import MapType
 from fairsteer.torch import SteeringModule, steering_hooks
 from fairsteer.transformer import FairSteeringTransformer
 
 Doubles = NDArray[np.float64]
 
 OUTPUT = Path(__file__).parent / "results" / "pronouns"
-LAYERS = (10, 15, 20, 25)
+#: Blocks below the hook. At the first one everything is measured, at the others the mean and ours.
+LAYERS = (29, 25, 20)
 PRONOUNS = ("She", "He")
-BATCH, MAX_TOKENS = 64, 64
-COLUMNS = ("log-ratio", "spread", "she", "neutral text")
+BATCH, MAX_TOKENS = 64, 48
+COLUMNS = ("log-ratio", "spread", "she", "told", "neutral text")
+FITTED_TO, TESTED = PRONOUN_FRAMES[: len(PRONOUN_FRAMES) // 2], PRONOUN_FRAMES[len(PRONOUN_FRAMES) // 2 :]
+#: Verbs of each half with which a pronoun is told.
+N_TOLD = 2
+#: Occupations of biographies, as the beginnings call them.
+BIOGRAPHIES = {
+    "dancer": "dancer", "engineer": "engineer", "lawyer": "lawyer", "musician": "musician", "painter": "painter",
+    "physician": "doctor", "professor": "professor", "writer": "writer",
+}  # fmt: skip
 
 
 def beginnings(frames: Sequence[str], before: str = "") -> list[str]:
@@ -53,75 +72,213 @@ def beginnings(frames: Sequence[str], before: str = "") -> list[str]:
     return out
 
 
-def batches(tokenizer: Any, texts: Sequence[str], size: int) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-    order = np.argsort([len(text) for text in texts], kind="stable")
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        made = tokenizer(
-            [texts[i] for i in rows], return_tensors="pt", padding=True, truncation=True, max_length=MAX_TOKENS
-        )
-        yield rows, {name: made[name] for name in ("input_ids", "attention_mask")}
+class Batch(NamedTuple):
+    """Texts of like length after the blocks below the hooks."""
+
+    rows: NDArray[Any]
+    ids: Tensor
+    mask: Tensor
+    states: dict[int, Tensor]
 
 
-def last_states(model: Any, tokenizer: Any, texts: Sequence[str], layers: Sequence[int]) -> Doubles:
-    """States of the last token, (layers, texts, d)."""
-    out = np.empty((len(layers), len(texts), model.config.hidden_size))
-    for rows, inputs in batches(tokenizer, texts, BATCH):
-        with torch.inference_mode():
-            # The last of these has gone through the norm after the last layer, which is none of those asked for.
-            found = model.model(**inputs, output_hidden_states=True).hidden_states
-        for i, layer in enumerate(layers):
-            out[i, rows] = found[layer][:, -1].double().numpy()
-    return out
+class Reader:
+    """The model, which reads texts up to some blocks once, and on from there as often as they are steered."""
+
+    def __init__(self, dtype: torch.dtype, layers: Sequence[int]) -> None:
+        self.model, self.tokenizer = smollm.load(dtype)
+        self.model.requires_grad_(requires_grad=False)
+        self.layers = layers
+        self.she, self.he = (self.tokenizer(f" {word.lower()}").input_ids[0] for word in PRONOUNS)
+
+    def read(self, texts: Sequence[str], size: int = BATCH) -> list[Batch]:
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        out = []
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            made = self.tokenizer(
+                [texts[i] for i in rows], return_tensors="pt", padding=True, truncation=True, max_length=MAX_TOKENS
+            )
+            inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
+            with torch.inference_mode():
+                found = self.model.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+            states = {layer: found[layer].clone() for layer in self.layers}
+            out.append(Batch(rows, inputs["input_ids"], inputs["attention_mask"], states))
+        return out
+
+    def logits(self, batch: Batch, layer: int, how: nn.Module | None, groups: Any, keep: int) -> Tensor:
+        states, mask = batch.states[layer], batch.mask
+        with (
+            torch.inference_mode(),
+            smollm.above(self.model, layer) as entrance,
+            steering_hooks(self.model, {} if how is None else {entrance: how}, sensitive_features=groups),
+        ):
+            found = self.model(inputs_embeds=states, attention_mask=mask, use_cache=False, logits_to_keep=keep)
+        out: Tensor = found.logits
+        return out
+
+    def log_ratios(self, texts: Sequence[Batch], layer: int, how: nn.Module | None, groups: NDArray[Any]) -> Doubles:
+        """Log-likelihood of "she" less that of "he"."""
+        out = np.empty(len(groups))
+        for batch in texts:
+            scores = self.logits(batch, layer, how, groups[batch.rows], 1)[:, -1].double()
+            out[batch.rows] = (scores[:, self.she] - scores[:, self.he]).numpy()
+        return out
+
+    def losses(self, texts: Sequence[Batch], layer: int, how: nn.Module | None, groups: NDArray[Any]) -> Doubles:
+        """Negative log-likelihood of every text, a sum over its tokens."""
+        out = np.empty(len(groups))
+        for batch in texts:
+            targets = batch.ids.masked_fill(batch.mask == 0, -100)[:, 1:]
+            scores = self.logits(batch, layer, how, groups[batch.rows], 0)[:, :-1].float()
+            loss = nn.functional.cross_entropy(scores.transpose(1, 2), targets, reduction="none", ignore_index=-100)
+            loss = torch.where(batch.mask[:, :-1] == 0, 0, loss)  # the first token follows padding
+            out[batch.rows] = loss.double().sum(1).numpy()
+        return out
+
+    def gradient(self, texts: Sequence[Batch], layer: int) -> Doubles:
+        """Mean gradient of the log-ratio by the state of the last token after a layer."""
+        total, n = torch.zeros(self.model.config.hidden_size, dtype=torch.float64), 0
+        for batch in texts:
+            states = batch.states[layer].clone().requires_grad_()
+            with smollm.above(self.model, layer), torch.enable_grad():
+                scores = self.model(
+                    inputs_embeds=states, attention_mask=batch.mask, use_cache=False, logits_to_keep=1
+                ).logits[:, -1]
+                (slope,) = torch.autograd.grad((scores[:, self.she] - scores[:, self.he]).float().sum(), states)
+            total += slope[:, -1].double().sum(0)
+            n += len(states)
+        out: Doubles = (total / n).numpy()
+        return out
 
 
-def log_ratios(model: Any, tokenizer: Any, texts: Sequence[str]) -> Doubles:
-    """Log-likelihood of "she" less that of "he"."""
-    she, he = (tokenizer(f" {word.lower()}").input_ids[0] for word in PRONOUNS)
-    out = np.empty(len(texts))
-    for rows, inputs in batches(tokenizer, texts, BATCH):
-        with torch.inference_mode():
-            scores = model(**inputs, logits_to_keep=1).logits[:, -1].double()
-        out[rows] = (scores[:, she] - scores[:, he]).numpy()
-    return out
+def last_states(texts: Sequence[Batch], layer: int) -> Doubles:
+    out = np.concatenate([batch.states[layer][:, -1].double().numpy() for batch in texts])
+    return out[np.argsort(np.concatenate([batch.rows for batch in texts]))]
 
 
-def losses(model: Any, tokenizer: Any, texts: Sequence[str]) -> Doubles:
-    """Negative log-likelihood of every text, a sum over its tokens."""
-    out = np.empty(len(texts))
-    for rows, inputs in batches(tokenizer, texts, 16):
-        mask = inputs["attention_mask"]
-        targets = inputs["input_ids"].masked_fill(mask == 0, -100)[:, 1:]
-        with torch.inference_mode():
-            scores = model(**inputs).logits[:, :-1].float()
-        loss = nn.functional.cross_entropy(scores.transpose(1, 2), targets, reduction="none", ignore_index=-100)
-        loss = torch.where(mask[:, :-1] == 0, 0, loss)  # the first token follows padding
-        out[rows] = loss.double().sum(1).numpy()
-    return out
+class Within(nn.Module):
+    """Steering in a few directions: coordinates are steered, and what is at right angles to the directions stays."""
+
+    basis: Tensor
+
+    def __init__(self, basis: Doubles, steering: Any) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.tensor(basis, dtype=torch.float32))
+        self.steering = SteeringModule(steering)
+
+    def forward(self, hidden: Tensor, *, sensitive_features: Any) -> Tensor:
+        coordinates = hidden.float() @ self.basis
+        moved = self.steering(coordinates, sensitive_features=sensitive_features) - coordinates
+        return (hidden.float() + moved @ self.basis.T).to(hidden.dtype)
 
 
-def changes() -> dict[str, Any]:
+class ByHalf(nn.Module):
+    """Of two steerings the one that was not fitted to the occupation; both infer their groups."""
+
+    def __init__(self, halves: Sequence[Within]) -> None:
+        super().__init__()
+        self.halves = nn.ModuleList(halves)
+
+    def forward(self, hidden: Tensor, *, sensitive_features: Any) -> Tensor:
+        odd = torch.as_tensor(np.asarray(sensitive_features) % 2 == 1)
+        first, second = (half(hidden, sensitive_features=None) for half in self.halves)
+        return torch.where(odd[:, None, None], first, second)
+
+
+class Fitted(NamedTuple):
+    """What maps are fitted to."""
+
+    states: Doubles
+    """Of beginnings that tell nothing, (occupations x verbs, d)."""
+    log_ratios: Doubles
+    told: Doubles
+    """Of beginnings before which "She" and then "He" were told, (2 x occupations x verbs, d)."""
+    gradient: Doubles
+
+    @property
+    def occupations(self) -> NDArray[Any]:
+        return np.repeat(np.arange(len(OCCUPATIONS)), len(FITTED_TO))
+
+    @property
+    def suggested(self) -> NDArray[Any]:
+        """Whether the verb of a beginning goes with "she" more than most do."""
+        of_verb = self.log_ratios.reshape(-1, len(FITTED_TO)).mean(axis=0)
+        return np.tile(of_verb > np.median(of_verb), len(OCCUPATIONS))
+
+
+def _subspace(fitted: Fitted) -> Doubles:
+    """Orthonormal directions: the gradient, and the covariance with the log-ratio."""
+    centred = fitted.states - fitted.states.mean(axis=0)
+    along = centred.T @ (fitted.log_ratios - fitted.log_ratios.mean())
+    return np.linalg.qr(np.column_stack([fitted.gradient, along]))[0]
+
+
+def _unseen(fitted: Fitted, basis: Doubles) -> ByHalf:
+    """For odd occupations what even ones say of their quarters, and the other way round."""
+    leans = fitted.log_ratios.reshape(-1, len(FITTED_TO)).mean(axis=1)
+    occupation = fitted.occupations
+    halves = []
+    for half in (0, 1):
+        own = occupation % 2 == half
+        edges = np.quantile(leans[half::2], [0.25, 0.5, 0.75])
+        quarter = np.searchsorted(edges, leans[occupation[own]])
+        steer = FairSteeringTransformer(map_type="translation", unknown_group="infer")
+        steer.fit(fitted.states[own] @ basis, fitted.suggested[own], sensitive_features=quarter)
+        halves.append(Within(basis, steer))
+    return ByHalf(halves)
+
+
+def steerings(fitted: Fitted) -> dict[str, Callable[[], nn.Module]]:
+    occupation, suggested, basis = fitted.occupations, fitted.suggested, _subspace(fitted)
+    pronoun = np.repeat(PRONOUNS, len(fitted.told) // 2)
+
+    def within(map_type: MapType) -> nn.Module:
+        steer = FairSteeringTransformer(map_type=map_type, standardize=True)
+        return Within(basis, steer.fit(fitted.states @ basis, suggested, sensitive_features=occupation))
+
+    def for_all(A: Doubles, b: Doubles) -> nn.Module:
+        return SteeringModule(dict.fromkeys(range(len(OCCUPATIONS)), (A, b)))
+
+    def leace(rows: Doubles, groups: NDArray[Any]) -> nn.Module:
+        erase = LeaceTransformer().fit(rows, sensitive_features=groups)
+        return for_all(*next(iter(erase.maps_.values())))  # one map for all
+
+    def projected() -> nn.Module:
+        difference = fitted.told[pronoun == PRONOUNS[0]].mean(axis=0) - fitted.told[pronoun == PRONOUNS[1]].mean(axis=0)
+        one = difference / np.linalg.norm(difference)
+        return for_all(np.eye(len(one)) - np.outer(one, one), one * (one @ fitted.states.mean(axis=0)))
+
+    matching = MeanMatchingTransformer()
     return {
-        "mean matching": MeanMatchingTransformer(unknown_group="infer"),
-        "covariance matching": CovarianceMatchingTransformer(unknown_group="infer"),
-        "LEACE": LeaceTransformer(),
-        "ours, affine": FairSteeringTransformer(map_type="affine", unknown_group="infer"),
-        "ours, translations": FairSteeringTransformer(map_type="translation", unknown_group="infer"),
+        "mean matching of the occupations": lambda: SteeringModule(
+            matching.fit(fitted.states, suggested, sensitive_features=occupation)
+        ),
+        "ideal, two features, translations": lambda: within("translation"),
+        "LEACE of the pronoun that is expected": lambda: leace(fitted.states, fitted.log_ratios > 0),
+        "direction of the pronoun that is told, projected away": projected,
+        "ideal, two features, unseen occupations": lambda: _unseen(fitted, basis),
+        "LEACE of the pronoun that is told": lambda: leace(fitted.told, pronoun),
+        "ideal, two features, affine": lambda: within("affine"),
     }
 
 
-def measured(ratios: Doubles, draws: int = 1000) -> dict[str, float]:
-    """Measures of log-ratios (occupations, frames), with intervals."""
+AT_EVERY_LAYER = ("mean matching of the occupations", "ideal, two features, translations")
+
+
+def measured(ratios: Doubles, told: Doubles, draws: int = 1000) -> dict[str, float]:
+    """Measures of log-ratios (occupations, frames), and (2, occupations, frames) of told ones, with intervals."""
     rng = np.random.default_rng(0)
     n = len(ratios)
 
-    def of(own: Doubles) -> list[float]:
-        return [float(np.abs(own).mean()), float(own.mean(axis=1).std()), float((own > 0).mean())]
+    def of(rows: Any) -> list[float]:
+        own, (she, he) = ratios[rows], told[:, rows]
+        values = np.abs(own).mean(), own.mean(axis=1).std(), (own > 0).mean(), (she - he).mean()
+        return [float(value) for value in values]
 
-    values = of(ratios)
-    low, high = np.percentile([of(ratios[rng.integers(n, size=n)]) for _ in range(draws)], [2.5, 97.5], axis=0)
+    values = of(slice(None))
+    low, high = np.percentile([of(rng.integers(n, size=n)) for _ in range(draws)], [2.5, 97.5], axis=0)
     out: dict[str, float] = {}
-    for i, name in enumerate(COLUMNS[:3]):
+    for i, name in enumerate(COLUMNS[:4]):
         out |= {name: values[i], f"{name}, low": float(low[i]), f"{name}, high": float(high[i])}
     return out
 
@@ -137,25 +294,43 @@ def change_of_text(after: Doubles, before: Doubles, draws: int = 1000) -> dict[s
     return {"neutral text": of(slice(None)), "neutral text, low": float(low), "neutral text, high": float(high)}
 
 
+def biographies(folder: Path, n_texts: int) -> tuple[list[str], NDArray[Any]]:
+    """Texts of people of the occupations, as many of each as there are, and the occupations' numbers."""
+    table = pd.read_parquet(folder / "biographies" / "texts.parquet", columns=["text", "label"])
+    table["label"] = table["label"].astype(str)
+    chosen = table[table["label"].isin(list(BIOGRAPHIES))].groupby("label").sample(
+        max(1, n_texts // len(BIOGRAPHIES)), random_state=1
+    )  # fmt: skip
+    return chosen["text"].tolist(), chosen["label"].map(lambda o: OCCUPATIONS.index(BIOGRAPHIES[o])).to_numpy()
+
+
 def run(folder: Path, n_texts: int, dtype: torch.dtype, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
-    model, tokenizer = smollm.load(dtype)
-    fitted_to, tested = PRONOUN_FRAMES[: len(PRONOUN_FRAMES) // 2], PRONOUN_FRAMES[len(PRONOUN_FRAMES) // 2 :]
-    told = [beginnings(fitted_to, before) for before in PRONOUNS]
-    states = last_states(model, tokenizer, [*told[0], *told[1]], layers)
-    occupation = np.tile(np.repeat(np.arange(len(OCCUPATIONS)), len(fitted_to)), 2)
-    pronoun = np.repeat(PRONOUNS, len(told[0]))
-    new = beginnings(tested)
-    table = pd.read_parquet(folder / "biographies" / "texts.parquet", columns=["text"])
-    texts = table["text"].sample(n_texts, random_state=1).tolist()
-    plain = losses(model, tokenizer, texts)
-    shape = (len(OCCUPATIONS), len(tested))
-    yield {"layer": 0, "method": "nothing", **measured(log_ratios(model, tokenizer, new).reshape(shape))}
-    for i, layer in enumerate(layers):
-        for name, change in changes().items():
-            module = SteeringModule(change.fit(states[i], occupation, sensitive_features=pronoun))
-            with steering_hooks(model, {f"model.layers.{layer - 1}": module}):
-                found = measured(log_ratios(model, tokenizer, new).reshape(shape))
-                found |= change_of_text(losses(model, tokenizer, texts), plain)
+    reader = Reader(dtype, layers)
+    known, new = reader.read(beginnings(FITTED_TO)), reader.read(beginnings(TESTED))
+    told_known = reader.read([text for who in PRONOUNS for text in beginnings(FITTED_TO[:N_TOLD], who)])
+    told_new = reader.read([text for who in PRONOUNS for text in beginnings(TESTED[:N_TOLD], who)])
+    texts, of_text = biographies(folder, n_texts)
+    read = reader.read(texts, 16)
+    n = len(OCCUPATIONS)
+    of_new, of_told = np.repeat(np.arange(n), len(TESTED)), np.tile(np.repeat(np.arange(n), N_TOLD), 2)
+
+    def ratios(layer: int, how: nn.Module | None) -> dict[str, float]:
+        own = reader.log_ratios(new, layer, how, of_new).reshape(n, -1)
+        return measured(own, reader.log_ratios(told_new, layer, how, of_told).reshape(2, n, -1))
+
+    first = layers[0]
+    plain = reader.losses(read, first, None, of_text)
+    yield {"layer": 0, "method": "nothing", **ratios(first, None)}
+    expected = reader.log_ratios(known, first, None, np.repeat(np.arange(n), len(FITTED_TO)))
+    for layer in layers:
+        fitted = Fitted(
+            last_states(known, layer), expected, last_states(told_known, layer), reader.gradient(known, layer)
+        )
+        for name, make in steerings(fitted).items():
+            if layer != first and name not in AT_EVERY_LAYER:
+                continue
+            how = make()
+            found = ratios(layer, how) | change_of_text(reader.losses(read, layer, how, of_text), plain)
             yield {"layer": layer, "method": name, **found}
 
 
@@ -169,21 +344,21 @@ def write(folder: Path, table: pd.DataFrame, n_texts: int, seconds: float, memor
         "",
         "Written by this command; what to make of it is in",
         "[docs/language-models.md](../../../docs/language-models.md).",
-        f"{seconds:.0f} s on a shared machine, one thread, a peak of {memory:.2f} GiB.",
+        f"{seconds:.0f} s of the processor, one thread, a peak of {memory:.2f} GiB.",
         "",
         *(__doc__ or "").partition("\n\n")[2].replace("``", "*").strip().splitlines(),
         "",
-        f"{len(OCCUPATIONS)} occupations, {len(PRONOUN_FRAMES) // 2} verbs to fit to and as many others to",
-        f"measure, {n_texts} biographies.",
+        f"{len(OCCUPATIONS)} occupations, {len(FITTED_TO)} verbs to fit to and as many others to",
+        f"measure, {n_texts} biographies of at most {MAX_TOKENS} tokens.",
         "",
-        "| layer | method | log-ratio | spread | she | neutral text |",
-        "|---|---|---|---|---|---|",
+        "| layer | method | log-ratio | spread | she | told | neutral text |",
+        "|---|---|---|---|---|---|---|",
     ]
     for _, row in table.iterrows():
         cells = [str(row["layer"] or ""), row["method"]]
         for name in COLUMNS:
             value, low, high = (row.get(key, np.nan) for key in (name, f"{name}, low", f"{name}, high"))
-            kind = "+.1%" if name == "neutral text" else ".0%" if name == "she" else ".2f"
+            kind = "+.2%" if name == "neutral text" else ".0%" if name == "she" else ".2f"
             cells.append("" if pd.isna(value) else f"{value:{kind}} [{low:{kind}}, {high:{kind}}]")
         text.append("| " + " | ".join(cells) + " |")
     (folder / "README.md").write_text("\n".join([*text, ""]))
@@ -192,21 +367,21 @@ def write(folder: Path, table: pd.DataFrame, n_texts: int, seconds: float, memor
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pronouns", description="Pronouns after occupations.")
     datasets.add_data_option(parser)
-    parser.add_argument("--texts", type=int, default=100, metavar="N", help="biographies (default: 100)")
+    parser.add_argument("--texts", type=int, default=160, metavar="N", help="biographies (default: 160)")
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS, metavar="N", help="steered, one at a time")
     parser.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("this needs real data: name their folder by --data or the variable FAIRSTEER_DATA")
-    start = time.perf_counter()
     rows = []
     for row in run(arguments.data, arguments.texts, getattr(torch, arguments.dtype), arguments.layers):
         rows.append(row)
         shown = [f"{row[name]:.3f}" for name in COLUMNS if name in row]
-        print(f"{time.perf_counter() - start:.0f} s", row["layer"], row["method"], *shown, file=sys.stderr, flush=True)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    write(arguments.output, pd.DataFrame(rows), arguments.texts, time.perf_counter() - start, memory)
+        seconds = time.process_time()
+        print(f"{seconds:.0f} s", row["layer"], row["method"], *shown, file=sys.stderr, flush=True)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        write(arguments.output, pd.DataFrame(rows), arguments.texts, seconds, memory)
     return 0
 
 

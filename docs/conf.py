@@ -36,6 +36,7 @@ exclude_patterns = ["gallery"]
 templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "fairsteer"
@@ -45,6 +46,7 @@ html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 9,
     "navbar_persistent": ["search-button"],
+    "collapse_navigation": True,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
@@ -175,10 +177,23 @@ def _copy_results(app: Any) -> None:
     shutil.copytree(ROOT / "benchmarks" / "results", HERE / "measured")
 
 
-def _is_said_elsewhere(app: Any, what: str, name: str, *_: Any) -> bool | None:
-    """Leave out the methods that scikit-learn gives every estimator."""
-    said = re.fullmatch(r"set_\w+_request|set_output|get_metadata_routing", name)
-    return True if said else None
+def _is_said_elsewhere(
+    app: Any, what: str, name: str, member: Any, *_: Any
+) -> bool | None:
+    """Leave out what every estimator has, and fields without words of their own."""
+    every = re.fullmatch(r"set_\w+_request|set_output|get_metadata_routing", name)
+    wordless = str(getattr(member, "__doc__", "")).startswith("Alias for field number")
+    return True if every or wordless else None
+
+
+def _references_are_no_list(
+    app: Any, page: str, template: str, context: dict[str, Any], tree: Any
+) -> None:
+    """Let no screen reader announce a list, since the entries are no items of one."""
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            'role="list" class="citation-list"', 'class="citation-list"'
+        )
 
 
 def setup(app: Any) -> None:
@@ -190,4 +205,5 @@ def setup(app: Any) -> None:
     app.connect("config-inited", lambda app, config: _copy_results(app))
     app.connect("autodoc-skip-member", _is_said_elsewhere)
     app.connect("doctree-resolved", _numbers_in_one_piece)
+    app.connect("html-page-context", _references_are_no_list)
     app.connect("source-read", _links_within_the_site)

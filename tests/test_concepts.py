@@ -528,3 +528,118 @@ def test_probes_in_parallel_are_the_same() -> None:
     np.testing.assert_array_equal(one, two)
     with pytest.raises(ValueError, match="sensitive_features must hold the groups"):
         ConceptSteering(n_probes=4).fit(X, y, sensitive_features=None)
+
+
+# ---- equal in what was measured
+
+
+_STRENGTHS = np.array([2.0, 4.0, 8.0])
+#: What a saturating model makes of the strengths, in two groups.
+_SHIFTS = np.stack([np.tanh(_STRENGTHS / 8), 1.5 * np.tanh(_STRENGTHS / 10)], axis=1)
+
+
+def _fitted_again(gaussians: Any, **params: Any) -> Any:
+    X, y, group, _ = gaussians
+    return ConceptSteering(n_probes=4, **params).fit(X, y, sensitive_features=np.array(["f", "m"])[group])
+
+
+def test_equalized_strengths_shift_every_group_by_the_mean(gaussians: Any) -> None:
+    steering = _fitted_again(gaussians).equalize(_STRENGTHS, _SHIFTS)
+    for m, strength in enumerate(_STRENGTHS[:2]):
+        own = steering.group_strengths(strength)
+        common = _SHIFTS[m].mean()
+        # The functions' own inverses, which the interpolation does not know.
+        np.testing.assert_allclose(own, [8 * np.arctanh(common), 10 * np.arctanh(common / 1.5)], rtol=0.02)
+        assert own[0] > strength > own[1]
+    np.testing.assert_array_equal(steering.group_strengths(0.0), [0.0, 0.0])
+
+
+def test_equalize_is_exact_for_shifts_in_proportion(gaussians: Any) -> None:
+    steering = _fitted_again(gaussians).equalize([1.0, -2.0, 3.0], {"m": [2.0, -4.0, 6.0], "f": [1.0, -2.0, 3.0]})
+    for strength in (-1.0, 0.5, 1.0, 1.7):
+        np.testing.assert_allclose(steering.group_strengths(strength), [1.5 * strength, 0.75 * strength], atol=1e-9)
+    alike = _fitted_again(gaussians).equalize(_STRENGTHS, np.repeat(_SHIFTS[:, :1], 2, axis=1))
+    for strength in (*_STRENGTHS, 5.1):
+        np.testing.assert_allclose(alike.group_strengths(strength), strength, rtol=1e-9)
+
+
+def test_shifts_are_named_by_the_groups_or_in_their_order(gaussians: Any) -> None:
+    expected = _fitted_again(gaussians).equalize(_STRENGTHS, _SHIFTS).group_strengths(3.0)
+    frame = pd.DataFrame({"m": _SHIFTS[:, 1], "f": _SHIFTS[:, 0]})
+    zero = np.vstack([_SHIFTS[::-1], np.zeros(2)])
+    for strengths, shifts in (
+        (_STRENGTHS.tolist(), frame),
+        (_STRENGTHS, {"m": _SHIFTS[:, 1].tolist(), "f": _SHIFTS[:, 0]}),
+        ([*_STRENGTHS[::-1], 0.0], zero),
+    ):
+        found = _fitted_again(gaussians).equalize(strengths, shifts).group_strengths(3.0)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_equalized_strengths_steer_rows_and_other_concepts_stay(gaussians: Any) -> None:
+    X, _, group, _ = gaussians
+    labels = np.array(["f", "m"])[group]
+    plain = _fitted_again(gaussians)
+    steering = _fitted_again(gaussians).equalize(_STRENGTHS, _SHIFTS)
+    own = steering.group_strengths(3.0)
+    moved = steering.steer(X, sensitive_features=labels, strength=3.0)
+    np.testing.assert_allclose(moved - X, own[group, None] * plain.directions_[1, group], atol=1e-10)
+    np.testing.assert_array_equal(steering.group_strengths(3.0, concept=0), [3.0, 3.0])
+    assert not steering.fit(X, group % 2 ^ (X[:, 0] > 0), sensitive_features=labels).equalized_
+
+
+def test_the_module_is_equalized_as_it_was_when_it_was_made(gaussians: Any) -> None:
+    torch = pytest.importorskip("torch")
+    from fairsteer.torch import ConceptSteeringModule, fold_into
+
+    steering = _fitted_again(gaussians)
+    before = ConceptSteeringModule(steering, strength=3.0)
+    module = ConceptSteeringModule(steering.equalize(_STRENGTHS, _SHIFTS), strength=3.0, dtype=torch.float64)
+    rows = np.zeros((2, 6))
+    expected = steering.steer(rows, sensitive_features=["m", "f"], strength=3.0)
+    moved = module(torch.tensor(rows), sensitive_features=["m", "f"])
+    np.testing.assert_allclose(moved, expected, rtol=1e-12)
+    before.strength = 2.5
+    assert before.group_strengths.tolist() == [2.5, 2.5]
+    module.strength = 4.0
+    np.testing.assert_allclose(module.group_strengths, steering.group_strengths(4.0))
+    with pytest.raises(ValueError, match="from 0 to 8, and 9 is not among these"):
+        module.strength = 9.0
+    assert module.strength == 4.0
+    layer = torch.nn.Linear(3, 6, dtype=torch.float64)
+    inputs = torch.ones(1, 3, dtype=torch.float64)
+    plain = layer(inputs)
+    with fold_into(layer, module, sensitive_features="m", strength=3.0):
+        np.testing.assert_allclose((layer(inputs) - plain).detach()[0], expected[0], rtol=1e-9)
+
+
+def test_shifts_that_cannot_be_equalized(gaussians: Any) -> None:
+    steering = _fitted_again(gaussians)
+    for strengths, shifts, words in (
+        (_STRENGTHS, _SHIFTS[:2], r"shapes are \(3,\) and \(2, 2\)"),
+        (_STRENGTHS, _SHIFTS[:, :1], r"a column for each of 2 groups; their shapes are \(3,\) and \(3, 1\)"),
+        ([], np.zeros((0, 2)), "strengths must have one axis"),
+        (2.0, _SHIFTS[:1], "strengths must have one axis"),
+        (_STRENGTHS, {"f": [1, 2, 3]}, "groups 'f', but the directions are of 'f', 'm'"),
+        (_STRENGTHS, {"f": [1, 2, 3], "m": [1, 2]}, "one number of every group for each of the strengths"),
+        ([2, 4, np.inf], _SHIFTS, "finite"),
+        (_STRENGTHS, _SHIFTS * np.nan, "finite"),
+        ([2, 4, 4], _SHIFTS, "strength 4 was measured twice"),
+        ([0, 4, 8], _SHIFTS, "At strength 0 nothing shifts, but that of group 'm' is 0.296"),
+        (_STRENGTHS, [[1, 1], [2, 2], [3, 1.5]], "group 'm' must rise .* from 2 at 4 to 1.5 at 8"),
+        ([2.0], [[1.0, -0.1]], "group 'm' must rise .* from 0 at 0 to -0.1 at 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            steering.equalize(strengths, shifts)
+    assert steering.equalized_ == {}
+    with pytest.raises(ValueError, match="concept must be one of the classes"):
+        steering.equalize(_STRENGTHS, _SHIFTS, concept="other")
+    steering.equalize(_STRENGTHS, _SHIFTS * [1, 3])
+    with pytest.raises(ValueError, match=r"At strength 8 the groups shift .* group 'f' does not reach that: .* at 8"):
+        steering.group_strengths(8.0)
+    with pytest.raises(ValueError, match="from 0 to 8, and -1 is not among these"):
+        steering.group_strengths(-1.0)
+    with pytest.raises(ValueError, match="finite number, got nan"):
+        steering.group_strengths(float("nan"))
+    with pytest.raises(NotFittedError):
+        ConceptSteering().equalize(_STRENGTHS, _SHIFTS)

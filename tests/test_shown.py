@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn import config_context
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, IdealDistributionClassifierCV
+from fairsteer import (
+    FairSteeringTransformer,
+    IdealDistributionClassifier,
+    IdealDistributionClassifierCV,
+    IdealPosteriorClassifier,
+    ScoreAligner,
+)
 from fairsteer.baselines import MeanMatchingTransformer
-from fairsteer.ideal import IdealDistribution, nearest_ideal
+from fairsteer.datasets import make_biased_groups
+from fairsteer.ideal import IdealDistribution, IdealOfRows, nearest_ideal
 from fairsteer.moments import SubgroupMoments
 
 #: Labels that mean something in HTML.
@@ -69,8 +77,78 @@ def test_a_fitted_estimator_shows_its_cells_below_the_diagram(rows: Any, what: s
 
 
 def test_nothing_is_shown_before_a_fit() -> None:
-    for model in (FairSteeringTransformer(), IdealDistributionClassifier(), IdealDistributionClassifierCV()):
+    wrapping = (ScoreAligner(LogisticRegression()), IdealPosteriorClassifier(LogisticRegression()))
+    for model in (*wrapping, FairSteeringTransformer(), IdealDistributionClassifier(), IdealDistributionClassifierCV()):
         assert "<figure" not in model._repr_html_()
+
+
+def test_aligned_scores_show_the_rates_of_the_groups_before_and_after(make_data: Any) -> None:
+    X, y, group = make_data(n=600, n_features=2, n_classes=2, n_groups=3)
+    frozen = FrozenEstimator(LogisticRegression().fit(X, y))
+    aligner = ScoreAligner(frozen).fit(X, y, sensitive_features=group)
+    asked = (frozen.predict(X), aligner.predict(X, sensitive_features=group))
+    rates = [[np.mean(one[(group == a) & (y == 1)]) for a in aligner.groups_] for one in asked]
+    np.testing.assert_allclose(aligner.alignment_.rates[:, 0], rates, atol=1e-12)
+    page = aligner._repr_html_()
+    assert all(f">{rate:.3g}</text>" in page for rate in np.ravel(rates))
+    assert f"{np.ptp(rates[0]):.3f} before, {np.ptp(rates[1]):.3f} after" in page
+
+
+def test_of_several_classes_the_gap_of_each_is_shown(make_data: Any) -> None:
+    X, y, group = make_data(n=900, n_features=2, n_classes=3, n_groups=2)
+    aligner = ScoreAligner(LogisticRegression(), constraint="demographic_parity").fit(X, y, sensitive_features=group)
+    before, after = np.ptp(aligner.alignment_.rates, axis=2)
+    page = aligner._repr_html_()
+    assert all(f">{gap:.3g}</text>" in page for gap in (*before, *after))
+    assert f"{before.max():.3f} before, {after.max():.3f} after" in page
+    one = ScoreAligner(LogisticRegression()).fit(X, y, sensitive_features=np.zeros(len(y)))  # nothing to align
+    assert "0.000 before, 0.000 after" in one._repr_html_()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_ideal_posteriors_show_how_far_away_they_are(
+    make_data: Any, monkeypatch: pytest.MonkeyPatch, n_classes: int
+) -> None:
+    X, y, group = make_data(n=600, n_features=2, n_classes=n_classes, n_groups=2)
+    model = IdealPosteriorClassifier(LogisticRegression(), cv=2).fit(X, y, sensitive_features=GROUPS[group])
+    monkeypatch.setattr(IdealOfRows, "_within_subgroups", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(type(model.ideal_), "_joints", lambda *_: pytest.fail("computed"))
+    assert model.ideal_ is not None
+    page = model._found_html()  # scikit-learn's own part asks for every attribute
+    assert f"{model.kl_divergence_:.4g} nats away" in page
+    assert all(f">{x:.3g}</text>" in page for x in model.ideal_.group_divergence)
+    assert f"two &amp; three {model.calibration_error_[1]:.3g}" in page
+
+
+def test_a_classifier_shows_what_is_known_of_its_gap(rows: Any) -> None:
+    X, y, group = rows
+    assert "not measured by fit" in _fitted(rows, "classifier")._repr_html_()
+    aligned = IdealDistributionClassifier(score_alignment="equal_opportunity", cv=2)
+    aligned.fit(X, y, sensitive_features=group)
+    page = aligned._repr_html_()
+    assert aligned._alignment is not None
+    assert f"largest gap at any threshold, on the rows out of fold: {aligned._alignment.measured.max():.3f}" in page
+
+
+def test_certificates_are_compared_with_the_model_and_with_the_rows() -> None:
+    X, y, group = make_biased_groups(2000, 2, random_state=0)
+    steer = FairSteeringTransformer(map_type="affine").fit(X, y, sensitive_features=group)
+    assert "verdict" not in steer._found_html()
+    bound = steer.certificate_.equalized_odds
+    assert f"promises a gap of at most {steer.model_certificate_.equalized_odds:.3g}" in steer._repr_html_()
+    assert f"a gap between groups of at most {bound:.3g}" in steer._repr_html_()
+    assert "the model is borne out" in steer._repr_html_()
+    X[:, 0] += 3 * (y == 1) * (group == 1) * X[:, 1]  # and covariances are not tied any more
+    with pytest.warns(UserWarning, match="certificate of the model"):
+        steer.fit(X, y, sensitive_features=group)
+    assert "the subgroups contradict the model" in steer._repr_html_()
+    search = IdealDistributionClassifierCV(LogisticRegression(), candidates={"steering__strength": [1]}, cv=2)
+    with pytest.warns(UserWarning, match="certificate of the model"):
+        search.fit(X, y, sensitive_features=group)
+    measured, allowed = search.fairness_.equalized_odds, search.best_estimator_.steering_.certificate_.equalized_odds
+    assert measured.verdict(allowed) == ("contradicted" if measured.lower > allowed else "consistent")
+    assert measured.verdict(measured.lower - 1e-9) == "contradicted"
+    assert f">{measured.verdict(allowed)}</td>" in search._repr_html_()
 
 
 def test_looking_at_a_stream_projects_nothing(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:

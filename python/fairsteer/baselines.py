@@ -45,6 +45,7 @@ class GroupMaps(NamedTuple):
     linear: Doubles
     """Matrices, (n_maps, d, d), or scales of the features, (n_maps, d)."""
     offset: Doubles
+    """Shifts, (n_maps, d)."""
 
 
 class _ClassBlindTransformer(GroupMapTransformer):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_random_state
@@ -25,6 +27,95 @@ from fairsteer.moments import SubgroupMoments
 _MIN_ROWS = 6
 
 _Self = TypeVar("_Self", bound="ConceptSteering")
+
+
+class MeasuredShifts(NamedTuple):
+    """How far a concept shifted in every group when it was steered, as measured by whatever is to be equal."""
+
+    strengths: Doubles
+    """(n_strengths,), rising, 0 among them."""
+    shifts: Doubles
+    """(n_strengths, n_groups), rising in every group, 0 at strength 0."""
+
+    def equalizing(self, strength: float, groups: Sequence[Any]) -> Doubles:
+        """Strengths of the groups, (n_groups,), at which all shift by what they shift on average at `strength`.
+
+        Between the measured strengths, shifts follow a monotone cubic.
+        """
+        if strength == 0:
+            return np.zeros(len(groups))
+        curves = [PchipInterpolator(self.strengths, own) for own in self.shifts.T]
+        low, high = self.strengths[[0, -1]]
+        if not low <= strength <= high:
+            msg = (
+                f"Shifts were measured at strengths from {low:g} to {high:g}, and {strength:g} is not among these: "
+                "measure further and call equalize with all of it."
+            )
+            raise ValueError(msg)
+        common = float(np.mean([curve(strength) for curve in curves]))
+        for a, own in enumerate(self.shifts.T):
+            end = 0 if common < 0 else -1
+            # A mean of equal shifts may exceed them by rounding.
+            if abs(common) > abs(own[end]) * (1 + 1e-12):
+                msg = (
+                    f"At strength {strength:g} the groups shift by {common:.4g} on average, and group "
+                    f"{brief(groups[a])} does not reach that: it shifts by {own[end]:.4g} at {self.strengths[end]:g}, "
+                    "the furthest strength that was measured. Measure further, or steer less."
+                )
+                raise ValueError(msg)
+        ends = [(own.min(), own.max()) for own in self.shifts.T]
+        targets = [min(max(common, least), most) for least, most in ends]
+        return np.array(
+            [brentq(lambda s, c=c, t=t: c(s) - t, low, high, xtol=1e-12) for c, t in zip(curves, targets, strict=True)]
+        )
+
+
+def measured_shifts(strengths: Any, shifts: Any, groups: Sequence[Any]) -> MeasuredShifts:
+    """Read what was measured, and put 0 and its shift where they belong."""
+    at = np.asarray(strengths, dtype=np.float64)
+    if isinstance(shifts, Mapping) or hasattr(shifts, "columns"):
+        named = {label: np.asarray(shifts[label], dtype=np.float64) for label in getattr(shifts, "columns", shifts)}
+        if set(named) != set(groups):
+            msg = (
+                f"shifts are of the groups {few(map(repr, named))}, but the directions are of {few(map(repr, groups))}."
+            )
+            raise ValueError(msg)
+        if any(own.shape != at.shape for own in named.values()):
+            msg = f"shifts must hold one number of every group for each of the strengths {few(map(str, at.ravel()))}."
+            raise ValueError(msg)
+        values = np.column_stack([named[label] for label in groups])
+    else:
+        values = np.asarray(shifts, dtype=np.float64)
+    if at.ndim != 1 or not len(at) or values.shape != (len(at), len(groups)):
+        msg = (
+            f"strengths must have one axis and shifts a row for each of them and a column for each of {len(groups)} "
+            f"groups; their shapes are {at.shape} and {values.shape}."
+        )
+        raise ValueError(msg)
+    if not (np.isfinite(at).all() and np.isfinite(values).all()):
+        msg = "strengths and shifts must be finite numbers."
+        raise ValueError(msg)
+    if not (at == 0).any():
+        at, values = np.append(at, 0.0), np.vstack([values, np.zeros(len(groups))])
+    order = np.argsort(at)
+    at, values = at[order], values[order]
+    if (twice := np.flatnonzero(np.diff(at) == 0)).size:
+        msg = f"strength {at[twice[0]]:g} was measured twice; give the mean of its shifts."
+        raise ValueError(msg)
+    if (moved := values[at == 0][0]).any():
+        a = int(np.abs(moved).argmax())
+        msg = f"At strength 0 nothing shifts, but that of group {brief(groups[a])} is {moved[a]:.4g}."
+        raise ValueError(msg)
+    falling = np.argwhere(np.diff(values, axis=0) <= 0)
+    if len(falling):
+        m, a = falling[0]
+        msg = (
+            f"The shift of group {brief(groups[a])} must rise with the strength, but goes from {values[m, a]:.4g} at "
+            f"{at[m]:g} to {values[m + 1, a]:.4g} at {at[m + 1]:g}. Measure it on more prompts, or leave out strengths "
+            "at which it no longer rises."
+        )
+        raise ValueError(msg)
+    return MeasuredShifts(at, values)
 
 
 class ConceptSteering(BaseEstimator):
@@ -77,6 +168,8 @@ class ConceptSteering(BaseEstimator):
     separation_ : ndarray of shape (n_classes, n_groups)
         Distance of the class from the others in the mean probe's score, in standard deviations within classes, on rows
         that the probes were not fitted to.
+    equalized_ : dict
+        Measured shifts by class, of what :meth:`equalize` made equal; empty at first.
     n_features_in_ : int
         Number of columns of the activations.
 
@@ -85,8 +178,8 @@ class ConceptSteering(BaseEstimator):
     What is equal after steering is the shift of the score of each group's own probe, in standard deviations of that
     score within the classes. Not equal, in general: the shift of a probe that the groups share, the length of the
     pushes, the share of rows that end beyond a threshold (groups start at different places), and what the layers above
-    make of it. The scale alone makes the shifts equal, at any `towards_ideal`; the ideal distribution decides the
-    directions.
+    make of it, unless that is measured and :meth:`equalize` called. The scale alone makes the shifts equal, at any
+    `towards_ideal`; the ideal distribution decides the directions.
 
     The probe that measures is the average one over all samples of so many rows. One probe, or the mean of some, is that
     plus noise, which is larger where the concept is harder to tell; the noise adds to the deviation of its score and
@@ -197,7 +290,93 @@ class ConceptSteering(BaseEstimator):
         half = self._deal_halves(rows, y_codes, codes, random_state)
         probes = [self._fit_probes(rows, y_codes, codes, half == h, random_state) for h in (0, 1)]
         self._calibrate(rows, y_codes, codes, half, probes)
+        self.equalized_: dict[Any, MeasuredShifts] = {}
         return self
+
+    def equalize(self: _Self, strengths: Any, shifts: Any, *, concept: Any = None) -> _Self:
+        """Let every group shift by the same amount in what was measured, such as what a model says.
+
+        Directions are scaled to shift the probes of their layer alike; the layers above may make more of it in one
+        group than in another. Steer at a few strengths, measure by how much the concept shifts in each group, and from
+        then on strength ``s`` is, in each group, the one at which its shift is what the groups' is on average at ``s``.
+        All that steers by this object keeps to that: :meth:`steer`, torch modules and hooks, folded weights, control
+        vectors and saved files.
+
+        Parameters
+        ----------
+        strengths : array-like of shape (n_strengths,)
+            Strengths that were measured, without :meth:`equalize`. At 0 the shift is 0, which need not be given.
+        shifts : array-like of shape (n_strengths, n_groups), dataframe or mapping
+            How far the concept shifted at each of them, in any unit. Columns in the order of ``groups_``, or named by
+            the groups.
+        concept : label, default=None
+            As for :meth:`direction`. Others are left as they are.
+
+        Returns
+        -------
+        self
+            The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            If numbers are missing, not finite or of other shapes, a group is not there, a strength stands twice, or a
+            group's shift does not rise with the strength.
+
+        See Also
+        --------
+        group_strengths : What comes of it.
+
+        Notes
+        -----
+        Measure on other prompts than those that are to show that it works. Strengths beyond those measured are an
+        error.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fairsteer.concepts import ConceptSteering
+        >>> rng = np.random.default_rng(0)
+        >>> joyful, who = rng.integers(0, 2, 400), rng.choice(["f", "m"], 400)
+        >>> hidden = rng.normal(size=(400, 6)) + np.outer(joyful, [2, 0, 0, 0, 0, 0])
+        >>> steering = ConceptSteering(n_probes=8).fit(hidden, joyful, sensitive_features=who)
+        >>> steering = steering.equalize([4.0, 8.0], {"f": [1.0, 2.0], "m": [0.6, 1.2]})
+        >>> print(steering.group_strengths(4.0).round(2))  # both by 0.8
+        [3.2  5.33]
+        """
+        k = self._class_position(concept)
+        measured = measured_shifts(strengths, shifts, self.groups_.tolist())
+        self.equalized_ = {**self.equalized_, self.classes_.tolist()[k]: measured}
+        return self
+
+    def group_strengths(self, strength: float = 1.0, concept: Any = None) -> Doubles:
+        """Strengths of the groups, which differ after :meth:`equalize`.
+
+        Parameters
+        ----------
+        strength : float, default=1.0
+            What is asked for.
+        concept : label, default=None
+            As for :meth:`direction`.
+
+        Returns
+        -------
+        ndarray of shape (n_groups,)
+            What the directions are multiplied by.
+
+        Raises
+        ------
+        ValueError
+            If the strength is not finite, or shifts were not measured so far, or as for :meth:`direction`.
+        """
+        k = self._class_position(concept)
+        if not np.isfinite(strength):
+            msg = f"strength must be a finite number, got {brief(strength)}."
+            raise ValueError(msg)
+        measured = self.equalized_.get(self.classes_.tolist()[k])
+        if measured is None:
+            return np.full(len(self.groups_), float(strength))
+        return measured.equalizing(float(strength), self.groups_.tolist())
 
     def direction(self, group: Any, concept: Any = None) -> Doubles:
         """Look up the direction of a group.
@@ -237,7 +416,8 @@ class ConceptSteering(BaseEstimator):
         sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
             Group labels.
         strength : float, default=1.0
-            How far, in standard deviations of the probe score; negative: away from the concept.
+            How far, in standard deviations of the probe score; negative: away from the concept. After :meth:`equalize`,
+            what the groups' own strengths follow from.
         concept : label, default=None
             As for :meth:`direction`.
 
@@ -249,18 +429,16 @@ class ConceptSteering(BaseEstimator):
         Raises
         ------
         ValueError
-            If a group is missing or not known, or as for :meth:`direction`.
+            If a group is missing or not known, or as for :meth:`group_strengths`.
         """
         k = self._class_position(concept)
         rows: Floats = check_rows(in_numpy(X), self)
         if rows.shape[1] != self.n_features_in_:
             msg = f"X has {rows.shape[1]} features, but the directions have {self.n_features_in_}."
             raise ValueError(msg)
-        if not np.isfinite(strength):
-            msg = f"strength must be a finite number, got {brief(strength)}."
-            raise ValueError(msg)
+        amounts = self.group_strengths(strength, concept)
         codes = known_codes(self._encoder, sensitive_features, rows, "name one of the known groups in every row")
-        return as_given((rows + strength * self.directions_[k, codes]).astype(rows.dtype), X)
+        return as_given((rows + (amounts[:, None] * self.directions_[k])[codes]).astype(rows.dtype), X)
 
     def _class_position(self, concept: Any) -> int:
         check_is_fitted(self, "directions_")

@@ -49,20 +49,6 @@ def test_prompts_differ_in_the_group_alone(concept: Any) -> None:
     assert not any(prompt in text for prompt in pairs[0] for text in ends)
 
 
-def test_a_push_is_scaled_until_the_output_moves_alike() -> None:
-    push = generation.Push(np.array([[1.0, 0.0], [2.0, 0.0]]))
-
-    def shift(now: Any) -> Any:
-        length = now.directions[:, 0].numpy().astype(float)
-        return np.tanh(length * [0.3, 0.4])  # curved, as the output is
-
-    before = shift(push)
-    assert before[1] / before[0] > 1.5
-    after = shift(generation.equalised(push, shift, steps=4))
-    assert abs(after[1] / after[0] - 1) < 0.02
-    assert abs(after.mean() / before.mean() - 1) < 0.02
-
-
 def test_measures() -> None:
     pairs = np.array([[1.0, 2.0], [3.0, 2.0], [2.0, 4.0]])
     value, low, high = generation.interval(pairs, generation.ratio)
@@ -70,7 +56,8 @@ def test_measures() -> None:
     assert low < value < high
     assert generation.distinct(["a b a b", "a b c"]) == pytest.approx(3 / 5)
     ratios = np.array([[1.0, -1.0], [3.0, 1.0]])
-    found = pronouns.measured(ratios)
+    found = pronouns.measured(ratios, np.stack([ratios + 1, ratios - 1]))
+    assert found["told"] == pytest.approx(2.0)
     assert found["log-ratio"] == pytest.approx(1.5)
     assert found["spread"] == pytest.approx(1.0)
     assert found["she"] == pytest.approx(0.75)
@@ -117,7 +104,8 @@ def test_the_model_is_asked_under_the_push(speaker: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(generation, "LAYER", 1)
     texts, groups, words = ["a b c d", "e f", "g h i"], [0, 1, 1], ([3, 4], [5])
     push = generation.Push(np.stack([np.full(12, 0.7), np.full(12, -0.4)]))
-    found = speaker.log_odds(texts, groups, words, push, 2.0)
+    read = speaker.read(texts, groups)
+    found = speaker.log_odds(read, words, push, 2.0)
     for i, text in enumerate(texts):
         ids = tokens(speaker, text)
 
@@ -130,12 +118,13 @@ def test_the_model_is_asked_under_the_push(speaker: Any, monkeypatch: pytest.Mon
         hook.remove()
         expected = scores[5] - torch.logsumexp(scores[[3, 4]], 0)
         assert found[i] == pytest.approx(float(expected), abs=1e-5)
-    plain = speaker.log_odds(texts, groups, words, None, 0.0)
-    np.testing.assert_allclose(speaker.log_odds(texts, groups, words, push, 0.0), plain, atol=1e-6)
+    plain = speaker.log_odds(read, words, None, 0.0)
+    np.testing.assert_allclose(speaker.log_odds(read, words, push, 0.0), plain, atol=1e-6)
     assert np.abs(found - plain).min() > 0.01
 
 
 def test_perplexity_is_that_of_the_model_without_steering(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In expectation over what the steered model may say after what it said."""
     monkeypatch.setattr(generation, "LAYER", 1)
     push = generation.Push(np.ones((2, 12)))
     said, loss = speaker.sampled(["a b c", "d e"], [0, 1], push, 3.0)
@@ -143,20 +132,75 @@ def test_perplexity_is_that_of_the_model_without_steering(speaker: Any, monkeypa
         new = torch.tensor([int(word) for word in text.split()])
         assert len(new) == generation.NEW_TOKENS
         ids = torch.cat([tokens(speaker, start)[0], new])
+        hook = speaker.model.model.layers[0].register_forward_hook(lambda _m, _a, out: out + 3.0)
         with torch.no_grad():
-            scores = speaker.model(ids[None]).logits[0].log_softmax(-1)
-        expected = -scores[len(ids) - len(new) - 1 : -1].gather(1, new[:, None]).mean()
+            steered = speaker.model(ids[None]).logits[0]
+            hook.remove()
+            plain = speaker.model(ids[None]).logits[0].log_softmax(-1)
+        likely = (steered / generation.TEMPERATURE).softmax(-1)
+        expected = -(likely * plain).sum(-1)[len(ids) - len(new) - 1 : -1].mean()
         assert own == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_neutral_text_is_weighed_token_by_token(speaker: Any) -> None:
+def test_pushes_of_every_method_steer(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "LAYER", 1)
+    rng = np.random.default_rng(0)
+    shown, group = rng.integers(0, 2, (2, 200))
+    states = rng.normal(size=(200, 12)) + np.outer(shown, np.arange(12) / 4) + group[:, None]
+    found, ours = generation.pushes(states, shown, group)
+    length = np.linalg.norm(ours.directions_[1], axis=1).mean()
+    read = speaker.read(["a b c d", "e f"], [0, 1])
+    plain = speaker.log_odds(read, ([3], [5]), None, 0.0)
+    for push in found.values():
+        np.testing.assert_allclose(np.linalg.norm(push.directions.numpy(), axis=1), length, rtol=1e-5)
+        assert np.abs(speaker.log_odds(read, ([3], [5]), push, 2.0) - plain).min() > 1e-3
+
+
+@pytest.fixture
+def reader(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(pronouns.smollm, "load", lambda _dtype: speaker)
+    return pronouns.Reader(torch.float32, [1])
+
+
+def test_neutral_text_is_weighed_token_by_token(speaker: Any, reader: Any) -> None:
     texts = ["a b c d", "e f"]
-    found = pronouns.losses(speaker.model, speaker.tokenizer, texts)
+    found = reader.losses(reader.read(texts), 1, None, np.zeros(2, dtype=int))
     for text, own in zip(texts, found, strict=True):
         ids = tokens(speaker, text)[0]
         with torch.no_grad():
             scores = speaker.model(ids[None]).logits[0].log_softmax(-1)
         assert own == pytest.approx(float(-scores[:-1].gather(1, ids[1:, None]).sum()), abs=1e-4)
+
+
+def test_steering_in_two_features_evens_the_occupations(
+    reader: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From text to the table, with a model of two blocks, on the verbs that it was fitted to."""
+    monkeypatch.setattr(pronouns, "TESTED", pronouns.FITTED_TO)
+    monkeypatch.setattr(pronouns, "OCCUPATIONS", tuple(f"job{i}" for i in range(12)))
+    monkeypatch.setattr(pronouns, "BIOGRAPHIES", {"nurse": "job1", "judge": "job4"})
+    (tmp_path / "biographies").mkdir()
+    pd.DataFrame({"text": ["a b c d", "e f g"] * 4, "label": ["nurse", "judge"] * 4}).to_parquet(
+        tmp_path / "biographies" / "texts.parquet"
+    )
+    rows = pd.DataFrame(pronouns.run(tmp_path, 4, torch.float32, [1])).set_index("method")
+    before = rows.loc["nothing"]
+    assert rows.loc["ideal, two features, translations", "spread"] < 0.85 * before["spread"]
+    assert len(rows) == 8
+    assert rows[["log-ratio", "spread", "told"]].notna().all(axis=None)
+    pronouns.write(tmp_path / "out", rows.reset_index(), 4, 1.0, 1.0)
+    assert "| 1 | ideal, two features, translations |" in (tmp_path / "out" / "README.md").read_text()
+    known = reader.read(pronouns.beginnings(pronouns.FITTED_TO))
+    slope, ids = reader.gradient(known, 1), np.zeros(len(known[0].rows), dtype=int)
+    batch = known[0]._replace(rows=np.arange(len(known[0].rows)))
+
+    def mean(step: float) -> float:
+        moved = batch.states[1].clone()
+        moved[:, -1] += step * torch.tensor(slope, dtype=torch.float32)
+        at = batch._replace(states={1: moved})
+        return float(reader.log_ratios([at], 1, None, ids).mean())
+
+    assert mean(1e-2) > mean(0.0) > mean(-1e-2)
 
 
 # ---- biographies

@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fairsteer import IdealPosteriorClassifier
+from fairsteer import IdealPosteriorClassifier, ScoreAligner
 
 COSTS = [0.2, 0.35, 0.5, 0.65, 0.8]
 
@@ -68,6 +68,25 @@ def test_fresh_rows_have_one_law_of_the_ideal_posterior() -> None:
         gap = abs((t > cost)[of_fresh == 0].mean() - (t > cost)[of_fresh == 1].mean())
         assert gap < 0.03
     assert abs((raw > 0.5)[of_fresh == 0].mean() - (raw > 0.5)[of_fresh == 1].mean()) > 0.05
+
+
+@pytest.mark.parametrize("groups", ["columns", "beside", "routed"])
+def test_scores_of_ideal_posteriors_can_be_aligned(groups: str) -> None:
+    """The ideal posterior has one law in all groups; recognition rates of the labels as they are need the alignment."""
+    (X, y, group), (fresh, y_fresh, of_fresh) = data(3000), data(20_000, seed=1)
+    columns = [3] if groups == "columns" else None
+    inner = IdealPosteriorClassifier(LogisticRegression(), cv=2, sensitive_columns=columns)
+    given, asked = ({}, {}) if columns else ({"sensitive_features": group}, {"sensitive_features": of_fresh})
+    with sklearn.config_context(enable_metadata_routing=groups == "routed"):
+        aligner = ScoreAligner(inner, cv=2, sensitive_columns=columns).fit(X, y, **given)
+        predicted = aligner.predict(fresh, **asked)
+        before = aligner.estimator_.predict(fresh, **asked)
+    gaps = []
+    for answer in (before, predicted):
+        rates = [answer[(of_fresh == a) & (y_fresh == 1)].mean() for a in (0, 1)]
+        gaps.append(abs(rates[0] - rates[1]))
+    assert gaps[1] < 0.5 * gaps[0]
+    assert isinstance(aligner.estimator_, IdealPosteriorClassifier)
 
 
 def test_models_on_expanded_rows_learn_the_ideal_posterior() -> None:

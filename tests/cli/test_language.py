@@ -314,6 +314,15 @@ def test_a_concept_steers_and_a_seed_decides(model: Path, texts: pd.DataFrame, r
     code, _, err = run(*options[:5], *options[7:])
     assert code == 2
     assert "name it with --layer" in err
+    persistence.save(concept.equalize([20.0], {0: [1.0], 1: [4.0]}), "c.safetensors")
+    code, out, err = run(*options, "--strength", "4", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert [text["strength"] for text in told["texts"][0]["steered"]] == pytest.approx([10.0, 2.5])
+    assert told["notes"] == ["The concept was equalised: strength 4 is 0 10; 1 2.5."]
+    code, _, err = run(*options, "--strength", "30")
+    assert code == 2
+    assert "30 is not among these" in err
 
 
 def test_moments_of_tables_are_not_merged_with_those_of_states(model: Path, texts: pd.DataFrame, run: Run) -> None:

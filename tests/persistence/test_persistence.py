@@ -874,6 +874,26 @@ def test_baseline_that_does_not_fit_together_is_refused(rows: Any, path: Any) ->
         persistence.load(path)
 
 
+def test_loaded_concept_is_equalized_as_the_saved_one_was(hidden: Any, path: Any) -> None:
+    X, y, group = hidden
+    saved = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=group)
+    saved.equalize([2.0, 4.0], [[1.0, 1.2], [1.9, 2.5]], concept=2).equalize([1.0], [[2.0, 3.0]], concept=0)
+    loaded = _round_trip(saved, path)
+    for concept, strength in ((2, 3.0), (0, 0.4), (1, 9.0)):
+        expected = saved.group_strengths(strength, concept)
+        np.testing.assert_array_equal(loaded.group_strengths(strength, concept), expected)
+    content = path.read_bytes()
+    for header, arrays, message in (
+        (_set("saved", "equalized", [0, 3]), None, "equalized"),
+        (_set("saved", "equalized", [1]), None, "concept.strengths.1 is absent"),
+        (None, lambda t: t.update({"concept.shifts.2": np.ones((3, 2))}), "nothing shifts"),
+        (None, lambda t: t.update({"concept.shifts.2": np.ones((2, 2))}), r"has shape \(2, 2\)"),
+    ):
+        _rewrite(content, path, header=header, arrays=arrays)
+        with pytest.raises(ValueError, match=message):
+            persistence.load(path)
+
+
 @pytest.mark.parametrize(
     ("header", "arrays", "message"),
     [
@@ -993,7 +1013,7 @@ _THREE = {"dtype": "<U1", "labels": [{"str": "a"}, {"str": "b"}, {"str": "x"}]}
         (2, _set("saved", "ideal", "intervention", "affirmative"), None, "none of its groups"),
         (2, _set("saved", "ideal", "reference_group", {"str": "z"}), None, "none of its groups"),
         (2, _set("saved", "ideal", "kl_divergence", -1.0), None, "not a number from 0"),
-        (2, _set("saved", "ideal", "gap", "0"), None, "not a number"),
+        (2, _set("saved", "ideal", "dual_gap", "0"), None, "not a number"),
         (2, _set("saved", "ideal", "n_iter", 1.5), None, "not an integer"),
         (2, _set("saved", "ideal", "converged", 1), None, "not true or false"),
         (2, _set("saved", "params", "posterior", {"str": "mine"}), None, "'posterior' parameter"),

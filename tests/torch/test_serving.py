@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -263,6 +264,20 @@ def test_a_concept_in_the_residual_stream_is_a_bias_of_its_last_part(model: Any,
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_what_folding_changes_is_rounding(model: Any, concept: Any, dtype: Any, relative: float) -> None:
+    """In double precision nothing else is left; single precision rounds in another order."""
+    network, name, last = model
+    network = copy.deepcopy(network).to(dtype)
+    source = ConceptSteeringModule(concept, strength=2.0, dtype=dtype)
+    with steering_hooks(network, {name: source}, sensitive_features="f"):
+        hooked = network(input_ids=IDS).logits
+    with fold_into(network.get_submodule(f"{name}.{last}"), source, sensitive_features="f"):
+        folded = network(input_ids=IDS).logits
+    assert float((folded - hooked).abs().max() / hooked.abs().max()) < relative
+
+
+@torch.no_grad()
 def test_tied_embeddings_are_left_alone(transformers: Any) -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -336,11 +351,15 @@ def test_a_folded_model_is_saved_and_loaded_like_any_other(transformers: Any, co
 
 
 @torch.no_grad()
-def test_a_control_vector_is_what_the_hook_adds(concept: Any, model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("equalized", [False, True])
+def test_a_control_vector_is_what_the_hook_adds(concept: Any, model: Any, tmp_path: Path, equalized: bool) -> None:
     """Added to the output of the block with its number, as llama.cpp does."""
     pytest.importorskip("gguf", reason="gguf is not installed")
     export = importlib.import_module("fairsteer.export")
     network, name, _ = model
+    if equalized:
+        concept = copy.copy(concept).equalize([1.0, 4.0], {"f": [1.0, 3.0], "m": [2.0, 5.0]})
+        assert concept.group_strengths(1.5).tolist() != [1.5, 1.5]
     with steering_hooks(network, {name: ConceptSteeringModule(concept, strength=1.5)}, sensitive_features="m"):
         hooked = network(input_ids=IDS).logits
     block = int(name.rpartition(".")[2])

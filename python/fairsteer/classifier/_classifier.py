@@ -26,6 +26,7 @@ from fairsteer._utils.estimators import (
     weight_params,
 )
 from fairsteer._utils.folds import check_fold_classes
+from fairsteer._utils.html import facts_html
 from fairsteer._utils.input import brief, few
 from fairsteer._utils.types import Codes, Doubles, Floats
 from fairsteer.groups import MISSING
@@ -98,8 +99,19 @@ class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTML
         return self
 
     def _found_html(self) -> str:
-        steering = vars(self).get("steering_")
-        return "" if steering is None else str(steering._found_html())
+        known = vars(self)
+        if "steering_" not in known:
+            return ""
+        return str(known["steering_"]._found_html()) + facts_html(self._judged())
+
+    def _judged(self) -> list[tuple[str, str]]:
+        """Say what rows that were held out say of the gap."""
+        maps = vars(self).get("_alignment")
+        if maps is None:
+            return [("gap on rows", "not measured by fit; see fairsteer.report.measured_gaps")]
+        gap = f"{float(np.nanmax(maps.measured)):.3f}" if np.isfinite(maps.measured).any() else "unknown"
+        where = "at any threshold, " if len(self.classes_) == 2 else ""
+        return [("scores aligned", f"largest gap {where}on the rows out of fold: {gap}")]
 
     def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
         for name in ("n_features_in_", "feature_names_in_"):
@@ -496,7 +508,7 @@ class IdealDistributionClassifier(SteeredClassifier):
             return plain._scores(batch.rows[place[test]], plain._codes_of_labels(batch, place[test]), test)
 
         weight = np.ones(n_rows) if sample_weight is None else sample_weight
-        alignment, _ = cross_fitted_alignment(
+        alignment, _, _ = cross_fitted_alignment(
             held_out_scores,
             indexable(X)[0],
             y_codes=y_codes,

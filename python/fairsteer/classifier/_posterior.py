@@ -19,15 +19,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fairsteer._utils.calibration import VectorScaling
 from fairsteer._utils.estimators import HasMethods, Interval, StrOptions, asked_method, fit_context
 from fairsteer._utils.folds import rows_of, stratified_splits
+from fairsteer._utils.html import facts_html
 from fairsteer._utils.input import brief, check_classes, few, num_rows, warn_caller
-from fairsteer._utils.labels import label_array
+from fairsteer._utils.labels import label_array, label_text
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer._utils.weights import check_sample_weight, rows_behind
 from fairsteer.groups import GroupedRows, joint_label
 from fairsteer.ideal import (
     MOST_CLASSES,
-    IdealPosterior,
-    IdealPosteriorCells,
+    IdealOfRows,
     Intervention,
     Mode,
     PosteriorCertificate,
@@ -287,7 +287,7 @@ class IdealPosteriorClassifier(WrappingClassifier):
         y_codes = class_codes_of(y, kept, self.classes_)
         all_codes = self._merged(grouped, y_codes, weight)
         self._shares = np.bincount(all_codes[kept], weight[kept]) / weight[kept].sum()
-        self.ideal_: IdealPosterior | IdealPosteriorCells | None = None
+        self.ideal_: IdealOfRows | None = None
         self.group_estimators_: dict[Any, Any] = {}
         if len(self.classes_) == 1:
             return self
@@ -331,7 +331,7 @@ class IdealPosteriorClassifier(WrappingClassifier):
         ).with_groups(self.groups_)
         if not self.ideal_.converged:
             warn_caller(
-                f"The ideal distribution is known to {self.ideal_.gap:.2g} nats only: a step of the solver failed."
+                f"The ideal distribution is known to {self.ideal_.dual_gap:.2g} nats only: a step of the solver failed."
             )
         return self
 
@@ -491,7 +491,17 @@ class IdealPosteriorClassifier(WrappingClassifier):
         to_fit = self._passed_on("fit", "fit", metadata | given)
         return to_fit, self._passed_on("fit", asked_method(self.estimator), metadata)
 
-    def _ideal(self) -> IdealPosterior | IdealPosteriorCells:
+    def _found_html(self) -> str:
+        if getattr(self, "ideal_", None) is None:
+            return ""
+        assert self.ideal_ is not None
+        labels = self.groups_.tolist()
+        errors = few([f"{label_text(g)} {error:.3g}" for g, error in zip(labels, self.calibration_error_, strict=True)])
+        own = few([label_text(label) for label in self.group_estimators_]) or "none"
+        facts = [("calibration error", errors), ("posterior by a classifier of their own", own)]
+        return self.ideal_._repr_html_() + facts_html(facts)
+
+    def _ideal(self) -> IdealOfRows:
         check_is_fitted(self, "estimator_")
         if self.ideal_ is None:
             msg = f"There is one class, {self.classes_.tolist()[0]!r}, and no ideal distribution of its posterior."
@@ -681,7 +691,7 @@ def _calibrated_fit(scores: Doubles, y: Codes, weight: Doubles) -> tuple[VectorS
     return scaling, float(-np.average(truth, weights=weight))
 
 
-def _ideal_proba(ideal: IdealPosterior | IdealPosteriorCells, posterior: Doubles, codes: Codes) -> Doubles:
+def _ideal_proba(ideal: IdealOfRows, posterior: Doubles, codes: Codes) -> Doubles:
     """Ideal posterior of the classes, of two as of more."""
     t = ideal.ideal_posterior(posterior, codes)
     return t if t.ndim == 2 else np.column_stack([1 - t, t])

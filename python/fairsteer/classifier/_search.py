@@ -336,8 +336,14 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         facts = [
             ("chosen of", f"{len(self.cv_results_['params'])} candidates"),
             ("parameters", chosen or "the defaults"),
+            ("out of fold", measured),
         ]
-        return facts_html([*facts, ("out of fold", measured)]) + self.best_estimator_._found_html()
+        best, steering = self.best_estimator_, self.best_estimator_.steering_
+        certificate = vars(steering)["ideal_"].found_certificate
+        certified = steering.constraint == "ideal" and steering.strength == 1 and best._alignment is None
+        if certificate is not None and certified:
+            facts.append(("the certificate", self.fairness_.equalized_odds.verdict(certificate.equalized_odds)))
+        return facts_html(facts) + str(steering._found_html())
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -85,8 +85,11 @@ def generate_text(
     from fairsteer.torch import steering_hooks
 
     with library_problems(), quoting_warnings(report.note):
-        module, labels = _module(source, concept, loaded)
+        module, labels, strengths = _module(source, concept, loaded, strength)
     shown = [label_named(text, labels, "--group") for text in groups] or labels[:_MOST_GROUPS]
+    if len(set(strengths.values())) > 1:
+        each = "; ".join(f"{label_text(label)} {strengths[label]:.3g}" for label in shown)
+        report.note(f"The concept was equalised: strength {strength:g} is {each}.")
     steered = dict.fromkeys(layers, module)
     with library_problems(), report.busy("generating"):
         before = _continued(loaded, prompts, max_new_tokens, temperature, random_state)
@@ -107,7 +110,7 @@ def generate_text(
         {
             "prompt": prompt,
             "before": before[i],
-            "steered": [{"group": label, "text": after[label][i]} for label in after],
+            "steered": [{"group": label, "strength": strengths[label], "text": after[label][i]} for label in after],
         }
         for i, prompt in enumerate(prompts)
     ]
@@ -126,8 +129,10 @@ def _steering(path: Path) -> tuple[Any, str | None]:
     return source, layer if isinstance(layer, str) else None
 
 
-def _module(source: Any, concept: str | None, loaded: LanguageModel) -> tuple[Any, list[Any]]:
-    """Make the module that steers, and name the groups that it knows."""
+def _module(
+    source: Any, concept: str | None, loaded: LanguageModel, strength: float
+) -> tuple[Any, list[Any], dict[Any, float]]:
+    """Make the module that steers, name the groups that it knows, and how far each is steered."""
     from fairsteer.torch import ConceptSteeringModule, SteeringModule
 
     device = loaded.model.device
@@ -135,7 +140,8 @@ def _module(source: Any, concept: str | None, loaded: LanguageModel) -> tuple[An
         classes = source.classes_.tolist()
         target = None if concept is None else label_named(concept, classes, "--concept", "class")
         moves = ConceptSteeringModule(source, target, device=device)
-        return moves, list(moves.groups)
+        amounts = source.group_strengths(strength, target).tolist()
+        return moves, list(moves.groups), dict(zip(moves.groups, amounts, strict=True))
     if concept is not None:
         raise UsageError("--concept belongs to a ConceptSteering, and the file holds none.")
     if isinstance(source, SubgroupMoments):
@@ -143,7 +149,7 @@ def _module(source: Any, concept: str | None, loaded: LanguageModel) -> tuple[An
         alike = source.covariance != "tied"
         source = FairSteeringTransformer(map_type="affine", standardize=alike).fit_moments(source)
     module = SteeringModule(source, device=device)
-    return module, list(module.groups)
+    return module, list(module.groups), dict.fromkeys(module.groups, strength)
 
 
 def _continued(

@@ -262,7 +262,7 @@ class _CsvWriter:
             columns = [compute.if_else(compute.equal(columns[0], ""), '""', columns[0])]
         columns[-1] = compute.binary_join_element_wise(columns[-1], self._dialect.newline, "")
         rows = compute.binary_join_element_wise(*columns, self._dialect.separator)
-        encoded = memoryview(_text_of(rows))
+        encoded: bytes | memoryview = memoryview(_text_of(rows))
         if self._dialect.encoding != "utf-8":
             encoded = self._encoder.encode(str(encoded, "utf-8"))
         self._file.write(encoded)

@@ -44,8 +44,9 @@ def export_control_vector(
     concept : label, default=None
         Class towards which to move, see `ConceptSteering.direction`.
     strength : float, default=None
-        What a concept's direction is multiplied by (1), or part of the way of a transformer (its own). Vectors are
-        written as they are, or multiplied by it. llama.cpp's ``--control-vector-scaled`` multiplies once more.
+        Strength of a concept (1), or part of the way of a transformer (its own). Vectors are written as they are, or
+        multiplied by it. llama.cpp's ``--control-vector-scaled`` multiplies once more, which of a concept that was
+        equalised at several strengths is no longer equal: write a file for each.
     model_type : str, default="llama"
         Kind of model, as a hint for people; ``config.model_type`` of transformers.
 
@@ -168,7 +169,9 @@ def _shift(source: Any, group: Any, concept: Any, strength: float | None) -> NDA
         if group is None:
             msg = "sensitive_features=… must name the group whose directions are written; one file serves one group."
             raise ValueError(msg)
-        shift = (1.0 if strength is None else strength) * source.direction(group, concept)
+        direction = source.direction(group, concept)
+        amounts = source.group_strengths(1.0 if strength is None else strength, concept)
+        shift = amounts[source.groups_.tolist().index(group)] * direction
     elif isinstance(source, GroupMapTransformer):
         shift = _of_transformer(source, group, strength)
     elif isinstance(source, (str, bytes)) or np.ndim(source) != 1:

@@ -10,12 +10,13 @@ from fairsteer.ideal._ideal import (
     reference_code,
 )
 from fairsteer.ideal._posterior import IdealPosterior, nearest_ideal_posterior
-from fairsteer.ideal._posterior_parts import MOST_CLASSES, Mode, PosteriorCertificate
+from fairsteer.ideal._posterior_parts import MOST_CLASSES, IdealOfRows, Mode, PosteriorCertificate
 
 __all__ = [
     "MOST_CLASSES",
     "Certificate",
     "IdealDistribution",
+    "IdealOfRows",
     "IdealPosterior",
     "IdealPosteriorCells",
     "Intervention",

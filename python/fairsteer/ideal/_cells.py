@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.optimize import linprog
-from scipy.special import log_softmax, rel_entr, softmax, xlogy
+from scipy.special import log_softmax, softmax, xlogy
 from sklearn.cluster import KMeans
 from sklearn.utils import check_consistent_length
 
@@ -19,12 +19,13 @@ from fairsteer.ideal._ideal import Intervention
 from fairsteer.ideal._posterior_parts import (
     VANISHING,
     ClassLaws,
+    IdealOfRows,
     Mode,
-    PosteriorCertificate,
-    certificate_of,
+    Solution,
     clipped_proba,
+    fields_of,
+    laws_and_prior,
     reference_of,
-    warn_of_kept_shares,
     weights_alone,
 )
 
@@ -58,8 +59,8 @@ _LINEAR_GAP = 1e-9
 _NO_MASS = 1e-9
 
 
-@dataclass(frozen=True, eq=False)
-class IdealPosteriorCells:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class IdealPosteriorCells(IdealOfRows):
     """The ideal distribution nearest to one of more than two classes that is known through its posterior.
 
     Returned by `nearest_ideal_posterior`. Rows of a group whose posteriors are alike, in one cell of the simplex, count
@@ -68,20 +69,10 @@ class IdealPosteriorCells:
 
     Attributes
     ----------
-    groups : ndarray of shape (n_groups,)
-        Labels of the groups.
-    intervention, mode : str
-        As asked for.
-    reference_group : object
-        Label of the group whose law is kept; None unless "affirmative".
     centers : ndarray of shape (n_cells, n_classes)
         Posteriors that the cells lie about: a row belongs to the one from which it diverges least.
     cell_posteriors : ndarray of shape (n_groups, n_cells, n_classes)
         Mean posterior of a group's rows in a cell.
-    laws : ndarray of shape (n_groups, n_cells)
-        Probabilities of the cells in every group.
-    log_weights : ndarray of shape (n_groups, n_cells)
-        Logarithm of what rows of a group are weighted by, the share of the group apart.
     ideal_posteriors : ndarray of shape (n_groups, n_cells, n_classes)
         Mean ideal posterior of a group's rows in a cell.
     targets : ndarray of shape (n_targets, n_classes)
@@ -91,51 +82,18 @@ class IdealPosteriorCells:
     plans : ndarray of shape (n_groups, n_cells, n_targets)
         Probabilities of cell and ideal posterior in every group of the ideal distribution; sums over cells are
         `target_law`.
-    source_group_prior, group_prior : ndarray of shape (n_groups,)
-        Shares of the groups, and those on the ideal distribution.
-    kl_divergence : float
-        Of the ideal distribution from the given one, in nats.
-    group_divergence : ndarray of shape (n_groups,)
-        The same within every group.
-    gap : float
-        Duality gap in nats: how far `kl_divergence` can be above the optimum for these cells, targets and shares.
-    n_iter : int
-        Steps that were needed.
-    converged : bool
-        Whether `gap` is within the tolerance.
+    groups, intervention, mode, reference_group, laws, log_weights, source_group_prior, group_prior : object
+        As explained in :class:`~fairsteer.ideal.IdealOfRows`; places are the cells.
+    kl_divergence, group_divergence, dual_gap, n_iter, converged : object
+        Likewise; `dual_gap` is that for these cells, targets and shares.
     """
 
-    groups: NDArray[Any]
-    intervention: str
-    mode: str
-    reference_group: Any
     centers: Doubles
     cell_posteriors: Doubles
-    laws: Doubles
-    log_weights: Doubles
     ideal_posteriors: Doubles
     targets: Doubles
     target_law: Doubles
     plans: Doubles
-    source_group_prior: Doubles
-    group_prior: Doubles
-    kl_divergence: float
-    group_divergence: Doubles
-    gap: float
-    n_iter: int
-    converged: bool
-
-    def __post_init__(self) -> None:
-        for value in vars(self).values():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False
-
-    def __repr__(self) -> str:
-        return (
-            f"IdealPosteriorCells({self.n_classes} classes, {len(self.groups)} groups, "
-            f"intervention={self.intervention!r}, mode={self.mode!r}, kl_divergence={self.kl_divergence:.4g}, "
-            f"converged={self.converged})"
-        )
 
     @property
     def n_classes(self) -> int:
@@ -150,40 +108,6 @@ class IdealPosteriorCells:
             own = self.laws[a] > 0
             maps[group] = self.cell_posteriors[a, own], self.ideal_posteriors[a, own]
         return maps
-
-    def with_groups(self, groups: NDArray[Any]) -> IdealPosteriorCells:
-        """Give the groups other labels, in the same order."""
-        reference = self.reference_group
-        if reference is not None:
-            reference = groups.tolist()[self.groups.tolist().index(reference)]
-        return replace(self, groups=groups.copy(), reference_group=reference)
-
-    @property
-    def class_rates(self) -> Doubles:
-        """P(class) in every group, (n_classes, n_groups)."""
-        return np.asarray(np.einsum("ac,ack->ka", self.laws, self.cell_posteriors))
-
-    @property
-    def ideal_class_rates(self) -> Doubles:
-        """P(class) on the ideal distribution, the same in every group, (n_classes,)."""
-        return np.asarray(np.einsum("a,ac,ack->k", self.group_prior, self.ideal_laws, self.ideal_posteriors))
-
-    @property
-    def ideal_laws(self) -> Doubles:
-        """Probabilities of the cells on the ideal distribution, (n_groups, n_cells)."""
-        laws = self.laws * np.exp(self.log_weights)
-        return np.asarray(laws / laws.sum(axis=1, keepdims=True))
-
-    @property
-    def subgroup_divergence(self) -> Doubles:
-        """KL divergence in nats of the rows of each class and group on the ideal one, (n_classes, n_groups)."""
-        ideal, own = (joint / joint.sum(axis=2, keepdims=True) for joint in self._joints())
-        return np.asarray(np.maximum(rel_entr(ideal, own).sum(axis=2), 0))
-
-    @property
-    def certificate(self) -> PosteriorCertificate:
-        """Bounds on gaps and accuracy, in total variation; none with mode="weights", which leads to no ideal one."""
-        return certificate_of(self.mode, *self._joints())
 
     def ideal_posterior(self, posterior: ArrayLike, group_codes: ArrayLike) -> Doubles:
         """Ideal posterior ``h_a(s)`` of rows: the probabilities of the classes on the ideal distribution.
@@ -204,23 +128,9 @@ class IdealPosteriorCells:
         change = np.log(self.ideal_posteriors[codes, cell]) - np.log(self.cell_posteriors[codes, cell])
         return np.asarray(softmax(np.log(proba) + change, axis=1))
 
-    def sample_weight(self, posterior: ArrayLike, group_codes: ArrayLike) -> Doubles:
-        """Weights that turn rows into rows of the ideal distribution, under its soft labels.
-
-        Parameters
-        ----------
-        posterior : array-like of shape (n_samples, n_classes)
-            P(class | row, group), every row of sum 1.
-        group_codes : array-like of shape (n_samples,)
-            Positions in `groups`.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Positive, of mean about 1.
-        """
-        _, codes, cell = self._placed(posterior, group_codes)
-        return np.asarray(np.exp(self.log_weights[codes, cell]) * (self.group_prior / self.source_group_prior)[codes])
+    def _log_weights_of(self, posterior: ArrayLike, codes: Codes) -> Doubles:
+        _, _, cell = self._placed(posterior, codes)
+        return np.asarray(self.log_weights[codes, cell])
 
     def class_laws(self, k: int) -> dict[Any, ClassLaws]:
         """Group label to the laws of P(class `k`) in the group, as they are and on the ideal distribution."""
@@ -273,10 +183,7 @@ def nearest_ideal_cells(
 ) -> IdealPosteriorCells:
     """Nearest ideal distribution of rows with valid posteriors, (n_samples, n_classes)."""
     centers, posteriors, totals = _cells(proba, codes, weight, len(groups))
-    share = totals.sum(axis=1)
-    laws, prior = totals / share[:, None], share / share.sum()
-    laws /= laws.sum(axis=1, keepdims=True)
-    prior /= prior.sum()
+    laws, prior = laws_and_prior(totals)
     reference = reference_of(reference_group, groups, prior) if intervention == "affirmative" else -1
     if mode == "weights":
         solution = _weights_alone(posteriors, laws, prior, reference)
@@ -284,29 +191,10 @@ def nearest_ideal_cells(
         solution = _unchanged(posteriors, laws, prior)
     else:
         solution = _by_plans(posteriors, laws, prior, centers, mode, reference, max_iter, tol)
-    if solution.shares_kept:
-        warn_of_kept_shares(float(prior @ solution.group_divergence))
-    divergence = solution.group_prior @ solution.group_divergence + rel_entr(solution.group_prior, prior).sum()
     return IdealPosteriorCells(
-        groups=groups.copy(),
-        intervention=intervention,
-        mode=mode,
-        reference_group=groups.tolist()[reference] if reference >= 0 else None,
         centers=centers,
         cell_posteriors=posteriors,
-        laws=laws,
-        log_weights=solution.log_weights,
-        ideal_posteriors=solution.ideal_posteriors,
-        targets=solution.targets,
-        target_law=solution.target_law,
-        plans=solution.plans,
-        source_group_prior=prior,
-        group_prior=solution.group_prior,
-        kl_divergence=float(max(divergence, 0.0)),
-        group_divergence=solution.group_divergence,
-        gap=solution.gap,
-        n_iter=solution.n_iter,
-        converged=solution.converged,
+        **fields_of(solution, laws, prior, groups, intervention, mode, reference),
     )
 
 
@@ -361,29 +249,19 @@ def _nearest(proba: Doubles, centers: Doubles) -> Codes:
 # ---- programs
 
 
-class _Solution(NamedTuple):
-    log_weights: Doubles
-    ideal_posteriors: Doubles
-    targets: Doubles
-    target_law: Doubles
-    plans: Doubles
-    group_prior: Doubles
-    group_divergence: Doubles
-    gap: float = 0.0
-    n_iter: int = 1
-    converged: bool = True
-    shares_kept: bool = False
+def _ideal(posteriors: Doubles, targets: Doubles, law: Doubles, plans: Doubles) -> dict[str, Doubles]:
+    return {"ideal_posteriors": posteriors, "targets": targets, "target_law": law, "plans": plans}
 
 
-def _unchanged(posteriors: Doubles, laws: Doubles, prior: Doubles) -> _Solution:
+def _unchanged(posteriors: Doubles, laws: Doubles, prior: Doubles) -> Solution:
     """One group is ideal as it is."""
-    return _Solution(
-        np.zeros(laws.shape), posteriors, posteriors[0].copy(), laws[0].copy(), np.diag(laws[0])[None], prior,
+    return Solution(
+        np.zeros(laws.shape), _ideal(posteriors, posteriors[0].copy(), laws[0].copy(), np.diag(laws[0])[None]), prior,
         np.zeros(1),
     )  # fmt: skip
 
 
-def _weights_alone(posteriors: Doubles, laws: Doubles, prior: Doubles, reference: int) -> _Solution:
+def _weights_alone(posteriors: Doubles, laws: Doubles, prior: Doubles, reference: int) -> Solution:
     """Class and group independent, at the least divergence; rows of a class and group keep what they follow."""
     own = np.einsum("ac,ack->ka", laws, posteriors)
     classes, shares, n_iter = weights_alone(own, prior, reference)
@@ -392,9 +270,9 @@ def _weights_alone(posteriors: Doubles, laws: Doubles, prior: Doubles, reference
     total = joint.sum(axis=2)
     K = len(own)
     divergence = np.asarray(xlogy(classes[:, None], classes[:, None] / own).sum(axis=0))
-    return _Solution(
-        np.log(total), joint / total[:, :, None], np.empty((0, K)), np.empty(0), np.empty((*laws.shape, 0)), shares,
-        np.maximum(divergence, 0), n_iter=n_iter,
+    return Solution(
+        np.log(total), _ideal(joint / total[:, :, None], np.empty((0, K)), np.empty(0), np.empty((*laws.shape, 0))),
+        shares, np.maximum(divergence, 0), n_iter=n_iter,
     )  # fmt: skip
 
 
@@ -407,7 +285,7 @@ def _by_plans(
     reference: int,
     max_iter: int,
     tol: float,
-) -> _Solution:
+) -> Solution:
     """Plans from the cells of every group to common ideal posteriors, which move to where they cost least."""
     common = None
     targets = centers
@@ -457,8 +335,9 @@ def _by_plans(
         ideal[reference] = posteriors[reference]
     law = plans.sum(axis=1)
     target_law = found["target_law"] if common is not None else found["shares"] @ law / law.sum(axis=1).mean()
-    return _Solution(
-        found["log_ratio"], ideal / ideal.sum(axis=2, keepdims=True), targets, target_law / target_law.sum(), plans,
+    return Solution(
+        found["log_ratio"],
+        _ideal(ideal / ideal.sum(axis=2, keepdims=True), targets, target_law / target_law.sum(), plans),
         found["shares"], np.maximum(found["group_divergence"], 0), found["gap"], n_iter + found["n_iter"],
         found["converged"], mode == "joint" and reference < 0 and not free,
     )  # fmt: skip

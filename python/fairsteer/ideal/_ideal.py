@@ -171,9 +171,14 @@ class IdealDistribution:
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{rest}"
         return f"<p>{escape(repr(self))}</p>{facts_html(facts)}{picture}{table}"
 
+    @property
+    def found_certificate(self) -> Certificate | None:
+        """The certificate, if it has been found already."""
+        return vars(self).get("certificate", self.known_certificate)
+
     def _certificate_facts(self) -> list[tuple[str, str]]:
         """Say what the certificate bounds, if it has been found."""
-        certificate = vars(self).get("certificate", self.known_certificate)
+        certificate = self.found_certificate
         return [] if certificate is None else certificate_facts(certificate.equalized_odds, certificate.accuracy)
 
     @cached_property

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,13 +21,14 @@ from fairsteer.ideal._posterior_parts import (
     MOST_LOGIT,
     VANISHING,
     ClassLaws,
+    IdealOfRows,
     Mode,
-    PosteriorCertificate,
-    certificate_of,
+    Solution,
     check_proba,
     clipped_proba,
+    fields_of,
+    laws_and_prior,
     reference_of,
-    warn_of_kept_shares,
     weights_alone,
 )
 
@@ -44,70 +45,31 @@ _TARGET_SPACING = 0.02
 _HALF_WIDTH = 0.5
 
 
-@dataclass(frozen=True, eq=False)
-class IdealPosterior:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class IdealPosterior(IdealOfRows):
     """The ideal distribution nearest to one that is known through its posterior, P(second class | row, group).
 
-    Returned by `nearest_ideal_posterior`. On it the posterior has the same law in every group. It keeps the rows of the
-    distribution that it is nearest to, weights them, and gives them soft labels; both depend on a row through its
-    group and its posterior alone.
+    Returned by `nearest_ideal_posterior`. On it the posterior has the same law in every group.
 
     Attributes
     ----------
-    groups : ndarray of shape (n_groups,)
-        Labels of the groups.
-    intervention, mode : str
-        As asked for.
-    reference_group : object
-        Label of the group whose law is kept; None unless "affirmative".
     logits : ndarray of shape (n_points,)
         Log-odds of the posteriors that occur, ascending.
-    laws : ndarray of shape (n_groups, n_points)
-        Their probabilities in every group.
-    log_weights : ndarray of shape (n_groups, n_points)
-        Logarithm of what rows of a group are weighted by, the share of the group apart.
     ideal_logits : ndarray of shape (n_groups, n_points)
         Log-odds of the ideal posteriors, rising.
-    source_group_prior, group_prior : ndarray of shape (n_groups,)
-        Shares of the groups, and those on the ideal distribution.
-    kl_divergence : float
-        Of the ideal distribution from the given one, in nats.
-    group_divergence : ndarray of shape (n_groups,)
-        The same within every group.
-    gap : float
-        Duality gap in nats: how far `kl_divergence` can be above the optimum on the grid with these shares.
-    n_iter : int
-        Steps that were needed.
-    converged : bool
-        Whether `gap` is within the tolerance.
+    groups, intervention, mode, reference_group, laws, log_weights, source_group_prior, group_prior : object
+        As explained in :class:`~fairsteer.ideal.IdealOfRows`; places are the points `logits`.
+    kl_divergence, group_divergence, dual_gap, n_iter, converged : object
+        Likewise.
     """
 
-    groups: NDArray[Any]
-    intervention: str
-    mode: str
-    reference_group: Any
     logits: Doubles
-    laws: Doubles
-    log_weights: Doubles
     ideal_logits: Doubles
-    source_group_prior: Doubles
-    group_prior: Doubles
-    kl_divergence: float
-    group_divergence: Doubles
-    gap: float
-    n_iter: int
-    converged: bool
 
-    def __post_init__(self) -> None:
-        for value in vars(self).values():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False
-
-    def __repr__(self) -> str:
-        return (
-            f"IdealPosterior({len(self.groups)} groups, intervention={self.intervention!r}, mode={self.mode!r}, "
-            f"kl_divergence={self.kl_divergence:.4g}, converged={self.converged})"
-        )
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return 2
 
     @property
     def h(self) -> dict[Any, tuple[Doubles, Doubles]]:
@@ -117,42 +79,6 @@ class IdealPosterior:
             own = self._own(a)
             maps[group] = expit(self.logits[own]), expit(self.ideal_logits[a, own])
         return maps
-
-    def with_groups(self, groups: NDArray[Any]) -> IdealPosterior:
-        """Give the groups other labels, in the same order."""
-        reference = self.reference_group
-        if reference is not None:
-            reference = groups.tolist()[self.groups.tolist().index(reference)]
-        return replace(self, groups=groups.copy(), reference_group=reference)
-
-    @property
-    def class_rates(self) -> Doubles:
-        """P(class) in every group, (2, n_groups)."""
-        positive = self.laws @ expit(self.logits)
-        return np.stack([1 - positive, positive])
-
-    @property
-    def ideal_class_rates(self) -> Doubles:
-        """P(class) on the ideal distribution, the same in every group, (2,)."""
-        positive = self.group_prior @ (self.ideal_laws * expit(self.ideal_logits)).sum(axis=1)
-        return np.stack([1 - positive, positive])
-
-    @property
-    def ideal_laws(self) -> Doubles:
-        """Probabilities of the posteriors `logits` on the ideal distribution, (n_groups, n_points)."""
-        laws = self.laws * np.exp(self.log_weights)
-        return np.asarray(laws / laws.sum(axis=1, keepdims=True))
-
-    @property
-    def subgroup_divergence(self) -> Doubles:
-        """KL divergence in nats of the rows of each class and group on the ideal distribution, (2, n_groups)."""
-        ideal, own = self._cells()
-        return np.asarray(np.maximum(rel_entr(ideal, own).sum(axis=2), 0))
-
-    @property
-    def certificate(self) -> PosteriorCertificate:
-        """Bounds on gaps and accuracy, in total variation; none with mode="weights", which leads to no ideal one."""
-        return certificate_of(self.mode, self._joint(ideal=True), self._joint(ideal=False))
 
     def ideal_posterior(self, posterior: ArrayLike, group_codes: ArrayLike) -> Doubles:
         """Ideal posterior ``h_a(s)`` of rows: what P(second class) is on the ideal distribution.
@@ -172,24 +98,8 @@ class IdealPosterior:
         """
         return np.asarray(expit(self._interpolated(posterior, group_codes, self.ideal_logits, slope=1.0)))
 
-    def sample_weight(self, posterior: ArrayLike, group_codes: ArrayLike) -> Doubles:
-        """Weights that turn rows into rows of the ideal distribution, under its soft labels.
-
-        Parameters
-        ----------
-        posterior : array-like of shape (n_samples,) or (n_samples, 2)
-            P(second class | row, group), in [0, 1], or both probabilities.
-        group_codes : array-like of shape (n_samples,)
-            Positions in `groups`.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Positive, of mean about 1.
-        """
-        codes = np.asarray(group_codes, dtype=np.intp)
-        within = np.exp(self._interpolated(posterior, codes, self.log_weights, slope=0.0))
-        return np.asarray(within * (self.group_prior / self.source_group_prior)[codes])
+    def _log_weights_of(self, posterior: ArrayLike, codes: Codes) -> Doubles:
+        return self._interpolated(posterior, codes, self.log_weights, slope=0.0)
 
     def class_laws(self, k: int) -> dict[Any, ClassLaws]:
         """Group label to the laws of P(class `k`) in the group, as they are and on the ideal distribution."""
@@ -216,33 +126,15 @@ class IdealPosterior:
             result[rows] = np.interp(x, grid, values[a, own]) + slope * beyond
         return result
 
-    def _joint(self, *, ideal: bool) -> Doubles:
-        """Probabilities of class, group and posterior, (2, n_groups, n_points)."""
-        if ideal:
-            law, prior, proba = self.ideal_laws, self.group_prior, expit(self.ideal_logits)
-        else:
-            law, prior, proba = self.laws, self.source_group_prior, expit(np.broadcast_to(self.logits, self.laws.shape))
-        joint = law * prior[:, None]
-        return np.stack([joint * (1 - proba), joint * proba])
-
-    def _cells(self) -> tuple[Doubles, Doubles]:
-        """Laws of the posterior within class and group, on the ideal distribution and on the given one."""
-        pair = []
-        for ideal in (True, False):
-            joint = self._joint(ideal=ideal)
-            pair.append(joint / joint.sum(axis=2, keepdims=True))
-        return pair[0], pair[1]
-
-
-class _Solution(NamedTuple):
-    log_weights: Doubles
-    ideal_logits: Doubles
-    group_prior: Doubles
-    group_divergence: Doubles
-    gap: float = 0.0
-    n_iter: int = 1
-    converged: bool = True
-    shares_kept: bool = False
+    def _joints(self) -> tuple[Doubles, Doubles]:
+        ideal, own = (
+            np.stack([law * prior[:, None] * (1 - proba), law * prior[:, None] * proba])
+            for law, prior, proba in (
+                (self.ideal_laws, self.group_prior, expit(self.ideal_logits)),
+                (self.laws, self.source_group_prior, expit(self.logits)),
+            )
+        )
+        return ideal, own
 
 
 def nearest_ideal_posterior(
@@ -349,13 +241,10 @@ def _nearest(
     max_iter: int,
     tol: float,
 ) -> IdealPosterior:
-    solution: _Solution | None = None
+    solution: Solution | None = None
     for n_points in _N_POINTS:
         points, totals = on_grid(logits, codes, weight, len(groups), n_points)
-        share = totals.sum(axis=1)
-        laws, prior = totals / share[:, None], share / share.sum()
-        laws /= laws.sum(axis=1, keepdims=True)
-        prior /= prior.sum()
+        laws, prior = laws_and_prior(totals)
         reference = reference_of(reference_group, groups, prior) if intervention == "affirmative" else -1
         if mode == "labels":
             solution = _labels_alone(points, laws, prior, reference)
@@ -371,26 +260,7 @@ def _nearest(
             "use mode='labels', which is known in closed form."
         )
         raise ValueError(msg)
-    if solution.shares_kept:
-        warn_of_kept_shares(float(prior @ solution.group_divergence))
-    divergence = solution.group_prior @ solution.group_divergence + rel_entr(solution.group_prior, prior).sum()
-    return IdealPosterior(
-        groups=groups.copy(),
-        intervention=intervention,
-        mode=mode,
-        reference_group=groups.tolist()[reference] if reference >= 0 else None,
-        logits=points,
-        laws=laws,
-        log_weights=solution.log_weights,
-        ideal_logits=solution.ideal_logits,
-        source_group_prior=prior,
-        group_prior=solution.group_prior,
-        kl_divergence=float(max(divergence, 0.0)),
-        group_divergence=solution.group_divergence,
-        gap=solution.gap,
-        n_iter=solution.n_iter,
-        converged=solution.converged,
-    )
+    return IdealPosterior(logits=points, **fields_of(solution, laws, prior, groups, intervention, mode, reference))
 
 
 def clipped_logits(posterior: ArrayLike) -> Doubles:
@@ -455,7 +325,7 @@ def _joint(
     max_iter: int,
     tol: float,
     n_points: int,
-) -> _Solution | None:
+) -> Solution | None:
     """Solve on a grid of about so many points; None if no finite solution is found."""
     target = points
     if intervention == "all_subgroups" and len(points) < n_points:
@@ -487,14 +357,21 @@ def _joint(
         ideal_laws = laws * np.exp(weights)
         ideal_laws /= ideal_laws.sum(axis=1, keepdims=True)
         labels = _labels_alone(points, ideal_laws, found["shares"], -1)
-        ideal = labels.ideal_logits
+        ideal = labels.ideal["ideal_logits"]
         divergence = np.maximum(rel_entr(ideal_laws, laws).sum(axis=1), 0) + labels.group_divergence
-    return _Solution(
-        weights, ideal, found["shares"], divergence, found["gap"], found["n_iter"], found["converged"], shares_kept
+    return Solution(
+        weights,
+        {"ideal_logits": ideal},
+        found["shares"],
+        divergence,
+        found["gap"],
+        found["n_iter"],
+        found["converged"],
+        shares_kept,
     )
 
 
-def _labels_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int) -> _Solution:
+def _labels_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int) -> Solution:
     """Quantile average of the groups' log-odds, in closed form: monotone couplings of the laws as they are."""
     ends = np.cumsum(laws, axis=1)
     ends[:, -1] = 1.0
@@ -513,10 +390,10 @@ def _labels_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int
         ideal[a] = np.interp(points, points[occurs], logit(mean[occurs] / mass[occurs]))
     if reference >= 0:
         ideal[reference] = points
-    return _Solution(np.zeros(laws.shape), ideal, prior, np.maximum(spent.sum(axis=1), 0))
+    return Solution(np.zeros(laws.shape), {"ideal_logits": ideal}, prior, np.maximum(spent.sum(axis=1), 0))
 
 
-def _weights_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int) -> _Solution:
+def _weights_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: int) -> Solution:
     """Class and group independent, at the least divergence; rows of a class and group keep what they follow."""
     positive = laws @ expit(points)
     own = np.stack([1 - positive, positive])  # (2, G)
@@ -526,4 +403,4 @@ def _weights_alone(points: Doubles, laws: Doubles, prior: Doubles, reference: in
     total = weight[1][:, None] * s + weight[0][:, None] * (1 - s)
     ideal = points + np.log(weight[1] / weight[0])[:, None]
     divergence = np.asarray(xlogy(classes[:, None], weight).sum(axis=0))
-    return _Solution(np.log(total), ideal, shares, np.maximum(divergence, 0), n_iter=n_iter)
+    return Solution(np.log(total), {"ideal_logits": ideal}, shares, np.maximum(divergence, 0), n_iter=n_iter)

@@ -54,6 +54,10 @@ class Measured(NamedTuple):
             return f"<Measured of shape {np.shape(self.value)}>"
         return f"Measured(value={self.value:.6g}, lower={self.lower:.6g}, upper={self.upper:.6g})"
 
+    def verdict(self, bound: float) -> str:
+        """Say of one number whether a bound is "consistent" with it, or "contradicted"; "" where nothing is known."""
+        return "" if np.isnan(self.lower) else "contradicted" if self.lower > bound else "consistent"
+
 
 @dataclass(frozen=True)
 class MeasuredGaps:

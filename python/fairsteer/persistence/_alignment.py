@@ -20,7 +20,7 @@ from fairsteer.score_alignment._scores import Ties
 
 def pack_alignment(alignment: Alignment, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe the maps with all that is known of them."""
-    tensors.update({"shares": alignment.shares, "rows": alignment.rows})
+    tensors.update({"shares": alignment.shares, "rows": alignment.rows, "rates": alignment.rates})
     return {
         "classes": labels_to_json(alignment.classes),
         "groups": labels_to_json(alignment.groups),
@@ -37,6 +37,9 @@ def unpack_alignment(block: Fields, tensors: Tensors) -> Alignment:
     rows = tensors.take("rows", ({1: 0, 2: 1}.get(K, K), G))
     if (rows < 0).any():
         raise ValueError("a number of rows is negative")
+    rates = tensors.take("rates", (2, *rows.shape), nan=True)
+    if ((rates < 0) | (rates > 1)).any():
+        raise ValueError("a rate is none, in [0, 1]")
     return Alignment(
         classes,
         groups,
@@ -45,6 +48,7 @@ def unpack_alignment(block: Fields, tensors: Tensors) -> Alignment:
         block.text("response_method", ("predict_proba", "decision_function")),
         maps,
         rows,
+        rates,
     )
 
 

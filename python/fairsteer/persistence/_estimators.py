@@ -21,7 +21,7 @@ from fairsteer._utils.labels import label_to_json, labels_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
 from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV, IdealPosteriorClassifier
-from fairsteer.concepts import ConceptSteering
+from fairsteer.concepts import ConceptSteering, measured_shifts
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import (
     MOST_CLASSES,
@@ -550,9 +550,15 @@ def _pack_concept(steering: ConceptSteering, tensors: dict[str, NDArray[Any]]) -
     steering._validate_params()
     _check_number("random_state", steering.random_state, 0)
     tensors.update({"concept.directions": steering.directions_, "concept.separation": steering.separation_})
+    classes = steering.classes_.tolist()
+    equalized = sorted(classes.index(label) for label in steering.equalized_)
+    for k in equalized:
+        measured = steering.equalized_[classes[k]]
+        tensors[f"concept.strengths.{k}"], tensors[f"concept.shifts.{k}"] = measured
     return {
         "params": {name: label_to_json(value) for name, value in steering.get_params(deep=False).items()},
         "encoder": pack_encoder(steering._encoder),
+        "equalized": equalized,
         "moments": pack_moments(steering.probe_moments_, tensors),
         "ideal": pack_ideal(steering.ideal_, tensors),
     }
@@ -567,6 +573,13 @@ def _unpack_concept(block: Fields, tensors: Tensors) -> ConceptSteering:
     steering.probe_moments_, steering.ideal_ = moments, unpack_ideal(block.fields("ideal"), tensors, like=moments)
     steering.directions_ = tensors.take("concept.directions", (K, G, d))
     steering.separation_ = tensors.take("concept.separation", (K, G))
+    classes, groups = steering.classes_.tolist(), steering.groups_.tolist()
+    steering.equalized_ = {}
+    for k in block.positions("equalized", K):
+        strengths = tensors.take(f"concept.strengths.{k}", (None,))
+        steering.equalized_[classes[k]] = measured_shifts(
+            strengths, tensors.take(f"concept.shifts.{k}", (len(strengths), G)), groups
+        )
     steering._encoder = unpack_encoder(block.fields("encoder"), moments.groups)
     return steering
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fairsteer._utils.fields import Fields
 from fairsteer._utils.labels import label_to_json, labels_to_json
-from fairsteer.ideal import MOST_CLASSES, IdealPosterior, IdealPosteriorCells, Intervention, Mode
+from fairsteer.ideal import MOST_CLASSES, IdealOfRows, IdealPosterior, IdealPosteriorCells, Intervention, Mode
 from fairsteer.persistence._checks import check_finite_number, shares
 from fairsteer.persistence._file import Tensors
 
@@ -17,7 +17,7 @@ from fairsteer.persistence._file import Tensors
 _SLACK = 1e-6
 
 
-def pack_posterior(ideal: IdealPosterior | IdealPosteriorCells, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def pack_posterior(ideal: IdealOfRows, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Describe an ideal posterior, of two classes or of more."""
     arrays = {name: value for name, value in vars(ideal).items() if isinstance(value, np.ndarray) and name != "groups"}
     tensors.update({f"posterior.{name}": value for name, value in arrays.items()})
@@ -27,7 +27,7 @@ def pack_posterior(ideal: IdealPosterior | IdealPosteriorCells, tensors: dict[st
         "mode": ideal.mode,
         "reference_group": label_to_json(ideal.reference_group),
         "kl_divergence": check_finite_number("kl_divergence", ideal.kl_divergence),
-        "gap": check_finite_number("gap", ideal.gap),
+        "dual_gap": check_finite_number("dual_gap", ideal.dual_gap),
         "n_iter": int(ideal.n_iter),
         "converged": bool(ideal.converged),
     }
@@ -98,7 +98,7 @@ def _values(block: Fields) -> tuple[NDArray[Any], dict[str, Any]]:
         "mode": block.text("mode", get_args(Mode)),
         "reference_group": reference,
         "kl_divergence": block.number("kl_divergence", 0),
-        "gap": block.number("gap", 0),
+        "dual_gap": block.number("dual_gap", 0),
         "n_iter": block.integer("n_iter"),
         "converged": block.flag("converged"),
     }

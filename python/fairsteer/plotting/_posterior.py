@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Doubles
 from fairsteer.classifier import IdealPosteriorClassifier
-from fairsteer.ideal import IdealPosterior, IdealPosteriorCells
+from fairsteer.ideal import IdealOfRows, IdealPosterior
 from fairsteer.plotting._style import LINES, MARKERS, draw_legend, import_pyplot, palette, theme_colour
 
 
@@ -52,7 +52,7 @@ class IdealPosteriorDisplay:
     figure_: Any
     lines_: dict[Any, Any]
 
-    def __init__(self, ideal: IdealPosterior | IdealPosteriorCells, *, classes: Sequence[Any] | None = None) -> None:
+    def __init__(self, ideal: IdealOfRows, *, classes: Sequence[Any] | None = None) -> None:
         self.ideal = ideal
         self.classes = classes
 

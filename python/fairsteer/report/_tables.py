@@ -11,7 +11,7 @@ import numpy as np
 from fairsteer._utils.input import few
 from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Codes, Doubles, Floats
-from fairsteer.ideal import IdealDistribution, IdealPosterior, IdealPosteriorCells
+from fairsteer.ideal import IdealDistribution, IdealOfRows
 from fairsteer.metrics._intervals import Measured, MeasuredGaps, PredictedRows
 from fairsteer.metrics._rates import CRITERIA
 from fairsteer.transformer import FairSteeringTransformer
@@ -109,7 +109,7 @@ def as_columns(name: str, measured: list[Measured]) -> Table:
     }
 
 
-def posterior_table(ideal: IdealPosterior | IdealPosteriorCells, classes: list[Any]) -> Table:
+def posterior_table(ideal: IdealOfRows, classes: list[Any]) -> Table:
     """Median and tenths of the posterior of every class in every group, and of the ideal one: of two classes one."""
     columns: Table = {"class": [], "group": []}
     columns |= {f"{when}{end}": [] for when in ("before", "after") for end in ("", "_lower", "_upper")}
@@ -160,10 +160,7 @@ def _certificate_columns(
     lines: list[tuple[Any, Any, float, float, Measured]], strength: float, *, known: bool
 ) -> Table:
     labels, of_groups, bounds, of_model, measured = (list(column) for column in zip(*lines, strict=True))
-    verdicts = [
-        "" if math.isnan(found.lower) or strength < 1 else "contradicted" if found.lower > bound else "consistent"
-        for bound, found in zip(bounds, measured, strict=True)
-    ]
+    verdicts = [found.verdict(bound) if strength == 1 else "" for bound, found in zip(bounds, measured, strict=True)]
     return {
         "class": labels,
         "group": of_groups,

@@ -18,7 +18,7 @@ from fairsteer._utils.input import check_classes
 from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupedRows
-from fairsteer.score_alignment._alignment import Alignment, GapBand, class_decision, log_zero_allowed
+from fairsteer.score_alignment._alignment import Alignment, GapBand, aligned_proba, class_decision, log_zero_allowed
 from fairsteer.score_alignment._cells import Agg, Constraint
 from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment, refitted_scores
 from fairsteer.score_alignment._scores import class_scores
@@ -232,9 +232,10 @@ class ScoreAligner(WrappingClassifier):
         self.estimator_.fit(*rows_of((X, y), kept), **dict(zip(to_fit, rows_of(to_fit.values(), kept), strict=True)))
         self.classes_ = np.asarray(getattr(self.estimator_, "classes_", np.unique(y[kept])))
         y_codes = class_codes_of(y, kept, self.classes_)
-        maps, rows = None, np.zeros((0, len(self.groups_)))
+        shares = np.bincount(codes[kept], weight[kept]) / weight[kept].sum()
+        maps, rows, rates = None, np.zeros((0, len(self.groups_))), np.zeros((2, 0, len(self.groups_)))
         if len(self.classes_) > 1:
-            maps, cells = cross_fitted_alignment(
+            maps, cells, scores = cross_fitted_alignment(
                 refitted_scores(self.estimator, X, y, self.classes_, to_fit, to_ask),
                 X,
                 frozen=isinstance(self.estimator, FrozenEstimator),
@@ -253,9 +254,10 @@ class ScoreAligner(WrappingClassifier):
                 verbose=self.verbose,
             )
             rows = cells.effective_rows
-        shares = np.bincount(codes[kept], weight[kept]) / weight[kept].sum()
+            aligned = aligned_proba(maps, scores, cells.group_codes, shares)
+            rates = np.stack([cells.rates(predicted) for predicted in (scores.classes(), aligned.argmax(axis=1))])
         asked = asked_method(self.estimator_)
-        self.alignment_ = Alignment(self.classes_, self.groups_, shares, self.constraint, asked, maps, rows)
+        self.alignment_ = Alignment(self.classes_, self.groups_, shares, self.constraint, asked, maps, rows, rates)
         self.max_gap_ = self.max_gap if maps is None else maps.budget
         return self
 
@@ -371,6 +373,9 @@ class ScoreAligner(WrappingClassifier):
         """
         check_is_fitted(self, "estimator_")
         return self.alignment_.gap_band(confidence_level)
+
+    def _found_html(self) -> str:
+        return self.alignment_._repr_html_() if "alignment_" in vars(self) else ""
 
     def _proba(self, caller: str, X: Any, sensitive_features: Any) -> Doubles:
         check_is_fitted(self, "estimator_")

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fairsteer._utils.html import cells_svg, facts_html
+from fairsteer._utils.labels import label_text
 from fairsteer._utils.types import Codes, Doubles
 from fairsteer.groups import GroupEncoder, known_codes
 from fairsteer.score_alignment._cells import Constraint, Maps
@@ -65,6 +67,9 @@ class Alignment:
         The maps of the groups, for two classes and for more; None for one class.
     rows : ndarray of shape (n_compared, n_groups)
         Rows behind the rate of each class and group; with weights, the effective number (Kish).
+    rates : ndarray of shape (2, n_compared, n_groups)
+        These rates, before and after alignment, on the rows that it was fitted to: how often the class is predicted;
+        NaN where there are no rows.
 
     Examples
     --------
@@ -86,12 +91,36 @@ class Alignment:
     response_method: str
     maps: Maps | None
     rows: Doubles
+    rates: Doubles
 
     def __repr__(self) -> str:
         return (
             f"<Alignment of {len(self.classes)} classes and {len(self.groups)} groups: {self.constraint}, "
             f"max_gap={self.max_gap:.3g}>"
         )
+
+    def _repr_html_(self) -> str:
+        if self.maps is None:
+            return facts_html([("scores", "of one class: there is nothing to align")])
+        opportunity, binary = self.constraint == "equal_opportunity", len(self.classes) == 2
+        among = " among its own rows" if opportunity else ""
+        groups, when = self.groups.tolist(), ("before", "after")
+        if binary:
+            label = label_text(self.classes.tolist()[1])
+            picture = cells_svg(f"How often {label} is predicted{among}", when, groups, self.rates[:, 0])
+        else:
+            gaps = [[_spread(rates) for rates in of_classes] for of_classes in self.rates]
+            title = f"Largest gap in how often a class is predicted{among}"
+            picture = cells_svg(title, when, self.classes.tolist(), np.array(gaps))
+        largest = [max((_spread(rates) for rates in of_classes), default=float("nan")) for of_classes in self.rates]
+        facts = [
+            ("aligned for", self.constraint.replace("_", " ")),
+            ("gap that may stay", f"{self.max_gap:.3g}"),
+            ("largest gap on the rows of the alignment", f"{largest[0]:.3f} before, {largest[1]:.3f} after"),
+        ]
+        if binary:
+            facts.append(("at any threshold", f"{_spread(self.maps.measured):.3f} after"))
+        return facts_html(facts) + picture
 
     @property
     def max_gap(self) -> float:
@@ -181,6 +210,12 @@ class Alignment:
         same = np.eye(len(self.groups), dtype=bool)
         upper[:, same] = measured[:, same]
         return GapBand(self.classes[1:] if K == 2 else self.classes[: len(rows)], self.groups, rows, measured, upper)
+
+
+def _spread(values: Doubles) -> float:
+    """Largest less smallest of the values that are known."""
+    known = values[np.isfinite(values)]
+    return float(np.ptp(known)) if known.size else float("nan")
 
 
 def aligned_proba(maps: Maps, scores: Scores, codes: Codes, group_proba: Doubles) -> Doubles:

@@ -50,15 +50,26 @@ class Cells(NamedTuple):
 
     def counted(self, k: int, a: int) -> npt.NDArray[np.bool_]:
         """Which rows group `a`'s rate of predicting class `k` is taken over."""
-        counted: npt.NDArray[np.bool_] = self.group_codes == a
-        if self.constraint == "equal_opportunity":
-            counted &= self.y_codes == k
+        counted: npt.NDArray[np.bool_] = (self.group_codes == a) & self._counts(k)
         return counted
+
+    def _counts(self, k: int) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.y_codes == k if self.constraint == "equal_opportunity" else self.y_codes >= 0)
 
     @property
     def totals(self) -> Doubles:
         """Weight of the counted rows of every compared class and group, (n_compared, n_groups)."""
         return self._sums(self.weight)
+
+    def rates(self, predicted: Codes) -> Doubles:
+        """How often every compared class is predicted among its counted rows, (n_compared, n_groups); NaN without."""
+        totals = self.totals
+        hits = [
+            np.bincount(self.group_codes, self.weight * ((predicted == k) & self._counts(k)), self.n_groups)
+            for k in self.compared
+        ]
+        rates: Doubles = np.divide(hits, totals, out=np.full(totals.shape, np.nan), where=totals > 0)
+        return rates
 
     @property
     def effective_rows(self) -> Doubles:

@@ -107,7 +107,7 @@ def cross_fitted_alignment(
     prior_rows: float = PRIOR_ROWS,
     n_jobs: int | None = None,
     verbose: int = 0,
-) -> tuple[Maps, Cells]:
+) -> tuple[Maps, Cells, Scores]:
     """Fit maps on out-of-fold scores of a classifier.
 
     Parameters
@@ -131,6 +131,8 @@ def cross_fitted_alignment(
         Fitted.
     cells : Cells
         The rows that they were fitted on.
+    scores : Scores
+        The scores of these.
     """
     kept = (group_codes >= 0) & (weight > 0)
     folds = list(stratified_splits(cv, X, y_codes, group_codes, kept, frozen=frozen))
@@ -143,11 +145,12 @@ def cross_fitted_alignment(
     cells = Cells.of_rows(
         y_codes[use], group_codes[use], weight[use], n_classes=len(classes), n_groups=len(groups), constraint=constraint
     )
+    scores = scores.take(use)
     maps = alignment_of_rows(
-        scores.take(use), cells, classes, groups, max_gap=max_gap, prior_rows=prior_rows, agg=agg,
+        scores, cells, classes, groups, max_gap=max_gap, prior_rows=prior_rows, agg=agg,
         calibrate=calibrate,
     )  # fmt: skip
-    return maps, cells
+    return maps, cells, scores
 
 
 def rows_tested_once(tests: Sequence[Codes], n_rows: int, cv: Any) -> npt.NDArray[np.bool_]:

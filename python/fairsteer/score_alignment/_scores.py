@@ -59,6 +59,11 @@ class Scores:
         """Those of some rows, given by mask or positions."""
         return Scores(self.values[rows], self.low[rows], self.high[rows], self.epsilon)
 
+    def classes(self) -> Codes:
+        """Class of every row without an alignment, (n,): the more probable one."""
+        codes: Codes = (self.values > 0).astype(np.intp) if self.values.ndim == 1 else self.values.argmax(axis=1)
+        return codes
+
     @classmethod
     def joined(cls, n: int, parts: Sequence[tuple[Codes, Scores]]) -> Scores:
         """Scores of n rows from those of some of them; NaN for the others."""

@@ -17,6 +17,7 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 
 from fairsteer._utils.columns import column_positions, select_columns
 from fairsteer._utils.estimators import (
+    FoundHTMLMixin,
     GroupAwareClassifierMixin,
     asked_method,
     takes_parameter,
@@ -28,7 +29,7 @@ from fairsteer._utils.types import Codes
 from fairsteer.groups import GroupEncoder, known_codes
 
 
-class WrappingClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, BaseEstimator):
+class WrappingClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTMLMixin, BaseEstimator):
     """Reads groups, in columns or beside them, and hands on to `estimator` what is its own."""
 
     #: What is fitted to the scores of `estimator`, for messages.

@@ -137,7 +137,7 @@ class ArrowRows(Stream):
         size = block_rows(width, dtype.itemsize, self._batch_bytes)
         row_bytes = dtype.itemsize * max(1, width)
         n_rows = max(64, min(size, _PIECE_BYTES // row_bytes, self._batch_bytes // 8 // row_bytes))
-        depth = max(1, self._batch_bytes // 4 // (n_rows * row_bytes))
+        depth = max(1, self._batch_bytes // 8 // (n_rows * row_bytes))
         pieces = self._record_batches(list(dict.fromkeys([*columns, *roles])), n_rows, labels=roles)
         kinds = {name: self._dataset.schema.field(name).type for name in columns if name not in self._widths}
         others = {name for name, kind in kinds.items() if not _is_number(kind, name)}
@@ -214,8 +214,9 @@ class ArrowRows(Stream):
         # Texts that stand for groups or classes are mostly stored as dictionaries, and are wanted as such.
         texts = [field.name for field in fields if field.name in labels and _is_text(field.type)]
         wanted = [_dictionary() if field.name in texts else field.type for field in fields]
+        # Not the metadata's, which refers to the metadata and is referred to by it: both would stay for long.
+        in_file = set(fragment.physical_schema.names)
         metadata, sizes = _row_groups(fragment)
-        in_file = set(metadata.schema.names)
         with parquet.ParquetFile(
             fragment.open(),
             metadata=metadata,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fairsteer._utils.input import few
+from fairsteer._utils.types import Doubles
 from fairsteer.concepts import ConceptSteering
 from fairsteer.torch._groups import GroupPositions, with_axes
 
@@ -16,8 +17,9 @@ from fairsteer.torch._groups import GroupPositions, with_axes
 class ConceptSteeringModule(nn.Module):
     """Add to hidden states the concept's direction of their groups.
 
-    A vector ``x`` of group ``a`` goes to ``x + strength * direction(a)``. It fits wherever a module is called with
-    hidden states and groups, such as the values of :func:`fairsteer.torch.steering_hooks`.
+    A vector ``x`` of group ``a`` goes to ``x + strength * direction(a)``, with a strength of its group's own if
+    :meth:`~fairsteer.concepts.ConceptSteering.equalize` was called. It fits wherever a module is called with hidden
+    states and groups, such as the values of :func:`fairsteer.torch.steering_hooks`.
 
     Parameters
     ----------
@@ -40,11 +42,14 @@ class ConceptSteeringModule(nn.Module):
         Labels of the groups, in their order.
     strength : float
         May be set at any time.
+    group_strengths : Tensor of shape (n_groups,)
+        What the directions are multiplied by: the strength, unless the concept was equalised.
 
     Raises
     ------
     ValueError
-        If the concept is none of the classes, there are more than two and none is named, or the strength is not finite.
+        If the concept is none of the classes, there are more than two and none is named, or the strength is not finite
+        or none that the equalised concept was measured at.
 
     Notes
     -----
@@ -68,6 +73,7 @@ class ConceptSteeringModule(nn.Module):
     """
 
     directions: Tensor
+    group_strengths: Tensor
 
     def __init__(
         self,
@@ -83,6 +89,8 @@ class ConceptSteeringModule(nn.Module):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.register_buffer("directions", torch.tensor(directions, dtype=dtype, device=device))
         self.groups: list[Any] = steering.groups_.tolist()
+        # As it is now: what equalize may say later is of another module.
+        self._steering, self._concept = copy.copy(steering), concept
         self.strength = strength
         self._positions = GroupPositions(
             steering._encoder,
@@ -99,9 +107,8 @@ class ConceptSteeringModule(nn.Module):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not math.isfinite(value):
-            msg = f"strength must be a finite number, got {value!r}."
-            raise ValueError(msg)
+        amounts = torch.tensor(self._amounts(value)).to(self.directions)
+        self.register_buffer("group_strengths", amounts, persistent=False)
         self._strength = float(value)
 
     def forward(self, hidden: Tensor, *, sensitive_features: Any) -> Tensor:
@@ -132,6 +139,14 @@ class ConceptSteeringModule(nn.Module):
         n_groups, d = self.directions.shape
         return f"{n_groups} directions of {d} features, groups={few(map(repr, self.groups))}, strength={self.strength}"
 
+    def _amounts(self, strength: float) -> Doubles:
+        """Strengths of the groups at a strength, in double precision."""
+        return self._steering.group_strengths(strength, self._concept)
+
+    def _pushes(self) -> Tensor:
+        """Find what is added to the vectors of each group, (n_groups, d)."""
+        return self.directions * self.group_strengths[:, None]
+
     def _codes(self, groups: Any) -> Tensor:
         codes: Tensor = self._positions(groups)
         return codes
@@ -153,10 +168,10 @@ class ConceptSteeringModule(nn.Module):
         if self.strength == 0:
             return hidden
         codes = with_axes(codes, hidden.ndim - 1)
-        directions = self.directions[codes.clamp(0, n_groups - 1)]
+        directions = self._pushes()[codes.clamp(0, n_groups - 1)]
         if torch.compiler.is_compiling():
             wrong = (codes < 0) | (codes >= n_groups)
             directions = torch.where(wrong.unsqueeze(-1), torch.nan, directions)
         wider = torch.promote_types(hidden.dtype, directions.dtype)
-        steered = torch.add(hidden.to(wider), directions.to(wider), alpha=self.strength).to(hidden.dtype)
+        steered = (hidden.to(wider) + directions.to(wider)).to(hidden.dtype)
         return steered if mask is None else torch.where(with_axes(mask, hidden.ndim), steered, hidden)

@@ -167,7 +167,7 @@ def _map_of(source: Any, group: Any, strength: float | None) -> _Map:
     """Find the map of one group."""
     if isinstance(source, ConceptSteeringModule):
         code = int(_one(source._codes(group)))
-        amount = source.strength if strength is None else strength
+        amount = source._amounts(source.strength if strength is None else strength)[code]
         shift = amount * source.directions[code].detach().cpu().double()
         return _Map(torch.ones_like(shift), shift)
     module = source

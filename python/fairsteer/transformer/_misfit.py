@@ -51,6 +51,11 @@ def cells_at_once(n_classes: int, n_groups: int, n_features: int) -> bool:
     return n_classes * n_groups * n_features**3 <= _AT_ONCE
 
 
+def contradicts(allowed: float, promised: float) -> bool:
+    """Whether the gap that the subgroups' own Gaussians allow is far larger than the model promises."""
+    return allowed > max(_FACTOR * promised, promised + _WORTH_A_WORD)
+
+
 def warn_of_misfit(
     ideal: IdealDistribution, known: SubgroupMoments | ModelRows, *, standardize: bool, ways_out: Sequence[str]
 ) -> None:
@@ -71,7 +76,7 @@ def warn_of_misfit(
         moved = _along(ideal, known, directions)
         cells = SubgroupGaussians(moved, chance=_most_by_chance(K * G, len(directions)))
         found = moved_certificate(cells, ideal, standardize=standardize)
-    if not found.equalized_odds > max(_FACTOR * promised, promised + _WORTH_A_WORD):
+    if not contradicts(found.equalized_odds, promised):
         return
     if certified:
         found = ideal.certificate

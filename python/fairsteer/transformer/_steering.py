@@ -24,7 +24,7 @@ from fairsteer.streams import Stream
 from fairsteer.transformer._base import GroupMapTransformer, Solution, is_identifier
 from fairsteer.transformer._calibration import row_hashes
 from fairsteer.transformer._maps import AffineMaps
-from fairsteer.transformer._misfit import ModelRows, warn_of_misfit
+from fairsteer.transformer._misfit import ModelRows, contradicts, warn_of_misfit
 from fairsteer.transformer._monotone import MonotoneMaps
 from fairsteer.transformer._reading import Batch
 
@@ -541,6 +541,12 @@ class FairSteeringTransformer(GroupMapTransformer):
             ("nearest ideal distribution", f"{known['kl_divergence_']:.4g} nats away"),
         ]
         ideal: IdealDistribution = known["ideal_"]
+        certificate, promised = ideal.found_certificate, known["model_certificate_"].equalized_odds
+        if known["map_type_"] != "monotone":  # which follows no model
+            facts.append(("the model alone", f"promises a gap of at most {promised:.3g}"))
+            if certificate is not None:
+                misfit = contradicts(certificate.equalized_odds, promised)
+                facts.append(("verdict", "the subgroups contradict the model" if misfit else "the model is borne out"))
         return facts + ideal._certificate_facts()
 
     def _attributes_of(self, solution: Solution) -> dict[str, Any]:
