@@ -66,7 +66,7 @@ class Push(nn.Module):
         self.register_buffer("directions", torch.tensor(directions, dtype=torch.float32))
 
     def forward(self, hidden: Tensor, *, sensitive_features: Any) -> Tensor:
-        states = hidden if self.before is None else self.before(hidden)
+        states = hidden if self.before is None else self.before(hidden, sensitive_features=sensitive_features)
         push = self.strength * self.directions[sensitive_features]
         return (states.float() + push[:, None]).to(hidden.dtype)
 

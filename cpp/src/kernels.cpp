@@ -420,8 +420,11 @@ struct AddLower {
       double* to = sum + j * d;
       const S* from = product + j * ld;
       Index i = j;
-      for (; i + kWidth<double> <= d; i += kWidth<double>)
-        pack(to + i) = first ? doubles(from + i) : pack(to + i) + doubles(from + i);
+      for (; i + kWidth<double> <= d; i += kWidth<double>) {
+        Pack<double> sum = first ? Pack<double>{} : pack(to + i);
+        sum += doubles(from + i);
+        pack(to + i) = sum;
+      }
       for (; i < d; ++i) to[i] = static_cast<double>(from[i]) + (first ? 0.0 : to[i]);
     }
   }

@@ -142,6 +142,20 @@ def test_perplexity_is_that_of_the_model_without_steering(speaker: Any, monkeypa
         assert own == pytest.approx(float(expected), abs=1e-4)
 
 
+def test_pushes_of_every_method_steer(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "LAYER", 1)
+    rng = np.random.default_rng(0)
+    shown, group = rng.integers(0, 2, (2, 200))
+    states = rng.normal(size=(200, 12)) + np.outer(shown, np.arange(12) / 4) + group[:, None]
+    found, ours = generation.pushes(states, shown, group)
+    length = np.linalg.norm(ours.directions_[1], axis=1).mean()
+    read = speaker.read(["a b c d", "e f"], [0, 1])
+    plain = speaker.log_odds(read, ([3], [5]), None, 0.0)
+    for push in found.values():
+        np.testing.assert_allclose(np.linalg.norm(push.directions.numpy(), axis=1), length, rtol=1e-5)
+        assert np.abs(speaker.log_odds(read, ([3], [5]), push, 2.0) - plain).min() > 1e-3
+
+
 @pytest.fixture
 def reader(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(pronouns.smollm, "load", lambda _dtype: speaker)
