@@ -319,7 +319,8 @@ def _knots(column: Doubles, weight: Doubles) -> tuple[Doubles, npt.NDArray[np.in
     ascending = column[order]
     rises = np.concatenate([[False], ascending[1:] > ascending[:-1]])
     inverse = np.empty(len(column), dtype=np.intp)
-    if whole := np.count_nonzero(rises) < MAX_VALUES:
+    whole = bool(np.count_nonzero(rises) < MAX_VALUES)
+    if whole:
         found, places = ascending[rises | (np.arange(len(rises)) == 0)], np.cumsum(rises)
     else:
         levels = np.cumsum(weight[order]) / weight.sum()
