@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 import fairsteer.groups
 from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, ScoreAligner, metrics
+from fairsteer._utils.input import _distinct
 from fairsteer._utils.labels import described, distinct_labels, kind_of, sorted_labels
 from fairsteer.report import measured_gaps
 from fairsteer.scoring import fairness_scorer
@@ -136,3 +137,24 @@ def test_kinds_and_order() -> None:
         found, codes = distinct_labels(labels)
         assert [found[code] for code in codes] == labels.tolist()
         assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([-128, 127, 0], np.int8),
+        np.array([3, 250, 3], np.uint8),
+        np.array([2**63 + 5, 2**63 + 1, 2**63 + 5], np.uint64),
+        np.array([2**64 - 1, 2**64 - 2], np.uint64),
+        np.array([-(2**63), 2**63 - 1]),
+        np.array([2**63 - 1, 2**63 - 3]),
+        np.array([5, 5000, 5]),
+        np.array([], int),
+    ],
+)
+def test_whole_numbers_are_counted_as_they_are_sorted(values: Any) -> None:
+    found, positions = _distinct(values)
+    expected = np.unique(values, return_inverse=True)
+    assert found.dtype == expected[0].dtype
+    np.testing.assert_array_equal(found, expected[0])
+    np.testing.assert_array_equal(positions, expected[1])

@@ -151,6 +151,8 @@ def test_aligned_scores_of_a_large_table(table: pd.DataFrame, run: Run, monkeypa
     monkeypatch.setattr("fairsteer.transformer._streaming.MOST_SAMPLED", 1500)
     code, _, err = run("steer", file, *options, "--map", "e.safetensors", "--memory", "1M")
     assert code == 0, err
+    assert "of 5,997 rows, evenly spaced in every class and group" in err
+    assert "of that of all its rows" in err
     sampled = persistence.load("e.safetensors")
     for label, maps in one.steering_.maps_.items():  # the steering is that of all rows
         for found, whole in zip(sampled.steering_.maps_[label], maps, strict=True):

@@ -212,6 +212,7 @@ def test_sites_with_noise_make_a_map_near_that_without(table: pd.DataFrame, run:
         ((*_NOISE[:1], "0", *_NOISE[2:]), "must be positive"),
         ((*_NOISE[:3], "1", *_NOISE[4:]), "--delta between 0 and 1"),
         (_NOISE, "the group x is none of those of --like"),
+        ((*_NOISE, "--resume"), "with noise none are kept there"),
     ],
 )
 def test_noise_that_would_promise_nothing_is_refused(
@@ -224,3 +225,22 @@ def test_noise_that_would_promise_nothing_is_refused(
     assert code != 0
     assert message in " ".join(err.split())
     assert not Path("m.safetensors").exists()
+
+
+def test_sums_without_noise_are_never_on_the_disk(
+    table: pd.DataFrame, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opendp", reason="opendp is not installed")
+    table.to_csv("public.csv", index=False)
+    run("moments", "public.csv", *_ROLES, "--out", "public.safetensors")
+    pd.concat([table] * 20).to_csv("site.csv", index=False)
+    saved: list[Any] = []
+    monkeypatch.setattr("fairsteer.cli._streams.Checkpoint.save", lambda *_: saved.append(_))
+    options = (*_ROLES, "--memory", "1M", "--checkpoint-every", "0", "--out", "m.safetensors", "--force")
+    assert run("moments", "site.csv", *options)[0] == 0
+    assert saved
+    saved.clear()
+    code, _, err = run("moments", "site.csv", *options, *_NOISE)
+    assert code == 0, err
+    assert "read in pieces" in err or "evenly spaced" in err
+    assert not saved

@@ -16,6 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fairsteer.cli import UsageError
+from fairsteer.cli._columns import Column, Reading
+
 N_ROWS = 200
 
 
@@ -420,3 +423,27 @@ def test_columns_of_parquet_that_are_no_features(steer: Any, table: Any, values:
     code, err = steer("rows.parquet", "out.parquet", keep=[])
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "missing"),
+    [
+        (["1", "2", "3.5"], {}, [False, False, False]),
+        (["1", "", "nan", "NA"], {}, [False, True, True, True]),
+        (["1", " ", " NA "], {}, [False, True, True]),
+        (["1", "-9", "2"], {"na_values": ("-9",)}, [False, True, False]),
+    ],
+)
+def test_gaps_among_numbers(texts: list[str], options: dict[str, Any], missing: list[bool]) -> None:
+    column = Column("a", pa.chunked_array([texts]), Reading(**options), is_text=True)
+    assert not column.strangers
+    np.testing.assert_array_equal(column.is_missing, missing)
+    np.testing.assert_array_equal(np.isnan(column.numbers()), missing)
+
+
+def test_a_word_that_is_no_gap_is_no_number() -> None:
+    column = Column("a", pa.chunked_array([["1"] * 300 + ["nan", "2"]]), Reading(strict_na=True), is_text=True)
+    assert column.strangers == ["nan"]
+    assert not column.is_missing.any()
+    with pytest.raises(UsageError, match="must be numeric"):
+        column.numbers()

@@ -57,7 +57,7 @@ def _thresholds(page: Page) -> dict[str, Any]:
     for t in ("0", "100", "66"):
         slider.fill(t)
         lines[t] = page.evaluate(_LINES)
-    page.get_by_label("of the rows that are not").check()
+    page.get_by_label("of the other rows").check()
     return {
         "lines": lines,
         "value said": said,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from html import unescape
+from dataclasses import replace
+from html import escape, unescape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from fairsteer import FairSteeringTransformer, ScoreAligner
 from fairsteer._utils.labels import label_text
 from fairsteer.report import steering_report
+from fairsteer.report._text import _blocks
+from fairsteer.report._view import View
 
 QUICK: dict[str, Any] = {"n_resamples": 30, "cv": 3, "min_rows": 5}
 
@@ -249,3 +252,29 @@ def test_the_style_breaks_no_words_and_is_a_file_of_the_package() -> None:
     style = files("fairsteer.report").joinpath("style.css").read_text(encoding="utf-8")
     assert "anywhere" not in style
     assert "break-all" not in style
+
+
+def test_words_of_names_stay_whole_where_one_number_has_room_beside_them() -> None:
+    header, numeric = ["read by", "groups", "before", "after"], [False, False, True, True]
+    view = View("", "", header, numeric, [["linear models", "African-American and Caucasian", "0.261", "0.132"]], 0)
+    for width in (32, 40, 80):
+        lines = [line for block in _blocks(view, width, gap=2) for line in block.lines()]
+        assert max(map(len, lines)) <= width
+        for word in ("linear", "models", "African-American", "Caucasian"):
+            assert any(word in line.split() for line in lines), (width, word)
+
+
+def test_the_page_is_not_told_twice_nor_of_what_does_not_move(hostile: Any) -> None:
+    assert hostile.verdict
+    gaps, *others = hostile.findings
+    assert gaps not in hostile.to_html()
+    assert all(escape(text) in hostile.to_html() for text in others)
+    still: dict[str, list[Any]] = {name: [] for name in ("feature", "group", "mean_shift", "scale", "displacement")}
+    for moved in (0.2, 0.0):
+        for name, value in zip(still, (f"moved by {moved}", "a", moved, 1.0, moved), strict=True):
+            still[name].append(value)
+    tables = {**hostile.tables, "features": still}
+    page = replace(hostile, tables=tables).to_html()
+    assert "moved by 0.2" in page
+    assert "moved by 0.0" not in page
+    assert "1 more are in the report" in page

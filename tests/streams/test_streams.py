@@ -15,6 +15,7 @@ from sklearn.preprocessing import MinMaxScaler, PowerTransformer, RobustScaler, 
 from benchmarks import timing
 from fairsteer import FairSteeringTransformer, MeanMatchingTransformer, SubgroupMoments
 from fairsteer.streams import ArrowRows, BatchRows
+from fairsteer.transformer import _streaming
 
 pa = pytest.importorskip("pyarrow")
 dataset = pytest.importorskip("pyarrow.dataset")
@@ -308,6 +309,27 @@ def test_large_row_groups_are_decoded_piece_by_piece(tmp_path: Path) -> None:
     before = pa.total_allocated_bytes()
     next(pieces)
     assert pa.total_allocated_bytes() - before < 8 * n  # one column of the row group
+
+
+def test_error_of_rows_that_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = np.array([[40_000.0, 900.0], [20_000.0, 0.0]])
+    assert _streaming.sampling_error(sizes, 3) == (60_900, 0.0)
+    monkeypatch.setattr(_streaming, "MOST_SAMPLED", 3000)
+    n_sampled, error = _streaming.sampling_error(sizes, 3)
+    assert 2990 <= n_sampled <= 3000  # 900 of them all rows of their cell, 1050 each of the others
+    assert error == pytest.approx(np.sqrt(np.log(4 / 0.05) / 2100), rel=1e-3)
+    # Of random samples no more than one in twenty is farther away, in any of the two cells.
+    rng = np.random.default_rng(0)
+    scores = [np.sort(rng.normal(size=int(n))) for n in (40_000, 20_000)]
+    far = 0
+    for _ in range(200):
+        apart = []
+        for whole in scores:
+            some = np.sort(rng.choice(whole, 1050, replace=False))
+            levels = np.searchsorted(whole, some, side="right") / len(whole)
+            apart.append(np.abs(levels - np.arange(1, 1051) / 1050).max())
+        far += max(apart) > error
+    assert far <= 20
 
 
 # ---- what is read

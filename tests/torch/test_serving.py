@@ -264,6 +264,20 @@ def test_a_concept_in_the_residual_stream_is_a_bias_of_its_last_part(model: Any,
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_what_folding_changes_is_rounding(model: Any, concept: Any, dtype: Any, relative: float) -> None:
+    """In double precision nothing else is left; single precision rounds in another order."""
+    network, name, last = model
+    network = copy.deepcopy(network).to(dtype)
+    source = ConceptSteeringModule(concept, strength=2.0, dtype=dtype)
+    with steering_hooks(network, {name: source}, sensitive_features="f"):
+        hooked = network(input_ids=IDS).logits
+    with fold_into(network.get_submodule(f"{name}.{last}"), source, sensitive_features="f"):
+        folded = network(input_ids=IDS).logits
+    assert float((folded - hooked).abs().max() / hooked.abs().max()) < relative
+
+
+@torch.no_grad()
 def test_tied_embeddings_are_left_alone(transformers: Any) -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

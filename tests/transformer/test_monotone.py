@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairsteer.transformer._monotone import MAX_VALUES, MonotoneMaps
+from fairsteer.transformer._monotone import MAX_VALUES, MonotoneMaps, _knots
 
 
 def fitted(X: Any, y: Any, group: Any, *, classes: Any = (0.5, 0.5), weight: Any = None, **more: Any) -> Any:
@@ -235,3 +235,34 @@ def test_a_column_of_one_value_and_a_class_that_a_group_lacks() -> None:
     U, _ = maps.apply(X, group)
     np.testing.assert_array_equal(U[:, 1], 7.0)
     assert np.isfinite(U).all()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.array([3.0, 1.0, 3.0, 2.0]),
+        np.array([0.5, 2.5, 1.5, 0.5]),
+        np.array([0.1, 0.3, 0.2, 0.1]),
+        np.array([7.0]),
+        np.array([-1e300, 1e300, 0.0]),
+        np.round(np.random.default_rng(0).normal(size=5000), 2),
+    ],
+)
+def test_values_that_occur(column: Any) -> None:
+    found, inverse, whole = _knots(column, np.ones(len(column)))
+    expected = np.unique(column, return_inverse=True)
+    assert whole
+    np.testing.assert_array_equal(found, expected[0])
+    np.testing.assert_array_equal(inverse, expected[1])
+
+
+def test_quantiles_of_many_values() -> None:
+    rng = np.random.default_rng(0)
+    column, weight = rng.permutation(20_000) / 3, rng.integers(1, 4, 20_000).astype(float)
+    found, inverse, whole = _knots(column, weight)
+    assert not whole
+    assert len(found) == MAX_VALUES
+    assert np.isin(found, column).all()
+    np.testing.assert_array_equal(inverse, np.searchsorted(found, column, side="right") - 1)
+    between = np.bincount(inverse, weight) / weight.sum()
+    assert between.max() < 2 / MAX_VALUES

@@ -209,7 +209,24 @@ def coded_classes(y: Any, rows: Any) -> tuple[npt.NDArray[Any], Codes]:
             position = np.zeros(len(distinct), dtype=np.intp)
             position[present] = order[: len(present)]
             return labels, position[indices]
-    return np.unique(check_classes(y, rows), return_inverse=True)
+    return _distinct(check_classes(y, rows))
+
+
+# Range of whole numbers within which they are counted instead of sorted.
+_COUNTED = 1024
+
+
+def _distinct(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Codes]:
+    """Values that occur, sorted, and every one's position among them."""
+    if labels.dtype.kind in "iu" and len(labels):
+        low = labels.min()
+        if int(labels.max()) - int(low) < _COUNTED:
+            # A difference of narrow numbers may be none of them.
+            place = (labels - low if labels.itemsize == 8 else labels.astype(np.intp) - int(low)).astype(np.intp)
+            there = np.bincount(place) > 0
+            found = np.arange(int(low), int(low) + len(there), dtype=labels.dtype)[there]
+            return found, (np.cumsum(there) - 1)[place]
+    return np.unique(labels, return_inverse=True)
 
 
 def _indexed(column: Any) -> tuple[Codes, Any]:

@@ -238,7 +238,10 @@ def moments(
     ] = None,
     epsilon: Annotated[
         float | None,
-        typer.Option(help="Add Gaussian noise, with this epsilon for every row; needs --delta, --clip and --like."),
+        typer.Option(
+            help="Add Gaussian noise, with this epsilon for every row; needs --delta, --clip and --like. No sums "
+            "without noise are kept on the disk then, so that a run cannot be resumed."
+        ),
     ] = None,
     delta: Annotated[float | None, typer.Option(help="The delta of the noise, far below one over the rows.")] = None,
     clip: Annotated[

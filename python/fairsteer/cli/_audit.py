@@ -9,7 +9,7 @@ from fairsteer.report._report import report_beside
 
 from . import UsageError, count
 from ._comparison import Contest
-from ._fitting import Problem, library_problems, measured_rows, quoting_warnings, read_problem
+from ._fitting import Problem, affords_alignment, library_problems, measured_rows, quoting_warnings, read_problem
 from ._options import Alignment, Leakage, Settings
 from ._printing import Reporter, choice_of, comparison_values, fit_values
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, writing
@@ -62,7 +62,7 @@ def audit_file(
     settings = problem.settings
     fitted = problem.fit(report, align)
     measured = measured_rows(problem, report)
-    contest = Contest.of(fitted, align)
+    contest = Contest.of(fitted, align, aligns=align is not None or affords_alignment(problem, report))
     with (
         library_problems(),
         quoting_warnings(lambda _: None),

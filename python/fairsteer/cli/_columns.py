@@ -173,7 +173,8 @@ class Column:
         """Finite numbers of all rows without a look at each, None where that takes one."""
         values, kind = self.values, self.values.type
         if self.is_text:
-            found = _cast(values)
+            known = [text for text in self._reading.missing if self.as_number(text) is not None]  # such as -9
+            found = None if known else _cast(values)
             if found is None or not np.isfinite(found).all():  # some gap, or some text
                 found = self._floats_beside_gaps()
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):

@@ -143,6 +143,8 @@ class Contest:
         cls,
         fitted: FairSteeringTransformer | IdealDistributionClassifier,
         alignment: Alignment | None = None,
+        *,
+        aligns: bool = True,
     ) -> Contest:
         """Say what is compared with a steering.
 
@@ -153,6 +155,8 @@ class Contest:
         alignment : {"equal_opportunity", "demographic_parity"}, optional
             What aligned scores are to have in common. By default what the steering's `constraint` says, else equal
             opportunity.
+        aligns : bool, default=True
+            Whether scores are aligned though nobody asked.
         """
         model = default_classifier()
         steering = fitted if isinstance(fitted, FairSteeringTransformer) else fitted.steering_
@@ -163,12 +167,13 @@ class Contest:
         criterion = alignment or {"ideal": "equalized_odds"}.get(steering.constraint, steering.constraint)
         # Scores are aligned on folds of folds, and some class or group may have too few rows for these.
         optional = ("aligned",) if alignment is None else ()
+        if isinstance(fitted, IdealDistributionClassifier):
+            methods["aligned"] = fitted
+        elif alignment is not None or aligns:
+            nearest = alignment or _NEAREST_ALIGNMENT.get(criterion, "equal_opportunity")
+            rule = None if has_rule else model
+            methods["aligned"] = IdealDistributionClassifier(rule, steering, score_alignment=nearest)
         alignment = alignment or _NEAREST_ALIGNMENT.get(criterion, "equal_opportunity")
-        methods["aligned"] = (
-            IdealDistributionClassifier(None if has_rule else model, steering, score_alignment=alignment)
-            if isinstance(fitted, FairSteeringTransformer)
-            else fitted
-        )
         return cls(steering, methods, optional, alignment, criterion)
 
     def result(
@@ -224,6 +229,7 @@ def compare(
     folds: int,
     min_rows: int,
     alignment: Alignment | None = None,
+    aligns: bool = True,
     prepare: Prepare | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Comparison:
@@ -247,7 +253,7 @@ def compare(
         Folds.
     min_rows : int
         Rows that a rate needs to take part in a gap.
-    alignment : {"equal_opportunity", "demographic_parity"}, optional
+    alignment, aligns
         As for `Contest.of`.
     prepare : callable, optional
         Features of all rows, from the rows that a fold may learn from.
@@ -258,7 +264,7 @@ def compare(
     -------
     Comparison
     """
-    contest = Contest.of(steering, alignment)
+    contest = Contest.of(steering, alignment, aligns=aligns)
     held_out = predict_held_out(
         contest.methods,
         X,

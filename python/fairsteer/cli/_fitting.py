@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from fairsteer._utils.labels import label_text
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.transformer import FairSteeringTransformer
+from fairsteer.transformer._streaming import sampling_error
 
 from . import UsageError, count
 from ._columns import Reading, label_parts
@@ -36,6 +37,7 @@ from ._writing import is_stream
 __all__ = [
     "INFERRED",
     "Problem",
+    "affords_alignment",
     "library_problems",
     "listed",
     "measured_rows",
@@ -52,6 +54,8 @@ INFERRED = {
 }
 # Rows that describe a table larger than the memory it may take: their number, and the part of it that they may take.
 _FEWEST_SAMPLED, _MOST_SAMPLED, _SAMPLE_SHARE = 1000, 100_000, 16
+# Moments that are in memory while folds of folds are fitted: those of all rows, of the fold, of the fold within it.
+_MOMENTS_OF_ALIGNMENT = 6
 _FAR = 2.0  # standard deviations of a feature in a group
 
 
@@ -146,7 +150,10 @@ class Problem:
             fitted = IdealDistributionClassifier(steering=self.steering, score_alignment=align)
         with library_problems(), quoting_warnings(report.note):
             if isinstance(self.source, LargeTable):
-                return fitted.fit(self.stream(report, checkpoint))
+                fitted.fit(self.stream(report, checkpoint))
+                if isinstance(fitted, IdealDistributionClassifier):
+                    _tell_of_sample(fitted, report)
+                return fitted
             with report.busy("fitting"):
                 fitted.fit(self.features, self.question.y, sensitive_features=self.groups)
         return fitted
@@ -271,6 +278,18 @@ def read_problem(
     return Problem(settings, source, n_rows, table, usable, question, encoder, steering)
 
 
+def _tell_of_sample(fitted: IdealDistributionClassifier, report: Reporter) -> None:
+    """Say on how many rows scores were aligned, and what that may cost."""
+    moments = fitted.steering_.moments_
+    n_sampled, error = sampling_error(moments.sizes, moments.n_features)
+    if error:
+        report.note(
+            f"scores are aligned on {n_sampled:,} of {moments.sizes.sum():,.0f} rows, evenly spaced in every class and "
+            f"group: in each, the share of rows above any score is within {error:.2g} of that of all its rows (with "
+            "95 % confidence for all of them, as of a random sample)."
+        )
+
+
 def _of_all_rows(
     source: LargeTable, encoder: TableEncoder, sample: Table, question: Question, settings: Settings, report: Reporter
 ) -> TableEncoder:
@@ -385,6 +404,20 @@ def measured_rows(problem: Problem, report: Reporter) -> MeasuredRows:
             "and group (--measured-rows)."
         )
     return measured
+
+
+def affords_alignment(problem: Problem, report: Reporter) -> bool:
+    """Whether scores may be aligned though nobody asked; it is said if their folds would take too much memory."""
+    if isinstance(problem.source, Table):
+        return True
+    needed = _MOMENTS_OF_ALIGNMENT * 8 * problem.question.counts.size * len(problem.encoder.encoded_names) ** 2
+    if problem.settings.covariance == "diagonal" or needed <= problem.source.memory:
+        return True
+    report.note(
+        f"the table has no aligned scores: the moments of their folds take {shown_bytes(needed)}, more than "
+        f"{shown_bytes(problem.source.memory)} (--memory). --align shows them all the same."
+    )
+    return False
 
 
 def shown_bytes(n: int) -> str:

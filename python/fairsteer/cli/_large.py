@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ _CSV_FACTOR, _GZIP_FACTOR, _PARQUET_FACTOR = 10, 50, 4
 _HEAD = 2**20
 # Share of the memory that a piece of a table may take, and its limits in bytes.
 _PIECE_SHARE, _SMALLEST_PIECE = 16, 2**18
+# Share of the memory that a block of csv text may take, of which Arrow reads some thirty ahead; a row must fit.
+_BLOCK_SHARE, _SMALLEST_BLOCK = 512, 2**18
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class LargeTable:
     def _of_csv(self, columns: list[str], n_bytes: int) -> Iterator[pa.Table]:
         dialect = self.head.dialect
         assert dialect is not None
+        block = min(n_bytes, max(_SMALLEST_BLOCK, self.memory // _BLOCK_SHARE))
         names = [*self.head.data.column_names, *([""] if self.trailing else [])]
         for file in self.files:
             wrong: list[Any] = []
@@ -119,7 +123,7 @@ class LargeTable:
                         read_options=arrow_csv.ReadOptions(
                             column_names=names,
                             skip_rows=self.n_header_lines,
-                            block_size=n_bytes,
+                            block_size=block,
                             encoding={"utf-8-sig": "utf8", "utf-8": "utf8"}.get(dialect.encoding, dialect.encoding),
                         ),
                         parse_options=arrow_csv.ParseOptions(
@@ -134,9 +138,14 @@ class LargeTable:
                             include_columns=columns,
                         ),
                     )
-                    for batch in reader:
-                        if batch.num_rows:
-                            yield pa.Table.from_batches([batch])
+                    # As many blocks together, whichever columns are read.
+                    while batches := list(islice(reader, max(1, n_bytes // block))):
+                        piece = pa.Table.from_batches(batches)
+                        del batches
+                        if piece.num_rows:
+                            yield piece.combine_chunks()
+                        del piece
+                        pa.default_memory_pool().release_unused()
             except pa.ArrowInvalid as error:
                 if wrong:
                     raise UsageError(wrong_length(file.name, wrong[0], names, dialect.separator)) from None

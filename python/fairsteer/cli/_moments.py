@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairsteer import persistence
 from fairsteer._utils.labels import label_text
 from fairsteer.moments import SubgroupMoments
 from fairsteer.moments._coordinates import Coordinates
@@ -23,8 +21,8 @@ from ._large import LargeTable
 from ._options import Maps, Rows, Settings
 from ._printing import Reporter, fit_values
 from ._question import group_named
-from ._saved import load_saved
-from ._steer import map_file
+from ._saved import load_saved, write_saved
+from ._steer import write_map
 from ._streams import Checkpoint
 from ._table import NumericColumn, TableDescription
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, writing
@@ -110,7 +108,7 @@ def moments_file(
     resume : bool
         Whether the run that was interrupted is continued.
     checkpoint_every : float
-        Seconds between checkpoints of a table that is read in pieces.
+        Seconds between checkpoints of a table that is read in pieces; with noise there are none.
     force : bool
         Whether a file that exists may be replaced.
     as_json : bool, default=False
@@ -129,6 +127,11 @@ def moments_file(
     memory = memory_of(rows, out, resume=resume)
     known = None if like is None else _description(like)
     private = _noise(noise, like)
+    if private is not None and resume:
+        raise UsageError(
+            "--resume continues from sums on the disk, and with noise none are kept there: leave it out, and the rows "
+            "are read again from the first."
+        )
     settings = Settings(**vars(rows))
     problem = read_problem(settings, report, steers_all=False, part=True, like=known, memory=memory)
     n_features = len(problem.encoder.encoded_names)
@@ -139,6 +142,8 @@ def moments_file(
             f"take {n_bytes / 2**30:.1f} GiB; --drop columns, or add up SubgroupMoments in Python."
         )
     checkpoint = problem.checkpoint(out, seconds=checkpoint_every, resume=resume)
+    if private is not None:  # sums without noise are never on the disk
+        checkpoint = None
     moments = _moments(problem, report, checkpoint, private)
     extra = {**problem.description.to_json(), "filled": _missing(problem), "source": problem.table.name}
     if private is not None and known is not None:
@@ -149,7 +154,7 @@ def moments_file(
             raise UsageError(str(error)) from error
         extra = {**known.to_json(), "filled": {}, "source": problem.table.name}
     with writing(out) as output:
-        output.file.write(_saved(moments, extra))
+        write_saved(moments, extra, output.file, "the moments")
         output.commit()
     if checkpoint is not None:
         checkpoint.remove()
@@ -252,16 +257,6 @@ def _missing(problem: Problem) -> dict[str, bool]:
     }
 
 
-def _saved(value: Any, extra: dict[str, Any]) -> bytes:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "moments.safetensors"
-        try:
-            persistence.save(value, path, extra=extra)
-        except (ImportError, ValueError) as error:
-            raise UsageError(f"the moments cannot be saved: {error}") from error
-        return path.read_bytes()
-
-
 def _description(path: Path) -> TableDescription:
     return TableDescription.from_json(load_saved(path, "file")[1] or None, path)
 
@@ -315,7 +310,7 @@ def merge_files(maps: Maps, files: Sequence[Path], *, out: Path, force: bool, as
         steering.fit_moments(scaled)
     kept = [name for name in descriptions[0].keep if all(name in one.keep for one in descriptions)]
     with writing(out) as output:
-        output.file.write(map_file(steering, replace(descriptions[0], keep=tuple(kept))))
+        write_map(steering, replace(descriptions[0], keep=tuple(kept)), output.file)
         output.commit()
     report.say(total.subgroup_table() + "\n")
     report.say(

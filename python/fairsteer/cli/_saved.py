@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 from fairsteer import persistence
 from fairsteer._utils.files import is_special
 
 from . import UsageError
 
-__all__ = ["load_saved", "name_of"]
+__all__ = ["load_saved", "name_of", "write_saved"]
 
 
 def load_saved(path: Path, what: str) -> tuple[Any, dict[str, Any]]:
@@ -50,6 +51,35 @@ def load_saved(path: Path, what: str) -> tuple[Any, dict[str, Any]]:
                 raise UsageError(text.replace(str(file), name_of(path))) from error
     except FileNotFoundError:
         raise UsageError(f"there is no {what} {path}.") from None
+
+
+def write_saved(value: Any, extra: dict[str, Any], file: BinaryIO, what: str) -> None:
+    """Write a value and what belongs to it, by way of a file of its own.
+
+    Parameters
+    ----------
+    value : object
+        As `fairsteer.persistence.save` takes it.
+    extra : dict
+        The extra block.
+    file : BinaryIO
+        Where to write.
+    what : str
+        What it is, for the message.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be saved.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "saved.safetensors"
+        try:
+            persistence.save(value, path, extra=extra)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"{what} cannot be saved: {error}") from error
+        with path.open("rb") as saved:
+            shutil.copyfileobj(saved, file)
 
 
 def name_of(path: Path) -> str:

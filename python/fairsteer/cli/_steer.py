@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from fairsteer import persistence
 from fairsteer._utils.files import Output
 from fairsteer.classifier import IdealDistributionClassifier
 from fairsteer.transformer import FairSteeringTransformer
@@ -19,15 +17,24 @@ from fairsteer.transformer import FairSteeringTransformer
 from . import UsageError, count
 from ._columns import label_parts, label_text
 from ._comparison import compare
-from ._fitting import library_problems, measured_rows, memory_of, quoting_warnings, read_problem, tell_of_fit
+from ._fitting import (
+    affords_alignment,
+    library_problems,
+    measured_rows,
+    memory_of,
+    quoting_warnings,
+    read_problem,
+    tell_of_fit,
+)
 from ._large import AnyTable, LargeTable
 from ._options import Alignment, Settings
 from ._printing import Reporter, comparison_values, fit_values
 from ._reading import format_of
+from ._saved import write_saved
 from ._table import Gaps, TableDescription
 from ._writing import as_path, check_outputs, is_standard_output, is_stream, open_writer, writing
 
-__all__ = ["check_table_path", "map_file", "steer_file", "write_files"]
+__all__ = ["check_table_path", "steer_file", "write_files", "write_map"]
 
 _HOW_TO_READ = (
     "A gap is the largest difference between two groups; 0 is fair, and chance alone makes it larger than 0, the more "
@@ -98,6 +105,7 @@ def steer_file(
             folds=settings.folds,
             min_rows=settings.min_rows,
             alignment=align,
+            aligns=align is not None or affords_alignment(problem, report),
             prepare=measured.prepare,
             advance=advance,
         )
@@ -160,7 +168,7 @@ def write_files(
         finished: list[tuple[Output, str]] = []
         if model is not None:
             output = stack.enter_context(writing(model))
-            output.file.write(map_file(fitted, description))
+            write_map(fitted, description, output.file)
             steering: Any = getattr(fitted, "steering_", fitted)
             what = "the map" if isinstance(fitted, FairSteeringTransformer) else "the map and the aligned classifier"
             finished.append((output, f"{what} of {count(len(steering.groups_), 'group')}"))
@@ -174,15 +182,11 @@ def write_files(
     return n_rows
 
 
-def map_file(fitted: FairSteeringTransformer | IdealDistributionClassifier, description: TableDescription) -> bytes:
-    """Bytes of a map, with what it knows of its table."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "map.safetensors"
-        try:
-            persistence.save(fitted, path, extra=description.to_json())
-        except (ImportError, ValueError) as error:
-            raise UsageError(f"the map cannot be saved: {error}") from error
-        return path.read_bytes()
+def write_map(
+    fitted: FairSteeringTransformer | IdealDistributionClassifier, description: TableDescription, file: BinaryIO
+) -> None:
+    """Write a map, with what it knows of its table."""
+    write_saved(fitted, description.to_json(), file, "the map")
 
 
 def _write_table(

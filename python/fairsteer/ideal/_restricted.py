@@ -217,7 +217,7 @@ class _Problem:
             p, r = np.exp(log_p), np.exp(log_r)
             family = self.fit_family(p, r, scale, shift)
             for a in range(self.G):
-                scale[a], shift[a] = self.fit_group(a, log_p, family, everything)
+                scale[a], shift[a] = self.fit_group(a, log_p, family, everything, scale[a])
             cells = self.divergences(family, scale, shift)
             path.append(self.objective(p, r, cells))
             if path[-2] - path[-1] <= tol * max(1.0, abs(path[-1])):
@@ -247,7 +247,7 @@ class _Problem:
     # ---- blocks
 
     def fit_group(
-        self, a: int, log_p: Doubles, family: _Family, known: npt.NDArray[np.bool_]
+        self, a: int, log_p: Doubles, family: _Family, known: npt.NDArray[np.bool_], start: Doubles | None = None
     ) -> tuple[Doubles, Doubles]:
         shared = self.seen[:, a] & known
         if not shared.any():
@@ -263,12 +263,21 @@ class _Problem:
         total: Doubles = np.sum([w[k] * self.precision(k, a) for k in classes], axis=0)
         beta = np.ones(self.d)
         if self.scales:
-            beta = self._scale(a, w, mu, nu, family, total)
+            beta = self._scale(a, w, mu, nu, family, total, start)
         pulls = [w[k] * self.algebra.times(self.precision(k, a), mu[k] - beta * nu[k]) for k in classes]
         return beta, own + self.algebra.solve(total, np.sum(pulls, axis=0)) - beta * canonical
 
-    def _scale(self, a: int, w: Doubles, mu: Doubles, nu: Doubles, family: _Family, total: Doubles) -> Doubles:
-        """Minimise ``beta H beta / 2 - g beta - sum log beta``, the shift eliminated."""
+    def _scale(
+        self,
+        a: int,
+        w: Doubles,
+        mu: Doubles,
+        nu: Doubles,
+        family: _Family,
+        total: Doubles,
+        start: Doubles | None,
+    ) -> Doubles:
+        """Minimise ``beta H beta / 2 - g beta - sum log beta``, the shift eliminated; `start` is near."""
         d = self.d
         H, g, cross, pull = np.zeros((d, d)), np.zeros(d), np.zeros((d, d)), np.zeros(d)
         for k in np.flatnonzero(w):
@@ -283,7 +292,7 @@ class _Problem:
         # In units in which H has a unit diagonal.
         unit = 1 / np.sqrt(np.diag(H))
         H, g = H * np.outer(unit, unit), g * unit
-        x = (g + np.sqrt(g**2 + 4)) / 2
+        x = (g + np.sqrt(g**2 + 4)) / 2 if start is None else start / unit
         for _ in range(_NEWTON_STEPS):
             gradient = H @ x - g - 1 / x
             step = np.linalg.solve(H + np.diag(1 / x**2), gradient)

@@ -91,8 +91,8 @@ def _numbers(table: Table, groups: list[str], positive: str) -> dict[str, Any]:
     last = range(n - 1, len(table["group"]), n)
     names = {
         "selected": f"predicted {positive}, of all rows",
-        "true_positive": f"predicted {positive}, of the rows that are",
-        "false_positive": f"predicted {positive}, of the rows that are not",
+        "true_positive": f"predicted {positive}, of the rows of class {positive}",
+        "false_positive": f"predicted {positive}, of the other rows",
     }
     rates: dict[str, Any] = {}
     for name in RATES:

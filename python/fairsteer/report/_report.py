@@ -268,7 +268,8 @@ class SteeringReport:
             "" if self.certificate is None else self.certificate.gaussians,
             self.choice,
         )
-        return Document(self._facts(), self.verdict, self.findings, make_views(self.tables, setting, most))
+        findings = self.findings[1:] if self.verdict else self.findings  # the first says the same of the gaps
+        return Document(self._facts(), self.verdict, findings, make_views(self.tables, setting, most))
 
     @property
     def verdict(self) -> str:
@@ -281,12 +282,12 @@ class SteeringReport:
             facts.append(("Steering", self.steering))
         if self.classifier:
             facts += [("Before", self.compared_with), ("After", self.classifier)]
-        rows = str(self.n_rows)
+        rows = f"{self.n_rows:,}"
         if self.steering:
             rows += f" ({'the rows' if self.same_rows else 'rows other than those'} of the fit)"
         rows += f", {self.n_features} features"
         if self.n_left_out:
-            rows += f"; {self.n_left_out} more are left out: no known group, or weight 0"
+            rows += f"; {self.n_left_out:,} more are left out: no known group, or weight 0"
         facts.append(("Rows", rows))
         if self.classifier:
             counts = "every class counts" if self.pos_label is None else label_text(self.pos_label)

@@ -17,7 +17,9 @@ def as_text(document: Document, width: int = _WIDTH) -> str:
     parts = ["Steering report", "==============="]
     parts += [_filled(f"{label}: {value}", width, "  ") for label, value in document.facts]
     if document.verdict:
-        parts += ["", _filled(document.verdict, width), ""]
+        parts += ["", _filled(document.verdict, width)]
+    if document.findings:
+        parts.append("")
     parts += [_filled(f"* {text}", width, "  ") for text in document.findings]
     for view in document.views:
         title = _filled(view.title, width)
@@ -78,11 +80,15 @@ def _blocks(view: View, width: int, gap: int) -> Iterator[_Block]:
     n_keys = view.n_keys
     keys = range(n_keys)
     widths = [max(display_width(line) for row in table for line in row[j]) for j in range(len(view.header))]
-    # Names are folded where they would take more than half of the width from the numbers.
+    # Names are folded where they would take more than half of the width from the numbers, words as long as one number
+    # has room beside them.
     numbers = sum(widths[n_keys:]) + gap * (len(widths) - n_keys - 1)
-    room = max(width - gap * n_keys - max(max(widths[n_keys:]), min(numbers, width // 2)), 4 * n_keys)
+    words = [max(display_width(word) for row in table for line in row[j] for word in [*line.split(), ""]) for j in keys]
+    beside_one = width - gap * n_keys - max(widths[n_keys:])
+    half = width - gap * n_keys - max(max(widths[n_keys:]), min(numbers, width // 2))
+    room = max(half, min(sum(words), beside_one), 4 * n_keys)
     while sum(widths[:n_keys]) > room:
-        longest = max(keys, key=lambda j: widths[j])
+        longest = max(keys, key=lambda j: (widths[j] > words[j], widths[j]))  # words stay whole as long as they can
         widths[longest] -= 1
     for row in table:
         for j in keys:
@@ -156,11 +162,12 @@ class _RichDocument:
         yield Text()
         if self.document.verdict:
             yield Text(self.document.verdict)
+        if self.document.findings:
             yield Text()
-        findings = Table.grid(padding=(0, 1, 0, 0))
-        for text in self.document.findings:
-            findings.add_row(Text("*", style="bold"), Text(text, style="bold"))
-        yield findings
+            findings = Table.grid(padding=(0, 1, 0, 0))
+            for text in self.document.findings:
+                findings.add_row(Text("*", style="bold"), Text(text, style="bold"))
+            yield findings
         for view in self.document.views:
             yield Text()
             yield Text(view.title, style="bold underline")

@@ -17,6 +17,9 @@ MOST_ROWS_OF_LEAKAGE = 10_000
 # Bars that a figure has room for.
 _MOST_BARS = 12
 
+# Movement, in standard deviations, that is shown as 0.
+_STILL = 0.0005
+
 
 class Figure(NamedTuple):
     """Numbers to draw beside a table: a label a line, and in every series a value and its interval a line."""
@@ -357,6 +360,8 @@ def _posterior(tables: Mapping[str, Table], setting: Setting, most: int) -> View
 
 def _features(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
     table = tables["features"]
+    lines = [*zip(*table.values(), strict=True)]
+    lines = [line for line in lines if not line[-1] < _STILL] or lines  # if nothing moves, all show that
     rows = [
         [
             label_text(feature),
@@ -365,20 +370,21 @@ def _features(tables: Mapping[str, Table], setting: Setting, most: int) -> View:
             "-" if math.isnan(scale) else f"{scale:.2f}",
             number(moved),
         ]
-        for feature, group, shift, scale, moved in zip(*(x[:most] for x in table.values()), strict=True)
+        for feature, group, shift, scale, moved in lines[:most]
     ]
     note = (
         "Shift of the mean and root mean square movement in standard deviations of the feature in the group; spread: "
-        "its standard deviation after steering, relative to before. What moves most comes first."
+        "its standard deviation after steering, relative to before. What moves most comes first, what does not move is "
+        "left out."
     )
     header = ["feature", "group", "shift", "spread", "moved by"]
     hidden = len(table["feature"]) - len(rows)
-    drawn = [i for i in range(min(len(rows), _MOST_BARS)) if not math.isnan(table["mean_shift"][i])]
+    drawn = [i for i in range(min(len(rows), _MOST_BARS)) if not math.isnan(lines[i][2])]
     figure = Figure(
         "shifts",
         "Shift of the mean, in standard deviations",
-        [f"{label_text(table['feature'][i])}, {label_text(table['group'][i])}" for i in drawn],
-        {"after": [(table["mean_shift"][i], math.nan, math.nan) for i in drawn]},
+        [f"{label_text(lines[i][0])}, {label_text(lines[i][1])}" for i in drawn],
+        {"after": [(lines[i][2], math.nan, math.nan) for i in drawn]},
     )
     return View("What moved", note, header, [False, False, True, True, True], rows, hidden, figure if drawn else None)
 

@@ -175,11 +175,9 @@ class MonotoneMaps:
         own, spread, targets, discrete, moving = [], [], [], [], []
         for column in rows.T:
             x = column[counted].astype(np.float64)
-            found, inverse = _distinct(x)
-            repeats = len(found) <= min(MAX_VALUES, n_rows / 2)
+            found, inverse, whole = _knots(x, per_row)
+            repeats = whole and len(found) <= n_rows / 2
             stays = len(found) < min_distinct
-            if len(found) > MAX_VALUES:
-                found, inverse = _quantiles(x, per_row)
             at = groups * len(found) + inverse
             table = np.bincount(at, per_row, G * len(found)).reshape(G, -1)
             common = group_shares @ table
@@ -306,25 +304,31 @@ def _uniform(hashes: Hashes, j: int) -> Doubles:
     return ((bits >> np.uint64(11)).astype(np.float64) + 1) / 2**53
 
 
-def _distinct(column: Doubles) -> tuple[Doubles, npt.NDArray[np.intp]]:
-    """Values that occur, and the position of every row's; whole numbers of a small range need not be sorted."""
+def _knots(column: Doubles, weight: Doubles) -> tuple[Doubles, npt.NDArray[np.intp], bool]:
+    """Values that occur, the position of every row's, and whether these are all.
+
+    Of more than `MAX_VALUES` those at even steps of the weight are taken; a row's is the nearest below or at it.
+    """
     low, high = column.min(), column.max()
-    if high - low < MAX_VALUES:
+    if high - low < MAX_VALUES:  # whole numbers of a small range need not be sorted
         place = (column - low).astype(np.intp)
         if (place + low == column).all():
             there = np.bincount(place) > 0
-            return low + np.flatnonzero(there), (np.cumsum(there) - 1)[place]
-    return np.unique(column, return_inverse=True)
-
-
-def _quantiles(column: Doubles, weight: Doubles) -> tuple[Doubles, npt.NDArray[np.intp]]:
-    """Values that occur, at even steps of the weight; and for every row the nearest of them below or at it."""
+            return low + np.flatnonzero(there), (np.cumsum(there) - 1)[place], True
     order = np.argsort(column, kind="stable")
-    levels = np.cumsum(weight[order]) / weight.sum()
-    at = np.searchsorted(levels, np.linspace(0, 1, MAX_VALUES)[1:-1])
-    ends = [column[order[0]], *column[order[np.minimum(at, len(order) - 1)]], column[order[-1]]]
-    found = np.unique(ends)
-    return found, np.searchsorted(found, column, side="right") - 1
+    ascending = column[order]
+    rises = np.concatenate([[False], ascending[1:] > ascending[:-1]])
+    inverse = np.empty(len(column), dtype=np.intp)
+    whole = bool(np.count_nonzero(rises) < MAX_VALUES)
+    if whole:
+        found, places = ascending[rises | (np.arange(len(rises)) == 0)], np.cumsum(rises)
+    else:
+        levels = np.cumsum(weight[order]) / weight.sum()
+        at = np.searchsorted(levels, np.linspace(0, 1, MAX_VALUES)[1:-1])
+        found = np.unique([ascending[0], *ascending[np.minimum(at, len(order) - 1)], ascending[-1]])
+        places = np.searchsorted(found, ascending, side="right") - 1
+    inverse[order] = places
+    return found, inverse, whole
 
 
 def _distribution(

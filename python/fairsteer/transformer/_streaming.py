@@ -476,12 +476,7 @@ def sample_rows(transformer: GroupMapTransformer, stream: Stream) -> Batch:
 
 def _sample(stream: Stream, reader: RowReader, sizes: Doubles, empty: Batch) -> Batch:
     """Rows that stand for all of them, weighted by how many they stand for."""
-    most = max(1, min(MOST_SAMPLED, _MOST_SAMPLED_BYTES // (8 * max(1, len(reader.names)))))
-    least = most / max(1, int((sizes > 0).sum()))
-    keep_every = np.ones_like(sizes)
-    if sizes.sum() > most:
-        # What small cells leave of their share is for the larger ones.
-        keep_every = np.maximum(1.0, sizes / _fair_share(sizes, most, least))
+    keep_every = _keep_every(sizes, len(reader.names))
     seen, parts = stream.reduce(Sampling(reader, keep_every))
     rows, y, groups, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
     cell = y * sizes.shape[1] + groups
@@ -490,6 +485,45 @@ def _sample(stream: Stream, reader: RowReader, sizes: Doubles, empty: Batch) -> 
     weight = weights * stands_for[cell]
     plain = bool((weight == 1).all())
     return empty._replace(rows=rows, y_codes=y, group_codes=groups, sample_weight=None if plain else weight)
+
+
+def _keep_every(sizes: Doubles, n_features: int) -> Doubles:
+    """Rows of every cell for one that stands for them."""
+    most = max(1, min(MOST_SAMPLED, _MOST_SAMPLED_BYTES // (8 * max(1, n_features))))
+    if sizes.sum() <= most:
+        return np.ones_like(sizes)
+    # What small cells leave of their share is for the larger ones.
+    least = most / max(1, int((sizes > 0).sum()))
+    return np.maximum(1.0, sizes / _fair_share(sizes, most, least))
+
+
+def sampling_error(sizes: Doubles, n_features: int, confidence_level: float = 0.95) -> tuple[int, float]:
+    """How well the rows that stand for all of a stream say how a score is distributed in every subgroup.
+
+    Parameters
+    ----------
+    sizes : ndarray of shape (n_classes, n_groups)
+        Rows of every subgroup.
+    n_features : int
+        Numbers of a row.
+    confidence_level : float, default=0.95
+        Of the bound.
+
+    Returns
+    -------
+    n_sampled : int
+        Rows that stand for all.
+    error : float
+        What the share of a subgroup's rows above a threshold differs by, at most, from that among all of its rows, at
+        every threshold and in every subgroup at once: the inequality of Dvoretzky, Kiefer, Wolfowitz and Massart, for a
+        random sample. Subgroups whose rows are all among them have none.
+    """
+    sampled = np.floor(sizes / _keep_every(sizes, n_features))
+    parts = sampled[(sampled > 0) & (sampled < sizes)]
+    error = 0.0
+    if len(parts):
+        error = min(1.0, float(np.sqrt(np.log(2 * len(parts) / (1 - confidence_level)) / (2 * parts.min()))))
+    return int(sampled.sum()), error
 
 
 def _fair_share(sizes: Doubles, most: int, share: float) -> float:
