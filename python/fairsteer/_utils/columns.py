@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fairsteer import _core
 from fairsteer._utils.arrays import to_numpy
 from fairsteer._utils.input import brief, did_you_mean, few
 from fairsteer._utils.labels import is_missing
@@ -130,3 +131,16 @@ def _as_array(data: Any) -> npt.NDArray[Any]:
         data = [[None] * max(counts) if is_missing(row) else row for row in data]
     # NumPy would turn a list of mixed labels into strings; as objects they stay what they are.
     return np.asarray(data, dtype=object)
+
+
+def lay_out(columns: list[npt.NDArray[Any]], out: npt.NDArray[Any]) -> None:
+    """Write columns of numbers row by row.
+
+    Parameters
+    ----------
+    columns : list of ndarray of shape (n,)
+        Of any type of number.
+    out : ndarray of shape (n, n_columns), float32 or float64
+        Where the rows go, contiguous.
+    """
+    _core.lay_out([np.ascontiguousarray(column, out.dtype) for column in columns], out)

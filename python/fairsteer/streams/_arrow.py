@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fairsteer import _core
+from fairsteer._utils.columns import lay_out
 from fairsteer._utils.input import few
 from fairsteer.streams._stream import BLOCK_BYTES, RowBatch, Stream, block_rows
 
@@ -261,7 +261,7 @@ class ArrowRows(Stream):
             for column, name in zip(piece.columns, columns, strict=False)
         ]
         if not self._widths:
-            _core.lay_out([np.ascontiguousarray(array, out.dtype) for array in arrays], out)
+            lay_out(arrays, out)
         else:
             np.concatenate([array.reshape(len(out), -1) for array in arrays], axis=1, out=out, casting="same_kind")
 
