@@ -45,10 +45,10 @@ Doubles = NDArray[np.float64]
 OUTPUT = Path(__file__).parent / "results" / "generation"
 #: Blocks that come before the hook, and the strengths, in deviations of the probes' scores.
 LAYER = 15
-STRENGTHS = (4.0, 8.0, 12.0)
+STRENGTHS = (3.0, 6.0, 9.0)
 #: Strengths at which shifts are measured to be equalised, relative to those.
 CALIBRATED = (0.5, 1.0, 1.3)
-BATCH = 40
+BATCH = 60
 NEW_TOKENS, TEMPERATURE = 16, 0.8
 NONE, ONE = "nothing", "one direction, difference in means"
 OURS, EQUALISED = "ConceptSteering", "ConceptSteering, equalised by the output"
@@ -109,17 +109,17 @@ class Speaker(NamedTuple):
     def log_odds(self, read: Sequence[Read], words: tuple[list[int], list[int]], push: Steering, s: float) -> Doubles:
         """Log-odds of the concept's words against the opposite's as the next one."""
         out = np.empty(sum(len(batch.rows) for batch in read))
+        head = [self.model.lm_head.weight[ids].double() for ids in words]  # of all words it would take longest
         for batch in read:
             with (
                 torch.inference_mode(),
                 smollm.above(self.model, LAYER) as entrance,
                 steered(self.model, entrance, push, batch.groups, s),
             ):
-                scores = self.model(
-                    inputs_embeds=batch.states, attention_mask=batch.mask, use_cache=False, logits_to_keep=1
-                ).logits[:, -1].double()  # fmt: skip
-            sums = [torch.logsumexp(scores[:, ids], 1) for ids in words]
-            out[batch.rows] = (sums[1] - sums[0]).numpy()
+                found = self.model.model(inputs_embeds=batch.states, attention_mask=batch.mask, use_cache=False)
+                last = found.last_hidden_state[:, -1].double()
+                without, shown = (torch.logsumexp(last @ weights.T, 1) for weights in head)
+            out[batch.rows] = (shown - without).numpy()
         return out
 
     def sampled(
@@ -403,11 +403,11 @@ def main() -> int:
         prog="python -m benchmarks.generation", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
-        "--pairs", type=int, default=40, metavar="N", help="pairs of prompts, as many to calibrate with"
+        "--pairs", type=int, default=60, metavar="N", help="pairs of prompts, as many to calibrate with"
     )
-    parser.add_argument("--sampled", type=int, default=20, metavar="N", help="of them are continued (default: 20)")
+    parser.add_argument("--sampled", type=int, default=24, metavar="N", help="of them are continued (default: 24)")
     parser.add_argument("--concept", choices=[concept.name for concept in prompts.CONCEPTS], help="only this one")
-    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 4 8 12)")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S", help="(default: 3 6 9)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the states of told sentences here")
     parser.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")

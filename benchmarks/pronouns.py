@@ -6,9 +6,9 @@ occupation, which the text names, and its *class* the pronoun that the rest of t
 verb the log-ratio, over all occupations, is in the upper half). Maps are fitted to the states of the last token of
 beginnings with half of the verbs, and steer every token of beginnings with the others.
 
-"Two features": the states steered in two directions alone, the one in which the log-ratio rises most (its mean
-gradient) and the one in which states that expect "she" differ from those that expect "he"; what is at right angles to
-these stays bit for bit up to rounding. "Unseen occupations": groups are quarters of the occupations by what the model
+"Two features": the states steered in two directions alone, the one by which the head of the model tells "she" from
+"he", and the one in which states that expect the one differ from those that expect the other; what is at right angles
+to these stays. "Unseen occupations": groups are quarters of the occupations by what the model
 expects of them, fitted to one half of the occupations and inferred from the state for the other, and the other way
 round. "Pronoun that is told": group is the pronoun in a sentence before ("She is a nurse."), which LEACE erases, or
 whose difference in means is projected away.
@@ -50,10 +50,10 @@ OUTPUT = Path(__file__).parent / "results" / "pronouns"
 #: Blocks below the hook. At the first one everything is measured, at the others the mean and ours.
 LAYERS = (29, 25, 20)
 PRONOUNS = ("She", "He")
-BATCH, MAX_TOKENS = 64, 48
+BATCH, MAX_TOKENS = 64, 64
 COLUMNS = ("log-ratio", "spread", "she", "told", "neutral text")
 FITTED_TO, TESTED = PRONOUN_FRAMES[: len(PRONOUN_FRAMES) // 2], PRONOUN_FRAMES[len(PRONOUN_FRAMES) // 2 :]
-#: Verbs of each half with which a pronoun is told.
+#: Verbs with which a pronoun is told to measure what it does.
 N_TOLD = 2
 #: Occupations of biographies, as the beginnings call them.
 BIOGRAPHIES = {
@@ -105,50 +105,46 @@ class Reader:
             out.append(Batch(rows, inputs["input_ids"], inputs["attention_mask"], states))
         return out
 
-    def logits(self, batch: Batch, layer: int, how: nn.Module | None, groups: Any, keep: int) -> Tensor:
+    def states(self, batch: Batch, layer: int, how: nn.Module | None, groups: Any) -> Tensor:
+        """States that the head reads."""
         states, mask = batch.states[layer], batch.mask
         with (
             torch.inference_mode(),
             smollm.above(self.model, layer) as entrance,
             steering_hooks(self.model, {} if how is None else {entrance: how}, sensitive_features=groups),
         ):
-            found = self.model(inputs_embeds=states, attention_mask=mask, use_cache=False, logits_to_keep=keep)
-        out: Tensor = found.logits
+            found = self.model.model(inputs_embeds=states, attention_mask=mask, use_cache=False)
+        out: Tensor = found.last_hidden_state
         return out
 
     def log_ratios(self, texts: Sequence[Batch], layer: int, how: nn.Module | None, groups: NDArray[Any]) -> Doubles:
         """Log-likelihood of "she" less that of "he"."""
+        she, he = self.model.lm_head.weight[[self.she, self.he]].double()
         out = np.empty(len(groups))
         for batch in texts:
-            scores = self.logits(batch, layer, how, groups[batch.rows], 1)[:, -1].double()
-            out[batch.rows] = (scores[:, self.she] - scores[:, self.he]).numpy()
+            last = self.states(batch, layer, how, groups[batch.rows])[:, -1].double()
+            out[batch.rows] = (last @ (she - he)).numpy()
         return out
 
     def losses(self, texts: Sequence[Batch], layer: int, how: nn.Module | None, groups: NDArray[Any]) -> Doubles:
         """Negative log-likelihood of every text, a sum over its tokens."""
         out = np.empty(len(groups))
         for batch in texts:
-            targets = batch.ids.masked_fill(batch.mask == 0, -100)[:, 1:]
-            scores = self.logits(batch, layer, how, groups[batch.rows], 0)[:, :-1].float()
-            loss = nn.functional.cross_entropy(scores.transpose(1, 2), targets, reduction="none", ignore_index=-100)
-            loss = torch.where(batch.mask[:, :-1] == 0, 0, loss)  # the first token follows padding
-            out[batch.rows] = loss.double().sum(1).numpy()
+            found = self.states(batch, layer, how, groups[batch.rows])[:, :-1]
+            loss = torch.zeros(len(batch.rows), dtype=torch.float64)
+            # One text after the other: scores of all would be a gigabyte.
+            for i, (own, ids, mask) in enumerate(zip(found, batch.ids[:, 1:], batch.mask[:, :-1] > 0, strict=True)):
+                with torch.inference_mode():
+                    scores = self.model.lm_head(own[mask]).float()  # the first token follows padding
+                loss[i] = -scores.log_softmax(1).gather(1, ids[mask, None]).double().sum()
+            out[batch.rows] = loss.numpy()
         return out
 
-    def gradient(self, texts: Sequence[Batch], layer: int) -> Doubles:
-        """Mean gradient of the log-ratio by the state of the last token after a layer."""
-        total, n = torch.zeros(self.model.config.hidden_size, dtype=torch.float64), 0
-        for batch in texts:
-            states = batch.states[layer].clone().requires_grad_()
-            with smollm.above(self.model, layer), torch.enable_grad():
-                scores = self.model(
-                    inputs_embeds=states, attention_mask=batch.mask, use_cache=False, logits_to_keep=1
-                ).logits[:, -1]
-                (slope,) = torch.autograd.grad((scores[:, self.she] - scores[:, self.he]).float().sum(), states)
-            total += slope[:, -1].double().sum(0)
-            n += len(states)
-        out: Doubles = (total / n).numpy()
-        return out
+    def readout(self) -> Doubles:
+        """Direction in which the head, after the last normalisation, takes states for "she" and not for "he"."""
+        weights = self.model.lm_head.weight.double()
+        direction: Doubles = ((weights[self.she] - weights[self.he]) * self.model.model.norm.weight.double()).numpy()
+        return direction
 
 
 def last_states(texts: Sequence[Batch], layer: int) -> Doubles:
@@ -172,6 +168,18 @@ class Within(nn.Module):
         return (hidden.float() + moved @ self.basis.T).to(hidden.dtype)
 
 
+class ForAll(nn.Module):
+    """One map, whatever the group."""
+
+    def __init__(self, A: Doubles, b: Doubles) -> None:
+        super().__init__()
+        self.only = SteeringModule({0: (A, b)})
+
+    def forward(self, hidden: Tensor, *, sensitive_features: Any) -> Tensor:
+        moved: Tensor = self.only(hidden, sensitive_features=np.zeros_like(sensitive_features))
+        return moved
+
+
 class ByHalf(nn.Module):
     """Of two steerings the one that was not fitted to the occupation; both infer their groups."""
 
@@ -193,7 +201,7 @@ class Fitted(NamedTuple):
     log_ratios: Doubles
     told: Doubles
     """Of beginnings before which "She" and then "He" were told, (2 x occupations x verbs, d)."""
-    gradient: Doubles
+    readout: Doubles
 
     @property
     def occupations(self) -> NDArray[Any]:
@@ -207,10 +215,12 @@ class Fitted(NamedTuple):
 
 
 def _subspace(fitted: Fitted) -> Doubles:
-    """Orthonormal directions: the gradient, and the covariance with the log-ratio."""
+    """Orthonormal directions: that of the head, and the covariance with the log-ratio."""
     centred = fitted.states - fitted.states.mean(axis=0)
     along = centred.T @ (fitted.log_ratios - fitted.log_ratios.mean())
-    return np.linalg.qr(np.column_stack([fitted.gradient, along]))[0]
+    return np.linalg.qr(
+        np.column_stack([fitted.readout / np.linalg.norm(fitted.readout), along / np.linalg.norm(along)])
+    )[0]
 
 
 def _unseen(fitted: Fitted, basis: Doubles) -> ByHalf:
@@ -236,17 +246,13 @@ def steerings(fitted: Fitted) -> dict[str, Callable[[], nn.Module]]:
         steer = FairSteeringTransformer(map_type=map_type, standardize=True)
         return Within(basis, steer.fit(fitted.states @ basis, suggested, sensitive_features=occupation))
 
-    def for_all(A: Doubles, b: Doubles) -> nn.Module:
-        return SteeringModule(dict.fromkeys(range(len(OCCUPATIONS)), (A, b)))
-
     def leace(rows: Doubles, groups: NDArray[Any]) -> nn.Module:
-        erase = LeaceTransformer().fit(rows, sensitive_features=groups)
-        return for_all(*next(iter(erase.maps_.values())))  # one map for all
+        return ForAll(*next(iter(LeaceTransformer().fit(rows, sensitive_features=groups).maps_.values())))
 
     def projected() -> nn.Module:
         difference = fitted.told[pronoun == PRONOUNS[0]].mean(axis=0) - fitted.told[pronoun == PRONOUNS[1]].mean(axis=0)
         one = difference / np.linalg.norm(difference)
-        return for_all(np.eye(len(one)) - np.outer(one, one), one * (one @ fitted.states.mean(axis=0)))
+        return ForAll(np.eye(len(one)) - np.outer(one, one), one * (one @ fitted.states.mean(axis=0)))
 
     matching = MeanMatchingTransformer()
     return {
@@ -304,34 +310,69 @@ def biographies(folder: Path, n_texts: int) -> tuple[list[str], NDArray[Any]]:
     return chosen["text"].tolist(), chosen["label"].map(lambda o: OCCUPATIONS.index(BIOGRAPHIES[o])).to_numpy()
 
 
-def run(folder: Path, n_texts: int, dtype: torch.dtype, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
+class Texts(NamedTuple):
+    """All that is read, up to the blocks below the hooks."""
+
+    states: dict[int, Doubles]
+    """Last states of beginnings that are fitted to, by layer."""
+    log_ratios: Doubles
+    told: dict[int, Doubles]
+    new: list[Batch]
+    told_new: list[Batch]
+    biographies: list[Batch]
+    of_biography: NDArray[Any]
+
+
+def read_all(reader: Reader, folder: Path, n_texts: int) -> Texts:
+    known = reader.read(beginnings(FITTED_TO))
+    told = reader.read([text for who in PRONOUNS for text in beginnings(FITTED_TO, who)])
+    texts, of_biography = biographies(folder, n_texts)
+    return Texts(
+        {layer: last_states(known, layer) for layer in reader.layers},
+        reader.log_ratios(known, reader.layers[0], None, np.repeat(np.arange(len(OCCUPATIONS)), len(FITTED_TO))),
+        {layer: last_states(told, layer) for layer in reader.layers},
+        reader.read(beginnings(TESTED)),
+        reader.read([text for who in PRONOUNS for text in beginnings(TESTED[:N_TOLD], who)]),
+        reader.read(texts, 16),
+        of_biography,
+    )
+
+
+def _kept(cache: Path | None, make: Callable[[], Texts]) -> Texts:
+    """What is read once, where there is a folder to keep it."""
+    if cache is None:
+        return make()
+    file = cache / "pronouns.pt"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.save(make(), file)
+    found: Texts = torch.load(file, weights_only=False)  # of our own making
+    return found
+
+
+def run(
+    folder: Path, n_texts: int, dtype: torch.dtype, layers: Sequence[int], cache: Path | None = None
+) -> Iterator[dict[str, Any]]:
     reader = Reader(dtype, layers)
-    known, new = reader.read(beginnings(FITTED_TO)), reader.read(beginnings(TESTED))
-    told_known = reader.read([text for who in PRONOUNS for text in beginnings(FITTED_TO[:N_TOLD], who)])
-    told_new = reader.read([text for who in PRONOUNS for text in beginnings(TESTED[:N_TOLD], who)])
-    texts, of_text = biographies(folder, n_texts)
-    read = reader.read(texts, 16)
+    texts = _kept(cache, lambda: read_all(reader, folder, n_texts))
     n = len(OCCUPATIONS)
     of_new, of_told = np.repeat(np.arange(n), len(TESTED)), np.tile(np.repeat(np.arange(n), N_TOLD), 2)
 
     def ratios(layer: int, how: nn.Module | None) -> dict[str, float]:
-        own = reader.log_ratios(new, layer, how, of_new).reshape(n, -1)
-        return measured(own, reader.log_ratios(told_new, layer, how, of_told).reshape(2, n, -1))
+        own = reader.log_ratios(texts.new, layer, how, of_new).reshape(n, -1)
+        return measured(own, reader.log_ratios(texts.told_new, layer, how, of_told).reshape(2, n, -1))
 
     first = layers[0]
-    plain = reader.losses(read, first, None, of_text)
+    plain = reader.losses(texts.biographies, first, None, texts.of_biography)
     yield {"layer": 0, "method": "nothing", **ratios(first, None)}
-    expected = reader.log_ratios(known, first, None, np.repeat(np.arange(n), len(FITTED_TO)))
     for layer in layers:
-        fitted = Fitted(
-            last_states(known, layer), expected, last_states(told_known, layer), reader.gradient(known, layer)
-        )
+        fitted = Fitted(texts.states[layer], texts.log_ratios, texts.told[layer], reader.readout())
         for name, make in steerings(fitted).items():
             if layer != first and name not in AT_EVERY_LAYER:
                 continue
             how = make()
-            found = ratios(layer, how) | change_of_text(reader.losses(read, layer, how, of_text), plain)
-            yield {"layer": layer, "method": name, **found}
+            after = reader.losses(texts.biographies, layer, how, texts.of_biography)
+            yield {"layer": layer, "method": name, **ratios(layer, how), **change_of_text(after, plain)}
 
 
 def write(folder: Path, table: pd.DataFrame, n_texts: int, seconds: float, memory: float) -> None:
@@ -367,15 +408,17 @@ def write(folder: Path, table: pd.DataFrame, n_texts: int, seconds: float, memor
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pronouns", description="Pronouns after occupations.")
     datasets.add_data_option(parser)
-    parser.add_argument("--texts", type=int, default=160, metavar="N", help="biographies (default: 160)")
+    parser.add_argument("--texts", type=int, default=96, metavar="N", help="biographies (default: 96)")
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS, metavar="N", help="steered, one at a time")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the states below the hooks here")
     parser.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("this needs real data: name their folder by --data or the variable FAIRSTEER_DATA")
     rows = []
-    for row in run(arguments.data, arguments.texts, getattr(torch, arguments.dtype), arguments.layers):
+    settings = arguments.data, arguments.texts, getattr(torch, arguments.dtype), arguments.layers, arguments.cache
+    for row in run(*settings):
         rows.append(row)
         shown = [f"{row[name]:.3f}" for name in COLUMNS if name in row]
         seconds = time.process_time()

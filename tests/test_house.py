@@ -39,7 +39,7 @@ OPTIONAL = {
     "onnx": {"export"},
     "opendp": {"moments"},
     "pandas": {"cli", "report"},
-    "pyarrow": {"cli", "streams"},
+    "pyarrow": {"_utils", "cli", "streams"},  # the lowest reads labels of its columns, which are there already
     "rich": {"cli", "report"},
     "safetensors": {"persistence"},
     "torch": {"cli", "torch"},
@@ -130,8 +130,11 @@ def test_only_the_command_line_enters_by_the_front_door() -> None:
 
 
 def test_arrows_between_rooms_stay_few() -> None:
-    """Where helpers were private neighbours of the rooms there were 126, in fewer rooms than now."""
-    assert len(arrows()) <= 90
+    """Where helpers were private neighbours of the rooms there were 126, in fewer rooms than now.
+
+    The last to be drawn leads from streams to the core, which lays the columns of tables out as rows.
+    """
+    assert len(arrows()) <= 91
 
 
 @pytest.mark.slow

@@ -531,7 +531,9 @@ def picture(table: pd.DataFrame, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, len(states.POOLS), figsize=(9, 6), sharex=True, sharey="row", squeeze=False)
+    measured = set(table["data"])
+    pools = [p for p in states.POOLS if any(f"SmolLM2, layer {layer}, {p}" in measured for layer in states.LAYERS)]
+    figure, axes = plt.subplots(2, len(pools), figsize=(9, 6.4), sharex=True, sharey="row", squeeze=False)
     colours = dict(
         zip(
             (ORIGINAL, MEAN, COVARIANCE, LEACE, TRANSLATIONS, DIAGONAL, AFFINE),
@@ -539,7 +541,7 @@ def picture(table: pd.DataFrame, path: Path) -> None:
             strict=True,
         )
     )
-    for j, pool in enumerate(states.POOLS):
+    for j, pool in enumerate(pools):
         floor: dict[int, float] = {}
         for i, (method, colour) in enumerate(colours.items()):
             points = {}
@@ -565,7 +567,8 @@ def picture(table: pd.DataFrame, path: Path) -> None:
         axes[1][j].set_xticks(states.LAYERS)
     axes[0][0].set_ylabel("RMS gap between women and men")
     axes[1][0].set_ylabel("accuracy")
-    axes[0][-1].legend(fontsize=7, ncols=2)
-    figure.tight_layout()
+    axes[0][0].set_ylim(bottom=0)
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="lower center", fontsize=8, ncols=4)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -421,9 +421,9 @@ struct AddLower {
       const S* from = product + j * ld;
       Index i = j;
       for (; i + kWidth<double> <= d; i += kWidth<double>) {
-        Pack<double> sum = first ? Pack<double>{} : pack(to + i);
-        sum += doubles(from + i);
-        pack(to + i) = sum;
+        Pack<double> total = first ? Pack<double>{} : pack(to + i);
+        total += doubles(from + i);
+        pack(to + i) = total;
       }
       for (; i < d; ++i) to[i] = static_cast<double>(from[i]) + (first ? 0.0 : to[i]);
     }

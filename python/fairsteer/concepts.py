@@ -23,6 +23,8 @@ from fairsteer.groups import GroupedRows, GroupEncoder, known_codes
 from fairsteer.ideal import IdealDistribution, nearest_ideal
 from fairsteer.moments import SubgroupMoments
 
+__all__ = ["ConceptSteering", "MeasuredShifts"]
+
 #: Rows that a class needs in every group: in either half, one for a probe, and two that it has not seen.
 _MIN_ROWS = 6
 

@@ -80,23 +80,31 @@ def _most_probable(log_proba: Doubles, codes: Codes, weight: Doubles) -> Doubles
 
     def evaluate(parameters: Doubles) -> tuple[float, Doubles]:
         """Find the loss, and the probabilities of the labels."""
-        scores = parameters[0] * log_proba + parameters[1:]
+        scores = parameters[0] * log_proba  # in place from here on: with many labels it is large
+        scores += parameters[1:]
         scores -= scores.max(axis=1, keepdims=True)
-        proba = np.exp(scores)
+        own = scores[truth]
+        proba = np.exp(scores, out=scores)
         total = proba.sum(axis=1, keepdims=True)
         proba /= total
-        loss = weight @ (np.log(total[:, 0]) - scores[truth]) + np.square(parameters - prior).sum() / 2
+        loss = weight @ (np.log(total[:, 0]) - own) + np.square(parameters - prior).sum() / 2
         return float(loss), proba
+
+    observed = np.bincount(codes, weight, log_proba.shape[1])
+
+    def gradient_at(parameters: Doubles, proba: Doubles) -> Doubles:
+        gradient: Doubles = parameters - prior
+        gradient[0] -= weight @ (log_proba[truth] - np.einsum("na,na->n", proba, log_proba))
+        gradient[1:] += weight @ proba - observed
+        return gradient
 
     def differentiate(parameters: Doubles, proba: Doubles) -> tuple[Doubles, Doubles, Doubles]:
         """Find the gradient, the diagonal of the Hessian, and log-probabilities about their means."""
-        centred = log_proba - (proba * log_proba).sum(axis=1)[:, None]
-        by_label = weight @ proba
-        gradient = parameters - prior
-        gradient[0] -= weight @ centred[truth]
-        gradient[1:] += by_label - np.bincount(codes, weight, len(by_label))
-        curvature = np.append(np.einsum("n,na,na,na->", weight, proba, centred, centred), by_label - weight @ proba**2)
-        return gradient, 1 + curvature, centred
+        centred = log_proba - np.einsum("na,na->n", proba, log_proba)[:, None]
+        curvature = np.append(
+            np.einsum("n,na,na,na->", weight, proba, centred, centred), weight @ proba - weight @ proba**2
+        )
+        return gradient_at(parameters, proba), 1 + curvature, centred
 
     # Where scores are saturated there is no curvature to follow: begin with scores of order one.
     start: Doubles = prior / max(1.0, float(np.abs(log_proba).mean()))
@@ -106,7 +114,7 @@ def _most_probable(log_proba: Doubles, codes: Codes, weight: Doubles) -> Doubles
 
         def scaled(z: Doubles) -> tuple[float, Doubles]:
             loss, proba = evaluate(z / scale)
-            return loss, differentiate(z / scale, proba)[0] / scale
+            return loss, gradient_at(z / scale, proba) / scale
 
         found = minimize(scaled, start * scale, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-14})
         best: Doubles = found.x / scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any, TypeVar
@@ -44,14 +45,9 @@ from fairsteer.transformer._streaming import sample_rows
 _Self = TypeVar("_Self", bound="SteeredClassifier")
 
 
-def _has(method: str) -> Callable[[IdealDistributionClassifier], bool]:
-    """Whether the classifier has a method: always its own and with aligned scores, else where `estimator` has it."""
-
-    def check(classifier: IdealDistributionClassifier) -> bool:
-        estimator = getattr(classifier, "estimator_", classifier.estimator)
-        return estimator is None or hasattr(estimator, method) or classifier.score_alignment is not None
-
-    return check
+def _has(method: str) -> Callable[[SteeredClassifier], bool]:
+    """Whether a classifier has a method."""
+    return lambda classifier: classifier._offers(method)
 
 
 class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTMLMixin, BaseEstimator):
@@ -112,6 +108,107 @@ class SteeredClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTML
         gap = f"{float(np.nanmax(maps.measured)):.3f}" if np.isfinite(maps.measured).any() else "unknown"
         where = "at any threshold, " if len(self.classes_) == 2 else ""
         return [("scores aligned", f"largest gap {where}on the rows out of fold: {gap}")]
+
+    def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
+        """Class with the least expected cost.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, unless the steering has `sensitive_columns`. May be left out where its
+            `unknown_group` says to infer them.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+
+        Raises
+        ------
+        ValueError
+            If groups are needed and not given or not known, or `X` does not match ``fit``.
+        """
+        judge = self._judge()
+        return judge._predict(*judge._read(X, sensitive_features))
+
+    @available_if(_has("predict_proba"))
+    def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
+        """Probability of each class.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of ``classes_``; rows sum to 1.
+        """
+        judge = self._judge()
+        return judge._proba(*judge._read(X, sensitive_features))
+
+    @available_if(_has("predict_proba"))
+    def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
+        """Logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities in nats, in the order of ``classes_``.
+        """
+        judge = self._judge()
+        rows, codes = judge._read(X, sensitive_features)
+        if judge.estimator_ is not None or judge._alignment is not None:
+            return log_zero_allowed(judge._proba(rows, codes))
+        return judge._log_posterior(rows, codes)
+
+    @available_if(_has("decision_function"))
+    def decision_function(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
+        """Scores of the classes, costs left aside.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            With two classes the log-odds of ``classes_[1]``, else the log-probabilities; the
+            `estimator`'s own scores if there is one and no `score_alignment`.
+        """
+        judge = self._judge()
+        rows, codes = judge._read(X, sensitive_features)
+        if judge._alignment is not None:
+            return class_decision(judge._aligned_proba(judge._alignment, rows, codes))
+        if judge.estimator_ is not None:
+            return judge._ask_estimator("decision_function", rows, codes)
+        log_posterior = judge._log_posterior(rows, codes)
+        if len(judge.classes_) == 2:
+            return log_posterior[:, 1] - log_posterior[:, 0]
+        return log_posterior
+
+    @abstractmethod
+    def _judge(self) -> IdealDistributionClassifier:
+        """Find the fitted classifier that answers."""
+
+    @abstractmethod
+    def _offers(self, method: str) -> bool:
+        """Whether there is a method that not every classifier has."""
 
     def _set_columns_of(self, steering: FairSteeringTransformer) -> None:
         for name in ("n_features_in_", "feature_names_in_"):
@@ -341,29 +438,14 @@ class IdealDistributionClassifier(SteeredClassifier):
             self.estimator_ = clone(self.estimator)
             self.estimator_.fit(rows, batch.y, **_ideal_weight_params(self.estimator_, weight))
 
-    def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Class with the least expected cost.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, unless the steering has `sensitive_columns`. May be left out where its
-            `unknown_group` says to infer them.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Class labels.
-
-        Raises
-        ------
-        ValueError
-            If groups are needed and not given or not known, or `X` does not match ``fit``.
-        """
+    def _judge(self) -> IdealDistributionClassifier:
         check_is_fitted(self, "steering_")
-        return self._predict(*self._read(X, sensitive_features))
+        return self
+
+    def _offers(self, method: str) -> bool:
+        """Its own and aligned scores have all methods, else those of `estimator` are there."""
+        estimator = getattr(self, "estimator_", self.estimator)
+        return estimator is None or hasattr(estimator, method) or self.score_alignment is not None
 
     def _predict(self, rows: Floats, codes: Codes) -> npt.NDArray[Any]:
         """Classes of rows that have been read."""
@@ -374,74 +456,6 @@ class IdealDistributionClassifier(SteeredClassifier):
         if self.estimator_ is not None:
             return self._ask_estimator("predict", rows, codes)
         return self._labels(self._log_posterior(rows, codes).argmax(axis=1))
-
-    @available_if(_has("predict_proba"))
-    def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Probability of each class.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Probabilities, in the order of ``classes_``; rows sum to 1.
-        """
-        check_is_fitted(self, "steering_")
-        return self._proba(*self._read(X, sensitive_features))
-
-    @available_if(_has("predict_proba"))
-    def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Logarithm of the probability of each class.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Log-probabilities in nats, in the order of ``classes_``.
-        """
-        check_is_fitted(self, "steering_")
-        if self.estimator_ is not None or self._alignment is not None:
-            return log_zero_allowed(self._proba(*self._read(X, sensitive_features)))
-        return self._log_posterior(*self._read(X, sensitive_features))
-
-    @available_if(_has("decision_function"))
-    def decision_function(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Scores of the classes, costs left aside.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,) or (n_samples, n_classes)
-            With two classes the log-odds of ``classes_[1]``, else the log-probabilities; the
-            `estimator`'s own scores if there is one and no `score_alignment`.
-        """
-        check_is_fitted(self, "steering_")
-        rows, codes = self._read(X, sensitive_features)
-        if self._alignment is not None:
-            return class_decision(self._aligned_proba(self._alignment, rows, codes))
-        if self.estimator_ is not None:
-            return self._ask_estimator("decision_function", rows, codes)
-        log_posterior = self._log_posterior(rows, codes)
-        if len(self.classes_) == 2:
-            return log_posterior[:, 1] - log_posterior[:, 0]
-        return log_posterior
 
     def _labels(self, codes: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
         labels: npt.NDArray[Any] = self.classes_[codes]
@@ -558,7 +572,7 @@ class IdealDistributionClassifier(SteeredClassifier):
                 "the least expected cost: leave out cost_matrix, or score_alignment."
             )
             raise ValueError(msg)
-        if not _has("predict_proba")(self):
+        if not self._offers("predict_proba"):
             msg = (
                 f"cost_matrix needs the probabilities of classes, but {brief(self.estimator)} has no "
                 "predict_proba. Wrap it in sklearn.calibration.CalibratedClassifierCV."

@@ -34,7 +34,6 @@ from fairsteer.ideal import (
     nearest_ideal_posterior,
 )
 from fairsteer.moments._standardizing import small_columns
-from fairsteer.score_alignment._alignment import class_decision, log_zero_allowed
 from fairsteer.score_alignment._cross_fitting import refitted_scores, rows_tested_once
 from fairsteer.score_alignment._scores import Scores, class_scores
 from fairsteer.score_alignment._wrapping import WrappingClassifier, class_codes_of
@@ -355,82 +354,6 @@ class IdealPosteriorClassifier(WrappingClassifier):
         """Bounds on gaps and accuracy for these rows."""
         return self._ideal().certificate
 
-    def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Class with the least expected cost on the ideal distribution.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, unless there are `sensitive_columns`. May be left out with ``unknown_group="average"``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Class labels.
-
-        Raises
-        ------
-        ValueError
-            If groups are needed and not given or not known, or `X` does not match ``fit``.
-        """
-        proba = self._proba("predict", X, sensitive_features)
-        codes = proba.argmax(axis=1) if self.cost_matrix_ is None else (proba @ self.cost_matrix_).argmin(axis=1)
-        labels: npt.NDArray[Any] = self.classes_[codes]
-        return labels
-
-    def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
-        """Ideal posterior: probability of each class on the ideal distribution.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Probabilities, in the order of ``classes_``; within a group they rise with the classifier's score.
-        """
-        return self._proba("predict_proba", X, sensitive_features)
-
-    def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
-        """Logarithm of the ideal posterior.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Log-probabilities in nats, in the order of ``classes_``.
-        """
-        return log_zero_allowed(self._proba("predict_log_proba", X, sensitive_features))
-
-    def decision_function(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
-        """Log-odds of the second class on the ideal distribution.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Log-odds of ``classes_[1]``.
-        """
-        return class_decision(self._proba("decision_function", X, sensitive_features))
-
     def repair(self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> RepairedRows:
         """Weights and soft labels that turn rows into rows of the ideal distribution, for training any model.
 
@@ -608,6 +531,9 @@ class IdealPosteriorClassifier(WrappingClassifier):
             rows = codes == a
             posterior[rows] = softmax(scaling.apply(_log_proba(scores[rows])), axis=1)
         return posterior
+
+    def _decided(self, proba: Doubles) -> Codes:
+        return super()._decided(proba) if self.cost_matrix_ is None else (proba @ self.cost_matrix_).argmin(axis=1)
 
     def _proba(self, caller: str, X: Any, sensitive_features: Any) -> Doubles:
         check_is_fitted(self, "estimator_")

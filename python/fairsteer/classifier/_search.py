@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from fairsteer._utils.estimators import (
     HasMethods,
     Interval,
     StrOptions,
-    available_if,
     check_parameters,
     fit_context,
     weight_params,
@@ -50,17 +48,6 @@ from fairsteer.score_alignment._cross_fitting import align, alignment_of_rows, r
 from fairsteer.score_alignment._scores import Scores
 from fairsteer.transformer import FairSteeringTransformer
 from fairsteer.transformer._reading import Batch, Reading, class_codes
-
-
-def _has(method: str) -> Callable[[IdealDistributionClassifierCV], bool]:
-    """Whether the classifier has a method: what was chosen has it, or, before that, the candidates not aligned have."""
-
-    def check(search: IdealDistributionClassifierCV) -> bool:
-        if hasattr(search, "best_estimator_"):
-            return hasattr(search.best_estimator_, method)
-        return search.estimator is None or hasattr(search.estimator, method)
-
-    return check
 
 
 class IdealDistributionClassifierCV(SteeredClassifier):
@@ -350,86 +337,15 @@ class IdealDistributionClassifierCV(SteeredClassifier):
         tags.input_tags = copy.copy(get_tags(IdealDistributionClassifier(self.estimator, self.steering)).input_tags)
         return tags
 
-    def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Class by what was chosen.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, unless the steering has `sensitive_columns`. May be left out where its
-            `unknown_group` says to infer them.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Class labels.
-
-        Raises
-        ------
-        ValueError
-            If groups are needed and not given or not known, or `X` does not match ``fit``.
-        """
+    def _judge(self) -> IdealDistributionClassifier:
         check_is_fitted(self, "best_estimator_")
-        return self.best_estimator_.predict(X, sensitive_features=sensitive_features)
+        return self.best_estimator_
 
-    @available_if(_has("predict_proba"))
-    def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Probability of each class by what was chosen.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Probabilities, in the order of ``classes_``; rows sum to 1.
-        """
-        check_is_fitted(self, "best_estimator_")
-        return self.best_estimator_.predict_proba(X, sensitive_features=sensitive_features)
-
-    @available_if(_has("predict_proba"))
-    def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Logarithm of the probability of each class by what was chosen.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Log-probabilities in nats, in the order of ``classes_``.
-        """
-        check_is_fitted(self, "best_estimator_")
-        return self.best_estimator_.predict_log_proba(X, sensitive_features=sensitive_features)
-
-    @available_if(_has("decision_function"))
-    def decision_function(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Scores of the classes by what was chosen.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,) or (n_samples, n_classes)
-            As those of :class:`~fairsteer.IdealDistributionClassifier`.
-        """
-        check_is_fitted(self, "best_estimator_")
-        return self.best_estimator_.decision_function(X, sensitive_features=sensitive_features)
+    def _offers(self, method: str) -> bool:
+        """Ask what was chosen, or, before that, the candidates that are not aligned."""
+        if hasattr(self, "best_estimator_"):
+            return hasattr(self.best_estimator_, method)
+        return self.estimator is None or hasattr(self.estimator, method)
 
 
 # ---- out-of-fold predictions

@@ -143,8 +143,8 @@ class IdealOfRows(ABC):
             ("what changes", {"joint": "weights and labels"}.get(self.mode, self.mode)),
             ("shares of the groups", few([f"{label_text(g)} {old:.3g} → {new:.3g}" for g, old, new in shares])),
         ]
-        title = "Divergence of every group's rows from the ideal ones, in nats"
-        picture = cells_svg(title, [""], self.groups.tolist(), self.group_divergence[None])
+        title = "Divergence of every group's rows from the ideal ones"
+        picture = cells_svg(title, ["nats"], self.groups.tolist(), self.group_divergence[None])
         return f"<p>{escape(repr(self))}</p>{facts_html(facts)}{picture}"
 
     @property

@@ -6,7 +6,6 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import indexable
@@ -18,7 +17,7 @@ from fairsteer._utils.input import check_classes
 from fairsteer._utils.types import Doubles
 from fairsteer._utils.weights import check_sample_weight
 from fairsteer.groups import GroupedRows
-from fairsteer.score_alignment._alignment import Alignment, GapBand, aligned_proba, class_decision, log_zero_allowed
+from fairsteer.score_alignment._alignment import Alignment, GapBand, aligned_proba
 from fairsteer.score_alignment._cells import Agg, Constraint
 from fairsteer.score_alignment._cross_fitting import cross_fitted_alignment, refitted_scores
 from fairsteer.score_alignment._scores import class_scores
@@ -260,83 +259,6 @@ class ScoreAligner(WrappingClassifier):
         self.alignment_ = Alignment(self.classes_, self.groups_, shares, self.constraint, asked, maps, rows, rates)
         self.max_gap_ = self.max_gap if maps is None else maps.budget
         return self
-
-    def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
-        """Most probable class after alignment.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, unless there are `sensitive_columns`. May be left out with
-            ``unknown_group="average"``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Class labels.
-
-        Raises
-        ------
-        ValueError
-            If groups are needed and not given or not known, or `X` does not match ``fit``.
-        """
-        codes = self._proba("predict", X, sensitive_features).argmax(axis=1)
-        labels: npt.NDArray[Any] = self.classes_[codes]
-        return labels
-
-    def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[np.float64]:
-        """Probability of each class after alignment.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Probabilities, in the order of ``classes_``; rows sum to 1. Within a group and with two
-            classes they rise with the classifier's score.
-        """
-        return self._proba("predict_proba", X, sensitive_features)
-
-    def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[np.float64]:
-        """Logarithm of the probability of each class after alignment.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Log-probabilities in nats, in the order of ``classes_``.
-        """
-        return log_zero_allowed(self._proba("predict_log_proba", X, sensitive_features))
-
-    def decision_function(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[np.float64]:
-        """Scores of the classes after alignment.
-
-        Parameters
-        ----------
-        X : array-like or dataframe of shape (n_samples, n_features)
-            Rows, in the columns of ``fit``.
-        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
-            Group labels, as for ``predict``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,) or (n_samples, n_classes)
-            With two classes the log-odds of ``classes_[1]``, else the log-probabilities.
-        """
-        return class_decision(self._proba("decision_function", X, sensitive_features))
 
     def gap_band(self, confidence_level: float = 0.95) -> GapBand:
         """Bound the gaps between groups on fresh rows, whatever the distribution of the scores.

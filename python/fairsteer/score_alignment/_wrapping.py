@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -25,8 +26,9 @@ from fairsteer._utils.estimators import (
     weight_params,
 )
 from fairsteer._utils.input import brief, few, warn_caller
-from fairsteer._utils.types import Codes
+from fairsteer._utils.types import Codes, Doubles
 from fairsteer.groups import GroupEncoder, known_codes
+from fairsteer.score_alignment._alignment import class_decision, log_zero_allowed
 
 
 class WrappingClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTMLMixin, BaseEstimator):
@@ -63,6 +65,91 @@ class WrappingClassifier(MetaEstimatorMixin, GroupAwareClassifierMixin, FoundHTM
             mapping.add(caller=caller, callee=asked)
         router = MetadataRouter(owner=type(self).__name__).add_self_request(self)
         return router.add(estimator=unfrozen(self.estimator), method_mapping=mapping)
+
+    def predict(self, X: Any, *, sensitive_features: Any = None) -> npt.NDArray[Any]:
+        """Most probable class, or that of the least expected cost where there are costs.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, unless there are `sensitive_columns`. May be left out with ``unknown_group="average"``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+
+        Raises
+        ------
+        ValueError
+            If groups are needed and not given or not known, or `X` does not match ``fit``.
+        """
+        codes = self._decided(self._proba("predict", X, sensitive_features))
+        labels: npt.NDArray[Any] = self.classes_[codes]
+        return labels
+
+    def predict_proba(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
+        """Probability of each class, by the score of a row and its group.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of ``classes_``; rows sum to 1. Within a group and with two classes they rise
+            with the classifier's score.
+        """
+        return self._proba("predict_proba", X, sensitive_features)
+
+    def predict_log_proba(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
+        """Logarithm of what ``predict_proba`` gives.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities in nats, in the order of ``classes_``.
+        """
+        return log_zero_allowed(self._proba("predict_log_proba", X, sensitive_features))
+
+    def decision_function(self, X: Any, *, sensitive_features: Any = None) -> Doubles:
+        """Scores of the classes, by what ``predict_proba`` gives.
+
+        Parameters
+        ----------
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Rows, in the columns of ``fit``.
+        sensitive_features : array-like or dataframe of shape (n_samples,) or (n_samples, n_columns)
+            Group labels, as for ``predict``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            With two classes the log-odds of ``classes_[1]``, else the log-probabilities.
+        """
+        return class_decision(self._proba("decision_function", X, sensitive_features))
+
+    @abstractmethod
+    def _proba(self, caller: str, X: Any, sensitive_features: Any) -> Doubles:
+        """Probabilities of the classes, for a method."""
+
+    def _decided(self, proba: Doubles) -> Codes:
+        """Classes that are predicted at given probabilities."""
+        codes: Codes = proba.argmax(axis=1)
+        return codes
 
     def _labels_of(self, X: Any, sensitive_features: Any, *, reset: bool) -> Any:
         """Group labels, from columns of `X` or beside it; None where there are none."""
