@@ -107,6 +107,20 @@ def test_steer_and_apply_as_in_memory(table: pd.DataFrame, run: Run, kind: str) 
     assert Path("c.csv").read_bytes() == Path("b.csv").read_bytes()
 
 
+def test_a_row_may_be_longer_than_others(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow reads blocks, and a row must not lie in three of them."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    text = np.full(300, "x" * 40_000, dtype=object)
+    text[150] = "y" * 600_000
+    sex, ill = rng.choice(["f", "m"], 300), rng.integers(2, size=300)
+    table = pd.DataFrame({"a": rng.normal(size=300), "text": text, "sex": sex, "ill": ill})
+    table.to_csv("rows.csv", index=False)
+    roles = ("--target", "ill", "--sensitive", "sex", "--drop", "text")
+    code, _, err = run("moments", "rows.csv", *roles, "--memory", "10M", "--out", "m.safetensors")
+    assert code == 0, err
+
+
 def test_categories_and_medians_are_those_of_all_rows(table: pd.DataFrame, run: Run) -> None:
     table.loc[5:7, "colour"] = "rare"
     table.to_csv("rows.csv", index=False)

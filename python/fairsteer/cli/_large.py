@@ -45,6 +45,8 @@ _HEAD = 2**20
 _PIECE_SHARE, _SMALLEST_PIECE = 16, 2**18
 # Share of the memory that a block of csv text may take, of which Arrow reads some thirty ahead; a row must fit.
 _BLOCK_SHARE, _SMALLEST_BLOCK = 512, 2**18
+# By how much a row may be longer than those of the head are in the mean.
+_ROW_FACTOR = 16
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class LargeTable:
     def _of_csv(self, columns: list[str], n_bytes: int) -> Iterator[pa.Table]:
         dialect = self.head.dialect
         assert dialect is not None
-        block = min(n_bytes, max(_SMALLEST_BLOCK, self.memory // _BLOCK_SHARE))
+        long_row = _ROW_FACTOR * _HEAD // max(1, self.head.data.num_rows)
+        block = min(n_bytes, max(_SMALLEST_BLOCK, self.memory // _BLOCK_SHARE, long_row))
         names = [*self.head.data.column_names, *([""] if self.trailing else [])]
         for file in self.files:
             wrong: list[Any] = []
