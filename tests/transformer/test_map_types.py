@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,53 @@ def test_the_model_is_that_of_the_moments() -> None:
     expected = nearest_ideal(full.tie(standardize=True), map_type="diagonal")
     np.testing.assert_allclose(steer.ideal_.linear, expected.linear)
     np.testing.assert_allclose(steer.moments_.weights, full.weights)
+
+
+# ---- weights of training rows with monotone maps
+
+
+def flags_of_one_thing(n: int, seed: int) -> tuple[Any, Any, Any]:
+    """Sixty flags of one thing, which goes with the class in group 1 alone, and an age."""
+    rng = np.random.default_rng(seed)
+    group = (rng.random(n) < 0.7).astype(int)
+    y = (rng.random(n) < np.where(group == 1, 0.35, 0.2)).astype(int)
+    thing = rng.random(n) < np.where(group == 1, 0.2 + 0.6 * y, 0.4)
+    flags = thing[:, None] & (rng.random((n, 60)) < 0.95)
+    return np.column_stack([rng.normal(38 + 4 * y + 2 * group, 10).round(), flags]).astype(float), y, group
+
+
+def test_weights_with_monotone_maps_leave_every_group_its_share() -> None:
+    X, y, group = flags_of_one_thing(3000, 0)
+    steer = FairSteeringTransformer(feature_transform=StandardScaler()).fit(X, y, sensitive_features=group)
+    assert steer.map_type_ == "monotone"
+    # The Gaussian model gives the group up, since to move it would cost more: its own matter.
+    assert steer.ideal_.group_prior[0] < 0.01 * (group == 0).mean()
+    weight = steer.ideal_sample_weight(y, sensitive_features=group)
+    table = np.zeros((2, 2))
+    np.add.at(table, (y, group), weight / weight.sum())
+    expected = np.outer([(y == k).mean() for k in (0, 1)], [(group == a).mean() for a in (0, 1)])
+    np.testing.assert_allclose(table, expected, atol=1e-12)
+
+    # The classifiers of folds, to whose scores an alignment is fitted, are trained as the one of all rows is.
+    fold = np.arange(len(y)) % 5 > 0
+    part = steer._alike().fit(X[fold], y[fold], sensitive_features=group[fold])
+    of_fold = part.ideal_sample_weight(y, sensitive_features=group)
+    np.testing.assert_allclose(of_fold, weight, rtol=0.1)
+
+
+def test_the_reference_group_of_monotone_maps_keeps_its_weights() -> None:
+    X, y, group = flags_of_one_thing(3000, 0)
+    steer = FairSteeringTransformer(intervention="affirmative", reference_group=0, map_type="monotone")
+    weight = steer.fit(X, y, sensitive_features=group).ideal_sample_weight(y, sensitive_features=group)
+    np.testing.assert_allclose(weight[group == 0], 1)
+    np.testing.assert_allclose(weight[group == 1].mean(), 1)
+
+
+def test_only_maps_of_a_model_warn_that_their_weights_silence_a_group() -> None:
+    X, y, group = flags_of_one_thing(3000, 0)
+    for kind in ("diagonal", "monotone"):
+        steer = FairSteeringTransformer(map_type=kind, feature_transform=StandardScaler())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            steer.fit(X, y, sensitive_features=group)
+        assert any("silence the group" in str(one.message) for one in caught) == (kind == "diagonal")

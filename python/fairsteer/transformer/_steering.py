@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
 from dataclasses import replace
 from numbers import Integral, Real
@@ -343,14 +344,17 @@ class FairSteeringTransformer(GroupMapTransformer):
         sample: Batch | None = None,
     ) -> Solution:
         self._map_type = self._chosen(rows if sample is None else sample.rows)
-        solution = super()._solve(shrunk, rows, batch)
+        quantiles = batch if sample is None else sample
+        with warnings.catch_warnings():
+            if self._map_type == "monotone" and quantiles is not None:  # its weights leave every group its share
+                warnings.filterwarnings("ignore", "The nearest ideal distribution all but leaves out group")
+            solution = super()._solve(shrunk, rows, batch)
         if batch is None and self.moments_.covariance == "full":  # of a stream
             cells = self.moments_
         if len(self.groups_) == 1:
             return solution
         if final:
             self._warn_of_few_rows()
-        quantiles = batch if sample is None else sample
         if self._map_type != "monotone" or quantiles is None:
             ideal = solution.maps
             if cells is not None:
@@ -578,7 +582,8 @@ class FairSteeringTransformer(GroupMapTransformer):
 
         Each subgroup moves by the optimal-transport map to its part of the ideal distribution, in
         the group's own coordinates. With the weights of :meth:`ideal_sample_weight` the result has
-        the means and covariances of the ideal distribution. It serves to prepare training data;
+        the means and covariances of the ideal distribution (with monotone maps, which have no part in
+        this, with those of ``ideal_.sample_weight``). It serves to prepare training data;
         for rows whose class is not known there is :meth:`transform`.
 
         Parameters
@@ -639,7 +644,9 @@ class FairSteeringTransformer(GroupMapTransformer):
         Returns
         -------
         ndarray of shape (n_samples,), dtype float64
-            Ideal over fitted probability of each row's subgroup, times `sample_weight`. Under another `constraint`
+            Ideal over fitted probability of each row's subgroup, times `sample_weight`. With monotone maps and
+            ``intervention="all_subgroups"`` classes and groups keep the shares that they have, with which these maps
+            average: those of `ideal_` follow from the divergences of the Gaussian model. Under another `constraint`
             than ``"ideal"`` base rates may differ, and the ratio is 1.
 
         Raises
@@ -675,7 +682,15 @@ class FairSteeringTransformer(GroupMapTransformer):
         if self.constraint != "ideal":
             return np.ones(len(codes))  # base rates may differ
         self._check_cells(y_codes, codes)
-        ratio: Doubles = self._fitted().maps.sample_weight[y_codes, codes]
+        solution = self._fitted()
+        by_cell: Doubles = solution.maps.sample_weight
+        if isinstance(solution.folded, MonotoneMaps) and self.intervention == "all_subgroups":
+            # The model's shares fall with exp(-divergence): of many columns it gives up a group that its Gaussians are
+            # far from, and the more rows there are, the more so. The maps follow no model, and know no such distance.
+            weights = solution.model.weights / solution.model.weights.sum()
+            independent = np.outer(weights.sum(axis=1), weights.sum(axis=0))
+            by_cell = np.divide(independent, weights, out=np.zeros_like(weights), where=weights > 0)
+        ratio: Doubles = by_cell[y_codes, codes]
         return ratio
 
     def _check_cells(self, y_codes: Codes, codes: Codes) -> None:
