@@ -401,6 +401,14 @@ def test_features_of_every_kind_of_number_are_what_pandas_makes_of_them(tmp_path
         np.testing.assert_array_equal(np.concatenate(found), expected.to_numpy())
 
 
+def test_columns_may_begin_at_any_address() -> None:
+    numbers = np.arange(100.0)
+    buffer = pa.py_buffer(bytes(4) + numbers.tobytes()).slice(4)
+    table = pa.table({"a": pa.Array.from_buffers(pa.float64(), 100, [None, buffer]), "b": numbers})
+    (batch,) = ArrowRows(dataset.dataset(table)).batches()
+    np.testing.assert_array_equal(batch.X, np.column_stack([numbers, numbers]))
+
+
 def test_row_groups_that_were_chosen_are_the_ones_that_are_read(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"a": np.arange(100.0)}), tmp_path / "rows.parquet", row_group_size=10)
     whole = dataset.dataset(tmp_path / "rows.parquet")
