@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -175,7 +176,7 @@ def test_classes_of_a_column_of_integers_are_those_of_the_array(numbers: Any) ->
     np.testing.assert_array_equal(codes, expected_codes)
 
 
-def dictionary(indices: list[int | None], values: list[str | None], kind: Any) -> Any:
+def dictionary(indices: Sequence[int | None], values: Sequence[str | None], kind: Any) -> Any:
     return pa.DictionaryArray.from_arrays(pa.array(indices, kind), values)
 
 

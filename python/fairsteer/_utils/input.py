@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -255,9 +254,8 @@ def _plain_column(y: Any) -> npt.NDArray[Any]:
     if hasattr(y, "column_names") and hasattr(y, "column"):  # pyarrow Table
         y = y.column(0) if y.num_columns == 1 else np.asarray(y)
     if hasattr(y, "to_pylist"):  # pyarrow
-        # NumPy makes floating ones of small and very large integers side by side.
-        whole = re.fullmatch(r"u?int\d+", str(getattr(y, "type", None))) is not None and y.null_count == 0
-        y = y.to_numpy() if whole else y.to_pylist()
+        # NumPy would make floating ones of a list of small and very large integers.
+        y = y.to_numpy() if str(getattr(y, "type", None)) == "uint64" and y.null_count == 0 else y.to_pylist()
     elif hasattr(y, "to_numpy"):  # pandas, polars
         y = y.to_numpy()
     if isinstance(y, Sequence) and not isinstance(y, (str, bytes)) and len(set(map(type, y))) > 1:
