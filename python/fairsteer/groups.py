@@ -254,7 +254,9 @@ def _factorise(column: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
     try:
         if hasattr(column, "dictionary_encode"):  # pyarrow
             codes, distinct = encoded_labels(column)
-            values = distinct.to_pylist()
+            # A value of a dictionary that no row has is no group.
+            occurs = np.bincount(codes + 1, minlength=len(distinct) + 1)[1:] > 0
+            values = [value if there else None for value, there in zip(distinct.to_pylist(), occurs, strict=True)]
         elif hasattr(column, "factorize"):  # pandas
             codes, distinct = column.factorize()
             values = distinct.tolist()
