@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class ConceptSteeringModule(nn.Module):
     strength : float
         May be set at any time.
     group_strengths : Tensor of shape (n_groups,)
-        What the directions are multiplied by: the strength, unless the concept was equalised.
+        What the directions are multiplied by: the strength, unless the concept was equalised. In single precision at
+        least, whatever the type of the directions.
 
     Raises
     ------
@@ -107,7 +109,9 @@ class ConceptSteeringModule(nn.Module):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        amounts = torch.tensor(self._amounts(value)).to(self.directions)
+        # In single precision at least: half would round away what sets the groups' own strengths apart.
+        dtype = torch.promote_types(self.directions.dtype, torch.float32)
+        amounts = torch.tensor(self._amounts(value)).to(self.directions.device, dtype)
         self.register_buffer("group_strengths", amounts, persistent=False)
         self._strength = float(value)
 
@@ -145,7 +149,12 @@ class ConceptSteeringModule(nn.Module):
 
     def _pushes(self) -> Tensor:
         """Find what is added to the vectors of each group, (n_groups, d)."""
-        return self.directions * self.group_strengths[:, None]
+        return (self.directions * self.group_strengths[:, None]).to(self.directions.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ConceptSteeringModule:
+        super()._apply(fn, recurse)
+        self.strength = self._strength  # of the new device and type
+        return self
 
     def _codes(self, groups: Any) -> Tensor:
         codes: Tensor = self._positions(groups)
