@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -625,6 +626,19 @@ def test_the_module_is_equalized_as_it_was_when_it_was_made(gaussians: Any) -> N
     plain = layer(inputs)
     with fold_into(layer, module, sensitive_features="m", strength=3.0):
         np.testing.assert_allclose((layer(inputs) - plain).detach()[0], expected[0], rtol=1e-9)
+
+
+def test_the_module_keeps_no_moments(gaussians: Any) -> None:
+    """These are as large as the square of the features; a copy of a model has no use for them."""
+    pytest.importorskip("torch")
+    from fairsteer.torch import ConceptSteeringModule
+
+    sizes = []
+    for covariance in ("diagonal", "tied"):
+        steering = _fitted_again(gaussians, covariance=covariance).equalize(_STRENGTHS, _SHIFTS)
+        sizes.append(len(pickle.dumps(ConceptSteeringModule(steering))))
+    assert sizes[0] == sizes[1]
+    assert sizes[0] < len(pickle.dumps(steering)) / 2
 
 
 def test_half_precision_keeps_the_groups_own_strengths_apart(gaussians: Any) -> None:

@@ -146,6 +146,16 @@ def measured_shifts(strengths: Any, shifts: Any, groups: Sequence[Any]) -> Measu
     return MeasuredShifts(at, values)
 
 
+def strengths_of_groups(strength: float, groups: Sequence[Any], measured: MeasuredShifts | None) -> Doubles:
+    """Strengths of the groups at one: the same, or those at which they shift alike."""
+    if not np.isfinite(strength):
+        msg = f"strength must be a finite number, got {brief(strength)}."
+        raise ValueError(msg)
+    if measured is None:
+        return np.full(len(groups), float(strength))
+    return measured.equalizing(float(strength), groups)
+
+
 class ConceptSteering(BaseEstimator):
     """Directions in which hidden states move towards a concept, by the same amount in every group.
 
@@ -397,14 +407,7 @@ class ConceptSteering(BaseEstimator):
         ValueError
             If the strength is not finite, or shifts were not measured so far, or as for :meth:`direction`.
         """
-        k = self._class_position(concept)
-        if not np.isfinite(strength):
-            msg = f"strength must be a finite number, got {brief(strength)}."
-            raise ValueError(msg)
-        measured = self.equalized_.get(self.classes_.tolist()[k])
-        if measured is None:
-            return np.full(len(self.groups_), float(strength))
-        return measured.equalizing(float(strength), self.groups_.tolist())
+        return strengths_of_groups(strength, self.groups_.tolist(), self._measured(concept))
 
     def direction(self, group: Any, concept: Any = None) -> Doubles:
         """Look up the direction of a group.
@@ -467,6 +470,10 @@ class ConceptSteering(BaseEstimator):
         amounts = self.group_strengths(strength, concept)
         codes = known_codes(self._encoder, sensitive_features, rows, "name one of the known groups in every row")
         return as_given((rows + (amounts[:, None] * self.directions_[k])[codes]).astype(rows.dtype), X)
+
+    def _measured(self, concept: Any) -> MeasuredShifts | None:
+        """Find what was measured of a concept."""
+        return self.equalized_.get(self.classes_.tolist()[self._class_position(concept)])
 
     def _class_position(self, concept: Any) -> int:
         check_is_fitted(self, "directions_")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from fairsteer._utils.input import few
 from fairsteer._utils.types import Doubles
-from fairsteer.concepts import ConceptSteering
+from fairsteer.concepts import ConceptSteering, strengths_of_groups
 from fairsteer.torch._groups import GroupPositions, with_axes
 
 
@@ -92,7 +91,7 @@ class ConceptSteeringModule(nn.Module):
         self.register_buffer("directions", torch.tensor(directions, dtype=dtype, device=device))
         self.groups: list[Any] = steering.groups_.tolist()
         # As it is now: what equalize may say later is of another module.
-        self._steering, self._concept = copy.copy(steering), concept
+        self._measured = steering._measured(concept)
         self.strength = strength
         self._positions = GroupPositions(
             steering._encoder,
@@ -145,7 +144,7 @@ class ConceptSteeringModule(nn.Module):
 
     def _amounts(self, strength: float) -> Doubles:
         """Strengths of the groups at a strength, in double precision."""
-        return self._steering.group_strengths(strength, self._concept)
+        return strengths_of_groups(strength, self.groups, self._measured)
 
     def _pushes(self) -> Tensor:
         """Find what is added to the vectors of each group, (n_groups, d)."""
