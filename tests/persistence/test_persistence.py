@@ -543,6 +543,15 @@ def test_pipelines_are_kept_by_skops(rows: Any) -> None:
         np.testing.assert_array_equal(loaded.predict_proba(frame), saved.predict_proba(frame))
 
 
+def test_equalized_concepts_are_kept_by_skops(hidden: Any) -> None:
+    skops = pytest.importorskip("skops.io", reason="skops is not installed")
+    X, y, group = hidden
+    saved = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=group)
+    saved.equalize([2.0, 4.0], [[1.0, 1.2], [1.9, 2.5]], concept=2)
+    loaded = skops.loads(skops.dumps(saved), trusted=persistence.SKOPS_TYPES)
+    np.testing.assert_array_equal(loaded.group_strengths(3.0, 2), saved.group_strengths(3.0, 2))
+
+
 def test_of_a_search_the_classifier_that_it_took_is_saved(rows: Any, path: Any) -> None:
     X, y, group = rows
     grid = {"steering__map_type": ["diagonal"], "score_alignment": ["equal_opportunity"]}
