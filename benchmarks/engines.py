@@ -111,7 +111,7 @@ def cost_model() -> int:
         f"\nrates: {2e-9 / rates.product:.1f} GFLOP/s of products, {1e-9 / max(rates.number, 1e-12):.2f} G numbers/s, "
         f"{1e-9 / rates.byte:.2f} GB/s of merges\n"
     )
-    print(f"{'rows':>9} {'d':>5} {'cells':>6} {'workers':>8} {'predicted':>10} {'measured':>9} {'ratio':>6}")
+    print(f"{'rows':>9} {'d':>5} {'subgroups':>9} {'workers':>8} {'predicted':>10} {'measured':>9} {'ratio':>6}")
     worst = 0.0
     for n, d, cells, workers in (
         (120_000, 128, (8, 2), 1),
@@ -125,7 +125,7 @@ def cost_model() -> int:
         told = predicted(rates, n, d, cells[0] * cells[1], workers)
         found = measured(rows, cells, workers)
         worst = max(worst, abs(told / found - 1))
-        print(f"{n:>9,} {d:>5} {cells[0] * cells[1]:>6} {workers:>8} {told:>9.3f}s {found:>8.3f}s {told / found:>6.2f}")
+        print(f"{n:>9,} {d:>5} {cells[0] * cells[1]:>9} {workers:>8} {told:>9.3f}s {found:>8.3f}s {told / found:>6.2f}")
     print(f"\nlargest deviation: {worst:.0%}")
     hours = predicted(rates, 10**9, 4096, 56, 1) / 3600
     print(f"10^9 rows x 4096, one thread like this: {hours:,.0f} h; a hundred: {hours / 100:,.1f} h")
@@ -260,7 +260,7 @@ def on_dask(folder: Path | None) -> int:
             return time.process_time() + float(sum(client.run(time.process_time).values()))
 
         cpu = best(lambda: fitted.fit(rows, labels, sensitive_features=groups), clock=processors)
-        print(f"\n{len(X):,} rows x {X.shape[1]}, {len(np.unique(y))} x {len(np.unique(group))} cells")
+        print(f"\n{len(X):,} rows x {X.shape[1]}, {len(np.unique(y))} x {len(np.unique(group))} subgroups")
         print(f"one process {alone:.2f} s, Dask with two workers {seconds:.2f} s: {seconds / alone:.2f} times as long")
         print(f"of processors {alone_cpu:.2f} and {cpu:.2f} s: {cpu / alone_cpu:.2f} times as much")
         off = distance(expected, fitted)

@@ -11,7 +11,7 @@ without steering. ``distinct``: distinct pairs of words over all pairs. ``judge`
 encoder's embeddings makes of the continuations, in log-odds. Intervals: 1,000 bootstrap samples of the pairs of
 prompts, 95 %.
 
-"Equalised by the output" is `ConceptSteering.equalize`: the shifts of each group at four strengths are measured on one
+"Equalised by the output" is `ConceptSteering.equalize`: the shifts of each group at five strengths are measured on one
 half of the prompts, and all other numbers are of the other half. "Mean matching" and "LEACE" change all states so that
 they tell nothing of the gender, on average or in any linear way, and then add the difference in means.
 """
@@ -46,8 +46,8 @@ OUTPUT = Path(__file__).parent / "results" / "generation"
 #: Blocks that come before the hook, and the strengths, in deviations of the probes' scores.
 LAYER = 15
 STRENGTHS = (3.0, 6.0, 9.0)
-#: Strengths at which shifts are measured to be equalised, relative to those.
-CALIBRATED = (0.5, 1.0, 1.3)
+#: Shifts are measured, to be equalised, at those, at this part of the least and at this multiple of the largest.
+CALIBRATED = (0.5, 1.3)
 BATCH = 60
 NEW_TOKENS, TEMPERATURE = 16, 0.8
 NONE, ONE = "nothing", "one direction, difference in means"
@@ -286,7 +286,7 @@ def run_concept(
            "log-odds, men": plain[:, 1].mean()}  # fmt: skip
     methods: dict[str, Push | ConceptSteeringModule] = {**found, OURS: ConceptSteeringModule(ours)}
     start = of_calibration(None, 0.0)
-    measured = sorted({strengths[0] * CALIBRATED[0], *strengths, strengths[-1] * CALIBRATED[-1]})
+    measured = sorted({min(strengths) * CALIBRATED[0], *strengths, max(strengths) * CALIBRATED[1]})
     shifts = [(of_calibration(methods[OURS], s) - start).mean(axis=0) for s in measured]
     methods[EQUALISED] = ConceptSteeringModule(ours.equalize(measured, shifts))
     for s in strengths:

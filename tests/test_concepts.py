@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import concepts
-from fairsteer.concepts import ConceptSteering
+from fairsteer.concepts import ConceptSteering, measured_shifts
 
 
 def _gaussians(n: Any, d: Any, *, scales: Any = (1.0, 3.0), signals: Any = (2.0, 1.2), seed: int = 0) -> Any:
@@ -563,6 +564,20 @@ def test_equalize_is_exact_for_shifts_in_proportion(gaussians: Any) -> None:
         np.testing.assert_allclose(alike.group_strengths(strength), strength, rtol=1e-9)
 
 
+def test_rounding_at_the_ends_of_what_was_measured_is_no_error() -> None:
+    """Curves and means of equal shifts miss what was measured by their last digits."""
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        n, n_groups = rng.integers(1, 5, 2)
+        strengths, own = np.cumsum(rng.uniform(0.1, 3, (2, n)), axis=1)
+        alike, groups = np.repeat(own[:, None], n_groups, axis=1), list(range(n_groups))
+        for sign, unit in ((1, 1), (-1, 1), (1, 1e300)):
+            measured = measured_shifts(sign * strengths, sign * unit * alike, groups)
+            end = sign * strengths[-1]
+            # Where a curve ends flat, last digits of shifts are half as many of the strength.
+            np.testing.assert_allclose(measured.equalizing(end, groups), end, rtol=1e-6)
+
+
 def test_shifts_are_named_by_the_groups_or_in_their_order(gaussians: Any) -> None:
     expected = _fitted_again(gaussians).equalize(_STRENGTHS, _SHIFTS).group_strengths(3.0)
     frame = pd.DataFrame({"m": _SHIFTS[:, 1], "f": _SHIFTS[:, 0]})
@@ -613,6 +628,37 @@ def test_the_module_is_equalized_as_it_was_when_it_was_made(gaussians: Any) -> N
         np.testing.assert_allclose((layer(inputs) - plain).detach()[0], expected[0], rtol=1e-9)
 
 
+def test_the_module_keeps_no_moments(gaussians: Any) -> None:
+    """These are as large as the square of the features; a copy of a model has no use for them."""
+    pytest.importorskip("torch")
+    from fairsteer.torch import ConceptSteeringModule
+
+    sizes = []
+    for covariance in ("diagonal", "tied"):
+        steering = _fitted_again(gaussians, covariance=covariance).equalize(_STRENGTHS, _SHIFTS)
+        sizes.append(len(pickle.dumps(ConceptSteeringModule(steering))))
+    assert sizes[0] == sizes[1]
+    assert sizes[0] < len(pickle.dumps(steering)) / 2
+
+
+def test_half_precision_keeps_the_groups_own_strengths_apart(gaussians: Any) -> None:
+    torch = pytest.importorskip("torch")
+    from fairsteer.torch import ConceptSteeringModule
+
+    steering = _fitted_again(gaussians).equalize([8.0], {"f": [8.0], "m": [8.01]})
+    own = steering.group_strengths(5.99)
+    for module in (
+        ConceptSteeringModule(steering, strength=5.99, dtype=torch.bfloat16),
+        ConceptSteeringModule(steering, strength=5.99).bfloat16(),
+        ConceptSteeringModule(steering, strength=5.99).half().bfloat16(),
+    ):
+        np.testing.assert_allclose(module.group_strengths.double(), own, rtol=1e-6)
+        moved = module(torch.zeros(2, 6, dtype=torch.bfloat16), sensitive_features=["f", "m"])
+        expected = (module.directions.double() * torch.tensor(own)[:, None]).bfloat16()
+        assert torch.equal(moved, expected)
+    assert module.double().group_strengths.tolist() == own.tolist()
+
+
 def test_shifts_that_cannot_be_equalized(gaussians: Any) -> None:
     steering = _fitted_again(gaussians)
     for strengths, shifts, words in (
@@ -622,6 +668,7 @@ def test_shifts_that_cannot_be_equalized(gaussians: Any) -> None:
         (2.0, _SHIFTS[:1], "strengths must have one axis"),
         (_STRENGTHS, {"f": [1, 2, 3]}, "groups 'f', but the directions are of 'f', 'm'"),
         (_STRENGTHS, {"f": [1, 2, 3], "m": [1, 2]}, "one number of every group for each of the strengths"),
+        ([0.0], np.zeros((1, 2)), "strengths has 0 alone, at which nothing shifts"),
         ([2, 4, np.inf], _SHIFTS, "finite"),
         (_STRENGTHS, _SHIFTS * np.nan, "finite"),
         ([2, 4, 4], _SHIFTS, "strength 4 was measured twice"),

@@ -59,6 +59,24 @@ def test_labels_of_strings_are_strings(container: object) -> None:
 @pytest.mark.parametrize(
     "labels",
     [
+        pa.DictionaryArray.from_arrays(pa.array([0, 2], pa.int8()), ["a", "unused", "b"]),
+        pa.chunked_array([pa.array(["a", "unused", "b"]).dictionary_encode()]).take(pa.array([2, 0])),
+        pa.array(["unused", "a", "b"]).dictionary_encode().slice(1),
+        pd.Categorical(["a", "b"], categories=["a", "unused", "b"]),
+        pl.Series(["a", "unused", "b"], dtype=pl.Categorical).filter(pl.Series([True, False, True])),
+    ],
+    ids=lambda labels: type(labels).__name__,
+)
+def test_categories_without_rows_are_no_groups(labels: object) -> None:
+    assert GroupEncoder().fit(labels).groups_.tolist() == ["a", "b"]
+    encoder = GroupEncoder()
+    assert sorted(encoder.partial_fit_encode(labels).tolist()) == [0, 1]
+    assert encoder.groups_.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
         ["a", None, "b"],
         ["a", np.nan, "b"],
         ["a", pd.NA, "b"],

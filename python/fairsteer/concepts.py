@@ -67,7 +67,9 @@ class MeasuredShifts(NamedTuple):
         """
         if strength == 0:
             return np.zeros(len(groups))
-        curves = [PchipInterpolator(self.strengths, own) for own in self.shifts.T]
+        # In units of the largest, so that differences of large shifts are finite.
+        unit = np.abs(self.shifts).max()
+        curves = [PchipInterpolator(self.strengths, own) for own in (self.shifts / unit).T]
         low, high = self.strengths[[0, -1]]
         if not low <= strength <= high:
             msg = (
@@ -79,15 +81,15 @@ class MeasuredShifts(NamedTuple):
         for a, own in enumerate(self.shifts.T):
             end = 0 if common < 0 else -1
             # A mean of equal shifts may exceed them by rounding.
-            if abs(common) > abs(own[end]) * (1 + 1e-12):
+            if abs(common) > abs(own[end] / unit) * (1 + 1e-12):
                 msg = (
-                    f"At strength {strength:g} the groups shift by {common:.4g} on average, and group "
+                    f"At strength {strength:g} the groups shift by {common * unit:.4g} on average, and group "
                     f"{brief(groups[a])} does not reach that: it shifts by {own[end]:.4g} at {self.strengths[end]:g}, "
                     "the furthest strength that was measured. Measure further, or steer less."
                 )
                 raise ValueError(msg)
-        ends = [(own.min(), own.max()) for own in self.shifts.T]
-        targets = [min(max(common, least), most) for least, most in ends]
+        # Between what the curves themselves give at their ends, which rounding sets apart from what was measured.
+        targets = [np.clip(common, curve(low), curve(high)) for curve in curves]
         return np.array(
             [brentq(lambda s, c=c, t=t: c(s) - t, low, high, xtol=1e-12) for c, t in zip(curves, targets, strict=True)]
         )
@@ -122,6 +124,9 @@ def measured_shifts(strengths: Any, shifts: Any, groups: Sequence[Any]) -> Measu
         at, values = np.append(at, 0.0), np.vstack([values, np.zeros(len(groups))])
     order = np.argsort(at)
     at, values = at[order], values[order]
+    if len(at) == 1:
+        msg = "strengths has 0 alone, at which nothing shifts: measure at one or more others."
+        raise ValueError(msg)
     if (twice := np.flatnonzero(np.diff(at) == 0)).size:
         msg = f"strength {at[twice[0]]:g} was measured twice; give the mean of its shifts."
         raise ValueError(msg)
@@ -139,6 +144,16 @@ def measured_shifts(strengths: Any, shifts: Any, groups: Sequence[Any]) -> Measu
         )
         raise ValueError(msg)
     return MeasuredShifts(at, values)
+
+
+def strengths_of_groups(strength: float, groups: Sequence[Any], measured: MeasuredShifts | None) -> Doubles:
+    """Strengths of the groups at one: the same, or those at which they shift alike."""
+    if not np.isfinite(strength):
+        msg = f"strength must be a finite number, got {brief(strength)}."
+        raise ValueError(msg)
+    if measured is None:
+        return np.full(len(groups), float(strength))
+    return measured.equalizing(float(strength), groups)
 
 
 class ConceptSteering(BaseEstimator):
@@ -392,14 +407,7 @@ class ConceptSteering(BaseEstimator):
         ValueError
             If the strength is not finite, or shifts were not measured so far, or as for :meth:`direction`.
         """
-        k = self._class_position(concept)
-        if not np.isfinite(strength):
-            msg = f"strength must be a finite number, got {brief(strength)}."
-            raise ValueError(msg)
-        measured = self.equalized_.get(self.classes_.tolist()[k])
-        if measured is None:
-            return np.full(len(self.groups_), float(strength))
-        return measured.equalizing(float(strength), self.groups_.tolist())
+        return strengths_of_groups(strength, self.groups_.tolist(), self._measured(concept))
 
     def direction(self, group: Any, concept: Any = None) -> Doubles:
         """Look up the direction of a group.
@@ -462,6 +470,10 @@ class ConceptSteering(BaseEstimator):
         amounts = self.group_strengths(strength, concept)
         codes = known_codes(self._encoder, sensitive_features, rows, "name one of the known groups in every row")
         return as_given((rows + (amounts[:, None] * self.directions_[k])[codes]).astype(rows.dtype), X)
+
+    def _measured(self, concept: Any) -> MeasuredShifts | None:
+        """Find what was measured of a concept."""
+        return self.equalized_.get(self.classes_.tolist()[self._class_position(concept)])
 
     def _class_position(self, concept: Any) -> int:
         check_is_fitted(self, "directions_")

@@ -14,7 +14,7 @@ from sklearn.utils import check_consistent_length
 
 from fairsteer._utils.columns import split_columns
 from fairsteer._utils.input import brief, few, num_rows, unknown_group_message, warn_caller
-from fairsteer._utils.labels import described, is_missing, kind_of, label_array, sorted_labels
+from fairsteer._utils.labels import described, encoded_labels, is_missing, kind_of, label_array, sorted_labels
 
 #: Code of a row whose label is missing (``None``, ``NaN``, ``pd.NA``, ``NaT``) in at least one column.
 MISSING = -1
@@ -253,11 +253,10 @@ def _factorise(column: Any) -> tuple[list[Any], npt.NDArray[np.intp]]:
     values: Iterable[Any]
     try:
         if hasattr(column, "dictionary_encode"):  # pyarrow
-            encoded = column.dictionary_encode()
-            if hasattr(encoded, "unify_dictionaries"):
-                encoded = encoded.unify_dictionaries().combine_chunks()
-            values = encoded.dictionary.to_pylist()
-            codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            codes, distinct = encoded_labels(column)
+            # A value of a dictionary that no row has is no group.
+            occurs = np.bincount(codes + 1, minlength=len(distinct) + 1)[1:] > 0
+            values = [value if there else None for value, there in zip(distinct.to_pylist(), occurs, strict=True)]
         elif hasattr(column, "factorize"):  # pandas
             codes, distinct = column.factorize()
             values = distinct.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -17,6 +18,7 @@ from fairsteer import FairSteeringTransformer, IdealDistributionClassifier, Scor
 from fairsteer._utils.columns import column_positions, split_columns
 from fairsteer._utils.input import brief, check_classes, coded_classes, did_you_mean
 from fairsteer.concepts import ConceptSteering
+from fairsteer.groups import GroupEncoder
 
 MISSING = {
     "list with None": [None, "a", "b", "a"],
@@ -163,6 +165,7 @@ def test_masked_groups_are_missing() -> None:
         np.array([2**64 - 1, 2**64 - 3, 2**64 - 3], np.uint64),
         np.array([-(2**63), -(2**63) + 5, -(2**63)], np.int64),
         np.array([5, 2**40, 5], np.int64),  # too far apart to be counted
+        np.array([5, 2**63, 2**63 + 1, 5], np.uint64),  # as floating ones two would be the same
     ],
     ids=str,
 )
@@ -171,3 +174,44 @@ def test_classes_of_a_column_of_integers_are_those_of_the_array(numbers: Any) ->
     expected, expected_codes = np.unique(numbers, return_inverse=True)
     np.testing.assert_array_equal(labels, expected)
     np.testing.assert_array_equal(codes, expected_codes)
+
+
+def dictionary(indices: Sequence[int | None], values: Sequence[str | None], kind: Any) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(indices, kind), values)
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.uint32(), pa.uint64()], ids=str)
+def test_parts_of_a_column_may_have_dictionaries_of_their_own(kind: Any) -> None:
+    first = dictionary([0, 1, 1], ["f", "m"], kind)
+    many = [f"{i:03}" for i in range(120)]
+    for other in (
+        dictionary([1, 0], ["m", "x"], kind),
+        dictionary([0, 2], ["m", None, "x"], kind),  # a null that no row has
+        dictionary([0, 1, 2], ["m", "m", "unused"], kind),
+        dictionary(list(range(120)), many, kind),
+    ):
+        column = pa.chunked_array([first, other, dictionary([0, 119], many[::-1], kind)])
+        labels, codes = coded_classes(column, column)
+        assert labels.tolist() == sorted(set(column.to_pylist()))
+        assert labels[codes].tolist() == column.to_pylist()
+        encoder = GroupEncoder().fit(column)
+        assert encoder.groups_[encoder.encode(column)].tolist() == column.to_pylist()
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.uint32(), pa.uint64()], ids=str)
+def test_a_null_is_missing_wherever_it_stands(kind: Any) -> None:
+    whole = dictionary([0, 1], ["f", "m"], kind)
+    for part in (dictionary([None, 0], ["f", "m"], kind), dictionary([1, 0], ["f", None], kind)):
+        for column in (pa.chunked_array([part, part]), pa.chunked_array([part, whole])):
+            with pytest.raises(ValueError, match="missing labels"):
+                coded_classes(column, column)
+            known = pa.chunked_array([whole, *column.chunks])
+            assert GroupEncoder().fit(known).encode(known).tolist()[:4] == [0, 1, -1, 0]
+
+
+def test_classes_may_be_a_table_of_one_column() -> None:
+    table = pa.table({"y": ["no", "yes", "no"]})
+    labels, codes = coded_classes(table, table)
+    assert labels[codes].tolist() == ["no", "yes", "no"]
+    with pytest.raises(ValueError, match="1d array"):
+        coded_classes(table.append_column("z", table["y"]), table)

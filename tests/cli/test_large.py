@@ -212,6 +212,26 @@ def test_names_of_folders_are_a_column(table: pd.DataFrame, run: Run) -> None:
     assert persistence.load("m.safetensors").groups_.tolist() == ["f", "m", "x"]
 
 
+@pytest.mark.parametrize("out", ["out.csv", "out.parquet"])
+def test_files_of_a_folder_may_have_nulls_where_others_say_that_they_have_none(
+    table: pd.DataFrame, run: Run, out: str
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    whole = pa.Table.from_pandas(table.dropna(), preserve_index=False)
+    with_nulls = pa.Table.from_pandas(table, preserve_index=False)
+    Path("parts").mkdir()
+    strict = whole.cast(pa.schema([field.with_nullable(False) for field in whole.schema], whole.schema.metadata))
+    parquet.write_table(strict, "parts/0.parquet")
+    parquet.write_table(with_nulls, "parts/1.parquet")
+    code, _, err = run("steer", "parts", *_ROLES, "--out", out, "--memory", "1M")
+    assert code == 0, err
+    found = pd.read_parquet(out) if out.endswith("parquet") else pd.read_csv(out)
+    assert found["sex"].isna().sum() == 2
+    assert len(found) == len(whole) + N
+
+
 class _Stop(BaseException):
     """Stands for a kill: nothing catches it."""
 

@@ -27,6 +27,8 @@ def test_cells_keep_their_shares_and_small_ones_their_rows() -> None:
     assert evenly_spaced(cells, 100_000).all()
     # Of many cells none takes more than its share of what there is.
     assert 900 <= np.count_nonzero(evenly_spaced(np.arange(50_000) % 500, 1000)) <= 1000
+    # Of more cells than rows none is left out.
+    np.testing.assert_array_equal(np.bincount(np.arange(5000)[evenly_spaced(np.arange(5000) % 500, 100)] % 500), 1)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,22 @@ def test_memory_is_bounded_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_memory(None) == 2**27
     monkeypatch.setattr("fairsteer.cli._options._free_memory", lambda: 2**40)
     assert parse_memory(None) == 2**30
+
+
+@pytest.mark.parametrize("command", ["steer", "audit"])
+def test_rows_too_few_for_folds_are_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(300, 2)), columns=["a", "b"])
+    table["sex"], table["ill"] = rng.choice(["f", "m"], 300), rng.choice(["no", "yes"], 300)
+    table.to_csv("rows.csv", index=False)
+    for n in ("1", "6"):
+        code, _, err = run(command, "rows.csv", *_ROLES, "--measured-rows", n)
+        assert code == 2
+        assert "fewer than the 5 folds, though there are 1" in " ".join(err.split())
+        assert "--measured-rows takes more" in " ".join(err.split())
 
 
 def test_map_is_of_all_rows_and_gaps_of_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:

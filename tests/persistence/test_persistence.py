@@ -377,6 +377,19 @@ def test_moments_come_back_and_go_on(rows: Any, path: Any, covariance: Any) -> N
     _assert_equal_arrays(loaded.update(X, y, group), saved.update(X, y, group))
 
 
+@pytest.mark.parametrize("covariance", ["tied", "full"])
+def test_scatters_that_others_rounded_are_symmetric(rows: Any, path: Any, covariance: Any) -> None:
+    X, y, group = rows
+    saved = SubgroupMoments(4, classes=["a", "b", "c"], groups=[(0, "x"), (1, "y")], covariance=covariance)
+    persistence.save(saved.update(X, y, group), path)
+    _rewrite(path.read_bytes(), path, arrays=lambda t: t["moments.scatters"].__imul__(1 + 1e-12 * np.tri(4)))
+    loaded, untouched = persistence.load(path), persistence.load(path)
+    np.testing.assert_array_equal(loaded._scatters, np.swapaxes(loaded._scatters, -1, -2))
+    with pytest.raises(ValueError, match="not finite"):
+        loaded.update(X * np.where(np.arange(len(X)) == 7, np.inf, 1)[:, None], y, group)
+    _assert_equal_arrays(loaded, untouched)
+
+
 def test_moments_without_rows_or_from_statistics(path: Any) -> None:
     given = SubgroupMoments.from_statistics([[1.0, 2.0], [0.0, 3.0]], np.zeros((2, 2, 1)), np.ones((2, 1, 1)))
     _assert_equal_arrays(_round_trip(given, path), given)
@@ -528,6 +541,15 @@ def test_pipelines_are_kept_by_skops(rows: Any) -> None:
         assert set(skops.get_untrusted_types(data=content)) <= set(persistence.SKOPS_TYPES)
         loaded = skops.loads(content, trusted=persistence.SKOPS_TYPES)
         np.testing.assert_array_equal(loaded.predict_proba(frame), saved.predict_proba(frame))
+
+
+def test_equalized_concepts_are_kept_by_skops(hidden: Any) -> None:
+    skops = pytest.importorskip("skops.io", reason="skops is not installed")
+    X, y, group = hidden
+    saved = ConceptSteering(n_probes=4).fit(X, y, sensitive_features=group)
+    saved.equalize([2.0, 4.0], [[1.0, 1.2], [1.9, 2.5]], concept=2)
+    loaded = skops.loads(skops.dumps(saved), trusted=persistence.SKOPS_TYPES)
+    np.testing.assert_array_equal(loaded.group_strengths(3.0, 2), saved.group_strengths(3.0, 2))
 
 
 def test_of_a_search_the_classifier_that_it_took_is_saved(rows: Any, path: Any) -> None:

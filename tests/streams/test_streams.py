@@ -370,6 +370,17 @@ def test_files_with_and_without_a_column_of_texts_are_one_table(tmp_path: Path) 
         assert batch.sensitive_features.column("sex").to_pylist() == ["f", "m", None, "f"]
 
 
+def test_files_may_say_different_things_of_nulls(tmp_path: Path) -> None:
+    for number, nullable in enumerate((False, True, False)):
+        kinds = {"a": pa.float64(), "sex": pa.string()}
+        fields = [pa.field(name, kind, nullable, {"number": str(number)}) for name, kind in kinds.items()]
+        part = pa.table([[float(number)] * 2, ["f", "m"]], schema=pa.schema(fields, {"number": str(number)}))
+        parquet.write_table(part, tmp_path / f"{number}.parquet")
+    (batch,) = ArrowRows(dataset.dataset(tmp_path), sensitive_features="sex").batches()
+    np.testing.assert_array_equal(batch.X[:, 0], [0, 0, 1, 1, 2, 2])
+    assert batch.sensitive_features.column("sex").to_pylist() == ["f", "m"] * 3
+
+
 def test_features_of_every_kind_of_number_are_what_pandas_makes_of_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     n = 500
@@ -388,6 +399,14 @@ def test_features_of_every_kind_of_number_are_what_pandas_makes_of_them(tmp_path
         assert {part.dtype for part in found} == {np.dtype(np.float32 if columns == ["half"] else np.float64)}
         expected = table.select(columns).to_pandas().astype(np.float64)
         np.testing.assert_array_equal(np.concatenate(found), expected.to_numpy())
+
+
+def test_columns_may_begin_at_any_address() -> None:
+    numbers = np.arange(100.0)
+    buffer = pa.py_buffer(bytes(4) + numbers.tobytes()).slice(4)
+    table = pa.table({"a": pa.Array.from_buffers(pa.float64(), 100, [None, buffer]), "b": numbers})
+    (batch,) = ArrowRows(dataset.dataset(table)).batches()
+    np.testing.assert_array_equal(batch.X, np.column_stack([numbers, numbers]))
 
 
 def test_row_groups_that_were_chosen_are_the_ones_that_are_read(tmp_path: Path) -> None:

@@ -1407,6 +1407,21 @@ def test_counts_known_beforehand_standardise_tied_moments(tower: Any, pool: Any)
     _assert_same_moments(again, standardised, rtol=1e-12)
 
 
+def test_counts_of_missing_groups_are_left_out_as_their_rows_are(tower: Any) -> None:
+    hidden = torch.randn(5, 3, D, generator=torch.Generator().manual_seed(0))
+    y = ["no", "no", "yes", "yes", "yes"]
+    for missing in (None, float("nan"), pd.NA):
+        group = np.array(["f", "m", "m", "f", missing], dtype=object)
+        crossed = pd.DataFrame({"sex": group, "age": [1, 2, 2, 1, 1]})
+        for given, labels in ((group, group.tolist()), (crossed, list(crossed.itertuples(index=False, name=None)))):
+            with pytest.warns(UserWarning, match="1 of 5 sequences have a missing group"):
+                found = collect_activations(
+                    tower, [(hidden, y, given)], "head", subgroup_counts=Counter(zip(y, labels, strict=True))
+                )["head"]
+            assert found.groups.tolist() == labels[:2]
+            np.testing.assert_array_equal(found.weights, [[1, 1], [1, 1]])
+
+
 def test_counts_that_are_not_those_of_the_rows_are_refused(tower: Any) -> None:
     hidden = torch.ones(3, 5, D)
     y, group = ["no", "no", "yes"], ["f", "m", "m"]

@@ -137,6 +137,15 @@ def test_features_of_few_values_stay_unless_asked() -> None:
         assert (U[:, 0] != X[:, 0]).any()
 
 
+def test_many_values_of_few_rows_count_though_no_quantile_meets_them() -> None:
+    rng = np.random.default_rng(0)
+    group, x = rng.integers(0, 2, 200_000), np.zeros(200_000)
+    some = rng.random(len(x)) < 0.01
+    x[some] = rng.normal(size=some.sum()) + 5 * group[some]
+    assert len(np.unique(x)) > MAX_VALUES > 50 > len(_knots(x, np.ones(len(x)))[0])
+    assert fitted(x[:, None], 0 * group, group, classes=(1.0,), min_distinct=50).moving.any()
+
+
 def test_values_of_many_rows_among_many_values_are_spread() -> None:
     """As an income is that most do not have: trees find no value that one group alone has."""
     rng = np.random.default_rng(0)
@@ -249,9 +258,9 @@ def test_a_column_of_one_value_and_a_class_that_a_group_lacks() -> None:
     ],
 )
 def test_values_that_occur(column: Any) -> None:
-    found, inverse, whole = _knots(column, np.ones(len(column)))
+    found, inverse, n_distinct = _knots(column, np.ones(len(column)))
     expected = np.unique(column, return_inverse=True)
-    assert whole
+    assert n_distinct == len(found) <= MAX_VALUES
     np.testing.assert_array_equal(found, expected[0])
     np.testing.assert_array_equal(inverse, expected[1])
 
@@ -259,8 +268,8 @@ def test_values_that_occur(column: Any) -> None:
 def test_quantiles_of_many_values() -> None:
     rng = np.random.default_rng(0)
     column, weight = rng.permutation(20_000) / 3, rng.integers(1, 4, 20_000).astype(float)
-    found, inverse, whole = _knots(column, weight)
-    assert not whole
+    found, inverse, n_distinct = _knots(column, weight)
+    assert n_distinct == 20_000
     assert len(found) == MAX_VALUES
     assert np.isin(found, column).all()
     np.testing.assert_array_equal(inverse, np.searchsorted(found, column, side="right") - 1)

@@ -143,4 +143,5 @@ def lay_out(columns: list[npt.NDArray[Any]], out: npt.NDArray[Any]) -> None:
     out : ndarray of shape (n, n_columns), float32 or float64
         Where the rows go, contiguous.
     """
-    _core.lay_out([np.ascontiguousarray(column, out.dtype) for column in columns], out)
+    # Buffers that lie in a file or came over a network may begin anywhere.
+    _core.lay_out([np.require(column, out.dtype, ["C", "A"]) for column in columns], out)

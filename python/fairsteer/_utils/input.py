@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples, validate_data
 
 from fairsteer._utils.arrays import check_floats, is_foreign, like, namespace, to_numpy
-from fairsteer._utils.labels import count_missing, distinct_labels, label_array
+from fairsteer._utils.labels import count_missing, distinct_labels, encoded_labels, label_array
 from fairsteer._utils.types import Codes, Floats
 
 #: Arguments of ``check_array`` for rows: these types are kept, any other becomes the first.
@@ -198,12 +198,14 @@ def coded_classes(y: Any, rows: Any) -> tuple[npt.NDArray[Any], Codes]:
     ValueError
         As by `check_classes`.
     """
-    if hasattr(y, "unify_dictionaries") and len(y) and y.null_count == 0:
+    if hasattr(y, "column_names") and hasattr(y, "column") and y.num_columns == 1:  # pyarrow Table
+        y = y.column(0)
+    if hasattr(y, "iterchunks") and len(y) and y.null_count == 0:
         indices, distinct = _indexed(y)
-        present = np.flatnonzero(np.bincount(indices, minlength=len(distinct)))
+        present = np.flatnonzero(np.bincount(indices[indices >= 0], minlength=len(distinct)))
         # Thrice: where more than half of the rows have labels of their own scikit-learn suspects a regression.
         values = distinct.take(np.tile(present, 3))
-        if not count_missing(_plain_column(values)):
+        if indices.min() >= 0 and not count_missing(_plain_column(values)):  # a null may stand in a dictionary
             check_consistent_length(rows, y)
             labels, order = np.unique(check_classes(values, values), return_inverse=True)
             position = np.zeros(len(distinct), dtype=np.intp)
@@ -243,8 +245,7 @@ def _indexed(column: Any) -> tuple[Codes, Any]:
         if size <= 4 * len(numbers) + 1024:  # counting needs no hashes
             values = np.arange(size).astype(numbers.dtype) + low
             return (numbers - low).astype(np.intp, copy=False), array(values.astype(dtype, copy=False))
-    encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
-    return encoded.indices.to_numpy(), encoded.dictionary
+    return encoded_labels(column)
 
 
 def _plain_column(y: Any) -> npt.NDArray[Any]:
@@ -253,7 +254,8 @@ def _plain_column(y: Any) -> npt.NDArray[Any]:
     if hasattr(y, "column_names") and hasattr(y, "column"):  # pyarrow Table
         y = y.column(0) if y.num_columns == 1 else np.asarray(y)
     if hasattr(y, "to_pylist"):  # pyarrow
-        y = y.to_pylist()
+        # NumPy would make floating ones of a list of small and very large integers.
+        y = y.to_numpy() if str(getattr(y, "type", None)) == "uint64" and y.null_count == 0 else y.to_pylist()
     elif hasattr(y, "to_numpy"):  # pandas, polars
         y = y.to_numpy()
     if isinstance(y, Sequence) and not isinstance(y, (str, bytes)) and len(set(map(type, y))) > 1:

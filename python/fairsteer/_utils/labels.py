@@ -164,6 +164,34 @@ def distinct_labels(labels: NDArray[Any]) -> tuple[list[Any], Codes]:
     return list(positions), np.fromiter(map(positions.__getitem__, rows), dtype=np.intp, count=len(rows))
 
 
+def encoded_labels(column: Any) -> tuple[Codes, Any]:
+    """Distinct values of a pyarrow column, and the position of every row's among them.
+
+    Parameters
+    ----------
+    column : pyarrow.Array or pyarrow.ChunkedArray
+        Labels. The parts of a column of dictionaries may have different ones.
+
+    Returns
+    -------
+    positions : ndarray of shape (n_rows,)
+        Positions; -1 where a label is null.
+    values : pyarrow.Array
+        Values, of which some may not occur, be null or, in a dictionary that came so, equal others.
+    """
+    from pyarrow import ArrowInvalid
+
+    encoded = column.dictionary_encode()
+    if hasattr(encoded, "unify_dictionaries"):
+        try:
+            encoded = encoded.unify_dictionaries()
+        except ArrowInvalid:  # some dictionary holds a null, or all together more values than its indices can count
+            encoded = encoded.cast(encoded.type.value_type).dictionary_encode().unify_dictionaries()
+        encoded = encoded.combine_chunks()
+    positions = encoded.indices.cast("int64").fill_null(-1)  # which those without a sign cannot be
+    return positions.to_numpy(zero_copy_only=False), encoded.dictionary
+
+
 def kind_of(label: Any) -> str:
     """Kind of a label; labels of two kinds are never equal. A boolean is the number 0 or 1."""
     if isinstance(label, (Number, np.number, np.bool_)):

@@ -403,7 +403,21 @@ def measured_rows(problem: Problem, report: Reporter) -> MeasuredRows:
             f"gaps are measured on {len(measured.y):,} of {len(problem.usable):,} rows, evenly spaced in every class "
             "and group (--measured-rows)."
         )
+        _check_enough(problem, measured)
     return measured
+
+
+def _check_enough(problem: Problem, measured: MeasuredRows) -> None:
+    """Refuse fewer rows of a class than there are folds, where the table has more."""
+    labels, counts = np.unique(measured.y, return_counts=True)
+    rarest = int(np.argmin(counts))
+    folds, n_rows = problem.settings.folds, int((problem.question.y == labels[rarest]).sum())
+    if counts[rarest] < min(folds, n_rows):
+        raise UsageError(
+            f"of the {len(measured.y):,} rows that gaps are measured on {counts[rarest]} are of class "
+            f"{labels.tolist()[rarest]!r}, fewer than the {folds} folds, though there are {n_rows:,}: --measured-rows "
+            "takes more of them."
+        )
 
 
 def affords_alignment(problem: Problem, report: Reporter) -> bool:

@@ -291,6 +291,8 @@ def _open_parquet(path: Path, files: list[Path], reading: Reading, memory: int) 
     dataset = arrow_dataset.dataset(source, format="parquet", partitioning="hive" if path.is_dir() else None)
     schema = dataset.schema
     known = schema.pandas_metadata
+    if len(files) > 1:  # where one file has no nulls others may
+        schema = pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
     if known and len(files) > 1:  # row numbers of one file are not those of all
         stored = [one for one in known.get("index_columns", []) if isinstance(one, str)]
         schema = schema.with_metadata({b"pandas": json.dumps({**known, "index_columns": stored}).encode()})

@@ -58,7 +58,7 @@ def most_measured(n_features: int, n_classes: int) -> int:
 
 
 def evenly_spaced(cells: NDArray[np.intp], most: int) -> NDArray[np.bool_]:
-    """Choose about `most` rows, evenly spaced within every cell; a small one keeps up to 200 of its rows.
+    """Choose about `most` rows, evenly spaced within every cell; a small one keeps up to 200 of its rows, and any one.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def evenly_spaced(cells: NDArray[np.intp], most: int) -> NDArray[np.bool_]:
         return np.ones(n_rows, dtype=bool)
     chosen = np.zeros(n_rows, dtype=bool)
     sizes = np.bincount(cells)
-    least = min(_LEAST_OF_A_CELL, most // np.count_nonzero(sizes))
+    least = max(1, min(_LEAST_OF_A_CELL, most // np.count_nonzero(sizes)))
     order = np.argsort(cells, kind="stable")
     ends = np.cumsum(sizes)
     for end, size in zip(ends.tolist(), sizes.tolist(), strict=True):

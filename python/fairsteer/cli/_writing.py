@@ -340,7 +340,7 @@ def _as_text(values: Any) -> pa.Array:
         values, kind = values.cast(kind.value_type), kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind):
         texts = compute.fill_null(compute.cast(values, pa.string()), "")
-        return pa.concat_arrays(texts.chunks) if isinstance(texts, pa.ChunkedArray) else texts
+        return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
     return pa.array(["" if value is None else str(value) for value in values.to_pylist()], pa.string())
 
 

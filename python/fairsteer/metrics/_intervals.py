@@ -55,7 +55,18 @@ class Measured(NamedTuple):
         return f"Measured(value={self.value:.6g}, lower={self.lower:.6g}, upper={self.upper:.6g})"
 
     def verdict(self, bound: float) -> str:
-        """Say of one number whether a bound is "consistent" with it, or "contradicted"; "" where nothing is known."""
+        """Say of one number whether a bound is consistent with it.
+
+        Parameters
+        ----------
+        bound : float
+            What is promised: no more than this.
+
+        Returns
+        -------
+        str
+            "contradicted" if the interval lies above the bound, else "consistent"; "" where nothing is known.
+        """
         return "" if np.isnan(self.lower) else "contradicted" if self.lower > bound else "consistent"
 
 

@@ -165,7 +165,7 @@ def _check_sums(moments: SubgroupMoments) -> None:
             msg = f"a number of {name.lstrip('_')} is negative"
             raise ValueError(msg)
     if moments.model.matrices:
-        symmetric("moments.scatters", moments._scatters)
+        moments._scatters = symmetric("moments.scatters", moments._scatters)
     elif (moments._scatters < 0).any():
         raise ValueError("a scatter is negative")
     if not moments.weights.any():

@@ -21,7 +21,7 @@ from fairsteer._utils.labels import label_to_json, labels_to_json
 from fairsteer._utils.types import PathLike
 from fairsteer.baselines import CovarianceMatchingTransformer, GroupMaps, LeaceTransformer, MeanMatchingTransformer
 from fairsteer.classifier import IdealDistributionClassifier, IdealDistributionClassifierCV, IdealPosteriorClassifier
-from fairsteer.concepts import ConceptSteering, measured_shifts
+from fairsteer.concepts import ConceptSteering, MeasuredShifts, measured_shifts
 from fairsteer.groups import GroupEncoder
 from fairsteer.ideal import (
     MOST_CLASSES,
@@ -84,6 +84,7 @@ SKOPS_TYPES = [
         IdealPosteriorClassifier,
         ScoreAligner,
         ConceptSteering,
+        MeasuredShifts,
         GroupEncoder,
         SubgroupMoments,
         Coordinates,

@@ -231,7 +231,9 @@ class ArrowRows(Stream):
             as_wanted = None
             for batch in file.iter_batches(n_rows, list(sizes), read, use_threads=False):
                 if as_wanted is None:
-                    as_wanted = batch.schema.names == columns and batch.schema.types == wanted
+                    schema = batch.schema
+                    # Other files of the dataset may say otherwise of nulls, and batches of both go into one table.
+                    as_wanted = schema.names == columns and schema.types == wanted and all(f.nullable for f in schema)
                 if as_wanted:
                     yield batch
                     continue

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairsteer._utils.input import check_classes, few, warn_caller
-from fairsteer._utils.labels import label_array
+from fairsteer._utils.labels import is_missing, label_array
 from fairsteer._utils.types import CovarianceModel
 from fairsteer.groups import MISSING, UNSEEN, GroupEncoder
 from fairsteer.moments import SubgroupMoments
@@ -60,6 +60,12 @@ class Collector:
         if not pairs:
             msg = "subgroup_counts must be a mapping of pairs (class, group) to numbers, as Counter(zip(y, groups)) is."
             raise ValueError(msg)
+        # Rows of a missing group are left out of the moments.
+        subgroup_counts = {
+            (y, group): n
+            for (y, group), n in subgroup_counts.items()
+            if not any(map(is_missing, group if isinstance(group, tuple) else (group,)))
+        }
         if not subgroup_counts:
             msg = "subgroup_counts has no subgroup."
             raise ValueError(msg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fairsteer._utils.input import few
 from fairsteer._utils.types import Doubles
-from fairsteer.concepts import ConceptSteering
+from fairsteer.concepts import ConceptSteering, strengths_of_groups
 from fairsteer.torch._groups import GroupPositions, with_axes
 
 
@@ -43,7 +43,8 @@ class ConceptSteeringModule(nn.Module):
     strength : float
         May be set at any time.
     group_strengths : Tensor of shape (n_groups,)
-        What the directions are multiplied by: the strength, unless the concept was equalised.
+        What the directions are multiplied by: the strength, unless the concept was equalised. In single precision at
+        least, whatever the type of the directions.
 
     Raises
     ------
@@ -90,7 +91,7 @@ class ConceptSteeringModule(nn.Module):
         self.register_buffer("directions", torch.tensor(directions, dtype=dtype, device=device))
         self.groups: list[Any] = steering.groups_.tolist()
         # As it is now: what equalize may say later is of another module.
-        self._steering, self._concept = copy.copy(steering), concept
+        self._measured = steering._measured(concept)
         self.strength = strength
         self._positions = GroupPositions(
             steering._encoder,
@@ -107,7 +108,9 @@ class ConceptSteeringModule(nn.Module):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        amounts = torch.tensor(self._amounts(value)).to(self.directions)
+        # In single precision at least: half would round away what sets the groups' own strengths apart.
+        dtype = torch.promote_types(self.directions.dtype, torch.float32)
+        amounts = torch.tensor(self._amounts(value)).to(self.directions.device, dtype)
         self.register_buffer("group_strengths", amounts, persistent=False)
         self._strength = float(value)
 
@@ -141,11 +144,16 @@ class ConceptSteeringModule(nn.Module):
 
     def _amounts(self, strength: float) -> Doubles:
         """Strengths of the groups at a strength, in double precision."""
-        return self._steering.group_strengths(strength, self._concept)
+        return strengths_of_groups(strength, self.groups, self._measured)
 
     def _pushes(self) -> Tensor:
         """Find what is added to the vectors of each group, (n_groups, d)."""
-        return self.directions * self.group_strengths[:, None]
+        return (self.directions * self.group_strengths[:, None]).to(self.directions.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ConceptSteeringModule:
+        super()._apply(fn, recurse)
+        self.strength = self._strength  # of the new device and type
+        return self
 
     def _codes(self, groups: Any) -> Tensor:
         codes: Tensor = self._positions(groups)

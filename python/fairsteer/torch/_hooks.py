@@ -311,7 +311,7 @@ def collect_activations(
     subgroup_counts : mapping of (class, group) to number, default=None
         With "tied", rows that the subgroups will have, known beforehand, such as ``Counter(zip(y, groups))``: the
         classes then have the same weights in the covariance of every group, as `FairSteeringTransformer` gives them.
-        Only ratios matter. A row of a subgroup that is not in it is an error.
+        Only ratios matter. A row of a subgroup that is not in it is an error; a missing group counts for nothing.
 
     Returns
     -------

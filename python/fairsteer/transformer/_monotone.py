@@ -175,9 +175,9 @@ class MonotoneMaps:
         own, spread, targets, discrete, moving = [], [], [], [], []
         for column in rows.T:
             x = column[counted].astype(np.float64)
-            found, inverse, whole = _knots(x, per_row)
-            repeats = whole and len(found) <= n_rows / 2
-            stays = len(found) < min_distinct
+            found, inverse, n_distinct = _knots(x, per_row)
+            repeats = n_distinct <= min(MAX_VALUES, n_rows / 2)
+            stays = n_distinct < min_distinct
             at = groups * len(found) + inverse
             table = np.bincount(at, per_row, G * len(found)).reshape(G, -1)
             common = group_shares @ table
@@ -304,8 +304,8 @@ def _uniform(hashes: Hashes, j: int) -> Doubles:
     return ((bits >> np.uint64(11)).astype(np.float64) + 1) / 2**53
 
 
-def _knots(column: Doubles, weight: Doubles) -> tuple[Doubles, npt.NDArray[np.intp], bool]:
-    """Values that occur, the position of every row's, and whether these are all.
+def _knots(column: Doubles, weight: Doubles) -> tuple[Doubles, npt.NDArray[np.intp], int]:
+    """Values that occur, the position of every row's, and how many there are.
 
     Of more than `MAX_VALUES` those at even steps of the weight are taken; a row's is the nearest below or at it.
     """
@@ -314,13 +314,13 @@ def _knots(column: Doubles, weight: Doubles) -> tuple[Doubles, npt.NDArray[np.in
         place = (column - low).astype(np.intp)
         if (place + low == column).all():
             there = np.bincount(place) > 0
-            return low + np.flatnonzero(there), (np.cumsum(there) - 1)[place], True
+            return low + np.flatnonzero(there), (np.cumsum(there) - 1)[place], int(np.count_nonzero(there))
     order = np.argsort(column, kind="stable")
     ascending = column[order]
     rises = np.concatenate([[False], ascending[1:] > ascending[:-1]])
     inverse = np.empty(len(column), dtype=np.intp)
-    whole = bool(np.count_nonzero(rises) < MAX_VALUES)
-    if whole:
+    n_distinct = 1 + int(np.count_nonzero(rises))
+    if n_distinct <= MAX_VALUES:
         found, places = ascending[rises | (np.arange(len(rises)) == 0)], np.cumsum(rises)
     else:
         levels = np.cumsum(weight[order]) / weight.sum()
@@ -328,7 +328,7 @@ def _knots(column: Doubles, weight: Doubles) -> tuple[Doubles, npt.NDArray[np.in
         found = np.unique([ascending[0], *ascending[np.minimum(at, len(order) - 1)], ascending[-1]])
         places = np.searchsorted(found, ascending, side="right") - 1
     inverse[order] = places
-    return found, inverse, whole
+    return found, inverse, n_distinct
 
 
 def _distribution(
