@@ -49,13 +49,19 @@ def _values(printed: Any) -> Any:
     return rows
 
 
-def _verdict(printed: Any) -> Any:
-    """The sentence that says what became of the gaps and of accuracy."""
-    found = re.search(
-        r"The [a-z ]+ gap (?:grew|shrank|stayed|is)[^•]*?accuracy .*?\.\d{3}[^.]*\.(?=\d{3})?\S*", printed, re.DOTALL
-    )
-    assert found is not None
-    return " ".join(found[0].split())
+def _in_words(printed: str, *, scale: float) -> dict[str, list[float]]:
+    """What the sentences say of accuracy and gaps before and steered, by the names in the table."""
+    text, rows = " ".join(printed.split()), {}
+    for name in ("accuracy", *GAPS):
+        found = re.search(
+            rf"{name} (?:goes |grew |shrank |rose |fell )?(?:from|stays at|stayed at) (\d+\.\d+)(?: points| %)?"
+            rf"(?: to (\d+\.\d+))?",
+            text,
+            flags=re.IGNORECASE,
+        )
+        assert found is not None, name
+        rows[name] = [float(found[1]) * scale, float(found[2] or found[1]) * scale]
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -75,10 +81,9 @@ def test_steer_and_audit_print_the_same_numbers(
     _, steered, _ = run("steer", *arguments)
     _, audited, _ = run("audit", *arguments)
     assert _values(steered) == _values(audited)
-    verdicts = [_verdict(text) for text in (steered, audited)]
-    assert verdicts[0] == verdicts[1]
-    for gap in GAPS:
-        assert re.search(f"{gap} (grew|shrank|stayed|is)", verdicts[0], flags=re.IGNORECASE)
+    for text, scale in ((steered, 1), (audited, 0.01)):
+        for name, told in _in_words(text, scale=scale).items():
+            assert told == pytest.approx([float(number) for number in _values(text)[name][:2]], abs=0.00101)
 
 
 def test_numbers_are_those_of_the_metrics_on_the_same_predictions(table: Any) -> None:

@@ -18,13 +18,13 @@ def check_finite_number(name: str, value: Any) -> float:
 
 
 def symmetric(name: str, matrices: NDArray[Any]) -> NDArray[Any]:
-    """Check covariances: symmetric but for rounding, which is taken off, with variances that are not negative."""
+    """Check covariances: symmetric but for rounding, with variances that are not negative."""
     variances, transposed = np.diagonal(matrices, axis1=-2, axis2=-1), np.swapaxes(matrices, -1, -2)
     asymmetry = np.abs(matrices - transposed).max(initial=0)
     if (variances < 0).any() or asymmetry > 1e-8 * variances.max(initial=0):
         msg = f"the array {name} holds no covariances"
         raise ValueError(msg)
-    return (matrices + transposed) / 2 if asymmetry else matrices
+    return matrices
 
 
 def shares(name: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -165,7 +165,9 @@ def _check_sums(moments: SubgroupMoments) -> None:
             msg = f"a number of {name.lstrip('_')} is negative"
             raise ValueError(msg)
     if moments.model.matrices:
-        moments._scatters = symmetric("moments.scatters", moments._scatters)
+        scatters = symmetric("moments.scatters", moments._scatters)
+        # The core takes one triangle for the backup of the other.
+        moments._scatters = (scatters + scatters.swapaxes(-1, -2)) / 2
     elif (moments._scatters < 0).any():
         raise ValueError("a scatter is negative")
     if not moments.weights.any():
