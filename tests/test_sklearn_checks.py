@@ -119,7 +119,7 @@ CONFIGURATIONS: dict[type[Any], list[dict[str, Any]]] = {
     ],
     IdealPosteriorClassifierOfStripes: [
         # Plans between cells enlarge what an optimiser leaves open.
-        {"estimator": LogisticRegression(tol=1e-10, max_iter=1000), **AVERAGE},
+        {"estimator": LogisticRegression(solver="newton-cholesky", tol=1e-14), **AVERAGE},
         {"estimator": LogisticRegression(), "mode": "labels", "intervention": "affirmative", **AVERAGE},
     ],
     ScoreAlignerOfStripes: [

@@ -140,7 +140,7 @@ def _newton(
         step = cho_solve(cho_factor(hessian / np.outer(scale, scale)), gradient / scale) / scale
         decrement = gradient @ step
         if decrement < 1e-12 * max(1.0, loss):
-            break
+            return best - step  # so near it squares the error, so that the order of rows does not show
         length = 1.0
         next_loss, proba = evaluate(best - step)
         while next_loss > loss - 0.1 * length * decrement and length > 1e-9:
