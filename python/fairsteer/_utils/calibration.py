@@ -140,7 +140,8 @@ def _newton(
         step = cho_solve(cho_factor(hessian / np.outer(scale, scale)), gradient / scale) / scale
         decrement = gradient @ step
         if decrement < 1e-12 * max(1.0, loss):
-            return best - step  # so near it squares the error, so that the order of rows does not show
+            nearer: Doubles = best - step  # so near it squares the error: the order of rows does not show
+            return nearer
         length = 1.0
         next_loss, proba = evaluate(best - step)
         while next_loss > loss - 0.1 * length * decrement and length > 1e-9:
