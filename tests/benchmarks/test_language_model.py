@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+from fairsteer.baselines import LeaceTransformer
+
 prompts: Any = importlib.import_module("benchmarks.prompts")
 generation = importlib.import_module("benchmarks.generation")
 pronouns = importlib.import_module("benchmarks.pronouns")
@@ -324,10 +326,10 @@ def test_probes_are_measured_on_rows_that_nothing_was_fitted_to(monkeypatch: pyt
     }
     fitted: list[set[int]] = []
 
-    class Recorder(bios.LeaceTransformer):  # type: ignore[name-defined]
-        def fit(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> Any:
+    class Recorder(LeaceTransformer):
+        def fit(self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None) -> Any:
             fitted.append(set(X[:, 0].tolist()))
-            return super().fit(X, y, sensitive_features=sensitive_features)
+            return super().fit(X, y, sensitive_features=sensitive_features, sample_weight=sample_weight)
 
     in_halves = model.halves(data)
     recorded = [bios.Method(bios.ORIGINAL), bios.Method(model.LEACE, Recorder())]
